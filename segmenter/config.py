@@ -1,0 +1,213 @@
+"""Configurations: frozen dataclasses that own every default, and the paper's variants by name."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from segmenter.errors import ConfigError
+
+PATCH_SIZES = (8, 14, 16, 32)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How uint8 RGB becomes the network's input: `(x / 255 - mean) / std`, per channel."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(f"preprocess mean {self.mean}, std {self.std}: wanted 3 numbers each, every std above 0")
+
+
+HALF = Preprocess()
+IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+NORMALIZATIONS = {"vit": HALF, "deit": IMAGENET, "imagenet": IMAGENET}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A ViT encoder (Dosovitskiy et al. 2021; DeiT when `distilled`; DINOv2 when `layer_scale`)."""
+
+    patch_size: int = 16
+    image_size: tuple[int, int] = (512, 512)  # height, width the position embeddings were made for
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    mlp_width: int = 768
+    distilled: bool = False
+    layer_scale: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.1  # stochastic depth: rate of the last block, growing linearly from 0
+    norm_eps: float = 1e-5
+    position_resize: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.patch_size not in PATCH_SIZES:
+            raise ConfigError(f"patch size {self.patch_size}: wanted one of {PATCH_SIZES}")
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} cannot be split over {self.heads} heads; change one of them")
+        if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
+            raise ConfigError(f"image size {self.image_size}: wanted multiples of the patch size {self.patch_size}")
+        if self.depth < 1:
+            raise ConfigError(f"encoder depth {self.depth}: wanted at least 1")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def extra_tokens(self) -> int:
+        """Class token, and the distillation token where there is one."""
+        return 1 + self.distilled
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Patch tokens to class masks: `linear`, or the paper's mask transformer (section 3.2)."""
+
+    kind: Literal["linear", "mask"] = "mask"
+    width: int = 192
+    depth: int = 2
+    heads: int = 3
+    mlp_width: int = 768
+    dropout: float = 0.1
+    drop_path: float = 0.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "mask"):
+            raise ConfigError(f"decoder {self.kind!r}: wanted 'linear' or 'mask'")
+        if self.width % self.heads:
+            raise ConfigError(f"decoder width {self.width} cannot be split over {self.heads} heads; change one of them")
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Everything needed to build the network and to feed it."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()  # one RGB colour a class
+    preprocess: Preprocess = HALF
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ConfigError("a Segmenter needs at least one class; pass classes=('road', 'sky', ...)")
+        if not self.palette:
+            object.__setattr__(self, "palette", default_palette(len(self.classes)))
+        if len(self.palette) != len(self.classes):
+            raise ConfigError(f"{len(self.palette)} colours for {len(self.classes)} classes; give one a class")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SegmenterConfig":
+        """Rebuild from `to_dict` after a trip through JSON.
+
+        Raises ConfigError when a field is missing, unknown or of the wrong kind.
+        """
+        try:
+            encoder = dict(values["encoder"])
+            encoder["image_size"] = tuple(encoder["image_size"])
+            preprocess = {key: tuple(value) for key, value in values["preprocess"].items()}
+            return cls(
+                encoder=EncoderConfig(**encoder),
+                decoder=DecoderConfig(**values["decoder"]),
+                classes=tuple(values["classes"]),
+                palette=tuple(tuple(colour) for colour in values["palette"]),
+                preprocess=Preprocess(**preprocess),
+                name=values["name"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigError(f"not a Segmenter configuration: {type(error).__name__}: {error}") from error
+
+
+def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """`count` distinct RGB colours by the PASCAL VOC bit-interleaving rule, skipping its black."""
+    colours = []
+    for index in range(1, count + 1):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)
+
+
+@dataclass(frozen=True)
+class _Size:
+    width: int
+    depth: int
+    heads: int
+
+
+_SIZES = {"Ti": _Size(192, 12, 3), "S": _Size(384, 12, 6), "B": _Size(768, 12, 12), "L": _Size(1024, 24, 16)}
+# paper, tables 3 to 6, and the official configuration file: backbone, patch size, training crop
+_BACKBONES: dict[str, tuple[str, int, int, bool]] = {
+    "Seg-Ti/16": ("Ti", 16, 512, False),
+    "Seg-S/16": ("S", 16, 512, False),
+    "Seg-S/32": ("S", 32, 512, False),
+    "Seg-B/16": ("B", 16, 512, False),
+    "Seg-B/8": ("B", 8, 512, False),
+    "Seg-B/32": ("B", 32, 512, False),
+    "Seg-L/16": ("L", 16, 640, False),
+    "Seg-L/32": ("L", 32, 640, False),
+    "Seg-DeiT-Ti/16": ("Ti", 16, 512, True),
+    "Seg-DeiT-S/16": ("S", 16, 512, True),
+    "Seg-DeiT-B/16": ("B", 16, 512, True),
+}
+
+
+def _masked(name: str) -> str:
+    head, patch = name.split("/")
+    return f"{head}-Mask/{patch}"
+
+
+VARIANTS = tuple(name for linear in _BACKBONES for name in (linear, _masked(linear)))
+
+
+def variant(name: str, classes: tuple[str, ...] | int = 150, **encoder_changes: Any) -> SegmenterConfig:
+    """Configuration of a variant of the paper, such as `Seg-B-Mask/16` or `Seg-DeiT-B/16`.
+
+    `classes` are names, or a number of anonymous ones. Keyword arguments replace fields of the encoder
+    (`image_size=(768, 768)`, `drop_path=0.0`).
+
+    Raises ConfigError for a name that is none of `VARIANTS`.
+    Source: Strudel et al. 2021, tables 3 to 6; decoder as in section 3.2 (2 layers, heads of 64).
+    """
+    known = {key.lower(): key for key in VARIANTS}
+    key = name.lower() if name.lower().startswith("seg-") else f"seg-{name.lower()}"
+    if key not in known:
+        raise ConfigError(f"variant {name!r} is unknown; choose one of {', '.join(VARIANTS)}")
+    exact = known[key]
+    mask = "-Mask" in exact
+    letter, patch, side, deit = _BACKBONES[exact.replace("-Mask", "")]
+    size = _SIZES[letter]
+    encoder = EncoderConfig(
+        patch_size=patch,
+        image_size=(side, side),
+        width=size.width,
+        depth=size.depth,
+        heads=size.heads,
+        mlp_width=4 * size.width,
+        distilled=deit,
+    )
+    decoder = DecoderConfig(
+        kind="mask" if mask else "linear", width=size.width, heads=size.width // 64, mlp_width=4 * size.width
+    )
+    names = tuple(f"class {index}" for index in range(classes)) if isinstance(classes, int) else tuple(classes)
+    return SegmenterConfig(
+        encoder=replace(encoder, **encoder_changes),
+        decoder=decoder,
+        classes=names,
+        preprocess=IMAGENET if deit else HALF,
+        name=exact,
+    )

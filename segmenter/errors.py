@@ -1,0 +1,29 @@
+"""Errors a user can cause, each naming the thing, what was wanted, what came, and the next step."""
+
+
+class SegmenterError(Exception):
+    """Base of every error this project raises on purpose; commands print it and exit with 2."""
+
+
+class ConfigError(SegmenterError):
+    """A variant name, option or configuration value that cannot be used."""
+
+
+class CheckpointError(SegmenterError):
+    """A checkpoint that is missing, truncated, unsafe, or of another variant."""
+
+
+class ImageError(SegmenterError):
+    """An image or label file that cannot be read as what it should be."""
+
+
+class DataError(SegmenterError):
+    """A dataset folder that does not hold what its layout promises."""
+
+
+class EngineError(SegmenterError):
+    """An engine that cannot be built, opened or run here."""
+
+
+class VerificationError(SegmenterError):
+    """An engine whose labels left the limit set for its precision."""

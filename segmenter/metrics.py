@@ -1,0 +1,75 @@
+"""The confusion matrix and what follows from it: the only copy of mIoU in the project."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Labels = np.ndarray | Tensor
+
+
+class ConfusionMatrix:
+    """Counts of (truth, prediction) pairs over pixels whose truth is not `ignore`.
+
+    `matrix[t, p]` is the number of pixels of true class t labelled p, int64 [K, K].
+    """
+
+    def __init__(self, num_classes: int, ignore: int = 255) -> None:
+        self.num_classes, self.ignore = num_classes, ignore
+        self.matrix = np.zeros((num_classes, num_classes), np.int64)
+
+    def update(self, labels: Labels, truth: Labels) -> None:
+        """Add predicted `labels` against `truth`, integer arrays of one shape.
+
+        Raises ValueError when shapes differ or a value is neither a class nor, in `truth`, the ignored one.
+        """
+        predicted, true = _integers(labels), _integers(truth)
+        if predicted.shape != true.shape:
+            raise ValueError(f"labels {predicted.shape} and truth {true.shape} differ in shape; resize one to the other")
+        keep = true != self.ignore
+        predicted, true = predicted[keep], true[keep]
+        for name, values in (("labels", predicted), ("truth", true)):
+            if values.size and not (0 <= values.min() and values.max() < self.num_classes):
+                raise ValueError(
+                    f"{name} hold values {values.min()} to {values.max()}; wanted 0 to {self.num_classes - 1}"
+                    f" or, in the truth, {self.ignore} to ignore"
+                )
+        counts = np.bincount(true * self.num_classes + predicted, minlength=self.num_classes**2)
+        self.matrix += counts.reshape(self.num_classes, self.num_classes)
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union a class, float64 [K]; NaN for a class in neither truth nor predictions."""
+        hit = np.diag(self.matrix)
+        return _ratio(hit, self.matrix.sum(0) + self.matrix.sum(1) - hit)
+
+    @property
+    def miou(self) -> float:
+        """Mean of `iou` over the classes that occur; NaN before the first counted pixel."""
+        return _mean(self.iou)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of counted pixels labelled right; NaN before the first."""
+        return float(_ratio(np.diag(self.matrix).sum(), self.matrix.sum()))
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over the classes in the truth of the share of their pixels labelled right."""
+        return _mean(_ratio(np.diag(self.matrix), self.matrix.sum(1)))
+
+
+def _integers(labels: Labels) -> np.ndarray:
+    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels of type {array.dtype}: wanted integers")
+    return array.astype(np.int64)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.true_divide(part, whole)
+
+
+def _mean(values: np.ndarray) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else float("nan")

@@ -1,0 +1,207 @@
+"""The transformer blocks and the ViT encoder: [B, 3, H, W] -> [B, E + N, C]."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmenter.config import EncoderConfig
+from segmenter.errors import ConfigError
+from segmenter.ops import Ops
+
+
+def init_weights(module: nn.Module) -> None:
+    """The paper's initialisation: truncated normal (std 0.02) weights, zero biases, identity LayerNorms."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): drop a whole residual branch for a sample. x: [B, N, C]."""
+    if rate == 0.0 or not training:
+        return x
+    keep = 1.0 - rate
+    mask = x.new_empty(x.shape[0], 1, 1).bernoulli_(keep)
+    return x * mask / keep
+
+
+class LayerScale(nn.Module):
+    """A learnt factor a channel on a residual branch (Touvron et al. 2021). [.., C] -> [.., C]."""
+
+    def __init__(self, width: int, initial: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+
+class Attention(nn.Module):
+    """Self-attention with packed projections. [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, width: int, heads: int, dropout: float, ops: Ops) -> None:
+        super().__init__()
+        self.ops, self.heads, self.dropout = ops, heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.ops.attention(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
+        return F.dropout(self.proj(mixed), self.dropout, self.training)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Attention probabilities [B, A, N, N], for looking at."""
+        B, N, C = x.shape
+        q, k, _ = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        return (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
+
+
+class FeedForward(nn.Module):
+    """The two linear layers of a block; the second one's residual add belongs to the block."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block. [B, N, C] -> [B, N, C]."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        dropout: float,
+        drop_path: float,
+        norm_eps: float,
+        layer_scale: bool,
+        ops: Ops,
+    ) -> None:
+        super().__init__()
+        self.ops, self.dropout, self.drop_path = ops, dropout, drop_path
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, dropout, ops)
+        self.ls1 = LayerScale(width) if layer_scale else None
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = FeedForward(width, mlp_width)
+        self.ls2 = LayerScale(width) if layer_scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.attn(self.norm1(x))
+        if self.ls1 is not None:
+            branch = branch * self.ls1.gamma
+        branch = drop_path(branch, self.drop_path, self.training)
+        x, normed = self.ops.add_layernorm(x, branch, self.norm2.weight, self.norm2.bias, self.norm2.eps)
+        hidden = self.ops.linear_gelu(normed, self.mlp.fc1.weight, self.mlp.fc1.bias)
+        weight, bias = self.mlp.fc2.weight, self.mlp.fc2.bias
+        if self.ls2 is not None:
+            weight, bias = weight * self.ls2.gamma[:, None], bias * self.ls2.gamma
+        if not self.training:
+            return self.ops.linear_residual(hidden, weight, bias, x)
+        branch = F.linear(F.dropout(hidden, self.dropout), weight, bias)
+        return x + drop_path(F.dropout(branch, self.dropout), self.drop_path, self.training)
+
+    def fold_layer_scale(self) -> None:
+        """Multiply both LayerScale factors into the linear layers before them, in place; the function stays the same."""
+        with torch.no_grad():
+            for scale, linear in ((self.ls1, self.attn.proj), (self.ls2, self.mlp.fc2)):
+                if scale is not None:
+                    linear.weight.mul_(scale.gamma[:, None])
+                    linear.bias.mul_(scale.gamma)
+        self.ls1 = self.ls2 = None
+
+
+class PatchEmbedding(nn.Module):
+    """Holds the projection's parameters; `ops.patch_embed` applies them."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+
+def resize_position(
+    position: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], extra: int, mode: str
+) -> Tensor:
+    """Position embeddings [1, extra + h w, C] interpolated from `old_grid` to `new_grid`, extra tokens kept.
+
+    No antialiasing, align_corners=False: as the official code (bilinear) and DINOv2 (bicubic) do.
+    """
+    tokens, grid = position[:, :extra], position[:, extra:]
+    grid = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=new_grid, mode=mode, align_corners=False)
+    return torch.cat((tokens, grid.flatten(2).transpose(1, 2)), dim=1)
+
+
+class Encoder(nn.Module):
+    """Vision transformer. [B, 3, H, W] with H, W multiples of P -> normed tokens [B, E + h w, C]."""
+
+    def __init__(self, config: EncoderConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        C, (h, w) = config.width, config.grid
+        self.patch_embed = PatchEmbedding(config.patch_size, C)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, C)) if config.distilled else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.extra_tokens + h * w, C))
+        self.blocks = nn.ModuleList(
+            Block(
+                C,
+                config.heads,
+                config.mlp_width,
+                dropout=config.dropout,
+                drop_path=config.drop_path * index / max(config.depth - 1, 1),
+                norm_eps=config.norm_eps,
+                layer_scale=config.layer_scale,
+                ops=ops,
+            )
+            for index in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(C, eps=config.norm_eps)
+        self.apply(init_weights)
+        for token in (self.pos_embed, self.cls_token, self.dist_token):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Tokens before the first block, [B, E + h w, C]."""
+        P = self.config.patch_size
+        grid = image.shape[2] // P, image.shape[3] // P
+        tokens = self.cls_token
+        if self.dist_token is not None:
+            tokens = torch.cat((tokens, self.dist_token), dim=1)
+        position = self.pos_embed
+        # Like the official code, the count decides and not the shape: a 2x8 grid uses a 4x4 embedding unchanged.
+        if grid[0] * grid[1] != position.shape[1] - self.config.extra_tokens:
+            config = self.config
+            position = resize_position(position, config.grid, grid, config.extra_tokens, config.position_resize)
+        proj = self.patch_embed.proj
+        return F.dropout(
+            self.ops.patch_embed(image, proj.weight, proj.bias, position, tokens), self.config.dropout, self.training
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.embed(image)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def attention_map(self, image: Tensor, layer: int) -> Tensor:
+        """Attention probabilities of one layer, [B, A, N, N]."""
+        return attention_map_of(self.blocks, self.embed(image), layer)
+
+
+def attention_map_of(blocks: nn.ModuleList, x: Tensor, layer: int) -> Tensor:
+    """Attention probabilities [B, A, N, N] of `blocks[layer]` for tokens x [B, N, C] entering block 0.
+
+    Raises ConfigError when there is no such layer.
+    """
+    if not 0 <= layer < len(blocks):
+        raise ConfigError(f"layer {layer}: this part has layers 0 to {len(blocks) - 1}")
+    for block in list(blocks)[:layer]:
+        x = block(x)
+    chosen = blocks[layer]
+    return chosen.attn.probabilities(chosen.norm1(x))

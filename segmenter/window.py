@@ -1,0 +1,94 @@
+"""Sliding windows, several scales and flips: how the paper evaluates images of any size."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmenter.errors import ConfigError
+
+
+def anchors(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start along a side of `length` pixels: every `stride`, the last one flush with the end."""
+    return [*range(0, max(length - window, 0), stride), length - window]
+
+
+def enlarge(image: Tensor, window: int) -> Tensor:
+    """[1, 3, h, w] enlarged so that its shorter side is `window`; larger images come back as they are."""
+    h, w = image.shape[-2:]
+    if min(h, w) >= window:
+        return image
+    # int() of a float product, as the official code rounds
+    size = (window, int(w / h * window)) if h < w else (int(h / w * window), window)
+    return F.interpolate(image, size, mode="bilinear", align_corners=False)
+
+
+@torch.inference_mode()
+def window_logits(
+    model: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int, window_batch: int = 1
+) -> Tensor:
+    """Logits [K, h, w] of an image [1, 3, h, w] with both sides >= `window`: the mean over the windows covering a pixel.
+
+    Raises ConfigError when the windows would leave gaps or the image is smaller than a window.
+    """
+    h, w = image.shape[-2:]
+    if not 0 < stride <= window:
+        raise ConfigError(f"stride {stride} with window {window}: wanted 1 to {window}, or pixels are left out")
+    if min(h, w) < window:
+        raise ConfigError(f"image {h}x{w} is smaller than the {window} pixel window; enlarge it first")
+    starts = [(y, x) for y in anchors(h, window, stride) for x in anchors(w, window, stride)]
+    total: Tensor | None = None
+    count = image.new_zeros(1, h, w)
+    for first in range(0, len(starts), window_batch):
+        batch = starts[first : first + window_batch]
+        logits = model(torch.cat([image[..., y : y + window, x : x + window] for y, x in batch]))
+        if total is None:
+            total = logits.new_zeros(logits.shape[1], h, w)
+        for (y, x), one in zip(batch, logits, strict=True):
+            total[:, y : y + window, x : x + window] += one
+            count[:, y : y + window, x : x + window] += 1
+    assert total is not None
+    return total / count
+
+
+@torch.inference_mode()
+def segment(
+    model: Callable[[Tensor], Tensor],
+    views: Sequence[tuple[Tensor, bool]],
+    size: tuple[int, int],
+    window: int,
+    stride: int,
+    window_batch: int = 1,
+) -> Tensor:
+    """Mean class probabilities [K, H, W] over views of one image, each read through sliding windows.
+
+    model: [B, 3, window, window] -> logits [B, K, window, window]. views: `(image [1, 3, h, w], flipped)`; a view smaller
+    than the window is enlarged. size: (H, W) to answer at; window, stride: pixels; window_batch: windows a call.
+    Source: paper, section 4.2, "Inference"; the order of averaging, resizing and softmax is the official code's.
+    Raises ConfigError without views, and as `window_logits` does.
+    """
+    if not views:
+        raise ConfigError("no views to segment; pass at least [(image, False)]")
+    mean: Tensor | None = None
+    for image, flipped in views:
+        logits = window_logits(model, enlarge(image, window), window, stride, window_batch)
+        logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        if flipped:
+            logits = logits.flip(2)
+        probabilities = logits.softmax(0)
+        mean = probabilities if mean is None else mean + probabilities
+    assert mean is not None
+    return mean / len(views)
+
+
+def scaled_views(image: Tensor, scales: Sequence[float] = (1.0,), flip: bool = False) -> list[tuple[Tensor, bool]]:
+    """The views of `segment` for an image [1, 3, h, w]: each scale, and each mirrored when `flip`."""
+    views = []
+    for scale in scales:
+        size = round(image.shape[-2] * scale), round(image.shape[-1] * scale)
+        view = image if scale == 1.0 else F.interpolate(image, size, mode="bilinear", align_corners=False)
+        views.append((view, False))
+        if flip:
+            views.append((view.flip(3), True))
+    return views
