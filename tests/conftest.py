@@ -1,0 +1,61 @@
+"""Fixtures many tests share: a tiny network, a small dataset on disk, and the real data where there are any."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig
+from segmenter.model import Segmenter
+
+CLASSES = ("ground", "wall", "sky")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images, golden outputs and backbone weights beside a checkout; tests of real data need it."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no folder of real data and golden outputs named 'shared' beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> SegmenterConfig:
+    """A Segmenter of 2 + 1 layers and patch 8, quick enough for a unit test; its classes are those of `picture_root`."""
+    return SegmenterConfig(
+        encoder=EncoderConfig(patch_size=8, image_size=(32, 32), width=32, depth=2, heads=2, mlp_width=64),
+        decoder=DecoderConfig(width=32, depth=1, heads=2, mlp_width=64),
+        classes=CLASSES,
+        name="tiny",
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: SegmenterConfig) -> Segmenter:
+    """A seeded random network of `tiny_config`, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Segmenter(tiny_config).eval()
+
+
+@pytest.fixture
+def picture_root(tmp_path: Path) -> Path:
+    """A dataset in the `folder` layout: 3 training and 2 validation pictures of 40x56, three classes, some void."""
+    root = tmp_path / "pictures"
+    random = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 2)):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            mask = np.repeat(random.integers(0, 3, (5, 7), dtype=np.uint8), 8, axis=0).repeat(8, axis=1)
+            image = (mask[..., None] * 80 + random.integers(0, 60, (40, 56, 3))).astype(np.uint8)
+            mask[:2] = 255
+            Image.fromarray(image).save(root / "images" / split / f"p{index}.{'jpg' if index == 0 else 'png'}")
+            Image.fromarray(mask).save(root / "masks" / split / f"p{index}.png")
+    (root / "classes.txt").write_text(
+        "# name, R, G, B\nground, 120, 90, 60\nwall\nsky, 90, 160, 230\n", encoding="utf-8"
+    )
+    return root
