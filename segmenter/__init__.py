@@ -1,0 +1,28 @@
+"""Segmenter (Strudel et al., ICCV 2021) in plain PyTorch: the network, its data, and how it is judged."""
+
+from typing import TYPE_CHECKING, Any
+
+from segmenter.version import __version__
+
+if TYPE_CHECKING:
+    from segmenter.checkpoint import load_model
+    from segmenter.config import SegmenterConfig, variant
+    from segmenter.model import Segmenter
+
+__all__ = ["Segmenter", "SegmenterConfig", "__version__", "load_model", "variant"]
+
+_HOMES = {
+    "Segmenter": "segmenter.model",
+    "SegmenterConfig": "segmenter.config",
+    "load_model": "segmenter.checkpoint",
+    "variant": "segmenter.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; `segmenter --help` should not wait for it
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segmenter' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
