@@ -1,0 +1,58 @@
+"""What every dataset is made of: samples, and the few names a dataset answers to."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from segmenter.errors import ConfigError
+
+IGNORE = 255
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled picture. image: uint8 RGB [H, W, 3]; labels: uint8 [H, W], 255 to ignore; name: for messages."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    name: str
+
+
+class SegmentationDataset(Protocol):
+    """A sequence of samples with class names and one RGB colour a class; picklable, and cheap to make."""
+
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises IndexError outside 0 to `len - 1`, ImageError or DataError for a bad file."""
+        ...
+
+
+class Subset:
+    """At most `limit` samples of a dataset, spread evenly over it (neighbours are often alike); 0 keeps all."""
+
+    def __init__(self, dataset: SegmentationDataset, limit: int = 0) -> None:
+        if limit < 0:
+            raise ConfigError(f"limit {limit}: wanted a number of images, or 0 for all of them")
+        self.dataset = dataset
+        self.classes, self.palette, self.ignore = dataset.classes, dataset.palette, dataset.ignore
+        self.length = min(limit, len(dataset)) if limit else len(dataset)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        require_index(index, self.length)
+        return self.dataset[index * len(self.dataset) // self.length]
+
+
+def require_index(index: int, length: int) -> None:
+    """Raises IndexError outside 0 to `length - 1`; this is also what ends a `for` loop over a dataset."""
+    if not 0 <= index < length:
+        raise IndexError(f"sample {index} of a dataset of {length}")
