@@ -24,7 +24,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> SegmenterConfig:
-    """A Segmenter of 2 + 1 layers and patch 8, quick enough for a unit test; its classes are those of `picture_root`."""
+    """A Segmenter of 2 + 1 layers and patch 8, quick enough for a unit test, with the classes of `picture_root`."""
     return SegmenterConfig(
         encoder=EncoderConfig(patch_size=8, image_size=(32, 32), width=32, depth=2, heads=2, mlp_width=64),
         decoder=DecoderConfig(width=32, depth=1, heads=2, mlp_width=64),

@@ -13,8 +13,7 @@ EXPECTED = (
     "ADE20K is the folder ADEChallengeData2016 with images/training, images/validation,"
     " annotations/training and annotations/validation"
 )
-CLASSES = tuple(
-    """\
+_NAMES = """\
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
 table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
 seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers,
@@ -25,10 +24,8 @@ tower, chandelier, awning, streetlight, booth, television receiver, airplane, di
 bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer,
 plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank,
 trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic
-light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag""".replace(
-        "\n", " "
-    ).split(", ")
-)
+light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"""
+CLASSES = tuple(_NAMES.replace("\n", " ").split(", "))
 _FOLDERS = {"train": "training", "val": "validation"}
 
 
