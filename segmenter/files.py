@@ -33,6 +33,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        # a write to a full disk fails without saying where, and nobody knows the temporary name
+        if error.errno is not None and error.filename in (None, name):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

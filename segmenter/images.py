@@ -60,6 +60,11 @@ def read_labels(path: Path) -> np.ndarray:
     )
 
 
+def picture_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The files of a folder (not below it) with one of the suffixes, in any case, sorted; hidden ones are left out."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
+
+
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 RGB [H, W, 3] as PNG or JPEG, by the suffix, atomically."""
     picture = Image.fromarray(image)
@@ -111,6 +116,13 @@ def legend(classes: Sequence[str], palette: Palette, width: int, text_height: in
         draw.rectangle((left, top + 1, left + swatch, top + 1 + swatch), fill=tuple(colour), outline="black")
         draw.text((left + swatch + gap, top + swatch // 2 + 1), name, fill="black", font=font, anchor="lm")
     return np.array(strip)
+
+
+def with_legend(image: np.ndarray, classes: Sequence[str], palette: Palette) -> np.ndarray:
+    """A picture, uint8 [H, W, 3], with the legend below it; a narrow one gets white beside it so that names fit."""
+    width = max(image.shape[1], 160)
+    picture = np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)), constant_values=255)
+    return np.concatenate((picture, legend(classes, palette, width)))
 
 
 def _decode(path: Path, formats: tuple[str, ...]) -> Image.Image:

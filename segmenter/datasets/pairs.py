@@ -7,7 +7,7 @@ import numpy as np
 
 from segmenter.datasets.sample import IGNORE, Sample, require_index
 from segmenter.errors import DataError
-from segmenter.images import IMAGE_SUFFIXES, read_image, read_labels
+from segmenter.images import IMAGE_SUFFIXES, picture_files, read_image, read_labels
 
 MASK_SUFFIXES = (".png",)
 MAX_CLASSES = 255  # labels are uint8, and 255 is kept to ignore
@@ -34,10 +34,10 @@ class Layout:
         Raises DataError naming `path` and the values that are neither a class nor void.
         """
         K = len(self.classes)
-        table = np.full(257, -1, np.int16)  # the last entry stands for all values a byte cannot hold
+        table = np.full(1 << 16, -1, np.int16)  # a PNG's greyscale has 16 bits at most
         table[self.first : self.first + K] = np.arange(K)
         table[list(self.void)] = IGNORE
-        labels = table[np.minimum(mask, 256)]
+        labels = table[mask]
         bad = labels < 0
         if bad.any():
             values = np.unique(mask[bad])
@@ -127,4 +127,4 @@ class PairedDataset:
 def _files(folder: Path, suffixes: tuple[str, ...], layout: Layout) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {layout.expected}")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
+    return picture_files(folder, suffixes)

@@ -1,0 +1,154 @@
+"""The `segmenter` console script, and what every command shares: options from a dataclass, errors in one line.
+
+Commands are imported by name and only when asked for, so that `segmenter --help` needs neither torch nor any extra.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TypeVar
+
+from segmenter.errors import SegmenterError
+from segmenter.version import __version__
+
+Options = TypeVar("Options")
+
+COMMANDS = {
+    "train": ("segmenter.train", "train a network on labelled images"),
+    "evaluate": ("segmenter.evaluate", "mIoU and accuracy of a checkpoint on a dataset"),
+    "predict": ("segmenter.predict", "label images: class maps and overlays"),
+    "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
+    "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
+    "export": ("segmenter_engines.export", "checkpoint to ONNX"),
+    "quantize": ("segmenter_engines.quantize", "ONNX to int8 ONNX, from calibration images"),
+    "build": ("segmenter_engines.build", "ONNX to a TensorRT plan"),
+    "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
+    "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
+    "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
+    "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
+}
+
+# which extra of the package brings a module; anything else missing is no user's mistake
+_EXTRAS = {
+    "tensorboard": "train",
+    "onnx": "engines",
+    "onnxruntime": "engines",
+    "onnxscript": "engines",
+    "onnxslim": "engines",
+    "openvino": "engines",
+    "matplotlib": "bench",
+    "psutil": "bench",
+    "pynvml": "gpu",
+    "triton": "gpu",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "pycuda": "pycuda",
+}
+
+FAILED = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def run(
+    command: Callable[[Options], int | None],
+    options_class: type[Options],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+) -> int:
+    """Parse `argv` (the process's own when None) into `options_class`, call `command`, and return its exit status.
+
+    description: text above the list of options; the class's docstring when None. A mistake in the options, an error the
+    project raises on purpose, a missing extra, and a file system's refusal give one line on stderr and 2; Ctrl-C 130.
+    """
+
+    def parse_and_call() -> int:
+        import tyro
+
+        arguments = sys.argv[1:] if argv is None else list(argv)
+        try:
+            options = tyro.cli(options_class, prog=_program(command), args=arguments, description=description)
+        except SystemExit as stop:
+            return _status(stop)
+        return command(options) or 0
+
+    return _guarded(parse_and_call)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`segmenter COMMAND ...`; returns the command's exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"segmenter {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`segmenter --help` lists the commands"
+        print(f"error: no command {name!r}; {hint}" if name else _help(), file=sys.stderr)
+        return FAILED
+    return _guarded(lambda: import_module(COMMANDS[name][0]).main(arguments[1:]))
+
+
+def _guarded(function: Callable[[], int]) -> int:
+    """Call `function`, turning what a user can cause into one line on stderr and an exit status."""
+    try:
+        return function()
+    except SegmenterError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (advice := _how_to_install(error.name or "")) is None:
+            raise
+        return _fail(advice)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+
+
+def _fail(message: str, status: int = FAILED) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _how_to_install(module: str) -> str | None:
+    top = module.partition(".")[0]
+    if top in _EXTRAS:
+        return f"{top} is not installed; run: pip install 'segmenter-trt[{_EXTRAS[top]}]'"
+    if any(top == home.partition(".")[0] for home, _ in COMMANDS.values()) and find_spec(top) is None:
+        return f"{top} is not part of this installation; install segmenter-trt whole: pip install segmenter-trt"
+    return None
+
+
+def _program(command: Callable[..., object]) -> str | None:
+    """How the running command was called, for its help: `segmenter train`, or `python -m segmenter.train`."""
+    for name, (module, _) in COMMANDS.items():
+        if command.__module__ == module:
+            return f"segmenter {name}"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None else None
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: segmenter COMMAND [OPTIONS]",
+            "",
+            "Segmenter from labelled images to the fastest engine, with the mIoU it costs.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`segmenter COMMAND --help` explains each; `segmenter --version` prints the version.",
+        )
+    )
+
+
+def _status(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else FAILED

@@ -1,0 +1,150 @@
+"""How good labels are: the one loop over a dataset that everything here is judged by, and its command.
+
+`python -m segmenter.evaluate --checkpoint FOLDER --dataset camvid --data ROOT`
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from segmenter.cli import run
+from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.errors import ConfigError
+from segmenter.files import atomic_path
+from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
+
+if TYPE_CHECKING:
+    from segmenter.metrics import ConfusionMatrix
+
+
+def evaluate_labels(predict: Predict, dataset: SegmentationDataset, progress: bool = True) -> "ConfusionMatrix":
+    """Label every picture of a dataset and count the pixels against its truth.
+
+    predict: uint8 RGB [H, W, 3] -> integer labels [H, W]; progress: show a bar on stderr.
+    Raises ImageError or DataError naming the sample that cannot be read or labelled.
+    """
+    from segmenter.metrics import ConfusionMatrix
+
+    matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore)
+    console = Console(stderr=True)
+    for index in track(range(len(dataset)), "evaluating", console=console, transient=True, disable=not progress):
+        sample = dataset[index]
+        matrix.update(predict_named(predict, sample.image, sample.name), sample.labels)
+    return matrix
+
+
+def require_same_classes(classes: Sequence[str], dataset: SegmentationDataset, source: object) -> None:
+    """Raises ConfigError, naming `source`, when a network's classes are not the dataset's.
+
+    Letter case does not count, nor do the names of a network whose classes are anonymous (`class 0`, `class 1`, ...).
+    """
+    if len(classes) != len(dataset.classes):
+        raise ConfigError(
+            f"{source}: knows {len(classes)} classes where the dataset has {len(dataset.classes)};"
+            " use the dataset it was trained for, or train on this one"
+        )
+    if all(name == f"class {index}" for index, name in enumerate(classes)):
+        return
+    for index, (ours, theirs) in enumerate(zip(classes, dataset.classes, strict=True)):
+        if ours.casefold() != theirs.casefold():
+            raise ConfigError(
+                f"{source}: class {index} is {ours!r} where the dataset's is {theirs!r};"
+                " use the dataset it was trained for, or put the classes in one order"
+            )
+
+
+def summary(matrix: "ConfusionMatrix", classes: Sequence[str]) -> dict[str, Any]:
+    """The measures of a confusion matrix as JSON takes them, None where no pixel counts."""
+    return {
+        "miou": _number(matrix.miou),
+        "pixel_accuracy": _number(matrix.pixel_accuracy),
+        "mean_accuracy": _number(matrix.mean_accuracy),
+        "iou": {name: _number(value) for name, value in zip(classes, matrix.iou, strict=True)},
+    }
+
+
+def iou_table(matrix: "ConfusionMatrix", classes: Sequence[str], title: str | None = None) -> Table:
+    """IoU, accuracy and share of the true pixels of each class, for printing; a dash where no pixel counts."""
+    pixels = matrix.matrix.sum(1)
+    table = Table(title=title)
+    table.add_column("class")
+    for heading in ("IoU", "accuracy", "pixels %"):
+        table.add_column(heading, justify="right")
+    for index, name in enumerate(classes):
+        accuracy = matrix.matrix[index, index] / pixels[index] if pixels[index] else float("nan")
+        share = 100.0 * pixels[index] / max(pixels.sum(), 1)
+        table.add_row(name, _text(matrix.iou[index]), _text(accuracy), f"{share:.2f}")
+    return table
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure a checkpoint's mIoU, pixel accuracy and mean accuracy on a dataset."""
+
+    checkpoint: Path
+    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    dataset: str = "shapes"
+    """shapes, folder, camvid or ade20k."""
+    data: Path | None = None
+    """The dataset's folder; shapes needs none."""
+    split: str = "val"
+    """train or val."""
+    limit: int = 0
+    """At most so many images, spread evenly over the split; 0 for all."""
+    json: Path | None = None
+    """Also write the result to this file."""
+    inference: Annotated[Inference, tyro.conf.arg(name="")] = field(default_factory=Inference)
+
+
+def evaluate(options: Options) -> int:
+    from segmenter.checkpoint import load_model
+
+    dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
+    model = load_model(options.checkpoint, pick_device(options.inference.device))
+    require_same_classes(model.config.classes, dataset, options.checkpoint)
+    matrix = evaluate_labels(predictor(model, options.inference), dataset)
+    title = f"{model.config.name} on {options.dataset} {options.split}, {len(dataset)} images"
+    Console().print(iou_table(matrix, dataset.classes, title))
+    print(
+        f"mIoU {_text(matrix.miou)}, pixel accuracy {_text(matrix.pixel_accuracy)},"
+        f" mean accuracy {_text(matrix.mean_accuracy)}"
+    )
+    if options.json is not None:
+        record = {
+            "checkpoint": str(options.checkpoint),
+            "model": model.config.name,
+            "dataset": options.dataset,
+            "split": options.split,
+            "images": len(dataset),
+            "inference": vars(options.inference),
+            **summary(matrix, dataset.classes),
+        }
+        with atomic_path(options.json) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _number(value: float | np.floating) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _text(value: float | np.floating) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(evaluate, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

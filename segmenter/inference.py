@@ -1,0 +1,105 @@
+"""From a network to a function of one picture: whole images, or sliding windows over several scales and flips."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segmenter.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from segmenter.model import Segmenter
+
+Predict = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [H, W, 3] -> integer labels [H, W]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a picture goes through the network."""
+
+    window: int | None = None
+    """Side in pixels of sliding windows, usually the training crop; the image goes through whole when not given."""
+    stride: int | None = None
+    """Pixels from one window to the next; the window's side when not given."""
+    window_batch: int = 1
+    """Windows in one call of the network."""
+    scales: tuple[float, ...] = (1.0,)
+    """Scales of the image to average over; other than 1 they need --window."""
+    flip: bool = False
+    """Average over the mirrored image too; needs --window."""
+    device: str = "auto"
+    """'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.window is None and (self.stride is not None or self.scales != (1.0,) or self.flip):
+            raise ConfigError("--stride, --scales and --flip work through sliding windows; add --window, such as 512")
+        if self.window is not None and not 1 <= (self.stride or self.window) <= self.window:
+            raise ConfigError(f"window {self.window}, stride {self.stride}: wanted 1 <= stride <= window")
+        if self.window_batch < 1:
+            raise ConfigError(f"window batch {self.window_batch}: wanted 1 or more")
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError(f"scales {self.scales}: wanted one or more numbers above 0")
+
+
+def predictor(model: "Segmenter", inference: Inference) -> Predict:
+    """The network as a function from a picture, uint8 RGB [H, W, 3], to labels, uint8 [H, W] (int16 above 256 classes).
+
+    The network is used on the device it is on. The function raises ImageError for a picture smaller than one patch.
+    """
+    import torch
+
+    from segmenter.preprocess import normalize
+    from segmenter.window import scaled_views, segment
+
+    config = model.config
+    P = config.encoder.patch_size
+    device = next(model.parameters()).device
+    dtype = torch.uint8 if config.num_classes <= 256 else torch.int16
+    window = inference.window
+    if window is not None and window < P:
+        raise ConfigError(f"window {window}: smaller than one {P}x{P} patch; wanted {P} or more")
+
+    @torch.inference_mode()
+    def predict(image: np.ndarray) -> np.ndarray:
+        H, W = image.shape[:2]
+        smallest = min(inference.scales)
+        if min(H, W) * smallest < P:
+            scaled = "" if smallest == 1.0 else f" at scale {smallest:g}"
+            raise ImageError(
+                f"image {W}x{H}{scaled}: smaller than one {P}x{P} patch; leave it out, or use a larger one"
+            )
+        x = normalize(image, config.preprocess).to(device)
+        if window is None:
+            labels = model.labels(x)[0]
+        else:
+            views = scaled_views(x, inference.scales, inference.flip)
+            stride = inference.stride or window
+            labels = segment(model, views, (H, W), window, stride, inference.window_batch).argmax(0).to(dtype)
+        return labels.cpu().numpy()
+
+    return predict
+
+
+def predict_named(predict: Predict, image: np.ndarray, name: object) -> np.ndarray:
+    """`predict(image)`, whose ImageError then names the picture."""
+    try:
+        return predict(image)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+
+
+def pick_device(name: str) -> str:
+    """A device that is there: `name` itself, or for 'auto' a GPU before the CPU.
+
+    Raises ConfigError for a device that is none or is not here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here ({error}); try --device cpu") from error
+    return name

@@ -1,0 +1,106 @@
+"""Label pictures: class maps as palette PNGs, and overlays with a legend.
+
+`python -m segmenter.predict --checkpoint FOLDER --images FILE_OR_FOLDER --out FOLDER`
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from segmenter.cli import run
+from segmenter.errors import ConfigError, DataError, ImageError
+from segmenter.images import IMAGE_SUFFIXES, overlay, picture_files, read_image, with_legend, write_image, write_labels
+from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
+
+
+@dataclass(frozen=True)
+class Options:
+    """Label an image, or every JPEG and PNG in a folder, with a trained checkpoint."""
+
+    checkpoint: Path
+    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    images: Path
+    """A JPEG or PNG file, or a folder of them."""
+    out: Path
+    """Folder for labels/NAME.png (class indices, coloured) and overlays/NAME.png (picture, classes, legend)."""
+    alpha: float = 0.5
+    """Share of the class colour in the overlays, 0 to 1."""
+    inference: Annotated[Inference, tyro.conf.arg(name="")] = field(default_factory=Inference)
+
+
+def find_images(path: Path) -> list[Path]:
+    """The file itself, or the JPEG and PNG files in a folder (not below it), sorted.
+
+    Raises DataError when there are none, ConfigError when two would get one name.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; check --images")
+    files = picture_files(path)
+    if not files:
+        raise DataError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)}); point --images at a folder that does")
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        if by_stem.setdefault(file.stem, file) is not file:
+            raise ConfigError(f"{file} and {by_stem[file.stem].name} would both become {file.stem}.png; rename one")
+    return files
+
+
+def predict_file(
+    predict: Predict,
+    path: Path,
+    out: Path,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    alpha: float,
+) -> None:
+    """Write `labels/NAME.png` and `overlays/NAME.png` into `out` for one picture.
+
+    Raises ImageError naming a picture that cannot be read or is smaller than one patch.
+    """
+    image = read_image(path)
+    labels = predict_named(predict, image, path)
+    write_labels(out / "labels" / f"{path.stem}.png", labels, palette)
+    present = [index for index in np.unique(labels) if index < len(classes)]
+    picture = with_legend(
+        overlay(image, labels, palette, alpha),
+        [classes[index] for index in present],
+        [palette[index] for index in present],
+    )
+    write_image(out / "overlays" / f"{path.stem}.png", picture)
+
+
+def predict(options: Options) -> int:
+    from segmenter.checkpoint import load_model
+
+    if not 0.0 <= options.alpha <= 1.0:
+        raise ConfigError(f"alpha {options.alpha}: wanted 0 to 1")
+    files = find_images(options.images)
+    model = load_model(options.checkpoint, pick_device(options.inference.device))
+    label = predictor(model, options.inference)
+    failed = 0
+    console = Console(stderr=True)
+    for path in track(files, "predicting", console=console, transient=True):
+        try:
+            predict_file(label, path, options.out, model.config.classes, model.config.palette, options.alpha)
+        except ImageError as error:
+            failed += 1
+            console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    print(f"{len(files) - failed} of {len(files)} images labelled into {options.out}")
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(predict, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
