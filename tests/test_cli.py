@@ -1,0 +1,135 @@
+"""The console script: dispatch, help without torch, and every kind of failure in one line with its exit status."""
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+
+from segmenter.cli import COMMANDS, main, run
+from segmenter.errors import DataError
+from segmenter.version import __version__
+
+
+@dataclass(frozen=True)
+class Options:
+    """A command for these tests."""
+
+    count: int
+    """How many."""
+    name: str = "x"
+
+
+def raising(error: BaseException) -> Callable[[Options], int]:
+    def command(options: Options) -> int:
+        raise error
+
+    return command
+
+
+def test_options_are_parsed_and_the_status_returned() -> None:
+    seen = []
+    assert run(seen.append, Options, ["--count", "3", "--name", "y"]) == 0
+    assert seen == [Options(3, "y")]
+    assert run(lambda options: options.count, Options, ["--count", "5"]) == 5
+
+
+@pytest.mark.parametrize("argv", [[], ["--count", "three"], ["--count", "3", "--unknown"]])
+def test_bad_options_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda options: 0, Options, argv) == 2
+    printed = capsys.readouterr()
+    assert "count" in printed.out + printed.err or "unknown" in printed.out + printed.err
+
+
+def test_help_exits_with_0_and_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda options: 1, Options, ["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "How many." in out
+    assert "A command for these tests." in out
+    run(lambda options: 1, Options, ["--help"], description="Another text.")
+    assert "Another text." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (DataError("a.png: is\nbroken; replace it"), 2, "error: a.png: is broken; replace it"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a.bin"),
+            2,
+            "error: runs/a.bin: No space left on device",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied"),
+        (OSError("disk vanished"), 2, "error: disk vanished"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (
+            ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime.capi"),
+            2,
+            "error: onnxruntime is not installed; run: pip install 'segmenter-trt[engines]'",
+        ),
+    ],
+)
+def test_failures_are_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(error), Options, ["--count", "1"]) == status
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    for error in (ModuleNotFoundError("No module named 'nonsense'", name="nonsense"), ZeroDivisionError()):
+        with pytest.raises(type(error)):
+            run(raising(error), Options, ["--count", "1"])
+
+
+def test_dispatch_passes_arguments_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("segmenter.train")
+    module.main = lambda argv: len(argv)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "segmenter.train", module)
+    assert main(["train", "--epochs", "3"]) == 2
+    assert main(["train"]) == 0
+
+
+def test_missing_extra_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def absent(name: str) -> ModuleType:
+        raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+
+    monkeypatch.setattr("segmenter.cli.import_module", absent)
+    assert main(["verify"]) == 2
+    assert "pip install 'segmenter-trt[engines]'" in capsys.readouterr().err
+
+
+def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"segmenter {__version__}\n"
+    assert main([]) == 2
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+    assert main(["xyzzy"]) == 2
+    assert "`segmenter --help` lists the commands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["evaluate", "--help"], ["predict", "--help"], ["check-data", "--help"]]
+)
+def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+    code = f"import sys; from segmenter.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: segmenter" in done.stdout
+
+
+def test_module_runs_as_a_script() -> None:
+    done = subprocess.run([sys.executable, "-m", "segmenter", "nothing"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no command 'nothing'")
+    done = subprocess.run(
+        [sys.executable, "-m", "segmenter.check_data", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert "usage: python -m segmenter.check_data" in done.stdout
