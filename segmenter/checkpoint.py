@@ -50,7 +50,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; point at a folder holding {CONFIG_NAME} and {WEIGHTS_NAME}") from error
+        raise CheckpointError(
+            f"{path}: no such file; point at a folder holding {CONFIG_NAME} and {WEIGHTS_NAME}"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); copy or download it again, or use an earlier checkpoint"

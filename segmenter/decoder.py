@@ -9,9 +9,9 @@ from segmenter.vit import Block, attention_map_of, init_weights
 
 
 def to_grid(scores: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, h w, K] -> [B, K, h, w]."""
+    """[B, h w, K] -> [B, K, h, w], a channels-last view: on other strides PyTorch upsamples several times slower."""
     B, _, K = scores.shape
-    return scores.transpose(1, 2).reshape(B, K, *grid)
+    return scores.reshape(B, *grid, K).permute(0, 3, 1, 2)
 
 
 class LinearDecoder(nn.Module):

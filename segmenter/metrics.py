@@ -24,11 +24,13 @@ class ConfusionMatrix:
         """
         predicted, true = _integers(labels), _integers(truth)
         if predicted.shape != true.shape:
-            raise ValueError(f"labels {predicted.shape} and truth {true.shape} differ in shape; resize one to the other")
+            raise ValueError(
+                f"labels {predicted.shape} and truth {true.shape} differ in shape; resize one to the other"
+            )
         keep = true != self.ignore
         predicted, true = predicted[keep], true[keep]
         for name, values in (("labels", predicted), ("truth", true)):
-            if values.size and not (0 <= values.min() and values.max() < self.num_classes):
+            if values.size and not (values.min() >= 0 and values.max() < self.num_classes):
                 raise ValueError(
                     f"{name} hold values {values.min()} to {values.max()}; wanted 0 to {self.num_classes - 1}"
                     f" or, in the truth, {self.ignore} to ignore"

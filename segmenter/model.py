@@ -24,8 +24,8 @@ def pad_to_patches(image: Tensor, patch_size: int) -> Tensor:
 class Segmenter(nn.Module):
     """The network of Strudel et al. 2021. [B, 3, H, W] normalised -> logits [B, K, H, W], for any H and W.
 
-    `ops` is a module with the functions of `segmenter.ops` (the default) under the same names; parameters and their names
-    do not depend on it, and equal those of the official implementation.
+    `ops` is a module with the functions of `segmenter.ops` (the default) under the same names; parameters and their
+    names do not depend on it, and equal those of the official implementation.
     """
 
     def __init__(self, config: SegmenterConfig, ops: ModuleType | None = None) -> None:
@@ -63,15 +63,13 @@ class Segmenter(nn.Module):
         return self.encoder.attention_map(pad_to_patches(im, self.config.encoder.patch_size), layer_id)
 
     def get_attention_map_dec(self, im: Tensor, layer_id: int) -> Tensor:
-        """Attention probabilities [B, A, h w + K, h w + K] of a mask transformer layer; the official code's name for it.
+        """Attention probabilities [B, A, h w + K, h w + K] of a mask transformer layer, named as in the official code.
 
         Raises ConfigError for a linear decoder, which has none.
         """
         if not isinstance(self.decoder, MaskDecoder):
             raise ConfigError("a linear decoder has no attention maps; ask get_attention_map_enc instead")
-        return self.decoder.attention_map(
-            self._patches(pad_to_patches(im, self.config.encoder.patch_size)), layer_id
-        )
+        return self.decoder.attention_map(self._patches(pad_to_patches(im, self.config.encoder.patch_size)), layer_id)
 
     def fold_layer_scale(self) -> None:
         """Multiply LayerScale factors into the linear layers before them, in place (exact up to rounding)."""
@@ -87,5 +85,7 @@ def _ops_table(module: ModuleType) -> Ops:
     """The ops of a module as a plain namespace: unlike a module it can be copied with the network."""
     missing = [name for name in NAMES if not hasattr(module, name)]
     if missing:
-        raise ConfigError(f"ops module {module.__name__} lacks {', '.join(missing)}; it needs all of segmenter.ops.NAMES")
+        raise ConfigError(
+            f"ops module {module.__name__} lacks {', '.join(missing)}; it needs all of segmenter.ops.NAMES"
+        )
     return cast(Ops, SimpleNamespace(**{name: getattr(module, name) for name in NAMES}))

@@ -1,7 +1,7 @@
 """Every op worth fusing, written plainly: what the network means, and the truth each kernel is held to.
 
-`segmenter_kernels` exports the same names with the same signatures. Shapes use the project's glossary: B batch, N tokens,
-C width, A heads, D channels a head, K classes, P patch size, H W pixels, h w patch grid, E extra tokens.
+`segmenter_kernels` exports the same names with the same signatures. Shapes use the project's glossary: B batch, N
+tokens, C width, A heads, D channels a head, K classes, P patch size, H W pixels, h w patch grid, E extra tokens.
 """
 
 from typing import Protocol
@@ -32,9 +32,7 @@ class Ops(Protocol):
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor: ...
     def linear_residual(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor: ...
     def mask_scores(self, patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor: ...
-    def upsample_argmax(
-        self, masks: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None
-    ) -> Tensor: ...
+    def upsample_argmax(self, masks: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None) -> Tensor: ...
 
 
 def attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
@@ -83,10 +81,16 @@ def mask_scores(patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, 
     patches: [B, N, C]; classes: [B, K, C]; weight, bias: [K]. Returns [B, N, K].
     Source: Strudel et al. 2021, section 3.2, equation 4, and the normalisation of the official code.
     """
-    patches = patches / patches.norm(dim=-1, keepdim=True)
-    classes = classes / classes.norm(dim=-1, keepdim=True)
-    scores = patches @ classes.transpose(1, 2)
+    scores = _unit_rows(patches) @ _unit_rows(classes).transpose(1, 2)
     return F.layer_norm(scores, scores.shape[-1:], weight, bias, eps)
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    if x.dtype in (torch.float16, torch.bfloat16):
+        # a sum of 768 squares leaves fp16's range once entries average 9
+        wide = x.float()
+        return (wide / wide.norm(dim=-1, keepdim=True)).to(x.dtype)
+    return x / x.norm(dim=-1, keepdim=True)
 
 
 def upsample_argmax(masks: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None) -> Tensor:

@@ -19,8 +19,8 @@ def normalize(images: np.ndarray, spec: Preprocess) -> Tensor:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images {images.dtype} {images.shape}: wanted uint8 [B, H, W, 3]")
     scale, shift = affine(spec)
-    planar = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
-    return (planar * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]).contiguous()
+    planar = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32))
+    return planar * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]
 
 
 def affine(spec: Preprocess) -> tuple[np.ndarray, np.ndarray]:

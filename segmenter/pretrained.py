@@ -34,9 +34,11 @@ class _VariantLoader(yaml.SafeLoader):
     """YAML without code: SafeLoader, and `!!python/tuple`, which official variant files contain."""
 
 
-_VariantLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node))
-)
+def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node))
+
+
+_VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 def load_official(path: Path, ops: ModuleType | None = None) -> Segmenter:
@@ -107,12 +109,16 @@ def official_config(variant: dict[str, Any], source: Path) -> SegmenterConfig:
 def _read_variant(path: Path) -> dict[str, Any]:
     try:
         # a SafeLoader subclass whose one extra constructor makes tuples
-        values = yaml.load(path.read_text(), Loader=_VariantLoader)  # noqa: S506
+        values = yaml.load(path.read_text(), Loader=_VariantLoader)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; an official checkpoint needs its variant.yml beside it") from error
+        raise CheckpointError(
+            f"{path}: {error.strerror}; an official checkpoint needs its variant.yml beside it"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not readable as plain YAML ({reason}); tags that run code are refused") from error
+        raise CheckpointError(
+            f"{path}: not readable as plain YAML ({reason}); tags that run code are refused"
+        ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: wanted a mapping with 'net_kwargs', got {type(values).__name__}")
     return values
@@ -140,8 +146,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def load_backbone(path: Path, blocks: int | None = None) -> tuple[EncoderConfig, dict[str, Tensor]]:
     """ViT weights under timm's or DINOv2's key names from a safetensors file, and the encoder they fit.
 
-    blocks: keep only the first so many; the final LayerNorm then starts as the identity. The configuration is read off the
-    shapes: 64 channels a head, square training grid, LayerNorm eps 1e-6; bicubic position resize where the file has
+    blocks: keep only the first so many; the final LayerNorm then starts as the identity. The configuration is read off
+    the shapes: 64 channels a head, square training grid, LayerNorm eps 1e-6; bicubic position resize where the file has
     LayerScale (DINOv2), else bilinear.
     Raises CheckpointError for keys or shapes that are no such ViT.
     """
@@ -212,7 +218,11 @@ def from_backbone(
     config = SegmenterConfig(
         encoder=encoder,
         decoder=DecoderConfig(
-            kind=decoder, width=encoder.width, heads=encoder.heads, mlp_width=4 * encoder.width, norm_eps=encoder.norm_eps
+            kind=decoder,
+            width=encoder.width,
+            heads=encoder.heads,
+            mlp_width=4 * encoder.width,
+            norm_eps=encoder.norm_eps,
         ),
         classes=classes,
         palette=palette,
@@ -274,7 +284,9 @@ def import_weights(options: Options) -> int:
         )
     save_model(model, options.out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{options.out}: {model.config.name}, {model.config.num_classes} classes, {parameters / 1e6:.1f} M parameters")
+    print(
+        f"{options.out}: {model.config.name}, {model.config.num_classes} classes, {parameters / 1e6:.1f} M parameters"
+    )
     return 0
 
 

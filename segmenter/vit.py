@@ -1,5 +1,7 @@
 """The transformer blocks and the ViT encoder: [B, 3, H, W] -> [B, E + N, C]."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,7 +99,8 @@ class Block(nn.Module):
         branch = drop_path(branch, self.drop_path, self.training)
         x, normed = self.ops.add_layernorm(x, branch, self.norm2.weight, self.norm2.bias, self.norm2.eps)
         hidden = self.ops.linear_gelu(normed, self.mlp.fc1.weight, self.mlp.fc1.bias)
-        weight, bias = self.mlp.fc2.weight, self.mlp.fc2.bias
+        weight: Tensor = self.mlp.fc2.weight
+        bias: Tensor = self.mlp.fc2.bias
         if self.ls2 is not None:
             weight, bias = weight * self.ls2.gamma[:, None], bias * self.ls2.gamma
         if not self.training:
@@ -106,7 +109,7 @@ class Block(nn.Module):
         return x + drop_path(F.dropout(branch, self.dropout), self.drop_path, self.training)
 
     def fold_layer_scale(self) -> None:
-        """Multiply both LayerScale factors into the linear layers before them, in place; the function stays the same."""
+        """Multiply both LayerScale factors into the linear layers before them, in place; the outputs stay the same."""
         with torch.no_grad():
             for scale, linear in ((self.ls1, self.attn.proj), (self.ls2, self.mlp.fc2)):
                 if scale is not None:
@@ -170,15 +173,16 @@ class Encoder(nn.Module):
         """Tokens before the first block, [B, E + h w, C]."""
         P = self.config.patch_size
         grid = image.shape[2] // P, image.shape[3] // P
-        tokens = self.cls_token
+        tokens: Tensor = self.cls_token
         if self.dist_token is not None:
             tokens = torch.cat((tokens, self.dist_token), dim=1)
-        position = self.pos_embed
+        position: Tensor = self.pos_embed
         # Like the official code, the count decides and not the shape: a 2x8 grid uses a 4x4 embedding unchanged.
         if grid[0] * grid[1] != position.shape[1] - self.config.extra_tokens:
             config = self.config
             position = resize_position(position, config.grid, grid, config.extra_tokens, config.position_resize)
         proj = self.patch_embed.proj
+        assert proj.bias is not None
         return F.dropout(
             self.ops.patch_embed(image, proj.weight, proj.bias, position, tokens), self.config.dropout, self.training
         )
@@ -203,5 +207,5 @@ def attention_map_of(blocks: nn.ModuleList, x: Tensor, layer: int) -> Tensor:
         raise ConfigError(f"layer {layer}: this part has layers 0 to {len(blocks) - 1}")
     for block in list(blocks)[:layer]:
         x = block(x)
-    chosen = blocks[layer]
+    chosen = cast(Block, blocks[layer])
     return chosen.attn.probabilities(chosen.norm1(x))

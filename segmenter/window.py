@@ -28,7 +28,7 @@ def enlarge(image: Tensor, window: int) -> Tensor:
 def window_logits(
     model: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int, window_batch: int = 1
 ) -> Tensor:
-    """Logits [K, h, w] of an image [1, 3, h, w] with both sides >= `window`: the mean over the windows covering a pixel.
+    """Logits [K, h, w] of an image [1, 3, h, w], both sides >= `window`: the mean over the windows covering a pixel.
 
     Raises ConfigError when the windows would leave gaps or the image is smaller than a window.
     """
@@ -63,8 +63,9 @@ def segment(
 ) -> Tensor:
     """Mean class probabilities [K, H, W] over views of one image, each read through sliding windows.
 
-    model: [B, 3, window, window] -> logits [B, K, window, window]. views: `(image [1, 3, h, w], flipped)`; a view smaller
-    than the window is enlarged. size: (H, W) to answer at; window, stride: pixels; window_batch: windows a call.
+    model: [B, 3, window, window] -> logits [B, K, window, window]. views: `(image [1, 3, h, w], flipped)`; a view
+    smaller than the window is enlarged. size: (H, W) to answer at; window, stride: pixels; window_batch: windows a
+    call.
     Source: paper, section 4.2, "Inference"; the order of averaging, resizing and softmax is the official code's.
     Raises ConfigError without views, and as `window_logits` does.
     """

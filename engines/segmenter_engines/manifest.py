@@ -1,0 +1,107 @@
+"""The JSON beside every artifact: what it is, what it was made from, and how well it does."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from segmenter.config import Preprocess
+from segmenter.errors import EngineError
+from segmenter.files import atomic_path, sha256
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Facts about one artifact (an ONNX graph or a plan); written as `<artifact>.json`."""
+
+    artifact: str  # file name, in the same folder
+    kind: str  # onnx or plan
+    engine: str  # runtime it was made for; "any" for a plain ONNX
+    precision: str  # fp32, fp16, bf16 or int8
+    sha256: str
+    source: dict[str, str]  # name and hash of what it was made from
+    model: str  # name of the configuration
+    patch_size: int
+    height: int  # pixels of the images it takes
+    width: int
+    batch: tuple[int, int, int]  # min, opt, max
+    outputs: tuple[str, ...]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    preprocess: Preprocess
+    command: str
+    versions: dict[str, str]
+    machine: str
+    details: dict[str, Any] = field(default_factory=dict)  # calibration, builder options, ...
+    verification: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    def write(self, artifact: Path) -> None:
+        with atomic_path(manifest_path(artifact)) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def manifest_path(artifact: Path) -> Path:
+    return artifact.with_name(artifact.name + ".json")
+
+
+def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
+    """The manifest beside an artifact.
+
+    Raises EngineError when either is missing, the manifest is not one, or the artifact is not the file it vouches for.
+    """
+    path = manifest_path(artifact)
+    if not artifact.is_file():
+        raise EngineError(f"{artifact}: no such engine file; make it with `segmenter export` or `segmenter build`")
+    try:
+        values = json.loads(path.read_text())
+        if values.get("format") != FORMAT:
+            raise EngineError(
+                f"{path}: manifest format {values.get('format')}, wanted {FORMAT}; make the artifact again"
+            )
+        values["preprocess"] = Preprocess(**{key: tuple(value) for key, value in values["preprocess"].items()})
+        for key in ("batch", "outputs", "classes"):
+            values[key] = tuple(values[key])
+        values["palette"] = tuple(tuple(colour) for colour in values["palette"])
+        manifest = Manifest(**values)
+    except FileNotFoundError as error:
+        raise EngineError(
+            f"{artifact}: no manifest {path.name} beside it; copy both files, or make them again"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"{path}: not a manifest ({type(error).__name__}: {error}); make the artifact again"
+        ) from error
+    if check_hash and sha256(artifact) != manifest.sha256:
+        raise EngineError(f"{artifact}: is not the file its manifest vouches for (SHA-256 differs); make both again")
+    return manifest
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Installed versions of this project and the named distributions; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in ("segmenter-trt", "torch", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_name() -> str:
+    return f"{platform.system()} {platform.machine()}"
+
+
+def command_line() -> str:
+    """The command this process runs, with its program's folder left out."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def source_of(artifact: Path) -> Mapping[str, str]:
+    return {"name": artifact.name, "sha256": sha256(artifact)}

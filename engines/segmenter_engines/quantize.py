@@ -1,0 +1,254 @@
+"""ONNX to Q/DQ ONNX: the linear layers in int8, everything else as it was.
+
+What is quantised is a choice that was measured: attention products and the tail (class projections, mask scores, last
+norms) stay in floating point, because quantising them costs accuracy and, in TensorRT, the fused attention.
+`cpu` targets (ONNX Runtime, OpenVINO) get uint8 activations with a zero point; TensorRT takes symmetric int8 only.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import onnx
+import tyro
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from segmenter.cli import run
+from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.errors import EngineError
+from segmenter.files import atomic_path, sha256
+from segmenter.preprocess import normalize
+from segmenter_engines.calibrate import Method, Range, ranges
+from segmenter_engines.images import fit
+from segmenter_engines.manifest import Manifest, command_line, machine_name, read_manifest, versions_of
+
+Target = Literal["cpu", "tensorrt"]
+TAIL = ("proj_patch", "proj_classes")  # the mask decoder's last products: kept in floating point
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A MatMul with a constant right side [I, O]."""
+
+    node: NodeProto
+    activation: str
+    weight: str
+
+
+def linears(graph: onnx.GraphProto, exclude: Sequence[str] = ()) -> list[Linear]:
+    """The linear layers worth int8, in graph order, without those whose weight's name holds a word of `exclude`."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    return [
+        Linear(node, node.input[0], node.input[1])
+        for node in graph.node
+        if node.op_type == "MatMul"
+        and node.input[1] in constants
+        and len(constants[node.input[1]].dims) == 2
+        and not any(word in node.input[1] for word in (*TAIL, *exclude))
+    ]
+
+
+def quantize(
+    source: Path | str,
+    out: Path | str,
+    images: Iterable[np.ndarray],
+    *,
+    target: Target = "cpu",
+    method: Method = "minmax",
+    percentile: float = 99.99,
+    exclude: Sequence[str] = (),
+    threads: int | None = None,
+) -> Manifest:
+    """Write the int8 version of an exported graph, with its manifest beside it.
+
+    images: calibration images, uint8 RGB [H, W, 3] of the graph's size. Weights become int8 a channel, activations 8
+    bits a tensor (see the module). `tensorrt` wants an fp16 or bf16 graph, `cpu` an fp32 one. exclude: words; linear
+    layers whose weight's name holds one stay in floating point.
+    Raises EngineError for a graph that fits not the target, has no manifest or no linear layers, or without images.
+    """
+    source, out = Path(source), Path(out)
+    base = read_manifest(source)
+    if (base.precision == "fp32") != (target == "cpu") or base.kind != "onnx":
+        raise EngineError(
+            f"{source}: a {base.precision} {base.kind} for target {target}; export it with --precision"
+            f" {'fp32' if target == 'cpu' else 'fp16'} first"
+        )
+    model = onnx.load(source)
+    chosen = linears(model.graph, exclude)
+    if not chosen:
+        raise EngineError(f"{source}: no linear layer left to quantise; check --exclude {' '.join(exclude)}")
+    count = 0
+
+    def batches() -> Iterable[np.ndarray]:
+        nonlocal count
+        for image in images:
+            if image.shape[:2] != (base.height, base.width):
+                raise EngineError(
+                    f"calibration image {image.shape[0]}x{image.shape[1]}: the graph takes"
+                    f" {base.height}x{base.width}; resize it"
+                )
+            count += 1
+            yield normalize(image, base.preprocess).numpy()
+
+    found = ranges(source, [layer.activation for layer in chosen], batches(), method, percentile, threads)
+    insert_qdq(model.graph, chosen, found, target)
+    with atomic_path(out) as temporary:
+        onnx.save(model, temporary)
+        onnx.checker.check_model(temporary, full_check=True)
+    manifest = replace(
+        base,
+        artifact=out.name,
+        precision="int8",
+        engine="any" if target == "cpu" else "tensorrt",
+        sha256=sha256(out),
+        source={"onnx": f"sha256:{base.sha256}"},
+        command=command_line(),
+        versions=versions_of("onnx", "onnxruntime"),
+        machine=machine_name(),
+        verification=None,
+        details={
+            "target": target,
+            "base_precision": base.precision,
+            "layers": len(chosen),
+            "excluded": list(exclude),
+            "calibration": {"images": count, "method": method}
+            | ({"percentile": percentile} if method != "minmax" else {}),
+        },
+    )
+    manifest.write(out)
+    return manifest
+
+
+def insert_qdq(graph: onnx.GraphProto, chosen: Sequence[Linear], found: dict[str, Range], target: Target) -> None:
+    """Rewrite `graph` in place: Q/DQ in front of each chosen layer, its weight in int8 behind a DequantizeLinear."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    real = constants[chosen[0].weight].data_type
+    before: list[NodeProto] = []
+    after: dict[str, list[NodeProto]] = {}
+    quantised: dict[str, str] = {}
+    for layer in chosen:
+        if layer.activation not in quantised:
+            nodes = _activation(graph, layer.activation, found[layer.activation], target, real)
+            after[layer.activation] = nodes
+            quantised[layer.activation] = nodes[-1].output[0]
+        if layer.weight not in quantised:
+            node = _weight(graph, constants[layer.weight], real)
+            before.append(node)
+            quantised[layer.weight] = node.output[0]
+        layer.node.input[0] = quantised[layer.activation]
+        layer.node.input[1] = quantised[layer.weight]
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(before)
+    for node in nodes:
+        graph.node.append(node)
+        for output in node.output:
+            graph.node.extend(after.pop(output, ()))
+    if after:
+        raise EngineError(f"cannot quantise graph inputs {sorted(after)}; report this with the graph")
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _activation(graph: onnx.GraphProto, name: str, span: Range, target: Target, real: int) -> list[NodeProto]:
+    if target == "cpu":
+        scale = max(span.high - span.low, 1e-8) / 255.0
+        zero = np.array(np.clip(np.round(-span.low / scale), 0, 255), np.uint8)
+    else:
+        scale = max(-span.low, span.high, 1e-8) / 127.0
+        zero = np.array(0, np.int8)
+    inputs = [_constant(graph, f"{name}/scale", np.array(scale), real), f"{name}/zero"]
+    graph.initializer.append(numpy_helper.from_array(zero, inputs[1]))
+    return [
+        helper.make_node("QuantizeLinear", [name, *inputs], [f"{name}/q"], name=f"{name}/Q"),
+        helper.make_node("DequantizeLinear", [f"{name}/q", *inputs], [f"{name}/dq"], name=f"{name}/DQ"),
+    ]
+
+
+def _weight(graph: onnx.GraphProto, tensor: TensorProto, real: int) -> NodeProto:
+    name = tensor.name
+    weight = numpy_helper.to_array(tensor).astype(np.float32)  # [I, O]
+    scale = np.maximum(np.abs(weight).max(axis=0), 1e-8) / 127.0
+    inputs = [f"{name}/i8", _constant(graph, f"{name}/scale", scale, real), f"{name}/zero"]
+    # round against the scale as the graph will hold it, not as it was before rounding to 16 bits
+    held = numpy_helper.to_array(graph.initializer[-1]).astype(np.float32)
+    integers = np.clip(np.round(weight / held), -127, 127).astype(np.int8)
+    graph.initializer.append(numpy_helper.from_array(integers, inputs[0]))
+    graph.initializer.append(numpy_helper.from_array(np.zeros(scale.shape, np.int8), inputs[2]))
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}/dq"], name=f"{name}/DQ", axis=1)
+
+
+def _constant(graph: onnx.GraphProto, name: str, values: np.ndarray, real: int) -> str:
+    dtype = helper.tensor_dtype_to_np_dtype(real)
+    # a scale below the type's smallest normal number would divide by nearly nothing
+    smallest = 6.2e-5 if real == TensorProto.FLOAT16 else 1e-30
+    graph.initializer.append(numpy_helper.from_array(np.maximum(values, smallest).astype(dtype), name))
+    return name
+
+
+@dataclass(frozen=True)
+class Options:
+    """Quantise an exported graph to int8 with calibration images."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """The exported .onnx: fp32 for --target cpu, fp16 or bf16 for --target tensorrt."""
+    out: Path
+    """The int8 .onnx to write; its manifest goes beside it."""
+    dataset: str
+    """Dataset of the calibration images: shapes, folder, camvid, ade20k."""
+    data: Path | None = None
+    """Root folder of the dataset."""
+    split: str = "train"
+    """Split the calibration images come from."""
+    images: int = 32
+    """Number of calibration images, spread evenly over the split."""
+    target: Target = "cpu"
+    """cpu: ONNX Runtime and OpenVINO. tensorrt: TensorRT and TensorRT-RTX."""
+    method: Method = "minmax"
+    """How ranges are found: everything seen, or both tails clipped."""
+    percentile: float = 99.99
+    """Where the percentile method clips."""
+    exclude: tuple[str, ...] = ()
+    """Linear layers whose weight's name holds one of these words stay in floating point."""
+    threads: int | None = None
+    """CPU threads of the calibration; all cores when left out."""
+
+
+def calibration_images(dataset: SegmentationDataset, count: int, size: tuple[int, int]) -> Iterable[np.ndarray]:
+    """`count` images spread evenly over a dataset, uint8 [H, W, 3], resized to `size` where they differ."""
+    if count < 1:
+        raise EngineError(f"{count} calibration images: wanted at least 1, typically 16 to 64")
+    samples = Subset(dataset, count)
+    return (fit(samples[index].image, size) for index in range(len(samples)))
+
+
+def quantize_graph(options: Options) -> int:
+    base = read_manifest(options.source)
+    samples = open_dataset(options.dataset, options.data, options.split)
+    images = calibration_images(samples, options.images, (base.height, base.width))
+    manifest = quantize(
+        options.source,
+        options.out,
+        images,
+        target=options.target,
+        method=options.method,
+        percentile=options.percentile,
+        exclude=options.exclude,
+        threads=options.threads,
+    )
+    print(
+        f"{options.out}: {manifest.details['layers']} linear layers in int8, {options.out.stat().st_size / 1e6:.1f} MB"
+    )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(quantize_graph, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

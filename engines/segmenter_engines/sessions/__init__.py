@@ -1,0 +1,60 @@
+"""Every engine by name, and `open_session`, which picks one for an artifact."""
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+from segmenter.errors import EngineError
+from segmenter_engines.manifest import read_manifest
+from segmenter_engines.sessions.session import Session, Spec
+
+__all__ = ["ENGINES", "Session", "Spec", "open_session"]
+
+# engine -> (module, class, extra of this project that installs its runtime)
+ENGINES = {
+    "eager": ("segmenter_engines.sessions.torch", "EagerSession", ""),
+    "compiled": ("segmenter_engines.sessions.torch", "CompiledSession", ""),
+    "onnxruntime": ("segmenter_engines.sessions.onnxruntime", "OnnxRuntimeSession", "engines"),
+    "openvino": ("segmenter_engines.sessions.openvino", "OpenVinoSession", "engines"),
+    "tensorrt-rtx": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt-rtx"),
+}
+
+
+def open_session(
+    path: Path | str, engine: str | None = None, *, threads: int | None = None, precision: str | None = None
+) -> Session:
+    """Open an artifact as a `Session`.
+
+    path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`), an exported .onnx
+    (`onnxruntime`, `openvino`), or a .plan (`tensorrt-rtx`). engine: one of `ENGINES`; None takes the first that fits
+    the path. threads: CPU threads, all cores when None. precision: see the engine's class.
+    Raises EngineError, in one line, when the engine is unknown, does not fit the path, or cannot run here.
+    """
+    path = Path(path)
+    choices = _choices(path)
+    engine = engine or choices[0]
+    if engine not in ENGINES:
+        raise EngineError(f"engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
+    if engine not in choices:
+        raise EngineError(f"{path}: engine {engine} cannot open it; it is for {' or '.join(choices)}")
+    if threads is not None and threads < 1:
+        raise EngineError(f"{threads} threads: wanted at least 1")
+    module, name, extra = ENGINES[engine]
+    try:
+        kind = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"engine {engine}: the package {error.name} is not installed; pip install 'segmenter-trt[{extra}]'"
+        ) from error
+    session: Session = kind(path, threads or len(os.sched_getaffinity(0)), precision)
+    return session
+
+
+def _choices(path: Path) -> tuple[str, ...]:
+    if path.suffix == ".onnx":
+        return ("onnxruntime", "openvino")
+    if path.suffix == ".plan":
+        return (read_manifest(path, check_hash=False).engine,)
+    if path.is_dir() or path.suffix == ".pth":
+        return ("eager", "compiled")
+    raise EngineError(f"{path}: no such artifact; wanted a checkpoint folder, an .onnx or a .plan")

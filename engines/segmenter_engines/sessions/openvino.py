@@ -1,0 +1,65 @@
+"""OpenVINO on the CPU: fp32 and int8 graphs, in float32 or, where the CPU has it, bfloat16."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from segmenter.errors import EngineError
+from segmenter_engines.manifest import read_manifest
+from segmenter_engines.sessions.session import Session, Spec
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoSession(Session):
+    """An exported graph in OpenVINO, cut after its class masks.
+
+    precision: what the floating-point layers compute in, fp32 or bf16. None means fp32 for an fp32 graph and, for an
+    int8 one, bf16 where the CPU has native instructions for it.
+    """
+
+    engine = "openvino"
+
+    def __init__(self, path: Path, threads: int, precision: str | None = None) -> None:
+        manifest = read_manifest(path)
+        if precision not in (None, *_HINTS):
+            raise EngineError(f"precision {precision!r}: OpenVINO computes in {' or '.join(_HINTS)} on a CPU")
+        core = openvino.Core()
+        native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and not native:
+            raise EngineError("openvino in bf16: this CPU has no bfloat16 instructions; use fp32 or int8")
+        self._floats = precision or ("bf16" if manifest.precision == "int8" and native else "fp32")
+        spec = Spec.of_manifest(manifest)
+        super().__init__(spec, threads)
+        self._version = openvino.get_version().split("-")[0]
+        try:
+            model = core.read_model(path)
+            model = openvino.Model([model.output("masks")], model.get_parameters())
+            compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_NUM_THREADS": threads,
+                    "INFERENCE_PRECISION_HINT": _HINTS[self._floats],
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "NUM_STREAMS": 1,
+                },
+            )
+        except RuntimeError as error:
+            raise EngineError(f"{path}: OpenVINO {self._version} cannot open it: {error}") from error
+        self._request = compiled.create_infer_request()
+
+    @property
+    def name(self) -> str:
+        return f"openvino-{'bf16' if self.spec.precision == 'fp32' and self._floats == 'bf16' else self.spec.precision}"
+
+    def _masks(self, x: np.ndarray) -> np.ndarray:
+        self._request.infer([openvino.Tensor(x, shared_memory=True)])
+        # the runtime's own buffer, read before the next call and never handed out
+        masks: np.ndarray = self._request.get_output_tensor(0).data
+        return masks
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"runtime": f"openvino {self._version}", "floats": self._floats}

@@ -1,0 +1,202 @@
+"""An engine against PyTorch on real images: the step that keeps lost accuracy from going unseen."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from segmenter.cli import run
+from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
+from segmenter.errors import EngineError, VerificationError
+from segmenter.evaluate import evaluate_labels
+from segmenter_engines.images import fit
+from segmenter_engines.manifest import read_manifest
+from segmenter_engines.sessions import Session, open_session
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far an engine may be from PyTorch in fp32."""
+
+    miou_drop: float  # mIoU lost, 0 to 1
+    disagreement: float  # share of pixels labelled otherwise
+
+
+# the one place that holds them; the disagreement of 8 bits is bounded only against plain breakage
+LIMITS = {
+    "fp32": Limit(miou_drop=0.001, disagreement=0.001),
+    "fp16": Limit(miou_drop=0.001, disagreement=0.01),
+    "bf16": Limit(miou_drop=0.002, disagreement=0.02),
+    "int8": Limit(miou_drop=0.01, disagreement=0.1),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found."""
+
+    engine: str
+    precision: str
+    images: int
+    miou: float
+    reference_miou: float
+    agreement: float  # share of all pixels labelled as PyTorch labels them
+    batch_rows_equal: bool | None  # each row of a batch equals the image alone; None for an engine of batch 1
+    limit: Limit
+
+    @property
+    def miou_drop(self) -> float:
+        return self.reference_miou - self.miou
+
+    @property
+    def faults(self) -> list[str]:
+        """What is past its limit, in words; empty when the engine passes."""
+        found = []
+        # written so that a NaN fails
+        if not self.miou_drop <= self.limit.miou_drop:
+            found.append(f"mIoU dropped by {self.miou_drop:.4f}, limit {self.limit.miou_drop}")
+        if not 1.0 - self.agreement <= self.limit.disagreement:
+            found.append(f"{1 - self.agreement:.2%} of pixels disagree, limit {self.limit.disagreement:.2%}")
+        if self.batch_rows_equal is False:
+            found.append("rows of a batch differ from the same images alone")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"miou_drop": self.miou_drop, "passed": not self.faults, "faults": self.faults}
+
+
+class Fitted:
+    """A dataset with images and labels resized to an engine's size (labels to the nearest pixel)."""
+
+    def __init__(self, samples: SegmentationDataset, size: tuple[int, int]) -> None:
+        self.samples, self.size = samples, size
+        self.classes, self.palette, self.ignore = samples.classes, samples.palette, samples.ignore
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        if sample.image.shape[:2] == self.size:
+            return sample
+        H, W = self.size
+        h, w = sample.labels.shape
+        rows, columns = (np.arange(H) * 2 + 1) * h // (2 * H), (np.arange(W) * 2 + 1) * w // (2 * W)
+        return Sample(fit(sample.image, self.size), sample.labels[rows[:, None], columns], sample.name)
+
+
+def verify(
+    session: Session, reference: Session, samples: SegmentationDataset, *, limit: Limit | None = None
+) -> Verdict:
+    """Compare an engine with the reference on every sample, at the engine's size.
+
+    reference: the same network in PyTorch (`eager`). limit: that of the engine's precision when None.
+    Raises EngineError when the two were not made for the same classes, or there are no samples.
+    """
+    if session.classes != reference.classes:
+        raise EngineError(
+            "the engine and the checkpoint have other classes; verify against the checkpoint it was made of"
+        )
+    if not len(samples):
+        raise EngineError("no images to verify on; pass at least one")
+    if session.spec.size is not None:
+        samples = Fitted(samples, session.spec.size)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def remember(predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+        labels = predict(image)
+        seen.append((image, labels))
+        return labels
+
+    matrix = evaluate_labels(lambda image: remember(session, image), samples, progress=False)
+    mine, seen = seen, []
+    reference_matrix = evaluate_labels(lambda image: remember(reference, image), samples, progress=False)
+    agree = sum(int((a == b).sum()) for (_, a), (_, b) in zip(mine, seen, strict=True))
+    pixels = sum(labels.size for _, labels in mine)
+    precision = session.name.rsplit("-", 1)[-1]
+    return Verdict(
+        engine=session.name,
+        precision=precision,
+        images=len(mine),
+        miou=matrix.miou,
+        reference_miou=reference_matrix.miou,
+        agreement=agree / pixels,
+        batch_rows_equal=_rows_equal(session, mine[:3]),
+        limit=limit or LIMITS[precision],
+    )
+
+
+def _rows_equal(session: Session, alone: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool | None:
+    """Whether a batch gives each image the labels it gets alone, but for near ties (one pixel in a thousand)."""
+    if len(alone) < 2 or (session.spec.max_batch or len(alone)) < len(alone):
+        return None
+    if len({image.shape for image, _ in alone}) > 1:
+        return None
+    together = session(np.stack([image for image, _ in alone]))
+    return all(float((row != labels).mean()) <= 1e-3 for row, (_, labels) in zip(together, alone, strict=True))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare an engine with PyTorch on labelled images; exits with 1 past the limit of its precision."""
+
+    artifact: Annotated[Path, tyro.conf.Positional]
+    """The .onnx or .plan to verify."""
+    checkpoint: Path
+    """The checkpoint it was made from."""
+    dataset: str
+    """Dataset of the images: shapes, folder, camvid, ade20k."""
+    data: Path | None = None
+    """Root folder of the dataset."""
+    split: str = "val"
+    """Split the images come from."""
+    images: int = 16
+    """Number of images, spread evenly over the split; 0 for all."""
+    engine: str | None = None
+    """Runtime to open it with; the first that fits when left out."""
+    precision: str | None = None
+    """Precision of the floating-point layers, for engines that offer a choice."""
+    max_drop: float | None = None
+    """mIoU that may be lost (0 to 1), instead of the precision's limit."""
+    threads: int | None = None
+    """CPU threads."""
+    out: Path | None = None
+    """JSON file to write the verdict to; it also goes into the manifest."""
+
+
+def verify_artifact(options: Options) -> int:
+    chosen = Subset(open_dataset(options.dataset, options.data, options.split), options.images)
+    with (
+        open_session(options.artifact, options.engine, threads=options.threads, precision=options.precision) as session,
+        open_session(options.checkpoint, "eager", threads=options.threads) as reference,
+    ):
+        precision = session.name.rsplit("-", 1)[-1]
+        limit = LIMITS[precision]
+        if options.max_drop is not None:
+            limit = replace(limit, miou_drop=options.max_drop)
+        verdict = verify(session, reference, chosen, limit=limit)
+    manifest = read_manifest(options.artifact)
+    verifications = {**(manifest.verification or {}), verdict.engine: verdict.to_dict()}
+    replace(manifest, verification=verifications).write(options.artifact)
+    if options.out is not None:
+        options.out.write_text(json.dumps(verdict.to_dict(), indent=1) + "\n")
+    print(
+        f"{options.artifact}: {verdict.engine}, {verdict.images} images: mIoU {verdict.miou:.4f}"
+        f" (PyTorch {verdict.reference_miou:.4f}), {verdict.agreement:.3%} of pixels agree"
+    )
+    if verdict.faults:
+        raise VerificationError(f"{options.artifact}: failed: {'; '.join(verdict.faults)}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(verify_artifact, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
