@@ -1,0 +1,48 @@
+"""The training loss: cross-entropy of upsampled class masks, ignored pixels left out, classes weighted if asked."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmenter.errors import ConfigError
+
+
+def segmentation_loss(
+    masks: Tensor, labels: Tensor, patch_size: int, stride: int = 1, weights: Tensor | None = None, ignore: int = 255
+) -> Tensor:
+    """Mean cross-entropy over labelled pixels; 0, still differentiable, where there are none.
+
+    masks: [B, K, h, w] on the patch grid of the padded image; labels: integer [B, H, W] of the image before padding;
+    weights: [K]. With a `stride` above 1 the masks are upsampled to 1 / stride of the image and only every stride-th
+    pixel is compared: at many classes the loss is much of an update's cost, and neighbouring pixels say little new.
+    Raises ConfigError when the stride does not divide the patch size.
+    """
+    if stride < 1 or patch_size % stride:
+        raise ConfigError(f"loss stride {stride} does not divide the patch size {patch_size}; use one that does, or 1")
+    size = masks.shape[2] * patch_size // stride, masks.shape[3] * patch_size // stride
+    truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
+    logits = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False)
+    logits = logits[..., : truth.shape[1], : truth.shape[2]]
+    total = F.cross_entropy(logits, truth, weight=weights, ignore_index=ignore, reduction="sum")
+    keep = truth != ignore
+    count = keep.sum() if weights is None else (weights[torch.where(keep, truth, 0)] * keep).sum()
+    return total / count.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def class_weights(labels: Iterable[np.ndarray], num_classes: int) -> Tensor:
+    """Square roots of inverse class frequencies, float32 [K], so scaled that their mean over pixels is 1.
+
+    labels: integer maps; values from `num_classes` on are ignored. A class that never occurs gets weight 1.
+    """
+    counts = np.zeros(num_classes, np.int64)
+    for one in labels:
+        counts += np.bincount(one.ravel(), minlength=num_classes)[:num_classes]
+    share = counts / max(counts.sum(), 1)
+    weights = np.ones(num_classes)
+    weights[counts > 0] = share[counts > 0] ** -0.5
+    mean = (share * weights).sum()
+    weights[counts > 0] /= mean if mean else 1.0
+    return torch.from_numpy(weights.astype(np.float32))

@@ -1,0 +1,181 @@
+"""Every option of training and its default, grouped; the command line is made from these."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from segmenter.augment import PRESETS, Augmentation
+from segmenter.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network: a variant of the paper, a checkpoint to start from, or a small one of your own."""
+
+    variant: str | None = None
+    """A variant of the paper, such as Seg-S-Mask/16, from random weights."""
+    init: Path | None = None
+    """Checkpoint to start from; `segmenter pretrained` makes one of a pretrained backbone. A decoder for another number
+    of classes is replaced by a fresh one."""
+    patch_size: int = 8
+    """Patch size of your own network: 8, 14, 16 or 32 pixels."""
+    width: int = 128
+    """Width of your own network."""
+    depth: int = 3
+    """Encoder blocks of your own network."""
+    heads: int = 2
+    """Attention heads of your own network."""
+    decoder: Literal["linear", "mask"] = "mask"
+    """Decoder of your own network."""
+    decoder_depth: int = 1
+    """Mask transformer blocks of your own network."""
+    dropout: float | None = None
+    """Dropout in the decoder; default the variant's or checkpoint's, 0 for your own network."""
+    drop_path: float | None = None
+    """Stochastic depth in the encoder; default the variant's or checkpoint's, 0 for your own network."""
+
+    def __post_init__(self) -> None:
+        own = [
+            f"--{name.replace('_', '-')}"
+            for name in ("patch_size", "width", "depth", "heads", "decoder", "decoder_depth")
+            if getattr(self, name) != getattr(NetworkOptions, name)
+        ]
+        given = [f"--{name}" for name in ("variant", "init") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError("--variant and --init both name a network; pass one of them")
+        if given and own:
+            raise ConfigError(f"{', '.join(own)} shape a network of your own; drop them, or {given[0]}")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Optimiser and learning rates; the defaults are the paper's."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    """Learning rate; of the decoder alone where --backbone-lr is given."""
+    backbone_lr: float | None = None
+    """Learning rate of the encoder; default the same as --lr."""
+    min_lr: float = 1e-5
+    """Learning rate at the end; the encoder's in proportion."""
+    power: float = 0.9
+    """Power of the polynomial decay."""
+    warmup: int = 0
+    """Updates over which the learning rate rises from its minimum."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averages of gradients and of their squares."""
+    weight_decay: float = 0.0
+    """Never applied to biases, norms, position embeddings and tokens."""
+    clip_grad: float = 0.0
+    """Largest norm of the gradient, 0 for any."""
+    freeze_encoder_blocks: int = 0
+    """Leading encoder blocks (and what comes before them) that do not learn; all blocks: the whole encoder."""
+    freeze_for: float = 1.0
+    """Share of the run for which they do not learn."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Mixed precision; auto is bf16 where the device computes in it, off elsewhere."""
+    loss_stride: int = 1
+    """Compute the loss on every n-th pixel, along both sides."""
+    class_weights: bool = False
+    """Weight classes by the inverse square root of their frequency."""
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """What the network sees of each image: by a set, paper, mild (keeps hues, never shrinks), flip or none."""
+
+    augment: Literal["paper", "mild", "flip", "none"] = "paper"
+    crop: tuple[int, int] | None = None
+    """Height and width of training crops; default the network's image size, 16 patches a side for one of your own."""
+    scale: tuple[float, float] | None = None
+    """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
+
+    @property
+    def settings(self) -> Augmentation:
+        chosen = PRESETS[self.augment]
+        return chosen if self.scale is None else replace(chosen, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class LengthOptions:
+    """How long to train; whichever end comes first counts, and the learning rate decays towards it."""
+
+    batch: int = 8
+    """Images an update."""
+    steps: int | None = None
+    """Updates."""
+    epochs: float | None = None
+    """Passes over the training images; 64 when no other end is given."""
+    max_minutes: float | None = None
+    """Minutes, evaluations on the way included, the last one not. Survives a resume."""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Checkpoints, evaluation and logs."""
+
+    eval_every: int | None = None
+    """Updates between evaluations; 0 only at the end, default five times a run."""
+    eval_window: int | None = None
+    """Side in pixels of the sliding windows of evaluations; images go through whole when not given."""
+    save_every_seconds: float = 60.0
+    """Seconds between checkpoints."""
+    log_every: int = 10
+    """Updates between log records."""
+    tensorboard: bool = True
+    """Log for TensorBoard, where it is installed."""
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where to train."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
+    threads: int = 0
+    """Threads of a CPU computation; 0 leaves it to PyTorch."""
+    workers: int | None = None
+    """Processes that load and augment images; default one a spare core, at least 1, at most 8."""
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a Segmenter; a run that was stopped goes on from its last checkpoint when started again."""
+
+    out: Path
+    """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""
+    dataset: str = "shapes"
+    """shapes, folder, camvid or ade20k."""
+    data: Path | None = None
+    """Root folder of the dataset; shapes needs none."""
+    resume: Literal["auto", "always", "never"] = "auto"
+    """Where --out holds a run: go on if the options agree (auto), even if they differ (always), or delete it and start
+    over (never)."""
+    seed: int = 0
+    limit: int = 0
+    """Use so many images of each split only; 0 for all."""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    augmentation: AugmentOptions = field(default_factory=AugmentOptions)
+    length: LengthOptions = field(default_factory=LengthOptions)
+    record: RecordOptions = field(default_factory=RecordOptions)
+    machine: MachineOptions = field(default_factory=MachineOptions)
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a run to be the same run, flat and fit for JSON: all but where, how often and on what."""
+        groups = (self.network, self.optimizer, self.augmentation, self.length)
+        flat: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed, "limit": self.limit}
+        for group in groups:
+            flat.update(asdict(group))
+        return {key: _plain(value) for key, value in flat.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value

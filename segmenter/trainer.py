@@ -1,0 +1,222 @@
+"""The training loop: updates, checkpoints, evaluations, each resumable to the last bit that the device repeats."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segmenter.datasets import SegmentationDataset
+from segmenter.errors import ConfigError
+from segmenter.interruption import Interrupted, Interruption
+from segmenter.loss import segmentation_loss
+from segmenter.model import Segmenter
+from segmenter.optimizer import autocast_type, make_optimizer, set_lr, set_training
+from segmenter.schedule import Schedule
+from segmenter.train_options import TrainOptions
+from segmenter.training_data import Augmented, Order, batches, spare_workers
+from segmenter.training_log import TrainingLog
+from segmenter.training_state import RunFolder, TrainingRecord
+
+Metrics = dict[str, Any]
+_DROPOUT = 2  # a use of the seed apart from those of training_data
+_EVALUATIONS = 5  # a run, unless told otherwise
+_SAVING_SHARE = 0.05  # of the time, at most, for checkpoints at the ends of epochs
+
+
+class Trainer:
+    """A run in its folder: `train` until the schedule ends or a signal comes.
+
+    judge: metrics of the network; `best` is chosen by their `miou`. record: where the run begins. resume: read weights
+    and optimiser state from the folder.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        folder: RunFolder,
+        model: Segmenter,
+        data: SegmentationDataset,
+        judge: Callable[[Segmenter], Metrics],
+        record: TrainingRecord,
+        device: torch.device,
+        resume: bool,
+    ) -> None:
+        self.options, self.folder, self.model, self.judge, self.record = (
+            options,
+            folder,
+            model.to(device),
+            judge,
+            record,
+        )
+        self.device, self.step = device, record.step
+        self.schedule = make_schedule(options, len(data))
+        self.precision = autocast_type(options.optimizer.amp, device)
+        self.optimizer = make_optimizer(model, options.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        if resume:
+            folder.load(model, self.optimizer)
+            self.scaler.load_state_dict(record.scaler)
+        self.weights = None if record.class_weights is None else torch.tensor(record.class_weights, device=device)
+        crop = options.augmentation.crop or model.config.encoder.image_size
+        self.samples = Augmented(data, crop, options.augmentation.settings, model.config.preprocess, options.seed)
+        self.began = time.monotonic() - record.elapsed_s
+        self.saved_at, self.saving_s = time.monotonic(), 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of the run so far, earlier parts of a resumed one included."""
+        return time.monotonic() - self.began
+
+    @property
+    def progress(self) -> float:
+        """Share of the run behind us, 0 to 1."""
+        return self.schedule.progress(self.step, self.elapsed_s)
+
+    def train(self, log: TrainingLog, interruption: Interruption) -> Metrics:
+        """Train to the end of the schedule; returns the metrics of the final network.
+
+        Raises Interrupted after a signal, the state saved; ConfigError when the loss is no longer a number;
+        CheckpointError when a state cannot be written.
+        """
+        if self.progress < 1:
+            self._updates(log, interruption)
+            self.save()
+        return self.evaluate(log, interruption)
+
+    def save(self) -> None:
+        """Make the present state `last`."""
+        self._require_finite(all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()))
+        begin = time.monotonic()
+        record = replace(self.record, step=self.step, elapsed_s=self.elapsed_s, scaler=self.scaler.state_dict())
+        self.folder.save(self.model, self.optimizer, record)
+        self.saved_at = time.monotonic()
+        self.saving_s = self.saved_at - begin
+
+    def evaluate(self, log: TrainingLog, interruption: Interruption) -> Metrics:
+        """Judge the network, and keep it as `best` if it is."""
+        with interruption.allowed():
+            metrics = {"step": self.step, **self.judge(self.model.eval())}
+        best = self.folder.best_metrics()
+        if best is None or (metrics["miou"] or 0.0) > (best["miou"] or 0.0):
+            self.folder.save_best(self.model, metrics)
+        log.note(f"step {self.step}: mIoU {_text(metrics['miou'])}, pixel accuracy {_text(metrics['pixel_accuracy'])}")
+        log.record({key: metrics[key] for key in ("step", "miou", "pixel_accuracy", "mean_accuracy")})
+        return metrics
+
+    def _updates(self, log: TrainingLog, interruption: Interruption) -> None:
+        options, batch = self.options, self.options.length.batch
+        order = Order(len(self.samples.dataset), batch, options.seed, self.step, self.schedule.steps)
+        workers = options.machine.workers
+        source = batches(
+            self.samples, order, spare_workers() if workers is None else workers, self.device.type == "cuda"
+        )
+        evaluations = int(self.progress * _EVALUATIONS)
+        frozen: int | None = None
+        rate = 0.0
+        ended = time.monotonic()
+        for images, labels in source:
+            elapsed_s, progress = self.elapsed_s, self.progress
+            if progress >= 1:
+                break
+            wanted = options.optimizer.freeze_encoder_blocks if progress < options.optimizer.freeze_for else 0
+            if wanted != frozen or not self.model.training:
+                set_training(self.model, wanted)
+                frozen = wanted
+            lr = self.schedule.lr_at(self.step, elapsed_s)
+            loss = self._update(
+                images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True), lr
+            )
+            self.step += 1
+            due = self.step % options.record.log_every == 0
+            if due or self.device.type == "cpu":  # reading a loss waits for the device
+                value = loss.item()
+                self._require_finite(np.isfinite(value))
+                now_rate = batch / max(time.monotonic() - ended, 1e-9)
+                rate = now_rate if rate == 0.0 else 0.9 * rate + 0.1 * now_rate
+                log.update(self.step, self.progress, self.elapsed_s, value, lr, rate)
+            if due:
+                seconds = round(self.elapsed_s, 3)
+                log.record(
+                    {"step": self.step, "loss": value, "lr": lr, "images_per_s": round(rate, 2), "elapsed_s": seconds}
+                )
+            if interruption.signal is not None:
+                self.save()
+                raise Interrupted
+            progress = self.progress
+            if progress < 1 and self._evaluation_due(evaluations, progress):
+                evaluations = int(progress * _EVALUATIONS)
+                self.save()
+                self.evaluate(log, interruption)
+            elif progress < 1 and self._save_due():
+                self.save()
+            ended = time.monotonic()
+
+    def _update(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """One step of the optimiser; returns the loss before it."""
+        # chance in the network depends on the update alone, so it needs no place in the state
+        torch.manual_seed(int(np.random.SeedSequence((self.options.seed, _DROPOUT, self.step)).generate_state(1)[0]))
+        settings = self.options.optimizer
+        set_lr(self.optimizer, lr)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            masks = self.model.masks(images)
+        loss = segmentation_loss(
+            masks, labels, self.model.config.encoder.patch_size, settings.loss_stride, self.weights
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if settings.clip_grad > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _evaluation_due(self, done: int, progress: float) -> bool:
+        every = self.options.record.eval_every
+        if every is None:
+            return int(progress * _EVALUATIONS) > done
+        return every > 0 and self.step % every == 0
+
+    def _save_due(self) -> bool:
+        """Whether the last state is old, or an epoch ends and states are cheap."""
+        age = time.monotonic() - self.saved_at
+        images, batch = len(self.samples.dataset), self.options.length.batch
+        epoch_ended = self.step * batch // images > (self.step - 1) * batch // images
+        return age >= self.options.record.save_every_seconds or (epoch_ended and age * _SAVING_SHARE > self.saving_s)
+
+    def _require_finite(self, finite: bool) -> None:
+        if not finite:
+            raise ConfigError(
+                f"training came apart at step {self.step}: the loss or a weight is no longer a number; lower --lr"
+                f" ({self.options.optimizer.lr}), pass --clip-grad 1, or --amp off"
+            )
+
+
+def _text(measure: float | None) -> str:
+    return "-" if measure is None else f"{measure:.4f}"
+
+
+def make_schedule(options: TrainOptions, images: int) -> Schedule:
+    """The schedule of a run over so many training images.
+
+    Raises ConfigError for lengths that are none.
+    """
+    length, rates = options.length, options.optimizer
+    if length.batch < 1:
+        raise ConfigError(f"batch {length.batch}: wanted at least 1 image")
+    epochs = length.epochs
+    if length.steps is None and length.max_minutes is None and epochs is None:
+        epochs = 64
+    ends = [length.steps, None if epochs is None else max(1, round(epochs * images / length.batch))]
+    return Schedule(
+        lr=rates.lr,
+        min_lr=rates.min_lr,
+        power=rates.power,
+        warmup=rates.warmup,
+        steps=min((end for end in ends if end is not None), default=None),
+        budget_s=None if length.max_minutes is None else 60 * length.max_minutes,
+    )

@@ -1,0 +1,99 @@
+"""The network a run starts from: a variant of the paper, a checkpoint, or a small one made to measure."""
+
+from dataclasses import replace
+from types import ModuleType
+
+import torch
+
+from segmenter.checkpoint import load_model, load_weights
+from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig, variant
+from segmenter.datasets import SegmentationDataset
+from segmenter.errors import ConfigError
+from segmenter.model import Segmenter
+from segmenter.train_options import NetworkOptions
+
+_PATCHES_A_SIDE = 16  # of the image size of a network of one's own
+
+
+def make_network(
+    options: NetworkOptions,
+    dataset: SegmentationDataset,
+    crop: tuple[int, int] | None,
+    seed: int,
+    ops: ModuleType | None = None,
+) -> tuple[Segmenter, str]:
+    """The network to train on a dataset, and a line about where it comes from.
+
+    crop: (height, width) position embeddings are made for, rounded up to whole patches; the variant's own when None.
+    A checkpoint keeps its image size, and its decoder where it tells as many classes apart.
+    Raises ConfigError for an unknown variant or impossible sizes, CheckpointError for a checkpoint that cannot be read.
+    """
+    torch.manual_seed(seed)
+    if options.init is None:
+        config = _fresh_config(options, dataset, crop)
+        return Segmenter(config, ops), f"{config.name}, from random weights"
+    source = load_model(options.init)
+    config = _with_chances(replace(source.config, classes=dataset.classes, palette=dataset.palette), options)
+    model = Segmenter(config, ops)
+    tensors = source.state_dict()
+    line = f"{config.name}, from {options.init}"
+    if source.config.num_classes != config.num_classes:
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+        tensors |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("decoder.")}
+        line += f"; fresh decoder ({source.config.num_classes} classes there, {config.num_classes} here)"
+    load_weights(model, tensors, options.init)
+    return model, line
+
+
+def _fresh_config(
+    options: NetworkOptions, dataset: SegmentationDataset, crop: tuple[int, int] | None
+) -> SegmenterConfig:
+    if options.variant is not None:
+        config = variant(options.variant, dataset.classes)
+        if crop is not None:
+            size = _whole_patches(crop, config.encoder.patch_size)
+            config = replace(config, encoder=replace(config.encoder, image_size=size))
+        return _with_chances(replace(config, palette=dataset.palette), options)
+    P, C = options.patch_size, options.width
+    config = SegmenterConfig(
+        encoder=EncoderConfig(
+            patch_size=P,
+            image_size=_whole_patches(crop or (_PATCHES_A_SIDE * P, _PATCHES_A_SIDE * P), P),
+            width=C,
+            depth=options.depth,
+            heads=options.heads,
+            mlp_width=4 * C,
+            drop_path=0.0,
+        ),
+        decoder=DecoderConfig(
+            kind=options.decoder,
+            width=C,
+            depth=options.decoder_depth,
+            heads=options.heads,
+            mlp_width=4 * C,
+            dropout=0.0,
+        ),
+        classes=dataset.classes,
+        palette=dataset.palette,
+        name=f"{options.decoder} patch {P}, width {C}, depth {options.depth}",
+    )
+    return _with_chances(config, options)
+
+
+def _with_chances(config: SegmenterConfig, options: NetworkOptions) -> SegmenterConfig:
+    """The configuration with dropout and stochastic depth as asked for."""
+    for name, value in (("dropout", options.dropout), ("drop_path", options.drop_path)):
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: wanted a share from 0 to below 1")
+    encoder, decoder = config.encoder, config.decoder
+    if options.dropout is not None:
+        decoder = replace(decoder, dropout=options.dropout)
+    if options.drop_path is not None:
+        encoder = replace(encoder, drop_path=options.drop_path)
+    return replace(config, encoder=encoder, decoder=decoder)
+
+
+def _whole_patches(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    if min(size) < 1:
+        raise ConfigError(f"crop {size[0]}x{size[1]}: wanted at least a pixel a side")
+    return -(-size[0] // patch_size) * patch_size, -(-size[1] // patch_size) * patch_size

@@ -1,0 +1,233 @@
+"""The folder of a training run: whole states that survive a kill at any moment, and the best network so far.
+
+    last -> states/step-00001200    config.json, model.safetensors, optimizer.safetensors, training.json
+    best -> states/best-00001000    config.json, model.safetensors, metrics.json
+
+A state is written beside the others, reaches the disk, gets its name, and only then does the link `last` move to it.
+The one before it is kept too. Nothing in a state is code.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from segmenter.checkpoint import WEIGHTS_NAME, load_weights, read_tensors, save_model, write_tensors
+from segmenter.errors import CheckpointError
+from segmenter.files import atomic_path
+from segmenter.model import Segmenter
+from segmenter.optimizer import load_optimizer, optimizer_tensors
+
+try:
+    import fcntl
+except ImportError:  # Windows has no record locks of this kind; two runs in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+OPTIMIZER_NAME = "optimizer.safetensors"
+TRAINING_NAME = "training.json"
+METRICS_NAME = "metrics.json"
+_UNFINISHED = ".part"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a run knows besides weights and optimiser state; the order of images and all chance follow from `step`."""
+
+    step: int  # updates done
+    elapsed_s: float
+    options: dict[str, Any]  # TrainOptions.identity()
+    data: dict[str, Any]  # number of training images, class names
+    class_weights: list[float] | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)  # GradScaler state of fp16 training
+
+
+class RunFolder:
+    """A run's states under `root`, one process at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.states = root, root / "states"
+        self.last, self.best = root / "last", root / "best"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock ends with the process, however it ends.
+
+        Raises CheckpointError when another process holds it, or the folder cannot be made.
+        """
+        with reporting(self.root, "cannot be written"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / ".lock").open("w")
+        with file:
+            if fcntl is not None:
+                try:
+                    # a record lock, not flock: workers that outlive a killed run would inherit the latter
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.EAGAIN):
+                        raise CheckpointError(
+                            f"{self.root}: another process is training here; wait for it, or choose another --out"
+                        ) from error
+            yield
+
+    @property
+    def holds_run(self) -> bool:
+        return self.last.is_symlink() or self.last.is_dir()
+
+    def save(self, model: Segmenter, optimizer: Optimizer, record: TrainingRecord) -> None:
+        """Write a state and make it `last`; once this returns it is on the disk, and before that the old one stands.
+
+        Raises CheckpointError when it cannot be written, a full disk included.
+        """
+        name = f"step-{record.step:08d}"
+        if self._target(self.last) == name:
+            return
+
+        def write(folder: Path) -> None:
+            save_model(model, folder)
+            write_tensors(optimizer_tensors(optimizer), folder / OPTIMIZER_NAME)
+            _write_json(folder / TRAINING_NAME, asdict(record))
+
+        before = self._target(self.last)
+        self._publish(name, self.last, write)
+        self._remove_states("step-", keep=(name, before))
+
+    def save_best(self, model: Segmenter, metrics: dict[str, Any]) -> None:
+        """Write the network and its metrics (with their `step`) and make it `best`.
+
+        Raises CheckpointError when it cannot be written.
+        """
+
+        def write(folder: Path) -> None:
+            save_model(model, folder)
+            _write_json(folder / METRICS_NAME, metrics)
+
+        name = f"best-{metrics['step']:08d}"
+        if self._target(self.best) == name:  # judged again after a resume; the one in use stays until it is replaced
+            name += "-again"
+        self._publish(name, self.best, write)
+        self._remove_states("best-", keep=(name,))
+
+    def read_record(self) -> TrainingRecord:
+        """The record of `last`.
+
+        Raises CheckpointError when it is missing or damaged.
+        """
+        path = self.last / TRAINING_NAME
+        try:
+            return TrainingRecord(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: {error}; {self._way_out()}") from error
+
+    def load(self, model: Segmenter, optimizer: Optimizer) -> None:
+        """Put weights and optimiser state of `last` into a network of its configuration and its optimiser.
+
+        Raises CheckpointError when either is missing, damaged or does not fit.
+        """
+        weights = self.last / WEIGHTS_NAME
+        load_weights(model, read_tensors(weights), weights)
+        try:
+            load_optimizer(optimizer, read_tensors(self.last / OPTIMIZER_NAME))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{self.last / OPTIMIZER_NAME}: {error}; {self._way_out()}") from error
+
+    def best_metrics(self) -> dict[str, Any] | None:
+        """Metrics of `best`, None when there is none yet."""
+        path = self.best / METRICS_NAME
+        if not path.is_file():
+            return None
+        try:
+            metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}; delete {self.best} to have it made anew") from error
+        return metrics
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written, or finished but not yet made `last` or `best`."""
+        last, best = self._target(self.last), self._target(self.best)
+        if self.states.is_dir():
+            steps = sorted(path.name for path in self.states.glob("step-*") if path.suffix != _UNFINISHED)
+            before = [name for name in steps if last is not None and name < last]
+            self._remove_states("step-", keep=(last, *before[-1:]))
+            self._remove_states("best-", keep=(best,))
+
+    def clear(self) -> None:
+        """Delete the run's states and final metrics."""
+        for link in (self.last, self.best):
+            link.unlink(missing_ok=True)
+        (self.root / METRICS_NAME).unlink(missing_ok=True)
+        shutil.rmtree(self.states, ignore_errors=True)
+
+    def _publish(self, name: str, link: Path, write: Callable[[Path], None]) -> None:
+        """Make the folder `states/name` by `write` and point `link` at it; on failure nothing has changed."""
+        final, unfinished = self.states / name, self.states / f"{name}{_UNFINISHED}"
+        intact = f"{link} is as it was" if link.exists() else "there was no earlier one"
+        pointer = link.with_name(f".{link.name}{_UNFINISHED}")
+        try:
+            with reporting(final, "cannot be saved", f"{intact}; make room (or fix it), and start again to go on"):
+                for stale in (final, unfinished):
+                    shutil.rmtree(stale, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+                write(unfinished)
+                _sync(unfinished)
+                unfinished.replace(final)
+                _sync(self.states)
+                pointer.unlink(missing_ok=True)
+                pointer.symlink_to(final.relative_to(self.root), target_is_directory=True)
+                pointer.replace(link)
+                _sync(self.root)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                pointer.unlink(missing_ok=True)
+
+    def _remove_states(self, prefix: str, keep: tuple[str | None, ...]) -> None:
+        for path in self.states.glob(f"{prefix}*"):
+            if path.name not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _target(self, link: Path) -> str | None:
+        return link.readlink().name if link.is_symlink() else None
+
+    def _way_out(self) -> str:
+        others = sorted(path.name for path in self.states.glob("step-*") if path.name != self._target(self.last))
+        other = f"point {self.last} at {self.states / others[-1]}, or " if others else ""
+        return f"{other}start over with --resume never"
+
+
+@contextmanager
+def reporting(path: Path, trouble: str, next_step: str = "make room or choose another --out") -> Iterator[None]:
+    """Turn the file system's errors inside the block into a CheckpointError naming the path and the next step."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: {trouble} ({error.strerror or error}); {next_step}") from error
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics as JSON, atomically.
+
+    Raises CheckpointError when they cannot be written.
+    """
+    with reporting(path, "cannot be written"):
+        _write_json(path, metrics)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the folder's names are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

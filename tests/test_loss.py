@@ -1,0 +1,81 @@
+"""The training loss against its definition in float64, and where there is nothing to learn from."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segmenter.errors import ConfigError
+from segmenter.loss import class_weights, segmentation_loss
+
+
+def case(classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    masks = 1 + torch.randn(2, classes, 4, 5, generator=generator)
+    labels = torch.randint(0, classes, (2, 30, 37), generator=generator, dtype=torch.uint8)
+    labels[:, :4] = 255
+    return masks, labels
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 0.1, 3.0]])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_definition(stride: int, weights: list[float] | None) -> None:
+    masks, labels = case()
+    weight = None if weights is None else torch.tensor(weights)
+    loss = segmentation_loss(masks, labels, 8, stride, weight)
+    logits = F.interpolate(masks.double(), (32 // stride, 40 // stride), mode="bilinear")
+    total, count = 0.0, 0.0
+    for image in range(2):
+        for row, y in enumerate(range(stride // 2, 30, stride)):
+            for column, x in enumerate(range(stride // 2, 37, stride)):
+                label = int(labels[image, y, x])
+                if label != 255:
+                    share = 1.0 if weights is None else weights[label]
+                    total -= share * float(logits[image, :, row, column].log_softmax(0)[label])
+                    count += share
+    assert loss.item() == pytest.approx(total / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, torch.ones(5)])
+def test_nothing_labelled_is_no_loss_and_no_gradient(weights: torch.Tensor | None) -> None:
+    masks, labels = case()
+    masks.requires_grad_()
+    loss = segmentation_loss(masks, torch.full_like(labels, 255), 8, 1, weights)
+    loss.backward()
+    assert loss.item() == 0
+    assert masks.grad is not None
+    assert (masks.grad == 0).all()
+
+
+def test_ignored_pixels_get_no_gradient() -> None:
+    masks, labels = case()
+    masks.requires_grad_()
+    labels[0] = 255
+    segmentation_loss(masks, labels, 8).backward()
+    assert masks.grad is not None
+    assert (masks.grad[0] == 0).all()
+    assert (masks.grad[1] != 0).any()
+
+
+def test_stride_must_divide_the_patch() -> None:
+    masks, labels = case()
+    with pytest.raises(ConfigError, match="loss stride 3 does not divide the patch size 8"):
+        segmentation_loss(masks, labels, 8, 3)
+
+
+def test_class_weights() -> None:
+    labels = np.zeros((10, 10), np.uint8)
+    labels[0, 0] = 1  # one pixel
+    labels[1] = 255
+    labels[2:5] = 3
+    weights = class_weights([labels, labels], 5).numpy()
+    share = np.array([59, 1, 0, 30, 0]) / 90
+    assert weights.dtype == np.float32
+    assert (weights * share).sum() == pytest.approx(1)
+    np.testing.assert_allclose(weights[1] / weights[0], np.sqrt(59), rtol=1e-6)
+    np.testing.assert_allclose(weights[3] / weights[0], np.sqrt(59 / 30), rtol=1e-6)
+    assert weights[2] == weights[4] == 1  # never occur
+
+
+def test_class_weights_without_labels() -> None:
+    assert class_weights([np.full((4, 4), 255, np.uint8)], 3).tolist() == [1, 1, 1]
