@@ -135,7 +135,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, or is no checkpoint, and was not loaded (it could run code);"
             " convert it to safetensors where you trust it"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged pickle can fail anywhere inside the unpickler
         raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({error}); copy it again") from error
     tensors = data.get("model", data) if isinstance(data, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):

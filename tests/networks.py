@@ -1,0 +1,31 @@
+"""Small networks for tests: every feature of the encoder and decoders, milliseconds to run."""
+
+from typing import Any
+
+import torch
+
+from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig
+from segmenter.model import Segmenter
+
+CLASSES = ("ground", "tree", "house", "sky", "road")
+
+
+def small_config(decoder: str = "mask", classes: tuple[str, ...] = CLASSES, **encoder: Any) -> SegmenterConfig:
+    values = {"patch_size": 16, "image_size": (64, 64), "width": 64, "depth": 2, "heads": 2, "mlp_width": 128}
+    return SegmenterConfig(
+        encoder=EncoderConfig(**(values | encoder)),
+        decoder=DecoderConfig(kind=decoder, width=64, depth=1, heads=1, mlp_width=128),  # type: ignore[arg-type]
+        classes=classes,
+        name="small",
+    )
+
+
+def small_network(decoder: str = "mask", seed: int = 0, **encoder: Any) -> Segmenter:
+    """In eval mode, with weights large enough that labels vary over an image and every parameter matters."""
+    torch.manual_seed(seed)
+    model = Segmenter(small_config(decoder, **encoder)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+            parameter.add_(torch.randn_like(parameter) * scale)
+    return model

@@ -1,0 +1,214 @@
+import errno
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+from segmenter import load_model
+from segmenter.checkpoint import save_model
+from segmenter.errors import CheckpointError
+from tests.networks import small_network
+
+
+def test_round_trip_is_exact_and_any_of_its_names_opens_it(tmp_path):
+    model = small_network(distilled=True, layer_scale=True)
+    save_model(model, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "model.safetensors"]
+    for name in ("run", "run/config.json", "run/model.safetensors"):
+        loaded = load_model(tmp_path / name)
+        assert loaded.config == model.config
+        assert not loaded.training
+        for key, value in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_a_missing_checkpoint_says_what_one_is(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json.*checkpoint\.pth"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights_are_named(tmp_path, keep):
+    save_model(small_network(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a whole safetensors file"):
+        load_model(tmp_path)
+
+
+def test_weights_of_another_variant_are_named(tmp_path):
+    save_model(small_network(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["encoder"]["depth"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"do not fit.*encoder\.blocks\.2.*is missing"):
+        load_model(tmp_path)
+    config["encoder"] |= {"depth": 2, "mlp_width": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"\(128, 64\), wanted \(64, 64\)"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"encoder": {}}', '{"encoder": {"patch_size": 16}}'])
+def test_broken_config_is_named(tmp_path, text):
+    save_model(small_network(), tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_model(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    old = small_network(seed=1)
+    save_model(old, tmp_path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*model\.safetensors"):
+        save_model(small_network(seed=2), tmp_path)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = load_model(tmp_path)
+    assert torch.equal(loaded.state_dict()["encoder.pos_embed"], old.state_dict()["encoder.pos_embed"])
+
+
+class _RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write_variant(tmp_path)
+    write({"model": _RunsCode()}, tmp_path / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match="not loaded"):
+        load_model(tmp_path / "checkpoint.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_variant_file_that_runs_code_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {}}, tmp_path / "checkpoint.pth")
+    (tmp_path / "variant.yml").write_text("net_kwargs: !!python/object/apply:os.mkdir [owned]\n")
+    with pytest.raises(CheckpointError, match="refused"):
+        load_model(tmp_path / "checkpoint.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x80\x02."])
+def test_files_that_are_no_checkpoint_are_named(tmp_path, content):
+    write_variant(tmp_path)
+    (tmp_path / "checkpoint.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pth"):
+        load_model(tmp_path)
+
+
+def test_an_official_checkpoint_needs_its_variant_file(tmp_path):
+    torch.save({"model": {}}, tmp_path / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match=r"variant\.yml.*beside it"):
+        load_model(tmp_path / "checkpoint.pth")
+
+
+VARIANT = """\
+dataset_kwargs: {{dataset: {dataset}, normalization: vit}}
+net_kwargs:
+  backbone: {backbone}
+  d_model: 64
+  decoder: {{{decoder}}}
+  distilled: {distilled}
+  drop_path_rate: 0.1
+  dropout: 0.0
+  image_size: !!python/tuple
+  - 64
+  - 48
+  n_cls: {classes}
+  n_heads: 2
+  n_layers: 2
+  normalization: {normalization}
+  patch_size: {patch}
+"""
+
+
+def write_variant(folder, **changes):
+    values = {
+        "dataset": "anything",
+        "backbone": "vit_tiny_patch16_384",
+        "decoder": "name: mask_transformer, n_layers: 1, drop_path_rate: 0.0, dropout: 0.1",
+        "distilled": "false",
+        "classes": 5,
+        "normalization": "vit",
+        "patch": 16,
+    }
+    (folder / "variant.yml").write_text(VARIANT.format(**(values | changes)))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "distilled", "patch"),
+    [("mask", False, 16), ("linear", False, 16), ("linear", True, 16), ("mask", True, 16), ("mask", False, 8)],
+)
+def test_official_files_of_every_kind_load(tmp_path, decoder, distilled, patch):
+    mlp = {"mlp_width": 256, "image_size": (64, 48), "patch_size": patch, "distilled": distilled}
+    source = small_network(decoder, **mlp)
+    tensors = dict(source.state_dict())
+    if decoder == "mask":
+        # the official decoder's feed-forward layers are four times as wide; take them from a network that has them
+        from dataclasses import replace
+
+        from segmenter.model import Segmenter
+
+        wide = replace(source.config, decoder=replace(source.config.decoder, mlp_width=256))
+        source = Segmenter(wide).eval()
+        tensors = dict(source.state_dict())
+    tensors |= {"encoder.head.weight": torch.zeros(1000, 64), "encoder.head.bias": torch.zeros(1000)}
+    if distilled:
+        tensors |= {"encoder.head_dist.weight": torch.zeros(1000, 64), "encoder.head_dist.bias": torch.zeros(1000)}
+    torch.save(
+        {"model": tensors, "epoch": 3, "n_cls": 5, "lr_scheduler": {"step_size": 1}}, tmp_path / "checkpoint.pth"
+    )
+    name = "name: linear" if decoder == "linear" else "name: mask_transformer, n_layers: 1, dropout: 0.1"
+    write_variant(tmp_path, decoder=name, distilled=str(distilled).lower(), patch=patch, normalization="deit")
+    loaded = load_model(tmp_path)
+    assert loaded.config.preprocess.mean[0] == 0.485
+    image = torch.randn(1, 3, 70, 50)
+    with torch.inference_mode():
+        assert torch.equal(loaded(image), source(image))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": "name: deeplab_dec"}, "deeplab_dec"),
+        ({"normalization": "none"}, "'none'"),
+        ({"patch": 7}, "patch size 7"),
+        ({"decoder": "n_layers: 2"}, "KeyError"),
+    ],
+)
+def test_unsupported_variant_files_are_named(tmp_path, change, message):
+    torch.save({"model": {}}, tmp_path / "checkpoint.pth")
+    write_variant(tmp_path, **change)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path)
+
+
+def test_ade20k_checkpoints_know_their_classes(tmp_path):
+    from segmenter.pretrained import official_config
+
+    net = {
+        "backbone": "vit_tiny_patch16_384",
+        "d_model": 192,
+        "n_heads": 3,
+        "n_layers": 12,
+        "patch_size": 16,
+        "image_size": 512,
+        "n_cls": 150,
+        "decoder": {"name": "linear"},
+    }
+    config = official_config({"net_kwargs": net, "dataset_kwargs": {"dataset": "ade20k"}}, tmp_path)
+    assert config.classes[:2] == ("wall", "building")
+    assert config.encoder.image_size == (512, 512)

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+import torch
+
+from segmenter.config import VARIANTS, SegmenterConfig, default_palette, variant
+from segmenter.errors import ConfigError
+from segmenter.model import Segmenter
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_builds_and_survives_json(name):
+    config = variant(name)
+    with torch.device("meta"):
+        Segmenter(config)
+    assert SegmenterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# millions of parameters as the official model list states them
+@pytest.mark.parametrize(
+    ("name", "millions"), [("Seg-Ti-Mask/16", 7), ("Seg-S-Mask/16", 27), ("Seg-B-Mask/16", 106), ("Seg-L-Mask/16", 334)]
+)
+def test_parameter_counts_are_the_published_ones(name, millions):
+    with torch.device("meta"):
+        model = Segmenter(variant(name))
+    # the published counts include the unused ImageNet head of 1000 classes
+    head = 1000 * (model.config.encoder.width + 1)
+    count = (sum(parameter.numel() for parameter in model.parameters()) + head) / 1e6
+    assert abs(count - millions) / millions < 0.06
+
+
+def test_names_are_read_leniently_and_unknown_ones_listed():
+    assert variant("b-mask/16").name == "Seg-B-Mask/16"
+    assert variant("seg-deit-ti/16").encoder.distilled
+    with pytest.raises(ConfigError, match="Seg-Ti/16"):
+        variant("Seg-XXL/16")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 7}, "patch size 7"),
+        ({"heads": 5}, "5 heads"),
+        ({"image_size": (500, 512)}, "multiples"),
+        ({"depth": 0}, "depth 0"),
+    ],
+)
+def test_impossible_encoders_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        variant("Seg-Ti/16", **change)
+
+
+def test_classes_and_colours_must_match():
+    with pytest.raises(ConfigError, match="at least one class"):
+        SegmenterConfig()
+    with pytest.raises(ConfigError, match="2 colours for 1 classes"):
+        SegmenterConfig(classes=("a",), palette=((0, 0, 0), (1, 1, 1)))
+
+
+def test_default_palette_is_distinct():
+    assert len(set(default_palette(255))) == 255
+
+
+@pytest.mark.parametrize("broken", [{}, {"encoder": 3}, {"encoder": {"image_size": [512, 512], "wings": 2}}])
+def test_broken_configurations_are_named_as_such(broken):
+    with pytest.raises(ConfigError, match="not a Segmenter configuration"):
+        SegmenterConfig.from_dict(broken)

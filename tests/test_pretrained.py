@@ -1,0 +1,108 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from segmenter import load_model
+from segmenter.errors import CheckpointError, ConfigError
+from segmenter.pretrained import from_backbone, load_backbone, main
+from tests.networks import CLASSES, small_network
+
+
+def backbone_file(folder, **encoder):
+    """ViT weights under timm's key names, with a classification head nobody needs."""
+    model = small_network(**encoder)
+    tensors = {key.removeprefix("encoder."): value for key, value in model.state_dict().items() if "encoder." in key}
+    path = folder / "vit.safetensors"
+    save_file({**tensors, "head.weight": torch.zeros(10, 64), "mask_token": torch.zeros(1, 64)}, path)
+    return path, model
+
+
+@pytest.mark.parametrize("kind", [{}, {"layer_scale": True}, {"distilled": True}])
+@torch.inference_mode()
+def test_the_encoder_is_the_files(tmp_path, kind):
+    path, source = backbone_file(tmp_path, norm_eps=1e-6, heads=1, **kind)
+    model = from_backbone(path, CLASSES).eval()
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.encoder(image), source.encoder(image))
+    assert model.config.encoder.position_resize == ("bicubic" if kind == {"layer_scale": True} else "bilinear")
+
+
+@torch.inference_mode()
+def test_fewer_blocks_end_in_a_fresh_norm(tmp_path):
+    path, source = backbone_file(tmp_path, norm_eps=1e-6, heads=1, layer_scale=True)
+    model = from_backbone(path, CLASSES, blocks=1).eval()
+    image = torch.randn(1, 3, 64, 64)
+    tokens = source.encoder.blocks[0](source.encoder.embed(image))
+    torch.testing.assert_close(model.encoder(image), F.layer_norm(tokens, (64,), eps=1e-6))
+
+
+@pytest.mark.parametrize(("scaled", "mode"), [(True, "bicubic"), (False, "bilinear")])
+def test_position_embeddings_are_resized_as_their_source_does(tmp_path, scaled, mode):
+    path, source = backbone_file(tmp_path, heads=1, layer_scale=scaled)
+    model = from_backbone(path, CLASSES, image_size=(90, 130))
+    assert model.config.encoder.image_size == (96, 144)
+    old = source.encoder.pos_embed[:, 1:].reshape(1, 4, 4, 64).permute(0, 3, 1, 2)
+    wanted = F.interpolate(old, (6, 9), mode=mode, align_corners=False, antialias=False).flatten(2).mT
+    torch.testing.assert_close(model.encoder.pos_embed[:, 1:], wanted)
+    assert torch.equal(model.encoder.pos_embed[:, :1], source.encoder.pos_embed[:, :1])
+
+
+def test_files_that_are_no_such_vit_are_named(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"conv.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight"):
+        load_backbone(path)
+    save_file({"register_tokens": torch.zeros(1, 4, 8)}, path)
+    with pytest.raises(CheckpointError, match="register tokens"):
+        load_backbone(path)
+    path, _ = backbone_file(tmp_path)
+    with pytest.raises(CheckpointError, match="first 3 blocks of 2"):
+        load_backbone(path, blocks=3)
+
+
+def test_the_command_writes_a_checkpoint(tmp_path, capsys):
+    path, _ = backbone_file(tmp_path)
+    command = [str(path), "--out", str(tmp_path / "init"), "--dataset", "camvid", "--decoder", "linear"]
+    assert main([*command, "--blocks", "1", "--height", "80", "--width", "96"]) == 0
+    assert "11 classes" in capsys.readouterr().out
+    model = load_model(tmp_path / "init")
+    assert model.config.classes[0] == "Sky"
+    assert model.config.encoder.image_size == (80, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--dataset and --num-classes"),
+        (["--dataset", "camvid", "--num-classes", "3"], "--dataset and --num-classes"),
+        (["--dataset", "mars"], "camvid"),
+        (["--num-classes", "3", "--height", "64"], "--width"),
+        (["--num-classes", "0"], "class"),
+    ],
+)
+def test_mistakes_in_the_command_are_one_line(tmp_path, capsys, options, message):
+    path, _ = backbone_file(tmp_path)
+    assert main([str(path), "--out", str(tmp_path / "init"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error:")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "init").exists()
+
+
+@torch.inference_mode()
+def test_the_real_backbone_sees_structure(shared):
+    path = shared / "weights" / "vit_small_patch14_imgfocus_fp16.safetensors"
+    model = from_backbone(path, CLASSES, image_size=(364, 476)).eval()
+    assert model.config.encoder.grid == (26, 34)
+    assert model.config.encoder.position_resize == "bicubic"
+    tokens = model.encoder(torch.randn(1, 3, 364, 476))
+    assert tokens.shape == (1, 1 + 26 * 34, 384)
+    assert tokens.isfinite().all()
+
+
+def test_config_error_is_what_classes_raise(tmp_path):
+    path, _ = backbone_file(tmp_path)
+    with pytest.raises(ConfigError, match="at least one class"):
+        from_backbone(path, ())
