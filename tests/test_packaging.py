@@ -1,0 +1,133 @@
+"""What a user installs: the packages' layers, the C++ library, the source distribution, and builds that cannot work."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segmenter.version import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {
+    "segmenter": ROOT / "segmenter",
+    "segmenter_engines": ROOT / "engines" / "segmenter_engines",
+    "segmenter_bench": ROOT / "bench",
+    "segmenter_trt": ROOT / "csrc" / "segmenter_trt",
+}
+
+
+def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, text=True, capture_output=True, check=False
+    )
+
+
+def imports(node: ast.AST, inside_functions: bool) -> Iterator[str]:
+    """Top-level package names imported by `node`, when it runs, or also when its functions do."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+            yield child.module.partition(".")[0]
+        elif inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(child, inside_functions)
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden", "inside_functions"),
+    [
+        # commands may look further down the pipeline when they run, but importing the model costs only the model
+        ("segmenter", {"segmenter_engines", "segmenter_bench", "segmenter_trt", "segmenter_kernels"}, False),
+        ("segmenter_engines", {"segmenter_bench"}, True),
+        ("segmenter_trt", {"segmenter", "segmenter_engines", "segmenter_bench", "segmenter_kernels"}, True),
+    ],
+)
+def test_layers(package: str, forbidden: set[str], inside_functions: bool) -> None:
+    files = sorted(PACKAGES[package].rglob("*.py"))
+    assert files, f"no Python file under {PACKAGES[package]}"
+    for file in files:
+        found = set(imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions))
+        assert not found & forbidden, f"{file.relative_to(ROOT)} imports {sorted(found & forbidden)}"
+
+
+def test_compiled_version_is_the_projects() -> None:
+    segmenter_trt = pytest.importorskip("segmenter_trt", reason="segmenter_trt is not compiled; run pip install .")
+    assert segmenter_trt.__version__ == __version__
+
+
+@pytest.mark.slow
+def test_a_cpp_program_finds_the_installed_library(tmp_path: Path) -> None:
+    if not shutil.which("cmake"):
+        pytest.skip("cmake is not installed")
+    if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler is installed")
+    prefix = tmp_path / "prefix"
+
+    def build(source: Path, folder: Path, *options: str) -> None:
+        for step in (
+            ("cmake", "-S", source, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *options),
+            ("cmake", "--build", folder, "--parallel", "2"),
+        ):
+            result = run(*step)
+            assert result.returncode == 0, result.stdout + result.stderr
+
+    build(ROOT, tmp_path / "library", "-DSEGMENTER_TRT_WERROR=ON")
+    installed = run("cmake", "--install", tmp_path / "library", "--prefix", prefix)
+    assert installed.returncode == 0, installed.stderr
+    build(ROOT / "csrc" / "examples" / "labels", tmp_path / "program", f"-DCMAKE_PREFIX_PATH={prefix}")
+    program = run(tmp_path / "program" / "labels")
+    assert program.returncode == 0, program.stderr
+    assert program.stdout.splitlines() == [
+        f"segmenter_trt {__version__}",
+        "00001111",
+        "00001111",
+        "22222222",
+        "22222222",
+    ]
+
+
+def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    result = run(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    archive = tmp_path / f"segmenter_trt-{__version__}.tar.gz"
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {"pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"}
+    # folders that hold sources and nothing a build leaves behind
+    for folder in ("segmenter", "engines", "csrc/include", "csrc/src", "csrc/bindings", "csrc/cmake", "csrc/examples"):
+        wanted |= {
+            str(path.relative_to(ROOT))
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+    wanted |= {f"csrc/segmenter_trt/{name}" for name in ("__init__.py", "_native.pyi", "py.typed")}
+    assert not wanted - names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.parametrize(
+    ("programs", "message"),
+    [
+        ((), "no cmake found (looked for cmake); install one: pip install cmake"),
+        (("cmake",), "no C++ compiler found (looked for c++, g++, clang++); install one: apt-get install g++"),
+    ],
+)
+def test_a_build_without_its_tools_names_the_fix(tmp_path: Path, programs: tuple[str, ...], message: str) -> None:
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in programs:
+        (tools / name).write_text("#!/bin/sh\nexit 0\n")
+        (tools / name).chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "PATH")} | {"PATH": str(tools)}
+    folders = ("--build-temp", tmp_path / "temp", "--build-lib", tmp_path / "lib")
+    result = run(sys.executable, "setup.py", "build_ext", *folders, env=environment)
+    assert result.returncode != 0
+    assert message in result.stderr
