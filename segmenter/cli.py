@@ -25,6 +25,7 @@ COMMANDS = {
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 ONNX, from calibration images"),
     "build": ("segmenter_engines.build", "ONNX to a TensorRT plan"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
+    "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),

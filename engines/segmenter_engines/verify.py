@@ -14,6 +14,7 @@ from segmenter.cli import run
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.errors import EngineError, VerificationError
 from segmenter.evaluate import evaluate_labels
+from segmenter.files import atomic_path
 from segmenter_engines.images import fit
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import Session, open_session
@@ -65,6 +66,14 @@ class Verdict:
         if self.batch_rows_equal is False:
             found.append("rows of a batch differ from the same images alone")
         return found
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        outcome = "passed" if not self.faults else "FAILED: " + "; ".join(self.faults)
+        return (
+            f"{self.engine}: mIoU {self.miou:.4f} (PyTorch {self.reference_miou:.4f}),"
+            f" {self.agreement:.3%} of pixels agree, {outcome}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"miou_drop": self.miou_drop, "passed": not self.faults, "faults": self.faults}
@@ -141,6 +150,13 @@ def _rows_equal(session: Session, alone: Sequence[tuple[np.ndarray, np.ndarray]]
     return all(float((row != labels).mean()) <= 1e-3 for row, (_, labels) in zip(together, alone, strict=True))
 
 
+def record(artifact: Path, verdict: Verdict) -> None:
+    """Add the verdict to the artifact's manifest, beside those of other engines."""
+    manifest = read_manifest(artifact)
+    verification = {**(manifest.verification or {}), verdict.engine: verdict.to_dict()}
+    replace(manifest, verification=verification).write(artifact)
+
+
 @dataclass(frozen=True)
 class Options:
     """Compare an engine with PyTorch on labelled images; exits with 1 past the limit of its precision."""
@@ -180,15 +196,11 @@ def verify_artifact(options: Options) -> int:
         if options.max_drop is not None:
             limit = replace(limit, miou_drop=options.max_drop)
         verdict = verify(session, reference, chosen, limit=limit)
-    manifest = read_manifest(options.artifact)
-    verifications = {**(manifest.verification or {}), verdict.engine: verdict.to_dict()}
-    replace(manifest, verification=verifications).write(options.artifact)
+    record(options.artifact, verdict)
     if options.out is not None:
-        options.out.write_text(json.dumps(verdict.to_dict(), indent=1) + "\n")
-    print(
-        f"{options.artifact}: {verdict.engine}, {verdict.images} images: mIoU {verdict.miou:.4f}"
-        f" (PyTorch {verdict.reference_miou:.4f}), {verdict.agreement:.3%} of pixels agree"
-    )
+        with atomic_path(options.out) as temporary:
+            temporary.write_text(json.dumps(verdict.to_dict(), indent=1) + "\n")
+    print(f"{options.artifact}, {verdict.images} images: {verdict.line()}")
     if verdict.faults:
         raise VerificationError(f"{options.artifact}: failed: {'; '.join(verdict.faults)}")
     return 0

@@ -96,6 +96,10 @@ class Session(ABC):
         (H, W), padded = x.shape[-2:], self._padded(x.shape[-2], x.shape[-1])
         return F.interpolate(masks, padded, mode="bilinear", align_corners=False)[..., :H, :W]
 
+    def masks(self, x: np.ndarray) -> np.ndarray:
+        """The network alone: normalised float32 [B, 3, H, W] -> class masks float32 [B, K, h, w] on the patch grid."""
+        return self._masks(x)
+
     def describe(self) -> dict[str, Any]:
         """Facts for people and reports: engine, precision, threads, sizes, where labels are made."""
         return {
