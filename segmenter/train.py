@@ -1,29 +1,11 @@
 """The command that trains: `python -m segmenter.train --dataset shapes --out runs/shapes`."""
 
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-import torch
-
-from segmenter import ops_cpu_training
-from segmenter.checkpoint import CONFIG_NAME, read_config
 from segmenter.cli import run
-from segmenter.datasets import SegmentationDataset, Subset, open_dataset
-from segmenter.errors import ConfigError
-from segmenter.evaluate import evaluate_labels, summary
-from segmenter.inference import Inference, pick_device, predictor
-from segmenter.interruption import Interrupted, Interruption
-from segmenter.loss import class_weights
-from segmenter.model import Segmenter
 from segmenter.train_options import TrainOptions
-from segmenter.trainer import Metrics, Trainer
-from segmenter.training_log import TrainingLog
-from segmenter.training_network import make_network
-from segmenter.training_state import METRICS_NAME, RunFolder, TrainingRecord, write_metrics
-
-_WEIGHED_IMAGES = 500  # looked at for class frequencies
 
 
 def train(options: TrainOptions) -> int:
@@ -31,103 +13,12 @@ def train(options: TrainOptions) -> int:
 
     Raises SegmenterError for whatever a user can set right.
     """
-    if options.machine.threads:
-        torch.set_num_threads(options.machine.threads)
-    data = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
-    val = Subset(open_dataset(options.dataset, options.data, "val"), options.limit)
-    device = torch.device(pick_device(options.machine.device))
-    ops = ops_cpu_training if device.type == "cpu" else None
-    inference = Inference(window=options.record.eval_window)
+    # OpenMP reads this once, as PyTorch is loaded. Threads that wait by spinning take the core from the processes that
+    # load images, and from anything else at work: with one busy neighbour on two cores training ran at two fifths.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from segmenter.training import run_training
 
-    def judge(model: Segmenter) -> Metrics:
-        return summary(evaluate_labels(predictor(model, inference), val, progress=False), val.classes)
-
-    folder, interruption = RunFolder(options.out), Interruption()
-    with folder.locked(), interruption.listening():
-        record = _resumed(options, folder, data)
-        with TrainingLog(options.out, record.step if record else 0, options.record.tensorboard) as log:
-            if record is not None:
-                folder.tidy()
-                model = Segmenter(read_config(folder.last / CONFIG_NAME), ops)
-                log.note(f"{model.config.name}, going on from step {record.step} of {folder.last}")
-            else:
-                model, line = make_network(options.network, data, options.augmentation.crop, options.seed, ops)
-                log.note(line)
-            trainer = Trainer(
-                options, folder, model, data, judge, record or _first(options, data), device, bool(record)
-            )
-            metrics = options.out / METRICS_NAME
-            if trainer.progress >= 1 and metrics.is_file():
-                log.note(f"this run has ended, see {metrics}; --resume always with more --steps would prolong it")
-                return 0
-            metrics.unlink(missing_ok=True)
-            try:
-                final = trainer.train(log, interruption)
-            except Interrupted:
-                log.note(f"stopped at step {trainer.step}, saved in {folder.last}; the same command goes on from there")
-                return 128 + (interruption.signal or 0)
-            _report(folder, final, trainer, log)
-    return 0
-
-
-def _resumed(options: TrainOptions, folder: RunFolder, data: SegmentationDataset) -> TrainingRecord | None:
-    """The record to go on from, None for a new run.
-
-    Raises ConfigError when the folder holds a run with other options, or on other data.
-    """
-    if options.resume == "never":
-        folder.clear()
-        return None
-    if not folder.holds_run:
-        return None
-    record = folder.read_record()
-    facts = _facts(data)
-    if record.data["classes"] != facts["classes"]:
-        raise ConfigError(
-            f"{folder.root} holds a run on {len(record.data['classes'])} other classes than this dataset's"
-            f" {len(data.classes)}; choose another --out, or pass --resume never to start over"
-        )
-    identity = options.identity()
-    there, here = {**record.options, "images": record.data["images"]}, {**identity, "images": facts["images"]}
-    different = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
-    if different and options.resume == "auto":
-        raise ConfigError(
-            f"{folder.root} holds a run with other options ({'; '.join(different)}); choose another --out, or pass"
-            " --resume always to go on with these options, --resume never to start over"
-        )
-    weights = _weights(options, data) if different else record.class_weights
-    return replace(record, options=identity, data=facts, class_weights=weights)
-
-
-def _first(options: TrainOptions, data: SegmentationDataset) -> TrainingRecord:
-    return TrainingRecord(0, 0.0, options.identity(), _facts(data), _weights(options, data))
-
-
-def _facts(data: SegmentationDataset) -> dict[str, Any]:
-    return {"images": len(data), "classes": list(data.classes)}
-
-
-def _weights(options: TrainOptions, data: SegmentationDataset) -> list[float] | None:
-    """Class weights from evenly spread training labels, where asked for."""
-    if not options.optimizer.class_weights:
-        return None
-    some = Subset(data, _WEIGHED_IMAGES)
-    weights: list[float] = class_weights((some[index].labels for index in range(len(some))), len(data.classes)).tolist()
-    return weights
-
-
-def _report(folder: RunFolder, final: Metrics, trainer: Trainer, log: TrainingLog) -> None:
-    """Write metrics.json, of the best network, and say where it is."""
-    best = folder.best_metrics() or final
-    report = {
-        **best,
-        "last": {"step": final["step"], "miou": final["miou"]},
-        "images_seen": trainer.step * trainer.options.length.batch,
-        "training_s": round(trainer.elapsed_s, 1),
-        "options": trainer.record.options,
-    }
-    write_metrics(folder.root / METRICS_NAME, report)
-    log.note(f"best: step {best['step']}, mIoU {best['miou']}, in {folder.best}")
+    return run_training(options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,11 @@
 """Every option of training and its default, grouped; the command line is made from these."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from segmenter.augment import PRESETS, Augmentation
 from segmenter.errors import ConfigError
 
 
@@ -17,8 +16,7 @@ class NetworkOptions:
     variant: str | None = None
     """A variant of the paper, such as Seg-S-Mask/16, from random weights."""
     init: Path | None = None
-    """Checkpoint to start from; `segmenter pretrained` makes one of a pretrained backbone. A decoder for another number
-    of classes is replaced by a fresh one."""
+    """Checkpoint to start from, such as `segmenter pretrained` makes; a decoder of other classes is made anew."""
     patch_size: int = 8
     """Patch size of your own network: 8, 14, 16 or 32 pixels."""
     width: int = 128
@@ -94,11 +92,6 @@ class AugmentOptions:
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
 
-    @property
-    def settings(self) -> Augmentation:
-        chosen = PRESETS[self.augment]
-        return chosen if self.scale is None else replace(chosen, scale=self.scale)
-
 
 @dataclass(frozen=True)
 class LengthOptions:
@@ -154,8 +147,7 @@ class TrainOptions:
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """Where --out holds a run: go on if the options agree (auto), even if they differ (always), or delete it and start
-    over (never)."""
+    """Where --out holds a run: go on if the options agree, even if they differ, or delete it and start over."""
     seed: int = 0
     limit: int = 0
     """Use so many images of each split only; 0 for all."""

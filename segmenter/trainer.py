@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segmenter.augment import PRESETS
 from segmenter.datasets import SegmentationDataset
 from segmenter.errors import ConfigError
 from segmenter.interruption import Interrupted, Interruption
@@ -61,8 +62,12 @@ class Trainer:
             folder.load(model, self.optimizer)
             self.scaler.load_state_dict(record.scaler)
         self.weights = None if record.class_weights is None else torch.tensor(record.class_weights, device=device)
-        crop = options.augmentation.crop or model.config.encoder.image_size
-        self.samples = Augmented(data, crop, options.augmentation.settings, model.config.preprocess, options.seed)
+        wanted = options.augmentation
+        settings = PRESETS[wanted.augment]
+        if wanted.scale is not None:
+            settings = replace(settings, scale=wanted.scale)
+        crop = wanted.crop or model.config.encoder.image_size
+        self.samples = Augmented(data, crop, settings, model.config.preprocess, options.seed)
         self.began = time.monotonic() - record.elapsed_s
         self.saved_at, self.saving_s = time.monotonic(), 0.0
 
@@ -91,8 +96,8 @@ class Trainer:
         """Make the present state `last`."""
         self._require_finite(all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()))
         begin = time.monotonic()
-        record = replace(self.record, step=self.step, elapsed_s=self.elapsed_s, scaler=self.scaler.state_dict())
-        self.folder.save(self.model, self.optimizer, record)
+        self.record = replace(self.record, step=self.step, elapsed_s=self.elapsed_s, scaler=self.scaler.state_dict())
+        self.folder.save(self.model, self.optimizer, self.record)
         self.saved_at = time.monotonic()
         self.saving_s = self.saved_at - begin
 

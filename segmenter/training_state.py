@@ -148,21 +148,20 @@ class RunFolder:
             raise CheckpointError(f"{path}: {error}; delete {self.best} to have it made anew") from error
         return metrics
 
-    def tidy(self) -> None:
-        """Remove what a killed process left half-written, or finished but not yet made `last` or `best`."""
-        last, best = self._target(self.last), self._target(self.best)
-        if self.states.is_dir():
-            steps = sorted(path.name for path in self.states.glob("step-*") if path.suffix != _UNFINISHED)
-            before = [name for name in steps if last is not None and name < last]
-            self._remove_states("step-", keep=(last, *before[-1:]))
-            self._remove_states("best-", keep=(best,))
+    def begin(self, record: TrainingRecord | None) -> None:
+        """Make ready for a run that goes on from `record`, or, with None, a new one; then any old one is deleted.
 
-    def clear(self) -> None:
-        """Delete the run's states and final metrics."""
-        for link in (self.last, self.best):
-            link.unlink(missing_ok=True)
+        What a killed process left half-written, or finished but not yet made `last` or `best`, goes too.
+        """
         (self.root / METRICS_NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.states, ignore_errors=True)
+        if record is None:
+            for link in (self.last, self.best):
+                link.unlink(missing_ok=True)
+        last, best = self._target(self.last), self._target(self.best)
+        steps = sorted(path.name for path in self.states.glob("step-*") if path.suffix != _UNFINISHED)
+        before = [name for name in steps if last is not None and name < last]
+        self._remove_states("step-", keep=(last, *before[-1:]))
+        self._remove_states("best-", keep=(best,))
 
     def _publish(self, name: str, link: Path, write: Callable[[Path], None]) -> None:
         """Make the folder `states/name` by `write` and point `link` at it; on failure nothing has changed."""

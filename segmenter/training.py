@@ -1,0 +1,120 @@
+"""A training run from its options: data, network, a new or a resumed state, the loop, the report."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from segmenter import ops_cpu_training
+from segmenter.checkpoint import CONFIG_NAME, read_config
+from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.errors import ConfigError
+from segmenter.evaluate import evaluate_labels, summary
+from segmenter.inference import Inference, pick_device, predictor
+from segmenter.interruption import Interrupted, Interruption
+from segmenter.loss import class_weights
+from segmenter.model import Segmenter
+from segmenter.train_options import TrainOptions
+from segmenter.trainer import Metrics, Trainer
+from segmenter.training_log import TrainingLog
+from segmenter.training_network import make_network
+from segmenter.training_state import METRICS_NAME, RunFolder, TrainingRecord, write_metrics
+
+_WEIGHED_IMAGES = 500  # looked at for class frequencies
+
+
+def run_training(options: TrainOptions) -> int:
+    """Train, or go on training, as the options say; 0 at the end, 128 + the signal's number when stopped by one.
+
+    Raises SegmenterError for whatever a user can set right.
+    """
+    if options.machine.threads:
+        torch.set_num_threads(options.machine.threads)
+    data = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
+    val = Subset(open_dataset(options.dataset, options.data, "val"), options.limit)
+    device = torch.device(pick_device(options.machine.device))
+    ops = ops_cpu_training if device.type == "cpu" else None
+    inference = Inference(window=options.record.eval_window)
+
+    def judge(model: Segmenter) -> Metrics:
+        return summary(evaluate_labels(predictor(model, inference), val, progress=False), val.classes)
+
+    folder, interruption = RunFolder(options.out), Interruption()
+    with folder.locked(), interruption.listening():
+        record = _resumed(options, folder, data)
+        if record is not None:
+            model = Segmenter(read_config(folder.last / CONFIG_NAME), ops)
+            line = f"{model.config.name}, going on from step {record.step} of {folder.last}"
+        else:
+            model, line = make_network(options.network, data, options.augmentation.crop, options.seed, ops)
+        first = record or TrainingRecord(0, 0.0, options.identity(), _facts(data), _weights(options, data))
+        trainer = Trainer(options, folder, model, data, judge, first, device, resume=record is not None)
+        metrics = options.out / METRICS_NAME
+        if trainer.progress >= 1 and metrics.is_file():
+            print(f"this run has ended, see {metrics}; more --steps with --resume always would prolong it")
+            return 0
+        # only now, when all options have proved possible, does anything old go
+        folder.begin(record)
+        with TrainingLog(options.out, first.step, options.record.tensorboard) as log:
+            log.note(line)
+            try:
+                final = trainer.train(log, interruption)
+            except Interrupted:
+                log.note(f"stopped at step {trainer.step}, saved in {folder.last}; the same command goes on from there")
+                return 128 + (interruption.signal or 0)
+            best = _report(folder, final, trainer)
+    print(f"mIoU {best['miou']} at step {best['step']}: {folder.best}")
+    return 0
+
+
+def _resumed(options: TrainOptions, folder: RunFolder, data: SegmentationDataset) -> TrainingRecord | None:
+    """The record to go on from, None for a new run.
+
+    Raises ConfigError when the folder holds a run with other options, or on other data.
+    """
+    if options.resume == "never" or not folder.holds_run:
+        return None
+    record = folder.read_record()
+    facts = _facts(data)
+    if record.data["classes"] != facts["classes"]:
+        raise ConfigError(
+            f"{folder.root} holds a run on {len(record.data['classes'])} other classes than this dataset's"
+            f" {len(data.classes)}; choose another --out, or pass --resume never to start over"
+        )
+    identity = options.identity()
+    there, here = {**record.options, "images": record.data["images"]}, {**identity, "images": facts["images"]}
+    different = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+    if different and options.resume == "auto":
+        raise ConfigError(
+            f"{folder.root} holds a run with other options ({'; '.join(different)}); choose another --out, or pass"
+            " --resume always to go on with these options, --resume never to start over"
+        )
+    weights = _weights(options, data) if different else record.class_weights
+    return replace(record, options=identity, data=facts, class_weights=weights)
+
+
+def _facts(data: SegmentationDataset) -> dict[str, Any]:
+    return {"images": len(data), "classes": list(data.classes)}
+
+
+def _weights(options: TrainOptions, data: SegmentationDataset) -> list[float] | None:
+    """Class weights from evenly spread training labels, where asked for."""
+    if not options.optimizer.class_weights:
+        return None
+    some = Subset(data, _WEIGHED_IMAGES)
+    weights: list[float] = class_weights((some[index].labels for index in range(len(some))), len(data.classes)).tolist()
+    return weights
+
+
+def _report(folder: RunFolder, final: Metrics, trainer: Trainer) -> Metrics:
+    """Write metrics.json, of the best network; returns its metrics."""
+    best = folder.best_metrics() or final
+    report = {
+        **best,
+        "last": {"step": final["step"], "miou": final["miou"]},
+        "images_seen": trainer.step * trainer.options.length.batch,
+        "training_s": round(trainer.record.elapsed_s, 1),
+        "options": trainer.record.options,
+    }
+    write_metrics(folder.root / METRICS_NAME, report)
+    return best

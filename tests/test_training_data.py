@@ -1,0 +1,74 @@
+"""The order of training images: every image once an epoch, and the same from any update on, with any workers."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segmenter.augment import PRESETS
+from segmenter.config import HALF
+from segmenter.datasets import Sample
+from segmenter.datasets.shapes import Shapes
+from segmenter.errors import ImageError
+from segmenter.training_data import Augmented, Order, batches
+
+
+def augmented(seed: int = 0) -> Augmented:
+    return Augmented(Shapes("train", length=5), (32, 32), PRESETS["paper"], HALF, seed)
+
+
+def test_every_image_once_an_epoch() -> None:
+    places = [place for batch in Order(10, 4, seed=3, first=0, steps=10) for place in batch]
+    assert [number for number, _ in places] == list(range(40))
+    epochs = [[index for _, index in places[first : first + 10]] for first in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_order_from_any_update_on() -> None:
+    whole = list(Order(7, 3, seed=1, first=0, steps=20))
+    for first in (1, 6, 13, 20):
+        assert list(Order(7, 3, seed=1, first=first, steps=20)) == whole[first:]
+    assert whole != list(Order(7, 3, seed=2, first=0, steps=20))
+    assert list(islice(Order(7, 3, seed=1, first=2, steps=None), 5)) == whole[2:7]
+
+
+def test_batch_larger_than_the_dataset() -> None:
+    (batch,) = Order(2, 5, seed=0, first=0, steps=1)
+    assert sorted(index for _, index in batch)[:2] == [0, 0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int) -> None:
+    here = list(batches(augmented(), Order(5, 2, 0, 0, 6), 0))
+    there = list(batches(augmented(), Order(5, 2, 0, 0, 6), workers))
+    later = list(batches(augmented(), Order(5, 2, 0, 3, 6), workers))
+    assert len(here) == len(there) == 6
+    assert len(later) == 3
+    for (images, labels), (others, other_labels) in zip(here + here[3:], there + later, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+    assert here[0][0].shape == (2, 3, 32, 32)
+    assert here[0][1].dtype == torch.uint8
+
+
+def test_seed_changes_augmentation() -> None:
+    assert not torch.equal(augmented(0)[0, 0][0], augmented(1)[0, 0][0])
+    assert not torch.equal(augmented(0)[0, 0][0], augmented(0)[5, 0][0])
+
+
+class Broken(Shapes):
+    def __getitem__(self, index: int) -> Sample:
+        if index == 3:
+            raise ImageError("street.png: damaged; copy it again")
+        return Sample(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8), "fine")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_file_is_named_in_one_line(workers: int, tmp_path: Path) -> None:
+    samples = Augmented(Broken("train", length=5), (32, 32), PRESETS["none"], HALF, 0)
+    with pytest.raises(ImageError) as error:
+        list(batches(samples, Order(5, 2, 0, 0, 6), workers))
+    assert str(error.value) == "street.png: damaged; copy it again"
