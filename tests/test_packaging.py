@@ -70,10 +70,11 @@ def test_a_cpp_program_finds_the_installed_library(tmp_path: Path) -> None:
     prefix = tmp_path / "prefix"
 
     def build(source: Path, folder: Path, *options: str) -> None:
-        for step in (
+        steps: list[tuple[str | Path, ...]] = [
             ("cmake", "-S", source, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *options),
             ("cmake", "--build", folder, "--parallel", "2"),
-        ):
+        ]
+        for step in steps:
             result = run(*step)
             assert result.returncode == 0, result.stdout + result.stderr
 
@@ -108,8 +109,8 @@ def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
             if path.is_file() and "__pycache__" not in path.parts
         }
     wanted |= {f"csrc/segmenter_trt/{name}" for name in ("__init__.py", "_native.pyi", "py.typed")}
-    assert not wanted - names
-    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert sorted(wanted - names) == []
+    assert [name for name in names if name.endswith((".so", ".pyc"))] == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-// The routines for x86-64 with AVX2. Measured beside these, AVX-512 gained nothing on real masks.
+// The routines for x86-64 with AVX2. Measured beside these, AVX-512 gained nothing on smooth masks.
 #define LANES 8
 #include "kernels_vector.h"
 
