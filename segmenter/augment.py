@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from segmenter.config import Preprocess
+from segmenter.datasets import IGNORE
 from segmenter.errors import ConfigError
 from segmenter.preprocess import normalize
 
-IGNORE = 255
 _ATTEMPTS = 10  # crops tried before one with too much of a class is taken
 _SHARE_POINTS = 128  # points a side at which a crop's classes are counted
 

@@ -18,10 +18,9 @@ def segmentation_loss(
     masks: [B, K, h, w] on the patch grid of the padded image; labels: integer [B, H, W] of the image before padding;
     weights: [K]. With a `stride` above 1 the masks are upsampled to 1 / stride of the image and only every stride-th
     pixel is compared: at many classes the loss is much of an update's cost, and neighbouring pixels say little new.
-    Raises ConfigError when the stride does not divide the patch size.
+    Raises ConfigError as `require_stride` does.
     """
-    if stride < 1 or patch_size % stride:
-        raise ConfigError(f"loss stride {stride} does not divide the patch size {patch_size}; use one that does, or 1")
+    require_stride(stride, patch_size)
     size = masks.shape[2] * patch_size // stride, masks.shape[3] * patch_size // stride
     truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
     logits = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False)
@@ -30,6 +29,12 @@ def segmentation_loss(
     keep = truth != ignore
     count = keep.sum() if weights is None else (weights[torch.where(keep, truth, 0)] * keep).sum()
     return total / count.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def require_stride(stride: int, patch_size: int) -> None:
+    """Raises ConfigError when a loss stride does not divide the patch size."""
+    if stride < 1 or patch_size % stride:
+        raise ConfigError(f"loss stride {stride} does not divide the patch size {patch_size}; use one that does, or 1")
 
 
 def class_weights(labels: Iterable[np.ndarray], num_classes: int) -> Tensor:

@@ -92,6 +92,10 @@ class AugmentOptions:
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
 
+    def __post_init__(self) -> None:
+        if self.crop is not None and min(self.crop) < 1:
+            raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
+
 
 @dataclass(frozen=True)
 class LengthOptions:
@@ -105,6 +109,9 @@ class LengthOptions:
     """Passes over the training images; 64 when no other end is given."""
     max_minutes: float | None = None
     """Minutes, evaluations on the way included, the last one not. Survives a resume."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 1, "--batch", self.batch, "at least 1 image")
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,10 @@ class RecordOptions:
     tensorboard: bool = True
     """Log for TensorBoard, where it is installed."""
 
+    def __post_init__(self) -> None:
+        _require((self.eval_every or 0) >= 0, "--eval-every", self.eval_every, "0 or more updates")
+        _require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
+
 
 @dataclass(frozen=True)
 class MachineOptions:
@@ -133,6 +144,10 @@ class MachineOptions:
     """Threads of a CPU computation; 0 leaves it to PyTorch."""
     workers: int | None = None
     """Processes that load and augment images; default one a spare core, at least 1, at most 8."""
+
+    def __post_init__(self) -> None:
+        _require(self.threads >= 0, "--threads", self.threads, "0 or more")
+        _require((self.workers or 0) >= 0, "--workers", self.workers, "0 or more")
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -158,6 +173,9 @@ class TrainOptions:
     record: RecordOptions = field(default_factory=RecordOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
 
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "--seed", self.seed, "0 or more")
+
     def identity(self) -> dict[str, Any]:
         """What must agree for a run to be the same run, flat and fit for JSON: all but where, how often and on what."""
         groups = (self.network, self.optimizer, self.augmentation, self.length)
@@ -165,6 +183,11 @@ class TrainOptions:
         for group in groups:
             flat.update(asdict(group))
         return {key: _plain(value) for key, value in flat.items()}
+
+
+def _require(holds: bool, option: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ConfigError(f"{option} {value}: wanted {wanted}")
 
 
 def _plain(value: Any) -> Any:

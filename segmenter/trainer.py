@@ -13,7 +13,7 @@ from segmenter.augment import PRESETS
 from segmenter.datasets import SegmentationDataset
 from segmenter.errors import ConfigError
 from segmenter.interruption import Interrupted, Interruption
-from segmenter.loss import segmentation_loss
+from segmenter.loss import require_stride, segmentation_loss
 from segmenter.model import Segmenter
 from segmenter.optimizer import autocast_type, make_optimizer, set_lr, set_training
 from segmenter.schedule import Schedule
@@ -46,21 +46,18 @@ class Trainer:
         device: torch.device,
         resume: bool,
     ) -> None:
-        self.options, self.folder, self.model, self.judge, self.record = (
-            options,
-            folder,
-            model.to(device),
-            judge,
-            record,
-        )
-        self.device, self.step = device, record.step
+        require_stride(options.optimizer.loss_stride, model.config.encoder.patch_size)
+        self.options, self.folder, self.judge = options, folder, judge
+        self.model, self.device = model.to(device), device
+        self.record, self.step = record, record.step
         self.schedule = make_schedule(options, len(data))
         self.precision = autocast_type(options.optimizer.amp, device)
         self.optimizer = make_optimizer(model, options.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         if resume:
             folder.load(model, self.optimizer)
-            self.scaler.load_state_dict(record.scaler)
+            if record.scaler:
+                self.scaler.load_state_dict(record.scaler)
         self.weights = None if record.class_weights is None else torch.tensor(record.class_weights, device=device)
         wanted = options.augmentation
         settings = PRESETS[wanted.augment]
@@ -70,6 +67,7 @@ class Trainer:
         self.samples = Augmented(data, crop, settings, model.config.preprocess, options.seed)
         self.began = time.monotonic() - record.elapsed_s
         self.saved_at, self.saving_s = time.monotonic(), 0.0
+        self.frozen: int | None = None
 
     @property
     def elapsed_s(self) -> float:
@@ -113,41 +111,25 @@ class Trainer:
         return metrics
 
     def _updates(self, log: TrainingLog, interruption: Interruption) -> None:
-        options, batch = self.options, self.options.length.batch
-        order = Order(len(self.samples.dataset), batch, options.seed, self.step, self.schedule.steps)
-        workers = options.machine.workers
-        source = batches(
-            self.samples, order, spare_workers() if workers is None else workers, self.device.type == "cuda"
-        )
+        """Update to the end of the schedule, with evaluations and states on the way."""
+        options = self.options
+        order = Order(len(self.samples.dataset), options.length.batch, options.seed, self.step, self.schedule.steps)
+        workers = spare_workers() if options.machine.workers is None else options.machine.workers
         evaluations = int(self.progress * _EVALUATIONS)
-        frozen: int | None = None
-        rate = 0.0
-        ended = time.monotonic()
-        for images, labels in source:
+        began, seconds = time.monotonic(), None
+        for images, labels in batches(self.samples, order, workers, self.device.type == "cuda"):
             elapsed_s, progress = self.elapsed_s, self.progress
             if progress >= 1:
                 break
-            wanted = options.optimizer.freeze_encoder_blocks if progress < options.optimizer.freeze_for else 0
-            if wanted != frozen or not self.model.training:
-                set_training(self.model, wanted)
-                frozen = wanted
+            self._thaw(progress)
             lr = self.schedule.lr_at(self.step, elapsed_s)
             loss = self._update(
                 images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True), lr
             )
             self.step += 1
-            due = self.step % options.record.log_every == 0
-            if due or self.device.type == "cpu":  # reading a loss waits for the device
-                value = loss.item()
-                self._require_finite(np.isfinite(value))
-                now_rate = batch / max(time.monotonic() - ended, 1e-9)
-                rate = now_rate if rate == 0.0 else 0.9 * rate + 0.1 * now_rate
-                log.update(self.step, self.progress, self.elapsed_s, value, lr, rate)
-            if due:
-                seconds = round(self.elapsed_s, 3)
-                log.record(
-                    {"step": self.step, "loss": value, "lr": lr, "images_per_s": round(rate, 2), "elapsed_s": seconds}
-                )
+            now = time.monotonic() - began
+            seconds = now if seconds is None else 0.9 * seconds + 0.1 * now
+            self._show(log, loss, lr, options.length.batch / max(seconds, 1e-9))
             if interruption.signal is not None:
                 self.save()
                 raise Interrupted
@@ -158,7 +140,27 @@ class Trainer:
                 self.evaluate(log, interruption)
             elif progress < 1 and self._save_due():
                 self.save()
-            ended = time.monotonic()
+            began = time.monotonic()
+
+    def _thaw(self, progress: float) -> None:
+        """Freeze what is to be frozen at this point of the run; after an evaluation, back into training mode."""
+        settings = self.options.optimizer
+        frozen = settings.freeze_encoder_blocks if progress < settings.freeze_for else 0
+        if frozen != self.frozen or not self.model.training:
+            set_training(self.model, frozen)
+            self.frozen = frozen
+
+    def _show(self, log: TrainingLog, loss: Tensor, lr: float, images_per_s: float) -> None:
+        """Tell the log about an update: each on a CPU; on a GPU, where reading a loss means waiting, those recorded."""
+        recorded = self.step % self.options.record.log_every == 0
+        if not recorded and self.device.type != "cpu":
+            return
+        value = loss.item()
+        self._require_finite(np.isfinite(value))
+        log.update(self.step, self.progress, self.elapsed_s, value, lr, images_per_s)
+        if recorded:
+            rate, seconds = round(images_per_s, 2), round(self.elapsed_s, 3)
+            log.record({"step": self.step, "loss": value, "lr": lr, "images_per_s": rate, "elapsed_s": seconds})
 
     def _update(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
         """One step of the optimiser; returns the loss before it."""
@@ -211,8 +213,6 @@ def make_schedule(options: TrainOptions, images: int) -> Schedule:
     Raises ConfigError for lengths that are none.
     """
     length, rates = options.length, options.optimizer
-    if length.batch < 1:
-        raise ConfigError(f"batch {length.batch}: wanted at least 1 image")
     epochs = length.epochs
     if length.steps is None and length.max_minutes is None and epochs is None:
         epochs = 64

@@ -1,5 +1,7 @@
 """A training run from its options: data, network, a new or a resumed state, the loop, the report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +51,7 @@ def run_training(options: TrainOptions) -> int:
             model, line = make_network(options.network, data, options.augmentation.crop, options.seed, ops)
         first = record or TrainingRecord(0, 0.0, options.identity(), _facts(data), _weights(options, data))
         trainer = Trainer(options, folder, model, data, judge, first, device, resume=record is not None)
+        predictor(model, inference)  # refuses an impossible window now, not at the first evaluation
         metrics = options.out / METRICS_NAME
         if trainer.progress >= 1 and metrics.is_file():
             print(f"this run has ended, see {metrics}; more --steps with --resume always would prolong it")
@@ -58,13 +61,30 @@ def run_training(options: TrainOptions) -> int:
         with TrainingLog(options.out, first.step, options.record.tensorboard) as log:
             log.note(line)
             try:
-                final = trainer.train(log, interruption)
+                with _explaining(device):
+                    final = trainer.train(log, interruption)
             except Interrupted:
                 log.note(f"stopped at step {trainer.step}, saved in {folder.last}; the same command goes on from there")
                 return 128 + (interruption.signal or 0)
             best = _report(folder, final, trainer)
     print(f"mIoU {best['miou']} at step {best['step']}: {folder.best}")
     return 0
+
+
+@contextmanager
+def _explaining(device: torch.device) -> Iterator[None]:
+    """Turn what PyTorch raises for lack of memory into a ConfigError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{device} has too little memory; lower --batch, --crop, or pass --amp bf16") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ConfigError(
+            f"a process that loads images died ({str(error).splitlines()[0]}), mostly for lack of memory or of room in"
+            " /dev/shm; lower --workers or --batch, and start again to go on"
+        ) from error
 
 
 def _resumed(options: TrainOptions, folder: RunFolder, data: SegmentationDataset) -> TrainingRecord | None:

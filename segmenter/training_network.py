@@ -94,6 +94,4 @@ def _with_chances(config: SegmenterConfig, options: NetworkOptions) -> Segmenter
 
 
 def _whole_patches(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    if min(size) < 1:
-        raise ConfigError(f"crop {size[0]}x{size[1]}: wanted at least a pixel a side")
     return -(-size[0] // patch_size) * patch_size, -(-size[1] // patch_size) * patch_size

@@ -156,12 +156,12 @@ def test_signal_saves_and_stops(number: signal.Signals, tmp_path: Path, monkeypa
 
 
 def test_signal_during_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def signalled(model: Segmenter, inference: object) -> Any:
+    def signalled(*arguments: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the evaluation should have ended here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("segmenter.training.predictor", signalled)
+        patch.setattr("segmenter.training.evaluate_labels", signalled)
         assert train(tmp_path, "--steps", "4") == 128 + signal.SIGTERM
     assert not (tmp_path / "metrics.json").exists()
     assert train(tmp_path, "--steps", "4") == 0
@@ -243,6 +243,24 @@ def test_kill_minus_nine_twenty_times(tmp_path: Path) -> None:
     kill_at_random(tmp_path, 20)
 
 
+def test_a_worker_that_dies_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update = Trainer._update
+
+    def kill_a_worker(self: Trainer, *arguments: Any) -> torch.Tensor:
+        if self.step == 2:
+            for child in multiprocessing.active_children():
+                child.kill()
+        return update(self, *arguments)
+
+    options = ["--workers", "1", "--steps", "400", "--save-every-seconds", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", kill_a_worker)
+        assert "a process that loads images died" in refuse(capsys, tmp_path, *options)
+    assert RunFolder(tmp_path).read_record().step >= 2
+
+
 def test_full_disk_while_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,10 +335,16 @@ def test_impossible_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--device", "cuda:77"], "cuda:77"),
         (["--amp", "fp16"], "fp16"),
         (["--loss-stride", "3"], "patch size 8"),
-        (["--batch", "0"], "batch 0"),
+        (["--batch", "0"], "--batch 0"),
+        (["--workers", "-1"], "--workers -1"),
+        (["--threads", "-1"], "--threads -1"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--log-every", "0"], "--log-every 0"),
+        (["--eval-every", "-1"], "--eval-every -1"),
+        (["--eval-window", "4"], "window 4"),
         (["--steps", "5", "--warmup", "9"], "warm-up of 9"),
         (["--dropout", "1"], "--dropout 1"),
-        (["--crop", "0", "9"], "crop 0x9"),
+        (["--crop", "0", "9"], "--crop 0 9"),
         (["--optimizer", "sgd", "--lr", "1e-6", "--steps", "2"], "minimum"),
         (["--lr", "1e30", "--steps", "30"], "came apart at step"),
     ):
