@@ -1,0 +1,1 @@
+"""Benchmarks: how fast each engine is, what it costs in mIoU, and the page that shows both."""

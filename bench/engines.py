@@ -1,0 +1,122 @@
+"""Every engine that can be benched, by name: which artifact of an engine folder it opens, and with what.
+
+An engine folder holds `checkpoint/` (config.json, model.safetensors), the exported `model.*.onnx` and the built
+`model.*.plan`, each with its manifest. This table is the only place that knows those names.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from segmenter.errors import ConfigError, EngineError
+
+CHECKPOINT = "checkpoint"
+
+
+class Engine(Protocol):
+    """What the bench asks of an open engine; every `segmenter_engines.Session` is one."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
+    def masks(self, x: np.ndarray) -> np.ndarray: ...
+    def describe(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table. opener: `module:function` called with (artifact, engine, precision, threads)."""
+
+    name: str
+    artifact: str  # inside the engine folder
+    engine: str
+    precision: str  # what limits its agreement: fp32, bf16, fp16 or int8; "" to ask the open engine
+    floats: str | None = None  # passed on as the session's precision
+    opener: str = "segmenter_bench.engines:open_with_session"
+
+
+RIVALS = ("official", "official-channels-last", "official-inference")  # the same network, the official way
+TABLE = (
+    *(Entry(name, CHECKPOINT, name, "fp32", opener="segmenter_bench.engines:open_official") for name in RIVALS),
+    Entry("eager", CHECKPOINT, "eager", "fp32"),
+    Entry("compiled", CHECKPOINT, "compiled", "fp32"),
+    Entry("onnxruntime-fp32", "model.fp32.onnx", "onnxruntime", "fp32"),
+    Entry("onnxruntime-int8", "model.int8.onnx", "onnxruntime", "int8"),
+    Entry("openvino-fp32", "model.fp32.onnx", "openvino", "fp32", "fp32"),
+    Entry("openvino-bf16", "model.fp32.onnx", "openvino", "bf16", "bf16"),
+    Entry("openvino-int8", "model.int8.onnx", "openvino", "int8"),
+    Entry("tensorrt-rtx-fp16", "model.fp16.plan", "tensorrt-rtx", "fp16"),
+    Entry("tensorrt-rtx-int8", "model.int8.plan", "tensorrt-rtx", "int8"),
+)
+REFERENCE = "official"  # ratios are against it
+TRUTH = "eager"  # labels are compared with its
+
+
+def entries() -> tuple[Entry, ...]:
+    """The table, and a row for each engine of the sessions registry that the table does not mention yet."""
+    from segmenter_engines import ENGINES
+
+    known = {entry.engine for entry in TABLE}
+    return (*TABLE, *(Entry(name, CHECKPOINT, name, "") for name in ENGINES if name not in known))
+
+
+def choose(names: Sequence[str]) -> tuple[Entry, ...]:
+    """Rows by name, in the table's order; 'all' is every row and a prefix such as 'openvino' is its family.
+
+    Raises ConfigError for a name that matches none.
+    """
+    rows = entries()
+    wanted: set[str] = set()
+    for name in names:
+        matching = [row.name for row in rows if name in ("all", row.name) or row.name.startswith(f"{name}-")]
+        if not matching:
+            known = ", ".join(row.name for row in rows)
+            raise ConfigError(f"engine {name!r} is unknown; choose 'all' or some of {known}")
+        # 'official' names one row, not its variants
+        wanted.update([name] if name in matching else matching)
+    return tuple(row for row in rows if row.name in wanted)
+
+
+def open_entry(entry: Entry, folder: Path, threads: int) -> Engine:
+    """Open the engine of a row on the artifact of an engine folder.
+
+    Raises EngineError, in one line, when the artifact is not there or the engine cannot run here.
+    """
+    artifact = folder / entry.artifact
+    if not artifact.exists():
+        raise EngineError(_why_missing(artifact))
+    module, _, function = entry.opener.partition(":")
+    opener = cast(Callable[[Path, str, str | None, int], Engine], getattr(import_module(module), function))
+    return opener(artifact, entry.engine, entry.floats, threads)
+
+
+def open_with_session(artifact: Path, engine: str, floats: str | None, threads: int) -> Engine:
+    """Through `segmenter_engines.open_session`."""
+    from segmenter_engines import open_session
+
+    return open_session(artifact, engine, threads=threads, precision=floats)
+
+
+def open_official(artifact: Path, engine: str, floats: str | None, threads: int) -> Engine:
+    """One of the rivals of `segmenter_bench.rivals`."""
+    from segmenter_bench import rivals
+
+    if engine == "official-inference":
+        return rivals.OfficialInference(artifact, threads)
+    layout = rivals.channels_last_layout if engine == "official-channels-last" else rivals.classic_layout
+    return rivals.Official(artifact, threads, layout)
+
+
+def _why_missing(artifact: Path) -> str:
+    reason = reason_path(artifact)
+    if reason.is_file():
+        return reason.read_text(encoding="utf-8").strip()
+    return f"{artifact.name} is not in the engine folder; make it with `segmenter export`, `quantize` or `build`"
+
+
+def reason_path(artifact: Path) -> Path:
+    """Where whoever fails to make an artifact leaves the reason, in one line, for the bench to repeat."""
+    return artifact.with_name(artifact.name + ".reason.txt")

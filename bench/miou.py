@@ -1,0 +1,227 @@
+"""mIoU of every engine over a dataset, how many pixels agree with PyTorch, and a few pictures to look at."""
+
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich import box
+from rich.table import Table
+
+from segmenter.cli import run as run_command
+from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.errors import ConfigError, EngineError
+from segmenter.evaluate import evaluate_labels, require_same_classes, summary
+from segmenter_bench.engines import REFERENCE, RIVALS, TRUTH, choose
+from segmenter_bench.examples import label_map, photo
+from segmenter_bench.machine import usable_cores
+from segmenter_bench.models import open_folder
+from segmenter_bench.race import Contestant, limit_of, opened, say
+from segmenter_bench.runs import command_of, new_run, wide_console, write_run
+from segmenter_engines.images import fit
+from segmenter_engines.verify import LIMITS
+
+RIVALS_NOTE = (
+    f"{', '.join(name for name in RIVALS if name != REFERENCE)}: the labels of {REFERENCE} by another route,"
+    " so 'all' leaves them out here; the throughput run checks them."
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """mIoU, pixel accuracy and agreement with PyTorch of every engine on a dataset."""
+
+    folder: Path
+    """Engine folder of a trained checkpoint (checkpoint/, model.*.onnx, model.*.plan)."""
+    engine: tuple[str, ...] = ("all",)
+    """Engines by name or family (openvino, openvino-int8, ...), or all."""
+    dataset: str = "shapes"
+    """Dataset to judge on: shapes, folder, camvid, ade20k."""
+    data: Path | None = None
+    """Root folder of the dataset."""
+    split: str = "val"
+    """Split of the dataset."""
+    limit: int = 0
+    """At most so many images, spread evenly over the split; 0 for all."""
+    examples: int = 3
+    """Pictures kept with every engine's labels, for the report."""
+    threads: int | None = None
+    """CPU threads of every engine; all usable cores when left out."""
+    out: Path = Path("runs/bench")
+    """Folder for the JSON of the run."""
+
+    def __post_init__(self) -> None:
+        if self.examples < 0 or (self.threads is not None and self.threads < 1):
+            raise ConfigError(f"--examples {self.examples}, --threads {self.threads}: wanted at least 0 and 1")
+
+
+class _Judged:
+    """An engine as a function of one picture, remembering what the report needs.
+
+    size: (H, W) every engine reads; pictures of other sizes are resized to it and their labels back (nearest), for
+    PyTorch too, so that engines are compared on the same input.
+    """
+
+    def __init__(self, one: Contestant, size: tuple[int, int], truth: "_Judged | None", keep: Sequence[int]) -> None:
+        self.one, self.size, self.truth, self.keep = one, size, truth, keep
+        self.packed: list[bytes] = []  # the truth's labels, compressed: every other engine needs them once
+        self.kept: dict[int, np.ndarray] = {}
+        self.images = self.same = self.total = 0
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        labels = _resized(self.one.worker.labels(fit(image, self.size)[None])[0], image.shape[:2])
+        if self.truth is None:
+            self.packed.append(zlib.compress(labels.tobytes(), 1))
+            expected = labels
+        else:
+            packed = zlib.decompress(self.truth.packed[self.images])
+            expected = np.frombuffer(packed, labels.dtype).reshape(labels.shape)
+        if self.images in self.keep:
+            self.kept[self.images] = labels
+        self.images += 1
+        self.same += int((labels == expected).sum())
+        self.total += labels.size
+        return labels
+
+
+def _resized(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Labels [h, w] at another size, each pixel the nearest one's."""
+    if labels.shape == size:
+        return labels
+    picture = Image.fromarray(labels.astype(np.int32)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(picture).astype(labels.dtype)
+
+
+def miou(options: Options, command: str = "miou") -> dict[str, Any]:
+    """Judge and return the run, see `segmenter_bench.runs`.
+
+    Raises ConfigError, CheckpointError or DataError for what the options name, EngineError when PyTorch itself fails.
+    """
+    subject, threads = open_folder(options.folder), options.threads or usable_cores()
+    dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
+    require_same_classes(subject.config.classes, dataset, options.folder)
+    chosen = [
+        row for row in choose(options.engine) if row.name not in RIVALS or row.name in (REFERENCE, *options.engine)
+    ]
+    settings = {
+        "threads": threads,
+        "dataset": options.dataset,
+        "split": options.split,
+        "images": len(dataset),
+        "truth": TRUTH,
+    }
+    run = new_run("miou", command, subject.facts(), settings)
+    run["notes"] = [RIVALS_NOTE] if "all" in options.engine else []
+    keep = [index * len(dataset) // max(options.examples, 1) for index in range(min(options.examples, len(dataset)))]
+    with opened(chosen, choose((TRUTH,)), subject.folder, threads) as (contestants, unavailable):
+        run["unavailable"] = unavailable
+        # PyTorch first: everyone else is compared with it
+        order = sorted(contestants, key=lambda one: one.entry.name != TRUTH)
+        if not order or order[0].entry.name != TRUTH:
+            raise EngineError(f"engine {TRUTH} cannot run, and without its labels nothing can be compared")
+        truth = _Judged(order[0], subject.size, None, keep)
+        rows: dict[str, dict[str, Any]] = {}
+        judged = {TRUTH: truth}
+        for one in order:
+            name = one.entry.name
+            judged.setdefault(name, _Judged(one, subject.size, truth, keep))
+            say(f"{name}: {len(dataset)} images of {options.dataset} {options.split}")
+            rows[name] = _row(judged[name], dataset, rows.get(TRUTH), subject.trained)
+            if rows[TRUTH]["status"] == "failed":
+                raise EngineError(f"{TRUTH}, which every engine is compared with, failed: {rows[TRUTH]['reason']}")
+        run["rows"] = [rows[one.entry.name] for one in contestants if one.listed]
+        shown = [one.entry.name for one in contestants if one.listed and rows[one.entry.name]["miou"] is not None]
+        run["examples"] = [_example(dataset, index, {name: judged[name] for name in shown}, truth) for index in keep]
+    return run
+
+
+def _row(judged: _Judged, dataset: SegmentationDataset, truth: dict[str, Any] | None, trained: bool) -> dict[str, Any]:
+    precision = judged.one.precision
+    limit, drop_limit = limit_of(precision, trained), LIMITS[precision].miou_drop
+    row: dict[str, Any] = {
+        "engine": judged.one.entry.name,
+        "precision": precision,
+        "status": "ok",
+        "reason": None,
+        "miou": None,
+        "agreement": None,
+        "agreement_limit": limit,
+        "drop": None,
+        "drop_limit": drop_limit,
+    }
+    try:
+        measures = summary(evaluate_labels(judged, dataset), dataset.classes)
+    except EngineError as error:
+        return row | {"status": "failed", "reason": str(error)}
+    row |= measures | {"iou": list(measures["iou"].values()), "agreement": judged.same / max(judged.total, 1)}
+    if truth is None or truth["miou"] is None or row["miou"] is None:
+        return row
+    row["drop"] = truth["miou"] - row["miou"]
+    wrong = []
+    if limit is not None and row["agreement"] < limit:
+        wrong.append(f"{row['agreement']:.2%} of pixels agree with PyTorch, wanted {limit:.1%}")
+    if row["drop"] > drop_limit:
+        wrong.append(f"mIoU {row['drop']:.4f} below PyTorch's, wanted at most {drop_limit}")
+    return row | {"status": "failed", "reason": f"{precision}: {'; '.join(wrong)}"} if wrong else row
+
+
+def _example(dataset: SegmentationDataset, index: int, judged: dict[str, _Judged], truth: _Judged) -> dict[str, Any]:
+    sample = dataset[index]
+    agree = {name: float((one.kept[index] == truth.kept[index]).mean()) for name, one in judged.items()}
+    return {
+        "name": sample.name,
+        "photo": photo(sample.image),
+        "truth": label_map(sample.labels, dataset.palette),
+        "labels": {name: label_map(one.kept[index], dataset.palette) for name, one in judged.items()},
+        "agreement": agree,
+    }
+
+
+def show(run: dict[str, Any]) -> None:
+    """Print a run as a table on stdout."""
+    console, model, settings = wide_console(), run["model"], run["settings"]
+    console.print(
+        f"[bold]{model['name']}[/] {model['height']}x{model['width']} on {settings['dataset']} {settings['split']},"
+        f" {settings['images']} images"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("engine", no_wrap=True)
+    for title in ("mIoU", "drop", "pixel acc.", "agree %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in run["rows"]:
+        cells = [_cell(row.get(key), form) for key, form in (("miou", "{:.4f}"), ("drop", "{:+.4f}"))]
+        cells.append(_cell(row.get("pixel_accuracy"), "{:.4f}"))
+        cells.append(_cell(row["agreement"], "{:.2%}").rstrip("%"))
+        table.add_row(row["engine"], *cells, style="red" if row["status"] == "failed" else None)
+    console.print(table)
+    for row in run["rows"]:
+        if row["status"] == "failed":
+            console.print(f"[red]failed[/] {row['engine']}: {row['reason']}", soft_wrap=True)
+    for missing in run["unavailable"]:
+        console.print(f"[yellow]unavailable[/] {missing['engine']}: {missing['reason']}", soft_wrap=True)
+    for note in run["notes"]:
+        console.print(note, style="dim", soft_wrap=True)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def bench(options: Options) -> int:
+    run = miou(options, command_of("segmenter bench-miou", None))
+    show(run)
+    print(write_run(run, options.out))
+    missing = {one["engine"] for one in run["unavailable"]} & set(options.engine)
+    return 1 if missing or any(row["status"] == "failed" for row in run["rows"]) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(bench, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The network under test: an engine folder of a trained checkpoint, or one made of seeded random weights.
+
+Speed does not depend on what the weights learnt, so a variant nobody has trained here can still be timed.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from segmenter.checkpoint import CONFIG_NAME, WEIGHTS_NAME, read_config, save_model
+from segmenter.config import SegmenterConfig, variant
+from segmenter.datasets import open_dataset
+from segmenter.errors import CheckpointError, ConfigError, EngineError, SegmenterError
+from segmenter.files import atomic_path, sha256
+from segmenter.model import Segmenter
+from segmenter_bench.engines import CHECKPOINT, reason_path
+from segmenter_bench.machine import PACKAGES, facts
+
+MARK = "random.json"  # written last: the folder is complete, and its weights are random
+CALIBRATION_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine folder, and what is known of the network in it."""
+
+    folder: Path
+    config: SegmenterConfig
+    size: tuple[int, int]  # H, W of the images its engines take
+    trained: bool
+    sha256: str  # of the weights
+
+    def facts(self) -> dict[str, Any]:
+        height, width = self.size
+        return {
+            "name": self.config.name,
+            "classes": list(self.config.classes),
+            "palette": [list(colour) for colour in self.config.palette],
+            "height": height,
+            "width": width,
+            "trained": self.trained,
+            "weights_sha256": self.sha256,
+        }
+
+
+def open_folder(folder: Path) -> Subject:
+    """An engine folder that exists.
+
+    Raises CheckpointError when it holds no checkpoint.
+    """
+    checkpoint = folder / CHECKPOINT
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"{folder}: no folder {CHECKPOINT!r} in it; wanted an engine folder, with the checkpoint in {CHECKPOINT}/"
+            " and the exported and built engines beside it"
+        )
+    config = read_config(checkpoint / CONFIG_NAME)
+    manifest = folder / "model.fp32.onnx.json"
+    size = config.encoder.image_size
+    if manifest.is_file():
+        values = json.loads(manifest.read_text(encoding="utf-8"))
+        size = int(values["height"]), int(values["width"])
+    return Subject(folder, config, size, not (folder / MARK).exists(), sha256(checkpoint / WEIGHTS_NAME))
+
+
+def random_model(config: SegmenterConfig, seed: int = 0) -> Segmenter:
+    """A network of random weights scaled by fan-in, so that activations are as large as a trained one's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Segmenter(config).eval()
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        nn.init.trunc_normal_(model.encoder.pos_embed, std=0.2)
+        for name, parameter in model.named_parameters():
+            if name.endswith("cls_emb"):
+                nn.init.trunc_normal_(parameter, std=1.0)
+    return model
+
+
+def random_folder(name: str, height: int, width: int, classes: int, cache: Path, seed: int = 0) -> Subject:
+    """An engine folder of `variant(name, classes)` with random weights, made in `cache` or found there.
+
+    What cannot be made here (a missing package, a failed build) leaves its reason for the bench to repeat.
+    Raises ConfigError for an unknown variant or an impossible size.
+    """
+    P = variant(name).encoder.patch_size
+    if min(height, width) < P:
+        raise ConfigError(f"size {height}x{width} is smaller than one {P} pixel patch of {name}; enlarge it")
+    config = variant(name, classes, image_size=(height - height % P, width - width % P))
+    folder = cache / f"{_slug(config.name)}-{height}x{width}-k{classes}-{_fingerprint(seed)}"
+    if not (folder / MARK).exists():
+        save_model(random_model(config, seed), folder / CHECKPOINT)
+        for artifact, make in _steps(folder, height, width):
+            _attempt(folder / artifact, make)
+        with atomic_path(folder / MARK) as temporary:
+            temporary.write_text(json.dumps({"seed": seed, "variant": config.name}) + "\n", encoding="utf-8")
+    return open_folder(folder)
+
+
+def pictures(count: int, size: tuple[int, int], split: str = "val") -> list[np.ndarray]:
+    """`count` made-up scenes, uint8 RGB [H, W, 3]: the `shapes` dataset enlarged."""
+    dataset, (H, W) = open_dataset("shapes", None, split), size
+    scenes = (Image.fromarray(dataset[index].image) for index in range(count))
+    return [np.asarray(scene.resize((W, H), Image.Resampling.BICUBIC)) for scene in scenes]
+
+
+def _steps(folder: Path, height: int, width: int) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """Artifacts in the order they are made from each other, and how."""
+    from segmenter_engines.build import build
+    from segmenter_engines.export import export
+    from segmenter_engines.quantize import quantize
+
+    checkpoint = folder / CHECKPOINT
+    images = pictures(CALIBRATION_IMAGES, (height, width), "train")
+    fp32, fp16, int8_trt = (folder / f"model.{name}.onnx" for name in ("fp32", "fp16", "int8-trt"))
+    yield fp32.name, lambda out: export(checkpoint, out, height=height, width=width)
+    yield "model.int8.onnx", lambda out: quantize(fp32, out, images)
+    if find_spec("tensorrt_rtx") is None:
+        for plan in ("model.fp16.plan", "model.int8.plan"):
+            yield plan, _no_tensorrt
+        return
+    yield fp16.name, lambda out: export(checkpoint, out, height=height, width=width, precision="fp16")
+    yield int8_trt.name, lambda out: quantize(fp16, out, images, target="tensorrt")
+    yield "model.fp16.plan", lambda out: build(fp16, out)
+    yield "model.int8.plan", lambda out: build(int8_trt, out)
+
+
+def _no_tensorrt(out: Path) -> None:
+    raise EngineError("the package tensorrt_rtx is not installed; pip install 'segmenter-trt[tensorrt-rtx]'")
+
+
+def _attempt(out: Path, make: Callable[[Path], object]) -> None:
+    print(f"making {out.name}", file=sys.stderr, flush=True)
+    try:
+        make(out)
+        return
+    except SegmenterError as error:
+        reason = str(error)
+    except ModuleNotFoundError as error:
+        reason = f"the package {error.name} is not installed"
+    with atomic_path(reason_path(out)) as temporary:
+        temporary.write_text(" ".join(reason.split()) + "\n", encoding="utf-8")
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+
+
+def _fingerprint(seed: int) -> str:
+    """Changes with the code and the packages that make an engine folder, so that a stale one is never measured."""
+    digest = hashlib.sha256(f"{seed} {sorted(facts()['versions'].items())} {PACKAGES}".encode())
+    for package in ("segmenter", "segmenter_engines"):
+        spec = find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        for source in sorted(Path(spec.origin).parent.rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:8]

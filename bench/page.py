@@ -1,0 +1,150 @@
+"""Runs as one HTML page that needs nothing else: no network, no script but the overlay's slider."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from segmenter_bench.page_figures import examples, figures
+from segmenter_bench.page_tables import heat, results, signed
+from segmenter_bench.sections import Section, machine_name, number
+
+
+def page(title: str, found: Sequence[Section], command: str) -> str:
+    """The whole document. command: what makes it again."""
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    runs = [run for section in found for run in section.runs]
+    dates = sorted({run["created"][:10] for run in runs})
+    machines = list(dict.fromkeys(machine_name(run["machine"]) for run in runs))
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="meta">{escape(", ".join(dates))}. {escape("; ".join(machines))}.</p>',
+        *map(_section, found),
+        _made_on(runs),
+        _commands(runs, command),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    model, batch = section.model, section.batches[0] if section.batches else None
+    lines = section.lines(batch)
+    weights = "trained" if model.get("trained") else "random weights"
+    parts = [
+        f"<h2>{escape(section.name)}</h2>",
+        f'<p class="meta">{escape(section.size)} pixels, {len(model.get("classes", ()))} classes, {weights}</p>',
+        _tiles(section),
+        figures(section, lines),
+    ]
+    sizes: list[int | None] = [*section.batches] or [None]
+    for size in sizes:
+        title = "Results" if len(section.batches) < 2 else f"Results, batch {size}"
+        parts.append(_part(title, results(section.lines(size), section.best)))
+    if section.has_region("network"):
+        hint = '<p class="hint">From normalised images to class masks on the patch grid; nothing before or after.</p>'
+        tables = "".join(results(section.lines(size, "network"), None) for size in section.batches)
+        parts.append(_part("The network alone", hint + tables))
+    parts += [
+        heat(section),
+        _part("The same pictures through every engine", examples(section)),
+        _unavailable(section),
+        _timed(section),
+    ]
+    return f'<section class="model">{"".join(parts)}</section>'
+
+
+def _part(title: str, inside: str) -> str:
+    return f'<section class="part"><h3>{escape(title)}</h3>{inside}</section>' if inside else ""
+
+
+def _tiles(section: Section) -> str:
+    best = section.best
+    tiles: list[tuple[str, str]] = []
+    if best is not None:
+        what = "fastest engine whose labels passed" if best.judged else "fastest engine"
+        tiles.append((number(best.images_per_s, ".3g") + " img/s", f"{best.engine}, {what}"))
+        if best.speedup is not None:
+            tiles.append((f"{best.speedup:.1f}x", "the official implementation's way, same run, same threads"))
+        if best.miou is not None:
+            fall = f"{signed(best.drop)} against PyTorch" if best.drop is not None else "of PyTorch itself"
+            tiles.append((f"{best.miou:.4f}", f"its mIoU, {fall}"))
+    lines = section.lines(section.batches[0] if section.batches else None)
+    faithful = [one for one in lines if one.verdict == "passed"]
+    if faithful:
+        tiles.append((f"{len(faithful)} of {len(lines)}", "engines whose labels were judged and passed"))
+    inside = "".join(
+        f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles
+    )
+    return f'<div class="tiles">{inside}</div>' if tiles else ""
+
+
+def _unavailable(section: Section) -> str:
+    items = "".join(
+        f"<li><code>{escape(name)}</code>: {escape(reason)}</li>" for name, reason in section.unavailable.items()
+    )
+    return _part("Not measured here", f'<ul class="missing">{items}</ul>') if items else ""
+
+
+def _timed(section: Section) -> str:
+    parts = []
+    for run in section.runs:
+        parts += [f'<p class="note">{escape(note)}</p>' for note in run.get("notes", ())]
+    timed = section.of("throughput")
+    if timed:
+        settings = timed["settings"]
+        parts += [f'<p class="hint">{escape(meaning)}.</p>' for meaning in timed.get("timed", {}).values()]
+        parts.append(
+            f'<p class="hint">{settings.get("threads", "?")} CPU threads for every engine. Each runs in a process'
+            f" of its own and they take turns, {settings.get('rounds', '?')} rounds of at least"
+            f" {settings.get('burst_seconds', '?')} s after {settings.get('warmup', '?')} untimed calls; images/s is"
+            " the batch over the median call, x official the median over rounds with its quartiles, memory the most the"
+            " process held while running, Python and libraries included. Labels were compared with PyTorch's in the"
+            " same run.</p>"
+        )
+    return _part("What was timed", "".join(dict.fromkeys(parts)))
+
+
+def _made_on(runs: Sequence[dict[str, Any]]) -> str:
+    seen, parts = set(), []
+    for run in runs:
+        machine = run["machine"]
+        facts = {**_machine_facts(machine)}
+        key = str(sorted(facts.items()))
+        if key not in seen:
+            seen.add(key)
+            items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+            parts.append(f'<dl class="facts">{items}</dl>')
+    return f'<section class="model">{_part("Machine and versions", "".join(parts))}</section>'
+
+
+def _machine_facts(machine: dict[str, Any]) -> dict[str, str]:
+    cpu, git = machine.get("cpu") or {}, machine.get("git")
+    memory = machine.get("memory_bytes")
+    facts = {
+        "CPU": f"{cpu.get('model', 'unknown')}, {cpu.get('usable_cores', '?')} of {cpu.get('cores', '?')} cores",
+        "instructions": ", ".join(cpu.get("flags") or ()) or "none of note",
+        "memory": f"{memory / 2**30:.1f} GiB" if memory else "unknown",
+        "GPU": "; ".join(_gpu(gpu) for gpu in machine.get("gpus") or ()) or "none",
+        "system": f"{machine.get('system', 'unknown')}, Python {machine.get('python', '?')}",
+        "packages": ", ".join(f"{name} {value}" for name, value in (machine.get("versions") or {}).items()),
+    }
+    if git:
+        facts["commit"] = f"{git['commit'][:12]}{' with local changes' if git.get('dirty') else ''}"
+    return facts
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    memory = gpu.get("memory_bytes")
+    parts = [str(gpu.get("name", "unnamed"))]
+    parts += [f"{memory / 2**30:.0f} GiB"] if memory else []
+    parts += [f"driver {gpu['driver']}"] if gpu.get("driver") else []
+    return ", ".join(parts)
+
+
+def _commands(runs: Sequence[dict[str, Any]], command: str) -> str:
+    lines = list(dict.fromkeys([*(run["command"] for run in runs), command]))
+    return _part("Commands", "".join(f"<pre>{escape(line)}</pre>" for line in lines))

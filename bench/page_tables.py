@@ -1,0 +1,112 @@
+"""The page's tables: one line an engine, and the IoU of every class."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from segmenter_bench.sections import DASH, Line, Section, number
+
+FOLDED_CLASSES = 30  # longer tables of classes start folded
+VISIBLE_LOSS = 0.02  # IoU below PyTorch's that is worth a frame
+
+
+def results(lines: Sequence[Line], best: Line | None) -> str:
+    columns: list[tuple[str, Callable[[Line], str]]] = [
+        ("mIoU", lambda one: number(one.miou, ".4f")),
+        ("vs PyTorch", lambda one: signed(one.drop)),
+        ("pixels as PyTorch", lambda one: number(one.agreement, ".2%")),
+        ("images/s", lambda one: number(one.images_per_s, ".4g")),
+        *((f"{name} ms", _timing(f"ms_{name}")) for name in ("p50", "p90", "p99")),
+        ("memory MB", lambda one: number(_megabytes(one), ".0f")),
+        ("x official", _speedup),
+    ]
+    # a column nobody has a value for only takes room
+    columns = [(title, cell) for title, cell in columns if any(cell(one) != DASH for one in lines)]
+    head = "".join(
+        f'<th scope="col">{escape(title)}</th>' for title in ("engine", *(title for title, _ in columns), "verdict")
+    )
+    rows = []
+    for one in lines:
+        cells = "".join(_cell(title, cell(one)) for title, cell in columns)
+        mark = {"passed": "passed", "failed": "failed", "not judged": ""}[one.verdict]
+        chosen = " class=best" if best is not None and one.engine == best.engine else ""
+        rows.append(
+            f'<tr{chosen}><th scope="row"><code>{escape(one.engine)}</code></th>{cells}'
+            f'<td class="{mark}" data-label="verdict">{one.verdict}</td></tr>'
+        )
+    why = "".join(
+        f'<p class="why"><code>{escape(one.engine)}</code>: {escape("; ".join(one.faults))}</p>'
+        for one in lines
+        if one.faults
+    )
+    return f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>{why}'
+
+
+def _cell(title: str, text: str) -> str:
+    nothing = " class=none" if text == DASH else ""
+    return f'<td data-label="{escape(title)}"{nothing}>{text}</td>'
+
+
+def _timing(key: str) -> Callable[[Line], str]:
+    def cell(one: Line) -> str:
+        timing = one.speed and one.speed.get("timing")
+        return number(timing[key] if timing else None, ".4g")
+
+    return cell
+
+
+def _megabytes(one: Line) -> float | None:
+    held = one.speed.get("memory_bytes") if one.speed else None
+    return held / 1e6 if held is not None else None
+
+
+def _speedup(one: Line) -> str:
+    ratio = one.speed and one.speed.get("ratio")
+    if not ratio:
+        return DASH
+    spread = f' <span class="spread">{ratio["low"]:.2f} to {ratio["high"]:.2f}</span>'
+    return f"{ratio['median']:.2f}{spread}"
+
+
+def signed(drop: float | None) -> str:
+    """A loss as the change it is: -0.0031."""
+    return DASH if drop is None else f"{-drop:+.4f}".replace("-0.0000", "+0.0000")
+
+
+def heat(section: Section) -> str:
+    run = section.of("miou")
+    rows = [row for row in run["rows"] if row.get("iou")] if run else []
+    if run is None or not rows:
+        return ""
+    classes, palette = section.model["classes"], section.model.get("palette", ())
+    truth = next((row["iou"] for row in rows if row["engine"] == "eager"), None)
+    head = "".join(f'<th scope="col">{escape(row["engine"])}</th>' for row in rows)
+    body = []
+    for index, name in enumerate(classes):
+        cells = []
+        for row in rows:
+            value = row["iou"][index]
+            lower = value is not None and truth is not None and (truth[index] or 0.0) - value > VISIBLE_LOSS
+            shade = f' style="--v:{value:.3f}"' if value is not None else ""
+            cells.append(f"<td{' class=lower' if lower else ''}{shade}>{number(value, '.3f')}</td>")
+        body.append(f'<tr><th scope="row">{swatch(palette, index)}{escape(name)}</th>{"".join(cells)}</tr>')
+    settings = run["settings"]
+    hint = (
+        f'<p class="hint">{escape(str(settings.get("dataset", "")))} {escape(str(settings.get("split", "")))},'
+        f" {settings.get('images', '?')} images. A dash: the class occurs in neither truth nor labels. Framed: more"
+        f" than {VISIBLE_LOSS} below PyTorch.</p>"
+    )
+    table = (
+        f'<div class="scroll"><table class="heat"><thead><tr><th scope="col">class</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+    is_open = " open" if len(classes) <= FOLDED_CLASSES else ""
+    return (
+        f'<section class="part"><details{is_open}><summary>IoU of each class</summary>{hint}{table}</details></section>'
+    )
+
+
+def swatch(palette: Sequence[Sequence[int]], index: int) -> str:
+    if index >= len(palette):
+        return ""
+    red, green, blue = (int(value) for value in palette[index])
+    return f'<span class="swatch" style="background:rgb({red} {green} {blue})"></span>'

@@ -1,0 +1,166 @@
+"""mIoU against images per second as an inline SVG that takes its colours from the page."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+CHAR, LINE = 6.4, 14  # advance and height of an 11 px label
+_MARGIN = {"left": 56, "right": 18, "top": 16, "bottom": 44}
+# around the mark, near before far: dx, dy, anchor
+_PLACES = [
+    (dx * far, dy * far + 4, anchor)
+    for far in (1, 2, 3, 4)
+    for dx, dy, anchor in (
+        (11, 0, "start"),
+        (-11, 0, "end"),
+        (0, -14, "middle"),
+        (0, 14, "middle"),
+        (9, -11, "start"),
+        (9, 11, "start"),
+        (-9, -11, "end"),
+        (-9, 11, "end"),
+    )
+]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One engine. style: CSS class of its colour; shape: circle, square, diamond or triangle."""
+
+    label: str
+    x: float  # images per second
+    y: float  # mIoU
+    style: str
+    shape: str
+    failed: bool = False
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def scatter(marks: Sequence[Mark], width: int, height: int, reference: float | None = None) -> str:
+    """An SVG of `width` x `height` units: x logarithmic, the Pareto front drawn, labels kept apart where there is room.
+
+    reference: mIoU to draw a dashed line at, PyTorch's.
+    """
+    left, right = _MARGIN["left"], width - _MARGIN["right"]
+    top, bottom = _MARGIN["top"], height - _MARGIN["bottom"]
+    low_x, high_x = _log_range([mark.x for mark in marks])
+    values = [mark.y for mark in marks] + ([reference] if reference is not None else [])
+    low_y, high_y = _range(values)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        share_x = (math.log10(x) - low_x) / (high_x - low_x)
+        return left + share_x * (right - left), bottom - (y - low_y) / (high_y - low_y) * (bottom - top)
+
+    parts = []
+    for value in _log_ticks(low_x, high_x):
+        px = at(value, low_y)[0]
+        parts.append(f'<line class="grid" x1="{px:.1f}" y1="{top}" x2="{px:.1f}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{px:.1f}" y="{bottom + 17}" text-anchor="middle">{value:g}</text>')
+    for value in _ticks(low_y, high_y):
+        py = at(10**low_x, value)[1]
+        parts.append(f'<line class="grid" x1="{left}" y1="{py:.1f}" x2="{right}" y2="{py:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 7}" y="{py + 4:.1f}" text-anchor="end">{value:.4g}</text>')
+    if reference is not None:
+        py = at(10**low_x, reference)[1]
+        parts.append(f'<line class="reference" x1="{left}" y1="{py:.1f}" x2="{right}" y2="{py:.1f}"/>')
+    front = pareto([mark for mark in marks if not mark.failed])
+    if len(front) > 1:
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(mark.x, mark.y) for mark in front))
+        parts.append(f'<polyline class="front" points="{path}"/>')
+    taken: list[Box] = [(px - 7, py - 7, px + 7, py + 7) for px, py in (at(mark.x, mark.y) for mark in marks)]
+    frame = (left + 1, top - 10, width - 2, bottom - 1)
+    for mark in marks:
+        px, py = at(mark.x, mark.y)
+        parts.append(_symbol(mark, px, py))
+        parts.append(_label(mark, px, py, taken, frame))
+    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
+    parts.append(
+        f'<text class="axis" x="{middle_x:.0f}" y="{height - 6}" text-anchor="middle">images per second</text>'
+    )
+    parts.append(
+        f'<text class="axis" transform="translate(13 {middle_y:.0f}) rotate(-90)" text-anchor="middle">mIoU</text>'
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="mIoU against images per second, a mark an engine">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def pareto(marks: Sequence[Mark]) -> list[Mark]:
+    """Marks no other mark beats in both speed and mIoU, slowest first."""
+    front: list[Mark] = []
+    for mark in sorted(marks, key=lambda mark: (-mark.x, -mark.y)):
+        if not front or mark.y > front[-1].y:
+            front.append(mark)
+    return front[::-1]
+
+
+def symbol(shape: str, x: float, y: float, style: str, title: str = "") -> str:
+    """A mark of 12 units across as SVG."""
+    inside = f"<title>{escape(title)}</title>" if title else ""
+    if shape == "circle":
+        return f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="6">{inside}</circle>'
+    corners = {
+        "square": ((-5.3, -5.3), (5.3, -5.3), (5.3, 5.3), (-5.3, 5.3)),
+        "diamond": ((0, -7.2), (7.2, 0), (0, 7.2), (-7.2, 0)),
+        "triangle": ((0, -6.8), (6.8, 5.2), (-6.8, 5.2)),
+    }[shape]
+    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
+    return f'<polygon class="{style}" points="{points}">{inside}</polygon>'
+
+
+def _symbol(mark: Mark, px: float, py: float) -> str:
+    style = f"mark {mark.style}{' failed' if mark.failed else ''}"
+    return symbol(mark.shape, px, py, style, f"{mark.label}: {mark.x:.3g} images/s, mIoU {mark.y:.4f}")
+
+
+def _label(mark: Mark, px: float, py: float, taken: list[Box], frame: Box) -> str:
+    """The label at the first place that is free, with a line to its mark when it lies far; nothing when none is."""
+    wide = CHAR * len(mark.label)
+    for dx, dy, anchor in _PLACES:
+        x, y = px + dx, py + dy
+        start = x - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+        box = (start, y - LINE + 3, start + wide, y + 3)
+        inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+        if inside and not any(_overlap(box, other) for other in taken):
+            taken.append(box)
+            text = f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+            if math.hypot(dx, dy - 4) < 20:
+                return text
+            return f'<line class="leader" x1="{px:.1f}" y1="{py:.1f}" x2="{x:.1f}" y2="{y - 4:.1f}"/>{text}'
+    return ""
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _log_range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = math.log10(min(values)), math.log10(max(values))
+    pad = max(0.08 * (high - low), 0.06)
+    return low - pad, high + pad
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each decade in range; every decade alone when that is enough."""
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    return [step * 10.0**power for power in decades for step in steps if low <= math.log10(step) + power <= high]
+
+
+def _range(values: Sequence[float], smallest: float = 0.02) -> tuple[float, float]:
+    """Padded, and never so narrow that rounding errors look like mountains."""
+    low, high = min(values), max(values)
+    middle, span = (low + high) / 2, max(1.3 * (high - low), smallest)
+    return middle - span / 2, middle + span / 2
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round values, about five of them."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -1,0 +1,203 @@
+"""Engines measured against each other: opened each in its own process, checked, then timed in turns."""
+
+import functools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segmenter.errors import EngineError
+from segmenter_bench.engines import REFERENCE, TRUTH, Entry
+from segmenter_bench.machine import busy_seconds, process_seconds, usable_cores
+from segmenter_bench.timing import Burst, Ratio, Timing, ratio, take_turns
+from segmenter_bench.worker import Worker
+from segmenter_engines.verify import LIMITS
+
+SETTLE_SECONDS = 0.02  # runtimes keep their threads spinning for a moment after a call
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long each engine is measured: `rounds` turns of `burst_seconds`, at least `min_calls` calls each."""
+
+    rounds: int = 6
+    burst_seconds: float = 1.0
+    min_calls: int = 2
+    warmup: int = 2
+
+
+@dataclass
+class Contestant:
+    """An open engine. `listed` is False for a reference nobody asked to see; `failure` says why it left the race."""
+
+    entry: Entry
+    worker: Worker
+    listed: bool
+    failure: str | None = None
+    bursts: list[Burst] = field(default_factory=list)
+
+    @property
+    def precision(self) -> str:
+        return self.entry.precision or str(self.worker.facts["describe"]["precision"])
+
+
+def say(message: str) -> None:
+    """Progress, on stderr: stdout is for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def opened(
+    chosen: Sequence[Entry], support: Sequence[Entry], folder: Path, threads: int
+) -> Iterator[tuple[list[Contestant], list[dict[str, str]]]]:
+    """Workers of the chosen engines and, unlisted, of those in `support` not among them; and those that cannot run.
+
+    The second value names each unavailable engine with the reason in one line. All workers end with the block.
+    """
+    contestants: list[Contestant] = []
+    unavailable: list[dict[str, str]] = []
+    with ExitStack() as stack:
+        for entry in (*chosen, *(entry for entry in support if entry not in chosen)):
+            say(f"opening {entry.name}")
+            try:
+                worker = Worker(entry, folder, threads)
+            except EngineError as error:
+                unavailable.append({"engine": entry.name, "reason": str(error)})
+                continue
+            stack.callback(worker.close)
+            contestants.append(Contestant(entry, worker, entry in chosen))
+        yield contestants, unavailable
+
+
+def race(
+    contestants: Sequence[Contestant],
+    images: Sequence[np.ndarray],
+    batches: Sequence[int],
+    regions: Sequence[str],
+    pace: Pace,
+    trained: bool,
+) -> list[dict[str, Any]]:
+    """One row for each listed engine, batch size and timed region, in that nesting from the outside in.
+
+    images: uint8 RGB [H, W, 3], all of one size; labels are compared with those PyTorch gives each image alone, so that
+    a batch whose rows influence each other shows. trained: whether agreement of 8 and 16 bit engines means anything.
+    Raises EngineError when the truth itself is not among the contestants.
+    """
+    truth = next((one for one in contestants if one.entry.name == TRUTH), None)
+    if truth is None:
+        raise EngineError(f"engine {TRUTH} cannot run, and without its labels nothing can be checked; see its reason")
+    say(f"labels of {len(images)} images from {TRUTH}")
+    wanted = np.concatenate([truth.worker.labels(image[None]) for image in images])
+    rows = []
+    for region in regions:
+        for batch in batches:
+            shown = np.stack([images[index % len(images)] for index in range(batch)])
+            expected = np.stack([wanted[index % len(images)] for index in range(batch)])
+            # a batch of one is checked on every image, a larger one on itself
+            checks = list(zip(images, wanted, strict=True)) if batch == 1 else []
+            agreements = {}
+            for one in contestants:
+                one.failure, one.bursts = None, []
+                say(f"{one.entry.name}: {region}, batch {batch}: check and warm-up")
+                try:
+                    pairs = [(one.worker.labels(image[None])[0], answer) for image, answer in checks] or [
+                        (one.worker.labels(shown), expected)
+                    ]
+                    agreements[one.entry.name] = agreement(pairs)
+                    one.worker.prepare(shown, region, pace.warmup)
+                except EngineError as error:
+                    one.failure = str(error)
+            say(f"{region}, batch {batch}: {pace.rounds} rounds")
+            others = _take_turns(contestants, pace)
+            rows += [
+                _row(one, contestants, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
+                for one in contestants
+                if one.listed
+            ]
+    return rows
+
+
+def agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Share of pixels with the same label, over pairs of label arrays; 0 where shapes differ."""
+    same = sum(int((labels == truth).sum()) if labels.shape == truth.shape else 0 for labels, truth in pairs)
+    return same / sum(truth.size for _, truth in pairs)
+
+
+def limit_of(precision: str, trained: bool) -> float | None:
+    """The agreement an engine must reach; None where it says nothing: a random network has near ties everywhere."""
+    return 1.0 - LIMITS[precision].disagreement if trained or precision == "fp32" else None
+
+
+def _take_turns(contestants: Sequence[Contestant], pace: Pace) -> float | None:
+    """Time the contestants still running; the share of the CPU cores others took meanwhile, None if unknown."""
+    running = {one.entry.name: one for one in contestants if one.failure is None}
+
+    def turn(one: Contestant) -> Burst:
+        if one.failure is None:
+            try:
+                return one.worker.burst(pace.burst_seconds, pace.min_calls)
+            except EngineError as error:
+                one.failure = str(error)
+        return Burst([], 0.0)
+
+    def spent() -> float:
+        return sum(process_seconds(one.worker.pid) for one in contestants)
+
+    start, busy, ours = time.perf_counter(), busy_seconds(), spent()
+    turns = {name: functools.partial(turn, one) for name, one in running.items()}
+    for name, bursts in take_turns(turns, pace.rounds, lambda: time.sleep(SETTLE_SECONDS)).items():
+        running[name].bursts = bursts
+    now = busy_seconds()
+    if busy is None or now is None:
+        return None
+    others = now - busy - (spent() - ours)
+    return max(others, 0.0) / (usable_cores() * (time.perf_counter() - start))
+
+
+def _row(
+    one: Contestant, contestants: Sequence[Contestant], batch: int, region: str, share: float | None, trained: bool
+) -> dict[str, Any]:
+    limit = limit_of(one.precision, trained)
+    row: dict[str, Any] = {
+        "engine": one.entry.name,
+        "precision": one.precision,
+        "batch": batch,
+        "region": region,
+        "agreement": share,
+        "agreement_limit": limit,
+        "status": "ok",
+        "reason": None,
+        "timing": None,
+        "ratio": None,
+        "rounds_ms": None,
+        "memory_bytes": None,
+        "open_seconds": one.worker.facts["seconds"],
+        "open_memory_bytes": one.worker.facts["memory_bytes"],
+        "describe": one.worker.facts["describe"],
+    }
+    if one.failure is not None:
+        return row | {"status": "failed", "reason": one.failure}
+    row["timing"] = asdict(Timing.of(one.bursts, batch))
+    row["rounds_ms"] = [[round(ms, 4) for ms in burst.ms] for burst in one.bursts]
+    row["memory_bytes"] = one.worker.memory()
+    speedup = _ratio(one, contestants)
+    row["ratio"] = asdict(speedup) if speedup is not None else None
+    assert share is not None
+    if limit is not None and share < limit:
+        return row | {
+            "status": "failed",
+            "reason": f"{share:.2%} of pixels agree with PyTorch; wanted {limit:.1%} at {one.precision}",
+        }
+    return row
+
+
+def _ratio(one: Contestant, contestants: Sequence[Contestant]) -> Ratio | None:
+    reference = next((other for other in contestants if other.entry.name == REFERENCE), None)
+    if reference is None or reference.failure is not None:
+        return None
+    return ratio(reference.bursts, one.bursts)

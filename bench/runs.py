@@ -1,0 +1,87 @@
+"""One JSON file a run: what every benchmark writes and the report reads."""
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from segmenter.errors import DataError
+from segmenter.files import atomic_path
+from segmenter_bench import machine
+
+SCHEMA = "segmenter-bench/1"
+KINDS = ("throughput", "miou")
+REQUIRED = ("schema", "kind", "created", "command", "machine", "model", "settings", "rows", "unavailable")
+
+
+def new_run(kind: str, command: str, model: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """An empty run: when, how and where, still without rows."""
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command,
+        "machine": machine.facts(),
+        "model": model,
+        "settings": settings,
+        "rows": [],
+        "unavailable": [],
+    }
+
+
+def command_of(program: str, argv: Sequence[str] | None) -> str:
+    """The command line that made a run, as someone else would type it."""
+    return " ".join([program, *(sys.argv[1:] if argv is None else argv)])
+
+
+def wide_console() -> Console:
+    """Standard output for tables: the terminal's width, and wide enough for every column in a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=110)
+
+
+def write_run(run: dict[str, Any], folder: Path) -> Path:
+    """Write a run as `<kind>-<model>-<time>.json` in `folder`, atomically; NaN and infinities become null."""
+    stamp = re.sub(r"[^0-9T]", "", run["created"])
+    name = re.sub(r"[^a-z0-9]+", "-", f"{run['kind']} {run['model']['name']}".lower()).strip("-")
+    path = folder / f"{name}-{stamp}.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_finite(run), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run written by `write_run`.
+
+    Raises DataError when the file is missing, not JSON, or not a run of this schema.
+    """
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}; pass the JSON that bench/throughput.py or bench/miou.py wrote"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not JSON ({error}); pass a file that bench/throughput.py or bench/miou.py wrote"
+        ) from error
+    missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
+    if missing or run["schema"] != SCHEMA or run["kind"] not in KINDS:
+        what = f"lacks {', '.join(missing)}" if missing else f"has schema {run['schema']!r} and kind {run['kind']!r}"
+        raise DataError(f"{path}: {what}; wanted a run of schema {SCHEMA!r}, kind {' or '.join(KINDS)}; make it again")
+    return dict(run)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for every float that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

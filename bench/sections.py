@@ -1,0 +1,193 @@
+"""Runs put together for people: one section a network, one line an engine, speed and accuracy side by side."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from segmenter.errors import DataError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """An engine at a batch size: its throughput row, its mIoU row, or both."""
+
+    engine: str
+    batch: int | None
+    speed: Row | None
+    accuracy: Row | None
+
+    @property
+    def precision(self) -> str:
+        return str((self.speed or self.accuracy or {}).get("precision") or "")
+
+    @property
+    def images_per_s(self) -> float | None:
+        timing = self.speed and self.speed.get("timing")
+        return timing["images_per_s"] if timing else None
+
+    @property
+    def speedup(self) -> float | None:
+        ratio = self.speed and self.speed.get("ratio")
+        return ratio["median"] if ratio else None
+
+    @property
+    def miou(self) -> float | None:
+        return self.accuracy.get("miou") if self.accuracy else None
+
+    @property
+    def drop(self) -> float | None:
+        return self.accuracy.get("drop") if self.accuracy else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Of the dataset where it was judged on one, else of the throughput run's images."""
+        rows = [row for row in (self.accuracy, self.speed) if row and row.get("agreement") is not None]
+        return rows[0]["agreement"] if rows else None
+
+    @property
+    def faults(self) -> list[str]:
+        """Why it failed, each reason once."""
+        rows = [row for row in (self.accuracy, self.speed) if row and row.get("status") == "failed"]
+        return list(dict.fromkeys(str(row.get("reason") or "no reason given") for row in rows))
+
+    @property
+    def judged(self) -> bool:
+        """Whether its labels were held to a limit at all; on random weights only fp32 engines are."""
+        rows = [row for row in (self.accuracy, self.speed) if row]
+        return any(row.get("agreement_limit") is not None for row in rows)
+
+    @property
+    def verdict(self) -> str:
+        return "failed" if self.faults else "passed" if self.judged else "not judged"
+
+
+@dataclass
+class Section:
+    """Everything known of one network: its runs, and their rows joined by engine."""
+
+    model: dict[str, Any]
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, kind: str) -> dict[str, Any] | None:
+        """The newest run of a kind."""
+        found = [run for run in self.runs if run["kind"] == kind]
+        return max(found, key=lambda run: run["created"]) if found else None
+
+    @property
+    def name(self) -> str:
+        return str(self.model.get("name", "unnamed"))
+
+    @property
+    def size(self) -> str:
+        return f"{self.model.get('height', '?')}x{self.model.get('width', '?')}"
+
+    @property
+    def batches(self) -> list[int]:
+        return sorted({row["batch"] for row in self._rows("throughput") if row.get("region", "labels") == "labels"})
+
+    def lines(self, batch: int | None, region: str = "labels") -> list[Line]:
+        """Engines in the order of the table: those timed at `batch`, and at the first batch those only judged."""
+        accuracy = {row["engine"]: row for row in self._rows("miou")} if region == "labels" else {}
+        speed = {
+            row["engine"]: row
+            for row in self._rows("throughput")
+            if row.get("batch") == batch and row.get("region", "labels") == region
+        }
+        names = dict.fromkeys([*speed, *(accuracy if batch in (None, *self.batches[:1]) else ())])
+        return [Line(name, batch, speed.get(name), accuracy.get(name)) for name in names]
+
+    def has_region(self, region: str) -> bool:
+        return any(row.get("region") == region for row in self._rows("throughput"))
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Engines no run could open, with the reason."""
+        found: dict[str, str] = {}
+        for run in self.runs:
+            found.update((one["engine"], one["reason"]) for one in run["unavailable"])
+        opened = {row["engine"] for run in self.runs for row in run["rows"]}
+        return {name: reason for name, reason in found.items() if name not in opened}
+
+    @property
+    def best(self) -> Line | None:
+        """The fastest engine at the smallest batch that did not fail."""
+        if not self.batches:
+            return None
+        sound = [one for one in self.lines(self.batches[0]) if one.images_per_s is not None and not one.faults]
+        return max(sound, key=lambda one: one.images_per_s or 0.0) if sound else None
+
+    def _rows(self, kind: str) -> list[Row]:
+        run = self.of(kind)
+        return list(run["rows"]) if run else []
+
+
+def sections(runs: Iterable[dict[str, Any]]) -> list[Section]:
+    """Runs grouped by network (weights and image size), in the order they come; of two runs of a kind the newer counts.
+
+    Raises DataError when two speed runs of one network come from different machines: their numbers do not compare.
+    """
+    found: dict[tuple[Any, ...], Section] = {}
+    for run in runs:
+        model = run["model"]
+        key = (model.get("weights_sha256") or model.get("name"), model.get("height"), model.get("width"))
+        found.setdefault(key, Section(model)).runs.append(run)
+    for section in found.values():
+        machines = {machine_name(run["machine"]) for run in section.runs if run["kind"] == "throughput"}
+        if len(machines) > 1:
+            raise DataError(
+                f"{section.name}: throughput runs from different machines ({'; '.join(sorted(machines))});"
+                " make one report a machine"
+            )
+    return list(found.values())
+
+
+def machine_name(machine: dict[str, Any]) -> str:
+    """CPU and GPUs in a few words."""
+    cpu = machine.get("cpu") or {}
+    parts = [f"{cpu.get('model', 'unknown CPU')}, {cpu.get('usable_cores', '?')} cores"]
+    parts += [str(gpu.get("name", "unnamed GPU")) for gpu in machine.get("gpus") or ()]
+    return " + ".join(parts)
+
+
+def markdown(found: Sequence[Section]) -> str:
+    """A table a network, for a README."""
+    blocks = []
+    for section in found:
+        run = section.of("throughput") or section.of("miou")
+        assert run is not None
+        blocks.append(
+            f"**{section.name}**, {section.size}, {machine_name(run['machine'])}\n\n{_markdown_table(section)}"
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(section: Section) -> str:
+    batch = section.batches[0] if section.batches else None
+    lines = section.lines(batch)
+    columns = {
+        "engine": [f"`{one.engine}`" for one in lines],
+        "mIoU": [number(one.miou, ".4f") for one in lines],
+        "pixels as PyTorch": [number(one.agreement, ".2%") for one in lines],
+        "images/s": [number(one.images_per_s, ".3g") for one in lines],
+        "p50 ms": [number(_ms(one), ".1f") for one in lines],
+        "x official": [number(one.speedup, ".1f") for one in lines],
+        "verdict": [one.verdict for one in lines],
+    }
+    kept = {title: cells for title, cells in columns.items() if any(cell != DASH for cell in cells)}
+    rows = [list(kept), ["---", *["---:"] * (len(kept) - 1)], *map(list, zip(*kept.values(), strict=True))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ms(line: Line) -> float | None:
+    timing = line.speed and line.speed.get("timing")
+    return timing["ms_p50"] if timing else None
+
+
+DASH = "-"
+
+
+def number(value: float | None, form: str) -> str:
+    """Formatted, or a dash for what is not known."""
+    return DASH if value is None else format(value, form)

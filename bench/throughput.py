@@ -1,0 +1,201 @@
+"""Images per second of every engine: uint8 images in, uint8 labels out, checked in the same run.
+
+Each engine lives in a process of its own and they measure in turns, so that memory is each engine's own and ratios
+survive a machine whose speed drifts.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from segmenter.cli import run as run_command
+from segmenter.config import variant
+from segmenter.datasets import Subset, open_dataset
+from segmenter.errors import ConfigError
+from segmenter_bench.engines import REFERENCE, TRUTH, choose
+from segmenter_bench.machine import usable_cores
+from segmenter_bench.models import Subject, open_folder, pictures, random_folder
+from segmenter_bench.race import Pace, opened, race
+from segmenter_bench.runs import command_of, new_run, wide_console, write_run
+from segmenter_engines.images import fit
+
+TIMED = {
+    "labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory:"
+    " normalise, network, upsample, argmax",
+    "network": "normalised float32 images [B, 3, H, W] in host memory to class masks [B, K, h, w] on the patch grid",
+}
+RANDOM_NOTE = (
+    "Random weights: a random network has near ties at every pixel, so only fp32 engines are judged by agreement;"
+    " 8 and 16 bit engines are judged on trained networks."
+)
+
+
+BUSY = 0.05  # share of the cores others may take before the run says so
+
+
+@dataclass(frozen=True)
+class Options:
+    """Images per second, latency percentiles and memory of engines, with a correctness check in the same run."""
+
+    folder: Path | None = None
+    """Engine folder of a trained checkpoint (checkpoint/, model.*.onnx, model.*.plan)."""
+    variant: str | None = None
+    """Instead of a folder: a variant of the paper with seeded random weights, such as Seg-Ti-Mask/16."""
+    engine: tuple[str, ...] = ("all",)
+    """Engines by name or family (openvino, openvino-int8, ...), or all."""
+    batch: tuple[int, ...] = (1,)
+    """Batch sizes."""
+    height: int | None = None
+    """With --variant: image height in pixels; the variant's own when left out."""
+    width: int | None = None
+    """With --variant: image width in pixels."""
+    classes: int = 150
+    """With --variant: number of classes."""
+    threads: int | None = None
+    """CPU threads of every engine; all usable cores when left out."""
+    network: bool = False
+    """Time the network alone as well: normalised images to class masks on the patch grid."""
+    dataset: str | None = None
+    """Dataset of the images (shapes, folder, camvid, ade20k); made-up scenes when left out."""
+    data: Path | None = None
+    """Root folder of the dataset."""
+    split: str = "val"
+    """Split of the dataset."""
+    images: int = 4
+    """Images of the correctness check; the timed batches are made of them too."""
+    rounds: int = 6
+    """Turns each engine gets."""
+    burst_seconds: float = 1.0
+    """Length of a turn."""
+    min_calls: int = 2
+    """Calls in a turn, however long they take."""
+    warmup: int = 2
+    """Untimed calls at each batch size, besides one before every turn."""
+    out: Path = Path("runs/bench")
+    """Folder for the JSON of the run."""
+    cache: Path = Path("runs/bench/models")
+    """Folder where engine folders of random weights are made and found again."""
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.variant is None):
+            raise ConfigError("pass either --folder ENGINE_FOLDER or --variant NAME, such as --variant Seg-Ti-Mask/16")
+        for name in ("rounds", "min_calls", "images", "classes", *(("threads",) if self.threads is not None else ())):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: wanted at least 1")
+        if not self.batch or min(self.batch) < 1:
+            raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
+
+
+def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
+    """Measure and return the run, see `segmenter_bench.runs`; nothing is written but engine folders of random weights.
+
+    Raises ConfigError, CheckpointError or DataError for what the options name, EngineError when PyTorch itself fails.
+    """
+    chosen, threads = choose(options.engine), options.threads or usable_cores()
+    subject = _subject(options)
+    images = _images(options, subject)
+    settings = {
+        "threads": threads,
+        "images": len(images),
+        "images_from": options.dataset or "made-up scenes",
+        "reference": REFERENCE,
+        "truth": TRUTH,
+        **asdict(_pace(options)),
+    }
+    run = new_run("throughput", command, subject.facts(), settings)
+    regions = ("labels", "network") if options.network else ("labels",)
+    run["timed"] = {region: TIMED[region] for region in regions}
+    run["notes"] = [] if subject.trained else [RANDOM_NOTE]
+    with opened(chosen, choose((REFERENCE, TRUTH)), subject.folder, threads) as (contestants, unavailable):
+        run["unavailable"] = unavailable
+        run["rows"] = race(contestants, images, options.batch, regions, _pace(options), subject.trained)
+    busy = max((row["others_busy"] or 0.0 for row in run["rows"]), default=0.0)
+    if busy > BUSY:
+        run["notes"].append(
+            f"Other programs took up to {busy:.0%} of the CPU cores during the timing: wall times are too long, their"
+            " ratios unsure. Ratios by CPU time suffer less; better repeat the run on a quiet machine."
+        )
+    return run
+
+
+def show(run: dict[str, Any]) -> None:
+    """Print a run as tables on stdout."""
+    console = wide_console()
+    model, settings = run["model"], run["settings"]
+    console.print(
+        f"[bold]{model['name']}[/] {model['height']}x{model['width']}, {len(model['classes'])} classes,"
+        f" {'trained' if model['trained'] else 'random'} weights; {run['machine']['cpu']['model']},"
+        f" {settings['threads']} threads"
+    )
+    for region, meaning in run["timed"].items():
+        console.print(f"timed: {meaning}", style="dim", soft_wrap=True)
+        console.print(_table([row for row in run["rows"] if row["region"] == region], settings["reference"]))
+    for row in run["rows"]:
+        if row["status"] == "failed":
+            console.print(f"[red]failed[/] {row['engine']}, batch {row['batch']}: {row['reason']}", soft_wrap=True)
+    for missing in run["unavailable"]:
+        console.print(f"[yellow]unavailable[/] {missing['engine']}: {missing['reason']}", soft_wrap=True)
+    for note in run["notes"]:
+        console.print(note, style="dim", soft_wrap=True)
+
+
+def _table(rows: Sequence[dict[str, Any]], reference: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("engine", no_wrap=True)
+    for title in ("batch", "img/s", "p50 ms", "p90", "p99", f"x {reference}", "x by CPU", "MB", "agree %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        timing, speedup, share = row["timing"], row["ratio"], row["agreement"]
+        cells = ["-"] * 7
+        if timing is not None:
+            cells = [f"{timing[key]:.4g}" for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
+            cells += [f"{speedup[key]:.2f}" if speedup else "-" for key in ("median", "cpu")]
+            cells.append(f"{row['memory_bytes'] / 1e6:.0f}")
+        unjudged = "" if row["agreement_limit"] is not None else " *"
+        cells.append("-" if share is None else f"{100 * share:.2f}{unjudged}")
+        table.add_row(row["engine"], str(row["batch"]), *cells, style="red" if row["status"] == "failed" else None)
+    return table
+
+
+def _subject(options: Options) -> Subject:
+    if options.folder is not None:
+        return open_folder(options.folder)
+    assert options.variant is not None
+    side = variant(options.variant).encoder.image_size
+    return random_folder(
+        options.variant, options.height or side[0], options.width or side[1], options.classes, options.cache
+    )
+
+
+def _images(options: Options, subject: Subject) -> list[np.ndarray]:
+    if options.dataset is None:
+        return pictures(options.images, subject.size)
+    samples = Subset(open_dataset(options.dataset, options.data, options.split), options.images)
+    return [fit(samples[index].image, subject.size) for index in range(len(samples))]
+
+
+def _pace(options: Options) -> Pace:
+    return Pace(options.rounds, options.burst_seconds, options.min_calls, options.warmup)
+
+
+def bench(options: Options) -> int:
+    run = throughput(options, command_of("segmenter bench-throughput", None))
+    show(run)
+    print(write_run(run, options.out))
+    missing = {one["engine"] for one in run["unavailable"]} & set(options.engine)
+    # an engine asked for by name and not there is a failure; one that 'all' would have liked is not
+    return 1 if missing or any(row["status"] == "failed" for row in run["rows"]) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(bench, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Wall times of calls: bursts, quantiles, and ratios between engines measured in turns."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Calls made in a row: `ms` of wall time each, and `cpu_ms`, the CPU time a call took over all threads on average.
+
+    CPU time is what the wall time would rest on were nothing else running; where the two ratios of an engine to another
+    differ much, the machine was busy.
+    """
+
+    ms: list[float]
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the wall times of one engine at one batch size come to; `ms_*` are milliseconds a call."""
+
+    batch: int
+    calls: int
+    ms_p50: float
+    ms_p90: float
+    ms_p99: float
+    ms_mean: float
+    ms_min: float
+    cpu_ms: float  # CPU time of a call over all threads, median over bursts
+    images_per_s: float  # batch over the median call: a stall of the machine is in p99, not here
+
+    @classmethod
+    def of(cls, bursts: Sequence[Burst], batch: int = 1) -> "Timing":
+        """Summary of all calls of some bursts.
+
+        Raises ValueError without calls, or for times that are not positive.
+        """
+        times = np.asarray([ms for burst in bursts for ms in burst.ms], np.float64)
+        if times.size == 0 or not (times > 0).all():
+            raise ValueError(
+                f"{times.size} times, smallest {times.min(initial=np.inf)}: wanted at least one, all above 0"
+            )
+        p50, p90, p99 = np.quantile(times, (0.5, 0.9, 0.99))
+        return cls(
+            batch=batch,
+            calls=int(times.size),
+            ms_p50=float(p50),
+            ms_p90=float(p90),
+            ms_p99=float(p99),
+            ms_mean=float(times.mean()),
+            ms_min=float(times.min()),
+            cpu_ms=float(np.median([burst.cpu_ms for burst in bursts])),
+            images_per_s=1000.0 * batch / float(p50),
+        )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster than the reference: median and quartiles over rounds, and the same by CPU time (`cpu`)."""
+
+    median: float
+    low: float
+    high: float
+    cpu: float
+
+
+def burst(function: Callable[[], object], seconds: float, min_calls: int, warmup: int = 1) -> Burst:
+    """Time the calls that fit into `seconds`, at least `min_calls`, after `warmup` untimed ones."""
+    for _ in range(warmup):
+        function()
+    times: list[float] = []
+    cpu_start = time.process_time()
+    end = time.perf_counter() + seconds
+    while len(times) < min_calls or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        times.append((time.perf_counter() - start) * 1e3)
+    return Burst(times, (time.process_time() - cpu_start) * 1e3 / len(times))
+
+
+def measure(
+    function: Callable[[], object], *, warmup: int = 3, seconds: float = 1.0, min_calls: int = 10, batch: int = 1
+) -> Timing:
+    """`Timing` of one function alone; engines to be compared are better measured by `take_turns`."""
+    return Timing.of([burst(function, seconds, min_calls, warmup)], batch)
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], Burst]], rounds: int, after_turn: Callable[[], None] = lambda: None
+) -> dict[str, list[Burst]]:
+    """The burst of every round by name, the candidates bursting one after the other in each round.
+
+    A machine that slows down for a while slows all of them, so their ratios hold; who comes first changes every round.
+    """
+    names = list(candidates)
+    bursts: dict[str, list[Burst]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            bursts[name].append(candidates[name]())
+            after_turn()
+    return bursts
+
+
+def ratio(reference: Sequence[Burst], candidate: Sequence[Burst]) -> Ratio:
+    """How many times faster `candidate` is than `reference`, from what both took in the same rounds.
+
+    Raises ValueError when they did not run the same number of rounds.
+    """
+    if len(reference) != len(candidate) or not reference:
+        raise ValueError(f"{len(candidate)} rounds against {len(reference)}: wanted the same number, at least one")
+    pairs = zip(reference, candidate, strict=True)
+    each = [float(np.median(slow.ms)) / float(np.median(fast.ms)) for slow, fast in pairs]
+    low, median, high = np.quantile(each, (0.25, 0.5, 0.75))
+    cpu = np.median([one.cpu_ms for one in reference]) / np.median([one.cpu_ms for one in candidate])
+    return Ratio(float(median), float(low), float(high), float(cpu))

@@ -1,0 +1,134 @@
+"""Made-up benchmark runs as the commands write them: trained and random networks, failures, values left out."""
+
+import numpy as np
+
+from segmenter.config import default_palette
+from segmenter_bench.examples import label_map, photo
+
+CLASSES = ("sky", "building", "pole", "road & kerb", "<tree>", "car", "cyclist")
+SPEEDS = {
+    "official": ("fp32", 1.9, 0.6285, 1.0),
+    "official-channels-last": ("fp32", 3.4, None, 1.0),
+    "official-inference": ("fp32", 1.3, None, 1.0),
+    "eager": ("fp32", 3.6, 0.6285, 1.0),
+    "compiled": ("fp32", 4.1, 0.6285, 1.0),
+    "onnxruntime-fp32": ("fp32", 5.2, 0.6285, 0.99999),
+    "onnxruntime-int8": ("int8", 9.1, 0.6251, 0.9873),
+    "openvino-fp32": ("fp32", 6.0, 0.6285, 0.99998),
+    "openvino-bf16": ("bf16", 10.8, 0.6279, 0.9976),
+    "openvino-int8": ("int8", 14.9, 0.6243, 0.9861),
+}
+MACHINE = {
+    "cpu": {"model": "Some CPU 9000", "cores": 16, "usable_cores": 8, "flags": ["avx512_vnni", "avx512_bf16"]},
+    "memory_bytes": 64 * 2**30,
+    "load_average": [0.1, 0.2, 0.3],
+    "system": "Linux 6.1",
+    "python": "3.12.1",
+    "versions": {"torch": "2.13.0", "onnxruntime": "1.32.0"},
+    "gpus": [],
+    "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
+}
+
+
+def model(name="Seg-S-Mask/14", trained=True):
+    return {
+        "name": name,
+        "classes": list(CLASSES),
+        "palette": [list(colour) for colour in default_palette(len(CLASSES))],
+        "height": 360,
+        "width": 480,
+        "trained": trained,
+        "weights_sha256": f"{name} {trained}",
+    }
+
+
+def _run(kind, of, **rest):
+    return {
+        "schema": "segmenter-bench/1",
+        "kind": kind,
+        "created": "2026-01-02T03:04:05Z",
+        "command": f"segmenter bench-{kind} --folder camvid <weights & all>",
+        "machine": MACHINE,
+        "model": of,
+        "notes": [],
+        "unavailable": [{"engine": "tensorrt-rtx-int8", "reason": "no NVIDIA driver here (libcuda.so.1 not found)"}],
+    } | rest
+
+
+def throughput_run(trained=True, name="Seg-S-Mask/14", batches=(1, 4)):
+    rows = [_speed(engine, batch, trained) for batch in batches for engine in SPEEDS]
+    rows.append(_failed("onnxruntime-fp16", "its process was killed by signal 9: out of memory"))
+    settings = {"threads": 8, "rounds": 6, "burst_seconds": 1.0, "warmup": 2, "reference": "official"}
+    timed = {"labels": "uint8 images to uint8 labels, in host memory"}
+    notes = [] if trained else ["Random weights: only fp32 engines are judged by agreement."]
+    return _run("throughput", model(name, trained), rows=rows, settings=settings, timed=timed, notes=notes)
+
+
+def _speed(engine, batch, trained):
+    precision, images_per_s, _, agreement = SPEEDS[engine]
+    ms = 1000 * batch / images_per_s
+    speedup = images_per_s / SPEEDS["official"][1]
+    return {
+        "engine": engine,
+        "precision": precision,
+        "batch": batch,
+        "region": "labels",
+        "status": "ok",
+        "reason": None,
+        "agreement": agreement,
+        "agreement_limit": 0.99 if trained or precision == "fp32" else None,
+        "timing": {"batch": batch, "ms_p50": ms, "ms_p90": 1.1 * ms, "ms_p99": 1.3 * ms, "images_per_s": images_per_s},
+        "ratio": {"median": speedup, "low": 0.97 * speedup, "high": 1.02 * speedup, "cpu": speedup},
+        "describe": {"does": "explicit attention, argmax"} if engine.startswith("official") else {},
+        "memory_bytes": 400_000_000 + 10_000_000 * len(engine),
+    }
+
+
+def _failed(engine, reason):
+    empty = dict.fromkeys(("timing", "ratio", "memory_bytes", "agreement"))
+    row = {"engine": engine, "precision": "fp16", "batch": 1, "region": "labels", "agreement_limit": 0.99}
+    return row | empty | {"status": "failed", "reason": reason}
+
+
+def miou_run(name="Seg-S-Mask/14"):
+    rows = [_accuracy(engine) for engine, values in SPEEDS.items() if values[2] is not None]
+    rows.append(_failed("onnxruntime-fp16", "91.00% of pixels agree with PyTorch, wanted 99.0%") | {"miou": 0.5512})
+    settings = {"threads": 8, "dataset": "camvid", "split": "val", "images": 101, "truth": "eager"}
+    return _run("miou", model(name), rows=rows, settings=settings, examples=[example(0), example(1)])
+
+
+def _accuracy(engine):
+    precision, _, miou, agreement = SPEEDS[engine]
+    loss = 0.6285 - miou
+    iou = [0.93, 0.81 - loss, 0.11 - 10 * loss, 0.97, 0.74 - loss, 0.77, None]  # no cyclist anywhere
+    return {
+        "engine": engine,
+        "precision": precision,
+        "status": "ok",
+        "reason": None,
+        "miou": miou,
+        "pixel_accuracy": 0.9,
+        "mean_accuracy": 0.7,
+        "iou": iou,
+        "agreement": agreement,
+        "agreement_limit": 0.99,
+        "drop": loss if engine != "eager" else None,
+        "drop_limit": 0.01,
+    }
+
+
+def example(seed):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, len(CLASSES), (9, 12), dtype=np.uint8).repeat(40, axis=0).repeat(40, axis=1)
+    palette = default_palette(len(CLASSES))
+    picture = np.clip(np.asarray(palette, np.int64)[labels] // 2 + random.integers(0, 99, (360, 480, 3)), 0, 255)
+    truth = labels.copy()
+    truth[:40] = 255
+    engines = [engine for engine, values in SPEEDS.items() if values[2] is not None]
+    return {
+        "name": f"val/picture {seed}.png",
+        "photo": photo(picture.astype(np.uint8)),
+        "truth": label_map(truth, palette),
+        "labels": {engine: label_map(np.roll(labels, index, axis=1), palette) for index, engine in enumerate(engines)},
+        "agreement": {engine: SPEEDS[engine][3] for engine in engines},
+    }

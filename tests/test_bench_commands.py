@@ -1,0 +1,165 @@
+"""The bench on a small network, from engine folder to page."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from segmenter.checkpoint import save_model
+from segmenter.config import variant
+from segmenter.datasets import open_dataset
+from segmenter.errors import CheckpointError, ConfigError, EngineError
+from segmenter_bench import miou, models, report, throughput
+from segmenter_bench.models import MARK, open_folder, pictures, random_folder, random_model
+from segmenter_bench.runs import read_run
+from segmenter_engines.export import export
+from segmenter_engines.quantize import quantize
+from tests.networks import small_network
+
+QUICK = ("--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An engine folder for the classes of `shapes`: checkpoint, fp32 and int8 graphs of 128x128, no plans."""
+    folder = tmp_path_factory.mktemp("engines")
+    shapes = open_dataset("shapes", None, "val")
+    save_model(small_network(classes=shapes.classes, image_size=(128, 128)), folder / "checkpoint")
+    export(folder / "checkpoint", folder / "model.fp32.onnx", height=128, width=128)
+    quantize(folder / "model.fp32.onnx", folder / "model.int8.onnx", [shapes[index].image for index in range(4)])
+    return folder
+
+
+def test_throughput_and_miou_of_real_engines_make_a_report(folder, tmp_path, capsys):
+    quick = ("--rounds", "2", "--burst-seconds", "0.01", "--batch", "1", "2", "--images", "2", "--network", *QUICK)
+    engines = ("--engine", "onnxruntime-fp32", "tensorrt-rtx-fp16")
+    status = throughput.main(["--folder", str(folder), "--out", str(tmp_path), *engines, *quick])
+    assert status == 1  # the plan was asked for by name, and is not there
+    (path,) = tmp_path.glob("throughput-*.json")
+    run = read_run(path)
+    assert [(row["engine"], row["region"], row["batch"]) for row in run["rows"]] == [
+        ("onnxruntime-fp32", region, batch) for region in ("labels", "network") for batch in (1, 2)
+    ]
+    for row in run["rows"]:
+        assert (row["status"], row["reason"]) == ("ok", None)
+        assert row["agreement"] >= row["agreement_limit"] == 0.999
+        assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+        assert row["timing"]["ms_p50"] <= row["timing"]["ms_p90"] <= row["timing"]["ms_p99"]
+        assert row["memory_bytes"] > 50 << 20
+        assert row["describe"]["threads"] == 1
+    assert run["unavailable"][0]["engine"] == "tensorrt-rtx-fp16"
+    assert "not in the engine folder" in run["unavailable"][0]["reason"]
+    assert str(path) in capsys.readouterr().out
+
+    status = miou.main(
+        ["--folder", str(folder), "--out", str(tmp_path), "--engine", "onnxruntime-int8", "--limit", "3", *QUICK]
+    )
+    (path,) = tmp_path.glob("miou-*.json")
+    run = read_run(path)
+    (row,) = run["rows"]
+    assert status == (row["status"] == "failed")
+    assert 0.5 < row["agreement"] < 1.0
+    assert len(row["iou"]) == 8
+    assert row["drop"] is not None
+    assert run["settings"]["images"] == len(run["examples"]) == 3
+    assert list(run["examples"][0]["labels"]) == ["onnxruntime-int8"]
+
+    assert report.main([str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<h2>") == 1  # both runs belong to one network
+    assert "onnxruntime-int8" in text
+    assert "onnxruntime-fp32" in text
+
+
+def test_pictures_of_another_size_are_judged_at_their_own(folder, tmp_path, monkeypatch):
+    asked = []
+
+    class Worker:
+        def labels(self, images):
+            asked.append(images.shape)
+            return np.repeat(np.arange(4, dtype=np.uint8), 16)[None, :, None].repeat(96, axis=2)
+
+    one = type("One", (), {"worker": Worker()})()
+    judged = miou._Judged(one, (64, 96), None, [0])
+    labels = judged(np.zeros((128, 48, 3), np.uint8))
+    assert asked == [(1, 64, 96, 3)]
+    assert labels.shape == (128, 48)
+    assert (labels[:, 0] == np.repeat(np.arange(4), 32)).all()
+    assert judged.kept[0] is labels
+    assert judged.same == judged.total == labels.size
+
+
+def test_commands_say_what_they_want(tmp_path, folder, capsys):
+    for main, arguments, complaint in (
+        (throughput.main, [], "pass either --folder ENGINE_FOLDER or --variant NAME"),
+        (throughput.main, ["--folder", str(tmp_path)], "no folder 'checkpoint' in it"),
+        (throughput.main, ["--folder", str(folder), "--rounds", "0"], "--rounds 0: wanted at least 1"),
+        (throughput.main, ["--folder", str(folder), "--batch", "0"], "--batch 0: wanted sizes of at least 1"),
+        (throughput.main, ["--folder", str(folder), "--engine", "fastest"], "engine 'fastest' is unknown"),
+        (throughput.main, ["--variant", "Seg-XXL"], "variant 'Seg-XXL' is unknown"),
+        (miou.main, ["--folder", str(folder), "--examples", "-1"], "--examples -1"),
+        (miou.main, ["--folder", str(folder), "--dataset", "camvid", "--data", str(tmp_path)], ""),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert complaint in error
+
+
+def test_random_weights_are_seeded_and_of_sane_size():
+    config = variant("Seg-Ti-Mask/16", 9, image_size=(64, 64))
+    first, second = random_model(config), random_model(config)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokens, logits = first.encoder(image), first(image)
+    assert 0.5 < tokens.std() < 2.0
+    assert logits.std() > 0.1
+    assert len(logits.argmax(1).unique()) > 1
+
+
+def test_a_folder_of_random_weights_is_made_once_and_remembers_what_failed(tmp_path, monkeypatch):
+    made = []
+
+    def steps(folder, height, width):
+        def fails(out):
+            raise EngineError("no compiler\nhere")
+
+        def needs_a_package(out):
+            raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
+
+        yield "model.fp32.onnx", lambda out: made.append(out.name)
+        yield "model.fp16.plan", fails
+        yield "model.int8.onnx", needs_a_package
+
+    monkeypatch.setattr(models, "_steps", steps)
+    subject = random_folder("Seg-Ti/16", 40, 64, 3, tmp_path)
+    again = random_folder("Seg-Ti/16", 40, 64, 3, tmp_path)
+    assert made == ["model.fp32.onnx"]
+    assert again == subject
+    assert not subject.trained
+    assert subject.config.encoder.image_size == (32, 64)
+    assert json.loads((subject.folder / MARK).read_text())["variant"] == "Seg-Ti/16"
+    assert (subject.folder / "model.fp16.plan.reason.txt").read_text() == "no compiler here\n"
+    assert "onnx is not installed" in (subject.folder / "model.int8.onnx.reason.txt").read_text()
+    other = random_folder("Seg-Ti/16", 40, 64, 4, tmp_path)
+    assert other.folder != subject.folder
+    with pytest.raises(ConfigError, match="size 8x64 is smaller than one 16 pixel patch"):
+        random_folder("Seg-Ti/16", 8, 64, 3, tmp_path)
+
+
+def test_an_engine_folder_is_opened_with_the_size_of_its_engines(folder, tmp_path):
+    subject = open_folder(folder)
+    assert subject.size == (128, 128)
+    assert subject.trained
+    assert subject.facts()["classes"] == list(subject.config.classes)
+    with pytest.raises(CheckpointError, match="wanted an engine folder"):
+        open_folder(tmp_path)
+
+
+def test_made_up_pictures_have_the_size_asked_for():
+    first, second = pictures(2, (40, 72))
+    assert first.shape == second.shape == (40, 72, 3)
+    assert first.dtype == np.uint8
+    assert (first != second).any()

@@ -1,0 +1,107 @@
+"""Facts about the machine, and the memory of a process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from segmenter_bench import machine
+
+
+def test_facts_are_json_and_do_not_name_the_machine():
+    facts = machine.facts()
+    text = json.dumps(facts, allow_nan=False)
+    assert facts["cpu"]["usable_cores"] == machine.usable_cores() >= 1
+    assert facts["memory_bytes"] > 2**28
+    assert facts["versions"]["torch"]
+    assert facts["python"].count(".") == 2
+    for private in (socket.gethostname(), f"{Path.home()}/"):
+        assert len(private) < 4 or private not in text
+
+
+def test_the_commit_is_that_of_the_checkout_or_none():
+    git = machine.facts()["git"]
+    assert git is None or (len(git["commit"]) == 40 and isinstance(git["dirty"], bool))
+
+
+def test_peak_memory_rises_with_use_and_can_be_forgotten():
+    before = machine.peak_memory_bytes()
+    ballast = np.ones(300 << 20, np.uint8)
+    risen = machine.peak_memory_bytes()
+    assert risen - before > 200 << 20 or risen > 300 << 20
+    del ballast
+    if machine.forget_peak_memory():
+        assert machine.peak_memory_bytes() < risen - (200 << 20)
+
+
+def test_a_large_parent_is_not_counted_as_the_childs_memory():
+    ballast = np.ones(300 << 20, np.uint8)
+    code = "from segmenter_bench.machine import peak_memory_bytes; print(peak_memory_bytes())"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment()
+    )
+    assert ballast.size == 300 << 20
+    assert 5 << 20 < int(output.stdout) < 150 << 20
+
+
+def test_cpu_seconds_grow_while_working():
+    busy, ours = machine.busy_seconds(), machine.process_seconds(os.getpid())
+    total = 0
+    while machine.process_seconds(os.getpid()) < ours + 0.05:
+        total += sum(range(10000))
+    assert total > 0
+    if busy is not None:
+        assert machine.busy_seconds() > busy
+    assert machine.process_seconds(2**22 + 1) == 0.0
+
+
+def test_a_gpu_that_answers_only_some_questions_is_described_by_those(monkeypatch):
+    class NVMLError(Exception):
+        pass
+
+    def unsupported(*_):
+        raise NVMLError
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: b"GPU 9",
+        nvmlSystemGetDriverVersion=lambda: "580.1",
+        nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=2**37),
+        nvmlDeviceGetClockInfo=lambda handle, kind: 1000 * kind,
+        nvmlDeviceGetMaxClockInfo=unsupported,
+        nvmlDeviceGetPowerUsage=lambda handle: 98765,
+        nvmlDeviceGetEnforcedPowerLimit=unsupported,
+        nvmlDeviceGetTemperature=lambda handle, kind: 41,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert machine.gpus() == [
+        {
+            "name": "GPU 9",
+            "driver": "580.1",
+            "compute_capability": "9.0",
+            "memory_bytes": 2**37,
+            "sm_clock_mhz": 1000,
+            "memory_clock_mhz": 2000,
+            "power_watts": 98.765,
+            "temperature_celsius": 41,
+        }
+    ]
+    nvml.nvmlInit = unsupported
+    assert machine.gpus() == []
+
+
+def _environment():
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

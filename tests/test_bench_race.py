@@ -1,0 +1,165 @@
+"""Engines in processes of their own, taking turns: fakes that are right, wrong, or die."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmenter.errors import ConfigError, EngineError
+from segmenter_bench.engines import TABLE, Entry, choose, entries, open_entry, reason_path
+from segmenter_bench.race import Pace, agreement, limit_of, opened, race
+from segmenter_bench.worker import Worker
+from segmenter_engines import ENGINES
+from segmenter_engines.verify import LIMITS
+from tests.bench_fakes import fake_entry
+
+PACE = Pace(rounds=2, burst_seconds=0.02, min_calls=2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An engine folder for fakes, which worker processes must be able to import."""
+    folder = tmp_path_factory.mktemp("fakes")
+    (folder / "artifact").touch()
+    root = Path(__file__).resolve().parents[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def images():
+    return list(np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def raced(folder, images):
+    """Rows by (engine, batch), and the engines that could not be opened."""
+    chosen = [fake_entry(name) for name in ("official", "fast", "mixes-rows", "dies", "refuses")]
+    chosen.append(fake_entry("wrong", precision="int8"))
+    with opened(chosen, [fake_entry("official"), fake_entry("eager")], folder, threads=1) as (contestants, unavailable):
+        rows = race(contestants, images, [1, 2], ["labels"], PACE, trained=True)
+    return {(row["engine"], row["batch"]): row for row in rows}, unavailable
+
+
+def test_every_engine_has_a_row_and_the_truth_only_when_asked_for(raced):
+    rows, unavailable = raced
+    assert {engine for engine, _ in rows} == {"official", "fast", "mixes-rows", "dies", "wrong"}
+    assert unavailable == [{"engine": "refuses", "reason": "engine refuses: no driver here"}]
+
+
+def test_a_right_engine_is_timed_against_the_reference(raced):
+    row = raced[0]["fast", 2]
+    assert (row["status"], row["reason"], row["agreement"], row["agreement_limit"]) == ("ok", None, 1.0, 0.999)
+    assert row["timing"]["batch"] == 2
+    assert row["timing"]["calls"] == sum(len(turn) for turn in row["rounds_ms"])
+    assert len(row["rounds_ms"]) == PACE.rounds
+    assert row["ratio"]["median"] > 2  # the reference sleeps
+    assert raced[0]["official", 1]["ratio"]["median"] == 1.0
+    assert row["memory_bytes"] > 10 << 20
+    assert row["describe"]["threads"] == 1
+    assert row["describe"]["omp"] == "1"
+    assert row["others_busy"] is None or 0.0 <= row["others_busy"] <= 1.5
+
+
+def test_each_engine_lives_in_its_own_process(raced):
+    pids = [row["describe"]["pid"] for (_, batch), row in raced[0].items() if batch == 1]
+    assert len(set(pids)) == len(pids)
+    assert os.getpid() not in pids
+
+
+def test_wrong_labels_fail_but_keep_their_times(raced):
+    row = raced[0]["wrong", 1]
+    assert row["status"] == "failed"
+    assert row["reason"] == "50.00% of pixels agree with PyTorch; wanted 90.0% at int8"
+    assert row["timing"] is not None
+
+
+def test_rows_of_a_batch_that_influence_each_other_are_found(raced):
+    assert raced[0]["mixes-rows", 1]["status"] == "ok"
+    assert raced[0]["mixes-rows", 2]["status"] == "failed"
+    assert raced[0]["mixes-rows", 2]["agreement"] < 0.6
+
+
+def test_an_engine_that_dies_is_reported_with_its_last_words(raced):
+    row = raced[0]["dies", 1]
+    assert row["status"] == "failed"
+    assert row["reason"] == "dies: its process ended with status 3: out of luck"
+    assert row["timing"] is None
+    assert row["ratio"] is None
+
+
+def test_without_the_truth_nothing_can_be_checked(folder, images):
+    with (
+        opened([fake_entry("eager", "refuses")], [], folder, threads=1) as (contestants, unavailable),
+        pytest.raises(EngineError, match="without its labels nothing can be checked"),
+    ):
+        race(contestants, images, [1], ["labels"], PACE, trained=True)
+    assert unavailable[0]["engine"] == "eager"
+
+
+def test_a_worker_says_what_went_wrong_in_one_line_and_stops_when_too_slow(folder, images):
+    worker = Worker(fake_entry("hangs"), folder, threads=1)
+    try:
+        worker.timeout_s = 0.3
+        start = time.perf_counter()
+        with pytest.raises(EngineError, match=r"hangs: no answer to 'labels' within 0 s; stopped"):
+            worker.labels(images[0][None])
+        assert time.perf_counter() - start < 20
+    finally:
+        worker.close()
+
+
+def test_a_runtimes_own_exception_is_the_engines_failure_and_the_network_can_be_timed_alone(folder, images):
+    worker = Worker(fake_entry("raises"), folder, threads=1)
+    try:
+        with pytest.raises(EngineError, match="RuntimeError: first line second line"):
+            worker.labels(images[0][None])
+        worker.prepare(images[0][None], "network", warmup=1)
+        assert len(worker.burst(0.0, 3).ms) == 3
+    finally:
+        worker.close()
+
+
+def test_agreement_counts_pixels_and_takes_no_other_shape():
+    truth = np.zeros((4, 5), np.uint8)
+    half = truth.copy()
+    half[:2] = 1
+    assert agreement([(truth, truth), (half, truth)]) == 0.75
+    assert agreement([(truth[:2], truth)]) == 0.0
+
+
+def test_random_weights_are_judged_in_fp32_only():
+    assert limit_of("fp32", trained=False) == 1 - LIMITS["fp32"].disagreement
+    assert limit_of("int8", trained=False) is None
+    assert limit_of("int8", trained=True) == 1 - LIMITS["int8"].disagreement
+
+
+def test_engines_are_chosen_by_name_family_or_all():
+    assert [row.name for row in choose(["official"])] == ["official"]
+    assert [row.name for row in choose(["openvino", "eager"])] == [
+        "eager",
+        "openvino-fp32",
+        "openvino-bf16",
+        "openvino-int8",
+    ]
+    assert choose(["all"]) == entries()
+    with pytest.raises(ConfigError, match="engine 'nosuch' is unknown; choose 'all' or some of official, "):
+        choose(["eager", "nosuch"])
+
+
+def test_every_engine_of_the_registry_is_benched(monkeypatch):
+    assert {row.engine for row in entries()} >= set(ENGINES)
+    monkeypatch.setitem(ENGINES, "brand-new", ("module", "Class", ""))
+    assert entries() == (*TABLE, Entry("brand-new", "checkpoint", "brand-new", ""))
+
+
+def test_a_missing_artifact_gives_its_reason(tmp_path):
+    entry = next(row for row in TABLE if row.name == "openvino-int8")
+    with pytest.raises(EngineError, match=r"model\.int8\.onnx is not in the engine folder; make it with"):
+        open_entry(entry, tmp_path, 1)
+    reason_path(tmp_path / "model.int8.onnx").write_text("the package onnx is not installed\n")
+    with pytest.raises(EngineError, match=r"^the package onnx is not installed$"):
+        open_entry(entry, tmp_path, 1)

@@ -1,0 +1,232 @@
+"""Runs on disk, and the page made of them: whole, self-contained, and honest about what is missing."""
+
+import copy
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from segmenter.errors import ConfigError, DataError
+from segmenter_bench import report
+from segmenter_bench.examples import label_map
+from segmenter_bench.page import page
+from segmenter_bench.plot import Mark, pareto, scatter
+from segmenter_bench.runs import new_run, read_run, write_run
+from segmenter_bench.sections import sections
+from tests.bench_samples import CLASSES, MACHINE, miou_run, throughput_run
+
+VOID = {"meta", "img", "input", "br", "link", "hr"}
+
+
+class Outline(HTMLParser):
+    """Tags opened and closed, attributes that fetch, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def rendered(*runs):
+    text = page("A <title> & more", sections(runs), "segmenter report runs")
+    return text, Outline(text)
+
+
+def test_the_page_is_well_formed_and_fetches_nothing():
+    text, outline = rendered(throughput_run(), miou_run(), throughput_run(trained=False, name="Seg-Ti-Mask/16"))
+    assert outline.open == []
+    assert all(value.startswith("data:image/") for value in outline.fetched)
+    assert len(outline.fetched) > 10
+    assert all(url.startswith("data:image/") for url in re.findall(r"url\(([^)]*)\)", text))
+    assert not re.search(r"https?:|@import|<script|<link|<iframe", text)
+    assert "A &lt;title&gt; &amp; more" in text
+    assert "<tree>" not in text
+    assert "<weights" not in text
+
+
+def test_the_page_tells_speed_accuracy_failures_and_what_is_missing():
+    _, outline = rendered(throughput_run(), miou_run())
+    text = outline.text
+    for expected in (
+        "openvino-int8",
+        "0.6243",
+        "-0.0042",
+        "98.61%",
+        "14.9",
+        "7.84",
+        "onnxruntime-fp16 : 91.00% of pixels agree with PyTorch, wanted 99.0%; its process was killed by signal 9",
+        "tensorrt-rtx-int8 : no NVIDIA driver here (libcuda.so.1 not found)",
+        "Results, batch 4",
+        "Some CPU 9000",
+        "avx512_vnni",
+        "0123456789ab with local changes",
+        "segmenter bench-miou --folder camvid <weights & all>",
+        "uint8 images to uint8 labels, in host memory.",
+        "cyclist",
+    ):
+        assert expected in text
+    assert "nan" not in text.lower().split()
+    assert "None" not in text
+
+
+def test_random_weights_are_shown_as_not_judged():
+    _, outline = rendered(throughput_run(trained=False))
+    assert "random weights" in outline.text
+    assert "not judged" in outline.text
+    assert "mIoU against speed" not in outline.text
+
+
+def test_engines_that_failed_are_never_the_best():
+    run = throughput_run(batches=(1,))
+    fastest = next(row for row in run["rows"] if row["engine"] == "openvino-int8")
+    fastest |= {"status": "failed", "reason": "wrong labels"}
+    (section,) = sections([run])
+    assert section.best.engine == "openvino-bf16"
+
+
+def test_accuracy_alone_and_speed_alone_make_pages_too():
+    for runs in ([miou_run()], [throughput_run()], [miou_run() | {"rows": [], "examples": []}]):
+        _, outline = rendered(*runs)
+        assert outline.open == []
+
+
+def test_odd_rows_do_not_break_the_page():
+    run = miou_run()
+    run["rows"][0] |= {"miou": None, "iou": [None] * len(CLASSES), "drop": None, "agreement": None}
+    speed = throughput_run()
+    speed["rows"] = [row | {"timing": None, "ratio": None, "status": "failed", "reason": None} for row in speed["rows"]]
+    speed["machine"] = {"versions": {}, "cpu": {}}
+    _, outline = rendered(run, speed)
+    assert outline.open == []
+    assert "no reason given" in outline.text
+
+
+def test_a_picture_that_would_be_fetched_is_refused():
+    run = miou_run()
+    run["examples"][0]["photo"] = "https://example.org/spy.png"
+    run["examples"][0]["labels"]["eager"] = "javascript:alert(1)"
+    text, outline = rendered(run)
+    assert "example.org" not in text
+    assert "javascript" not in text
+    assert all(value.startswith("data:image/") for value in outline.fetched)
+
+
+def test_the_newer_of_two_runs_counts():
+    old, new = throughput_run(), copy.deepcopy(throughput_run())
+    old["created"], new["created"] = "2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z"
+    new["rows"][0]["timing"]["images_per_s"] = 77.0
+    for runs in ([old, new], [new, old]):
+        (section,) = sections(runs)
+        assert section.lines(1)[0].images_per_s == 77.0
+
+
+def test_speeds_of_different_machines_do_not_share_a_table():
+    other = throughput_run() | {"machine": MACHINE | {"cpu": MACHINE["cpu"] | {"model": "Another CPU"}}}
+    with pytest.raises(DataError, match=r"different machines .*Another CPU.*one report a machine"):
+        sections([throughput_run(), other])
+
+
+def test_runs_survive_the_disk_and_nan_becomes_null(tmp_path):
+    run = new_run("miou", "segmenter bench-miou", {"name": "Seg-Ti-Mask/16"}, {"threads": 1})
+    run["rows"] = [{"engine": "eager", "miou": math.nan, "iou": (0.5, math.inf)}]
+    path = write_run(run, tmp_path)
+    assert re.fullmatch(r"miou-seg-ti-mask-16-\d{8}T\d{6}\.json", path.name)
+    back = read_run(path)
+    assert back["rows"] == [{"engine": "eager", "miou": None, "iou": [0.5, None]}]
+    assert back["machine"]["cpu"]["usable_cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[]", "lacks schema"),
+        ('{"schema": "segmenter-bench/1"}', "lacks kind"),
+        (json.dumps(throughput_run() | {"schema": "other/2"}), "has schema 'other/2'"),
+    ],
+)
+def test_a_file_that_is_no_run_is_named(tmp_path, text, complaint):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"run\.json: .*{complaint}"):
+        read_run(path)
+    with pytest.raises(DataError, match=r"gone\.json: No such file"):
+        read_run(tmp_path / "gone.json")
+
+
+def test_the_command_writes_the_page_and_prints_the_table(tmp_path, capsys):
+    for name, run in (("speed", throughput_run()), ("miou", miou_run())):
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    out = tmp_path / "pages" / "report.html"
+    assert report.main([str(tmp_path), "--out", str(out), "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{out}\n")
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert rows[0] == "| engine | mIoU | pixels as PyTorch | images/s | p50 ms | x official | verdict |"
+    assert "| `openvino-int8` | 0.6243 | 98.61% | 14.9 | 67.1 | 7.8 | passed |" in rows
+    assert len({row.count("|") for row in rows}) == 1
+    assert Outline(out.read_text()).open == []
+
+
+def test_the_command_wants_runs(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="no runs"):
+        report.report([tmp_path], tmp_path / "report.html", "title", "command")
+    assert report.main([str(tmp_path / "gone.json")]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    marks = [Mark(str(index), x, y, "other", "circle") for index, (x, y) in enumerate([(1, 5), (2, 5), (3, 4), (2, 3)])]
+    assert [mark.label for mark in pareto(marks)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("points", [[(3.0, 0.5)], [(1e-3, 0.0), (1e4, 1.0)], [(2.0, 0.6)] * 9])
+def test_plots_keep_everything_inside(points):
+    marks = [Mark(f"engine-{index}", x, y, "other", "triangle") for index, (x, y) in enumerate(points)]
+    svg = scatter(marks, 360, 300, reference=0.6)
+    assert "nan" not in svg
+    for value, limit in re.findall(r'\b(?:x|cx|x1|x2)="(-?[\d.]+)"()', svg):
+        assert 0 <= float(value) <= 360, limit
+    assert svg.count("<title>") == len(points)
+    ticks = re.findall(r'class="tick"[^>]*>([^<]*)<', svg)
+    assert len(ticks) >= 2
+
+
+@pytest.mark.parametrize("classes", [3, 255, 300])
+def test_label_maps_of_any_number_of_classes_become_pictures(classes):
+    import base64
+    import io
+
+    from PIL import Image
+
+    palette = [(index % 256, index // 256, 7) for index in range(classes)]
+    labels = np.full((4, 6), classes, np.int32)
+    labels[0, 0] = classes - 1
+    url = label_map(labels, palette)
+    picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))).convert("RGBA")
+    assert picture.getpixel((0, 0)) == (*palette[-1], 255)
+    assert picture.getpixel((5, 3))[3] == 0
