@@ -125,6 +125,13 @@ def test_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path, monk
     assert metrics(tmp_path / "whole")["miou"] == metrics(tmp_path / "parts")["miou"]
 
 
+def test_evaluation_on_the_way_changes_nothing(tmp_path: Path) -> None:
+    frozen = ["--steps", "8", "--freeze-encoder-blocks", "1", "--limit", "3"]
+    assert train(tmp_path / "with", *frozen, "--eval-every", "2") == 0
+    assert train(tmp_path / "without", *frozen) == 0
+    assert_same_weights(tmp_path / "with", tmp_path / "without")
+
+
 def test_weights_and_optimiser_state_are_of_one_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_after(4, monkeypatch)
     train(tmp_path, "--steps", "12", "--save-every-seconds", "0")
