@@ -67,7 +67,7 @@ def run_training(options: TrainOptions) -> int:
                 log.note(f"stopped at step {trainer.step}, saved in {folder.last}; the same command goes on from there")
                 return 128 + (interruption.signal or 0)
             best = _report(folder, final, trainer)
-    print(f"mIoU {best['miou']} at step {best['step']}: {folder.best}")
+    print(f"mIoU {best['miou'] or 0.0:.4f} at step {best['step']}: {folder.best}")
     return 0
 
 
