@@ -1,7 +1,7 @@
 """Every engine that can be benched, by name: which artifact of an engine folder it opens, and with what.
 
-An engine folder holds `checkpoint/` (config.json, model.safetensors), the exported `model.*.onnx` and the built
-`model.*.plan`, each with its manifest. This table is the only place that knows those names.
+An engine folder is what `segmenter pipeline` fills: `checkpoint/` (config.json, model.safetensors), the exported
+`model.*.onnx` and the built `model.*.plan`, each with its manifest.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,12 +111,8 @@ def open_official(artifact: Path, engine: str, floats: str | None, threads: int)
 
 
 def _why_missing(artifact: Path) -> str:
-    reason = reason_path(artifact)
+    # left by whoever failed to make it
+    reason = artifact.with_name(f"{artifact.name}.reason.txt")
     if reason.is_file():
         return reason.read_text(encoding="utf-8").strip()
-    return f"{artifact.name} is not in the engine folder; make it with `segmenter export`, `quantize` or `build`"
-
-
-def reason_path(artifact: Path) -> Path:
-    """Where whoever fails to make an artifact leaves the reason, in one line, for the bench to repeat."""
-    return artifact.with_name(artifact.name + ".reason.txt")
+    return f"{artifact.name} is not in the engine folder; make it with `segmenter pipeline`"

@@ -47,7 +47,7 @@ def facts() -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions(),
         "gpus": gpus(),
         "git": _git(),
     }
@@ -125,7 +125,8 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a number, those that are there."""
     found = {}
     for package in PACKAGES:
         try:

@@ -5,8 +5,6 @@ Speed does not depend on what the weights learnt, so a variant nobody has traine
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +18,13 @@ from torch import nn
 from segmenter.checkpoint import CONFIG_NAME, WEIGHTS_NAME, read_config, save_model
 from segmenter.config import SegmenterConfig, variant
 from segmenter.datasets import open_dataset
-from segmenter.errors import CheckpointError, ConfigError, EngineError, SegmenterError
+from segmenter.errors import CheckpointError, ConfigError
 from segmenter.files import atomic_path, sha256
 from segmenter.model import Segmenter
-from segmenter_bench.engines import CHECKPOINT, reason_path
-from segmenter_bench.machine import PACKAGES, facts
+from segmenter_bench.engines import CHECKPOINT
+from segmenter_bench.machine import versions
+from segmenter_bench.race import say
+from segmenter_engines.pipeline import make_artifacts
 
 MARK = "random.json"  # written last: the folder is complete, and its weights are random
 CALIBRATION_IMAGES = 4
@@ -91,7 +91,7 @@ def random_model(config: SegmenterConfig, seed: int = 0) -> Segmenter:
 def random_folder(name: str, height: int, width: int, classes: int, cache: Path, seed: int = 0) -> Subject:
     """An engine folder of `variant(name, classes)` with random weights, made in `cache` or found there.
 
-    What cannot be made here (a missing package, a failed build) leaves its reason for the bench to repeat.
+    What cannot be made here (a missing package, a failed build) leaves its reason, which the bench repeats.
     Raises ConfigError for an unknown variant or an impossible size.
     """
     P = variant(name).encoder.patch_size
@@ -101,8 +101,8 @@ def random_folder(name: str, height: int, width: int, classes: int, cache: Path,
     folder = cache / f"{_slug(config.name)}-{height}x{width}-k{classes}-{_fingerprint(seed)}"
     if not (folder / MARK).exists():
         save_model(random_model(config, seed), folder / CHECKPOINT)
-        for artifact, make in _steps(folder, height, width):
-            _attempt(folder / artifact, make)
+        images = pictures(CALIBRATION_IMAGES, (height, width), "train")
+        make_artifacts(folder, height, width, images, say=say)
         with atomic_path(folder / MARK) as temporary:
             temporary.write_text(json.dumps({"seed": seed, "variant": config.name}) + "\n", encoding="utf-8")
     return open_folder(folder)
@@ -115,51 +115,13 @@ def pictures(count: int, size: tuple[int, int], split: str = "val") -> list[np.n
     return [np.asarray(scene.resize((W, H), Image.Resampling.BICUBIC)) for scene in scenes]
 
 
-def _steps(folder: Path, height: int, width: int) -> Iterator[tuple[str, Callable[[Path], object]]]:
-    """Artifacts in the order they are made from each other, and how."""
-    from segmenter_engines.build import build
-    from segmenter_engines.export import export
-    from segmenter_engines.quantize import quantize
-
-    checkpoint = folder / CHECKPOINT
-    images = pictures(CALIBRATION_IMAGES, (height, width), "train")
-    fp32, fp16, int8_trt = (folder / f"model.{name}.onnx" for name in ("fp32", "fp16", "int8-trt"))
-    yield fp32.name, lambda out: export(checkpoint, out, height=height, width=width)
-    yield "model.int8.onnx", lambda out: quantize(fp32, out, images)
-    if find_spec("tensorrt_rtx") is None:
-        for plan in ("model.fp16.plan", "model.int8.plan"):
-            yield plan, _no_tensorrt
-        return
-    yield fp16.name, lambda out: export(checkpoint, out, height=height, width=width, precision="fp16")
-    yield int8_trt.name, lambda out: quantize(fp16, out, images, target="tensorrt")
-    yield "model.fp16.plan", lambda out: build(fp16, out)
-    yield "model.int8.plan", lambda out: build(int8_trt, out)
-
-
-def _no_tensorrt(out: Path) -> None:
-    raise EngineError("the package tensorrt_rtx is not installed; pip install 'segmenter-trt[tensorrt-rtx]'")
-
-
-def _attempt(out: Path, make: Callable[[Path], object]) -> None:
-    print(f"making {out.name}", file=sys.stderr, flush=True)
-    try:
-        make(out)
-        return
-    except SegmenterError as error:
-        reason = str(error)
-    except ModuleNotFoundError as error:
-        reason = f"the package {error.name} is not installed"
-    with atomic_path(reason_path(out)) as temporary:
-        temporary.write_text(" ".join(reason.split()) + "\n", encoding="utf-8")
-
-
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
 
 
 def _fingerprint(seed: int) -> str:
     """Changes with the code and the packages that make an engine folder, so that a stale one is never measured."""
-    digest = hashlib.sha256(f"{seed} {sorted(facts()['versions'].items())} {PACKAGES}".encode())
+    digest = hashlib.sha256(f"{seed} {sorted(versions().items())}".encode())
     for package in ("segmenter", "segmenter_engines"):
         spec = find_spec(package)
         assert spec is not None

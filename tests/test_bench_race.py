@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from segmenter.errors import ConfigError, EngineError
-from segmenter_bench.engines import TABLE, Entry, choose, entries, open_entry, reason_path
+from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, open_entry
 from segmenter_bench.race import Pace, agreement, limit_of, opened, race
 from segmenter_bench.worker import Worker
 from segmenter_engines import ENGINES
+from segmenter_engines.pipeline import ARTIFACTS, reason_path
 from segmenter_engines.verify import LIMITS
 from tests.bench_fakes import fake_entry
 
@@ -156,9 +157,17 @@ def test_every_engine_of_the_registry_is_benched(monkeypatch):
     assert entries() == (*TABLE, Entry("brand-new", "checkpoint", "brand-new", ""))
 
 
+def test_the_table_opens_what_the_pipeline_makes():
+    opened = {row.artifact for row in TABLE}
+    sources = {"model.fp16.onnx", "model.int8-trt.onnx"}  # only plans are made of them
+    assert opened == {CHECKPOINT, *ARTIFACTS} - sources
+
+
 def test_a_missing_artifact_gives_its_reason(tmp_path):
     entry = next(row for row in TABLE if row.name == "openvino-int8")
-    with pytest.raises(EngineError, match=r"model\.int8\.onnx is not in the engine folder; make it with"):
+    with pytest.raises(
+        EngineError, match=r"model\.int8\.onnx is not in the engine folder; make it with `segmenter pipeline`"
+    ):
         open_entry(entry, tmp_path, 1)
     reason_path(tmp_path / "model.int8.onnx").write_text("the package onnx is not installed\n")
     with pytest.raises(EngineError, match=r"^the package onnx is not installed$"):
