@@ -17,6 +17,7 @@ Options = TypeVar("Options")
 
 COMMANDS = {
     "train": ("segmenter.train", "train a network on labelled images"),
+    "probe": ("segmenter.probe", "fit a decoder on a frozen encoder: the quick start before fine-tuning"),
     "evaluate": ("segmenter.evaluate", "mIoU and accuracy of a checkpoint on a dataset"),
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),

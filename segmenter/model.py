@@ -42,10 +42,8 @@ class Segmenter(nn.Module):
 
     def masks(self, image: Tensor) -> Tensor:
         """Class masks on the patch grid of the padded image: [B, 3, H, W] -> [B, K, ceil(H / P), ceil(W / P)]."""
-        P = self.config.encoder.patch_size
-        image = pad_to_patches(image, P)
-        grid = image.shape[2] // P, image.shape[3] // P
-        return self.decoder(self._patches(image), grid)
+        P, (H, W) = self.config.encoder.patch_size, image.shape[-2:]
+        return self.decoder(self.patch_tokens(image), (-(-H // P), -(-W // P)))
 
     def forward(self, image: Tensor) -> Tensor:
         masks, P, (H, W) = self.masks(image), self.config.encoder.patch_size, image.shape[-2:]
@@ -69,16 +67,17 @@ class Segmenter(nn.Module):
         """
         if not isinstance(self.decoder, MaskDecoder):
             raise ConfigError("a linear decoder has no attention maps; ask get_attention_map_enc instead")
-        return self.decoder.attention_map(self._patches(pad_to_patches(im, self.config.encoder.patch_size)), layer_id)
+        return self.decoder.attention_map(self.patch_tokens(im), layer_id)
 
     def fold_layer_scale(self) -> None:
         """Multiply LayerScale factors into the linear layers before them, in place (exact up to rounding)."""
         for block in self.encoder.blocks:
             cast(Block, block).fold_layer_scale()
 
-    def _patches(self, image: Tensor) -> Tensor:
-        """Patch tokens without class and distillation tokens, [B, h w, C], of an image already padded."""
-        return self.encoder(image)[:, self.config.encoder.extra_tokens :]
+    def patch_tokens(self, image: Tensor) -> Tensor:
+        """What the decoder reads: [B, 3, H, W] -> tokens [B, ceil(H / P) ceil(W / P), C], without the extra ones."""
+        padded = pad_to_patches(image, self.config.encoder.patch_size)
+        return self.encoder(padded)[:, self.config.encoder.extra_tokens :]
 
 
 def _ops_table(module: ModuleType) -> Ops:

@@ -18,11 +18,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.datasets.fitted import fit
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import Method, Range, ranges
-from segmenter_engines.images import fit
 from segmenter_engines.manifest import Manifest, command_line, machine_name, read_manifest, versions_of
 
 Target = Literal["cpu", "tensorrt"]

@@ -11,11 +11,11 @@ import numpy as np
 import tyro
 
 from segmenter.cli import run
-from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
+from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.datasets.fitted import Fitted
 from segmenter.errors import EngineError, VerificationError
 from segmenter.evaluate import evaluate_labels
 from segmenter.files import atomic_path
-from segmenter_engines.images import fit
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import Session, open_session
 
@@ -77,26 +77,6 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"miou_drop": self.miou_drop, "passed": not self.faults, "faults": self.faults}
-
-
-class Fitted:
-    """A dataset with images and labels resized to an engine's size (labels to the nearest pixel)."""
-
-    def __init__(self, samples: SegmentationDataset, size: tuple[int, int]) -> None:
-        self.samples, self.size = samples, size
-        self.classes, self.palette, self.ignore = samples.classes, samples.palette, samples.ignore
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.samples[index]
-        if sample.image.shape[:2] == self.size:
-            return sample
-        H, W = self.size
-        h, w = sample.labels.shape
-        rows, columns = (np.arange(H) * 2 + 1) * h // (2 * H), (np.arange(W) * 2 + 1) * w // (2 * W)
-        return Sample(fit(sample.image, self.size), sample.labels[rows[:, None], columns], sample.name)
 
 
 def verify(

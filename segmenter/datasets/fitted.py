@@ -1,0 +1,31 @@
+"""Pictures and labels brought to one size."""
+
+import numpy as np
+from PIL import Image
+
+from segmenter.datasets.sample import Sample, SegmentationDataset
+
+
+def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 RGB [h, w, 3] resized bilinearly to `size` (H, W); the same array when it fits already."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+class Fitted:
+    """A dataset with every sample resized to `size` (H, W): images bilinearly, labels to the nearest pixel."""
+
+    def __init__(self, samples: SegmentationDataset, size: tuple[int, int]) -> None:
+        self.samples, self.size = samples, size
+        self.classes, self.palette, self.ignore = samples.classes, samples.palette, samples.ignore
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        if sample.image.shape[:2] == self.size:
+            return sample
+        labels = Image.fromarray(sample.labels).resize((self.size[1], self.size[0]), Image.Resampling.NEAREST)
+        return Sample(fit(sample.image, self.size), np.asarray(labels), sample.name)
