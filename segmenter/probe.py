@@ -1,10 +1,4 @@
-"""Fit the decoder of a checkpoint on its frozen encoder, whose tokens are computed once.
-
-A fresh decoder on a pretrained encoder wants thousands of updates, and each costs nothing but the decoder once the
-tokens are kept. Fine-tuning the whole network afterwards starts from there and does not bend the encoder towards a
-random decoder.
-Source: linear probing, then fine-tuning (Kumar et al., ICLR 2022).
-"""
+"""Fit a decoder on a frozen encoder: `python -m segmenter.probe INIT --out PROBED --dataset camvid`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,25 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
 import tyro
-from rich.console import Console
-from rich.progress import track
-from torch import Tensor
 
-from segmenter.checkpoint import load_model, save_model
-from segmenter.cli import run
-from segmenter.datasets import SegmentationDataset, Subset, open_dataset
-from segmenter.datasets.fitted import Fitted
-from segmenter.errors import ConfigError
-from segmenter.evaluate import evaluate_labels, require_same_classes
-from segmenter.inference import Inference, pick_device, predictor
-from segmenter.loss import class_weights, require_stride, segmentation_loss
-from segmenter.model import Segmenter
-from segmenter.optimizer import autocast_type
-from segmenter.preprocess import normalize
-from segmenter.schedule import Schedule
+from segmenter.cli import run, share_cores
 
 
 @dataclass(frozen=True)
@@ -55,8 +33,8 @@ class Options:
     """AdamW's first learning rate; 1e-2 suits a linear decoder, 1e-3 a mask transformer."""
     weight_decay: float = 1e-2
     """Of the decoder's weights."""
-    loss_stride: int = 2
-    """Compute the loss on every n-th pixel, along both sides."""
+    loss_stride: int | None = None
+    """Compute the loss on every n-th pixel, along both sides; half a patch when left out."""
     class_weights: bool = False
     """Weight classes by the inverse square root of their frequency."""
     seed: int = 0
@@ -64,81 +42,11 @@ class Options:
     """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
 
 
-@torch.no_grad()
-def encode(model: Segmenter, samples: SegmentationDataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Patch tokens float16 [S, h w, C] and labels uint8 [S, H, W] of a dataset of S samples that have one size."""
-    precision = autocast_type("auto", device)
-    tokens, labels = [], []
-    for index in track(range(len(samples)), "encoding", console=Console(stderr=True), transient=True):
-        sample = samples[index]
-        images = normalize(sample.image, model.config.preprocess).to(device)
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            tokens.append(model.patch_tokens(images).to("cpu", torch.float16))
-        labels.append(torch.from_numpy(np.array(sample.labels)))
-    return torch.cat(tokens), torch.stack(labels)
-
-
-@torch.no_grad()
-def standardize(model: Segmenter, tokens: Tensor) -> None:
-    """Fold the mean and deviation of each channel of `tokens` [S, N, C] into the encoder's last norm and into them.
-
-    The decoder then sees channels of one scale, which AdamW fits far sooner; the network stays one plain Segmenter.
-    """
-    norm = model.encoder.norm
-    sample = tokens[:: max(len(tokens) // 64, 1)].float().flatten(0, 1)
-    mean, deviation = sample.mean(0), sample.std(0).clamp(min=1e-4)
-    for part in tokens:  # in place and one at a time: all of them are gigabytes in float32
-        part.copy_((part.float() - mean) / deviation)
-    mean, deviation = mean.to(norm.weight.device), deviation.to(norm.weight.device)
-    norm.bias.sub_(mean).div_(deviation)
-    norm.weight.div_(deviation)
-
-
-def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: Options, device: torch.device) -> float:
-    """Train the decoder on tokens [S, h w, C] and labels [S, H, W]; returns the mean loss of the last tenth."""
-    config = model.config
-    P = config.encoder.patch_size
-    grid = -(-labels.shape[1] // P), -(-labels.shape[2] // P)
-    weights = None
-    if options.class_weights:
-        weights = class_weights((one.numpy() for one in labels), config.num_classes).to(device)
-    schedule = Schedule(lr=options.lr, min_lr=0.0, warmup=min(20, options.steps - 1), steps=options.steps)
-    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    order = torch.Generator().manual_seed(options.seed)
-    losses = []
-    model.decoder.train()
-    for step in track(range(options.steps), "fitting", console=Console(stderr=True), transient=True):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr_at(step)
-        chosen = torch.randint(len(tokens), (options.batch,), generator=order)
-        masks = model.decoder(tokens[chosen].to(device, torch.float32), grid)
-        loss = segmentation_loss(masks, labels[chosen].to(device), P, options.loss_stride, weights)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    model.eval()
-    return float(torch.stack(losses[-max(options.steps // 10, 1) :]).mean())
-
-
 def probe(options: Options) -> int:
-    device = torch.device(pick_device(options.device))
-    model = load_model(options.checkpoint, str(device))
-    if min(options.steps, options.batch) < 1:
-        raise ConfigError(f"{options.steps} steps of {options.batch} images: wanted at least 1 of each")
-    require_stride(options.loss_stride, model.config.encoder.patch_size)
-    train = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
-    val = Subset(open_dataset(options.dataset, options.data, "val"), 32)
-    require_same_classes(model.config.classes, train, options.checkpoint)
-    size = train[0].image.shape[:2]
-    torch.manual_seed(options.seed)
-    tokens, labels = encode(model, Fitted(train, (size[0], size[1])), device)
-    standardize(model, tokens)
-    loss = fit_decoder(model, tokens, labels, options, device)
-    save_model(model, options.out)
-    matrix = evaluate_labels(predictor(model, Inference(device=options.device)), val)
-    print(f"{options.out}: loss {loss:.3f}, mIoU {matrix.miou:.4f} on {len(val)} validation images")
-    return 0
+    share_cores()
+    from segmenter.probing import run_probe
+
+    return run_probe(options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

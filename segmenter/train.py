@@ -1,10 +1,9 @@
 """The command that trains: `python -m segmenter.train --dataset shapes --out runs/shapes`."""
 
-import os
 import sys
 from collections.abc import Sequence
 
-from segmenter.cli import run
+from segmenter.cli import run, share_cores
 from segmenter.train_options import TrainOptions
 
 
@@ -13,9 +12,7 @@ def train(options: TrainOptions) -> int:
 
     Raises SegmenterError for whatever a user can set right.
     """
-    # OpenMP reads this once, as PyTorch is loaded. Threads that wait by spinning take the core from the processes that
-    # load images, and from anything else at work: with one busy neighbour on two cores training ran at two fifths.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     from segmenter.training import run_training
 
     return run_training(options)

@@ -20,10 +20,12 @@ def small_config(decoder: str = "mask", classes: tuple[str, ...] = CLASSES, **en
     )
 
 
-def small_network(decoder: str = "mask", seed: int = 0, **encoder: Any) -> Segmenter:
+def small_network(
+    decoder: str = "mask", seed: int = 0, classes: tuple[str, ...] = CLASSES, **encoder: Any
+) -> Segmenter:
     """In eval mode, with weights large enough that labels vary over an image and every parameter matters."""
     torch.manual_seed(seed)
-    model = Segmenter(small_config(decoder, **encoder)).eval()
+    model = Segmenter(small_config(decoder, classes, **encoder)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5

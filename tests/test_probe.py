@@ -1,0 +1,54 @@
+import copy
+
+import pytest
+import torch
+
+from segmenter import load_model
+from segmenter.checkpoint import save_model
+from segmenter.datasets import open_dataset
+from segmenter.probe import Options, main
+from segmenter.probing import encode, fit_decoder, standardize
+from tests.networks import small_network
+
+
+def test_standardized_tokens_are_what_the_changed_encoder_gives():
+    model = small_network(layer_scale=True)
+    images = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        tokens = model.patch_tokens(images)
+        standardize(model, tokens)
+        torch.testing.assert_close(model.patch_tokens(images), tokens, rtol=1e-3, atol=1e-3)
+    flat = tokens.flatten(0, 1)
+    torch.testing.assert_close(flat.mean(0), torch.zeros(64), rtol=0, atol=1e-3)
+    torch.testing.assert_close(flat.std(0), torch.ones(64), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "mask"])
+def test_only_the_decoder_learns_and_it_does(tmp_path, picture_root, decoder):
+    data = open_dataset("folder", picture_root, "train")
+    model = small_network(decoder, classes=data.classes)
+    tokens, labels = encode(model, data, torch.device("cpu"))
+    assert tokens.shape == (3, 3 * 4, 64)
+    assert labels.shape == (3, 40, 56)
+    before = copy.deepcopy(model.encoder.state_dict())
+    options = Options(tmp_path, tmp_path, "folder", batch=3, lr=1e-2 if decoder == "linear" else 1e-3)
+    first, last = (fit_decoder(model, tokens, labels, replaced, torch.device("cpu")) for replaced in steps(options))
+    assert last < 0.7 * first
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def steps(options):
+    from dataclasses import replace
+
+    return replace(options, steps=1), replace(options, steps=60, class_weights=True)
+
+
+def test_the_command_writes_a_checkpoint_that_loads(tmp_path, picture_root, capsys, tiny_model):
+    save_model(tiny_model, tmp_path / "init")
+    command = [str(tmp_path / "init"), "--out", str(tmp_path / "probed"), "--dataset", "folder", "--steps", "5"]
+    assert main([*command, "--data", str(picture_root)]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    assert load_model(tmp_path / "probed").config == tiny_model.config
+    assert main([*command, "--data", str(picture_root), "--loss-stride", "3"]) == 2
+    assert "loss stride 3" in capsys.readouterr().err
