@@ -131,7 +131,7 @@ def show(run: dict[str, Any]) -> None:
     console.print(
         f"[bold]{model['name']}[/] {model['height']}x{model['width']}, {len(model['classes'])} classes,"
         f" {'trained' if model['trained'] else 'random'} weights; {run['machine']['cpu']['model']},"
-        f" {settings['threads']} threads"
+        f" {settings['threads']} CPU threads"
     )
     for region, meaning in run["timed"].items():
         console.print(f"timed: {meaning}", style="dim", soft_wrap=True)

@@ -57,7 +57,7 @@ def _run(kind, of, **rest):
 
 def throughput_run(trained=True, name="Seg-S-Mask/14", batches=(1, 4)):
     rows = [_speed(engine, batch, trained) for batch in batches for engine in SPEEDS]
-    rows.append(_failed("onnxruntime-fp16", "its process was killed by signal 9: out of memory"))
+    rows.append(_failed("onnxruntime-fp16", "its process was killed by signal 9: <out of memory>"))
     settings = {"threads": 8, "rounds": 6, "burst_seconds": 1.0, "warmup": 2, "reference": "official"}
     timed = {"labels": "uint8 images to uint8 labels, in host memory"}
     notes = [] if trained else ["Random weights: only fp32 engines are judged by agreement."]
@@ -126,7 +126,7 @@ def example(seed):
     truth[:40] = 255
     engines = [engine for engine, values in SPEEDS.items() if values[2] is not None]
     return {
-        "name": f"val/picture {seed}.png",
+        "name": f"val/<picture {seed}>.png",
         "photo": photo(picture.astype(np.uint8)),
         "truth": label_map(truth, palette),
         "labels": {engine: label_map(np.roll(labels, index, axis=1), palette) for index, engine in enumerate(engines)},

@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
     (folder / "artifact").touch()
     root = Path(__file__).resolve().parents[1]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "7")  # of the parent, and not for the workers
         patch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
         yield folder
 
