@@ -80,6 +80,13 @@ def choose(names: Sequence[str]) -> tuple[Entry, ...]:
     return tuple(row for row in rows if row.name in wanted)
 
 
+def misfit(entry: Entry, size: tuple[int, int]) -> str | None:
+    """Why an engine has no comparable answer for images of a size (H, W), in one line; None where it has."""
+    if entry.name == "official-inference" and size[0] != size[1]:
+        return f"cuts {size[0]}x{size[1]} images into square windows, so its labels are others; square images compare"
+    return None
+
+
 def open_entry(entry: Entry, folder: Path, threads: int) -> Engine:
     """Open the engine of a row on the artifact of an engine folder.
 

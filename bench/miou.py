@@ -14,6 +14,7 @@ from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, EngineError
 from segmenter.evaluate import evaluate_labels, require_same_classes, summary
 from segmenter_bench.engines import REFERENCE, RIVALS, TRUTH, choose
@@ -22,7 +23,6 @@ from segmenter_bench.machine import usable_cores
 from segmenter_bench.models import open_folder
 from segmenter_bench.race import Contestant, limit_of, opened, say
 from segmenter_bench.runs import command_of, new_run, wide_console, write_run
-from segmenter_engines.images import fit
 from segmenter_engines.verify import LIMITS
 
 RIVALS_NOTE = (

@@ -38,6 +38,7 @@ def _section(section: Section) -> str:
         f"<h2>{escape(section.name)}</h2>",
         f'<p class="meta">{escape(section.size)} pixels, {len(model.get("classes", ()))} classes, {weights}</p>',
         _tiles(section),
+        _notes(section.of("throughput")),
         figures(section, lines),
     ]
     sizes: list[int | None] = [*section.batches] or [None]
@@ -89,10 +90,12 @@ def _unavailable(section: Section) -> str:
     return _part("Not measured here", f'<ul class="missing">{items}</ul>') if items else ""
 
 
+def _notes(run: dict[str, Any] | None) -> str:
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in (run or {}).get("notes", ()))
+
+
 def _timed(section: Section) -> str:
-    parts = []
-    for run in section.runs:
-        parts += [f'<p class="note">{escape(note)}</p>' for note in run.get("notes", ())]
+    parts = [_notes(section.of("miou"))]
     timed = section.of("throughput")
     if timed:
         settings = timed["settings"]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-CHAR, LINE = 6.4, 14  # advance and height of an 11 px label
-_MARGIN = {"left": 56, "right": 18, "top": 16, "bottom": 44}
+CHAR, LINE = 6.8, 14  # advance and height of an 11 px label
+_MARGIN = {"left": 66, "right": 18, "top": 16, "bottom": 44}
 # around the mark, near before far: dx, dy, anchor
 _PLACES = [
     (dx * far, dy * far + 4, anchor)
@@ -81,7 +81,7 @@ def scatter(marks: Sequence[Mark], width: int, height: int, reference: float | N
         f'<text class="axis" x="{middle_x:.0f}" y="{height - 6}" text-anchor="middle">images per second</text>'
     )
     parts.append(
-        f'<text class="axis" transform="translate(13 {middle_y:.0f}) rotate(-90)" text-anchor="middle">mIoU</text>'
+        f'<text class="axis" transform="translate(12 {middle_y:.0f}) rotate(-90)" text-anchor="middle">mIoU</text>'
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="mIoU against images per second, a mark an engine">'

@@ -17,13 +17,13 @@ from rich.table import Table
 from segmenter.cli import run as run_command
 from segmenter.config import variant
 from segmenter.datasets import Subset, open_dataset
+from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError
-from segmenter_bench.engines import REFERENCE, TRUTH, choose
+from segmenter_bench.engines import REFERENCE, TRUTH, choose, misfit
 from segmenter_bench.machine import usable_cores
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, wide_console, write_run
-from segmenter_engines.images import fit
 
 TIMED = {
     "labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory:"
@@ -112,11 +112,12 @@ def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
     regions = ("labels", "network") if options.network else ("labels",)
     run["timed"] = {region: TIMED[region] for region in regions}
     run["notes"] = [] if subject.trained else [RANDOM_NOTE]
-    with opened(chosen, choose((REFERENCE, TRUTH)), subject.folder, threads) as (contestants, unavailable):
-        run["unavailable"] = unavailable
+    misfits = {entry.name: reason for entry in chosen if (reason := misfit(entry, subject.size))}
+    fitting = [entry for entry in chosen if entry.name not in misfits]
+    with opened(fitting, choose((REFERENCE, TRUTH)), subject.folder, threads) as (contestants, unavailable):
+        run["unavailable"] = unavailable + [{"engine": name, "reason": reason} for name, reason in misfits.items()]
         run["rows"] = race(contestants, images, options.batch, regions, _pace(options), subject.trained)
-    busy = max((row["others_busy"] or 0.0 for row in run["rows"]), default=0.0)
-    if busy > BUSY:
+    if (busy := _busy(run["rows"])) > BUSY:
         run["notes"].append(
             f"Other programs took up to {busy:.0%} of the CPU cores during the timing: wall times are too long, their"
             " ratios unsure. Ratios by CPU time suffer less; better repeat the run on a quiet machine."
@@ -145,17 +146,24 @@ def show(run: dict[str, Any]) -> None:
         console.print(note, style="dim", soft_wrap=True)
 
 
+def _busy(rows: Sequence[dict[str, Any]]) -> float:
+    """The largest share of the CPU cores others took while these rows were timed."""
+    return max((row["others_busy"] or 0.0 for row in rows), default=0.0)
+
+
 def _table(rows: Sequence[dict[str, Any]], reference: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
-    for title in ("batch", "img/s", "p50 ms", "p90", "p99", f"x {reference}", "x by CPU", "MB", "agree %"):
+    # CPU time counts threads that only wait, so it is worth a look only where wall time is not to be trusted
+    ratios = {"median": f"x {reference}"} | ({"cpu": "x by CPU"} if _busy(rows) > BUSY else {})
+    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios.values(), "MB", "agree %"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         timing, speedup, share = row["timing"], row["ratio"], row["agreement"]
-        cells = ["-"] * 7
+        cells = ["-"] * (5 + len(ratios))
         if timing is not None:
             cells = [f"{timing[key]:.4g}" for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
-            cells += [f"{speedup[key]:.2f}" if speedup else "-" for key in ("median", "cpu")]
+            cells += [f"{speedup[key]:.2f}" if speedup else "-" for key in ratios]
             cells.append(f"{row['memory_bytes'] / 1e6:.0f}")
         unjudged = "" if row["agreement_limit"] is not None else " *"
         cells.append("-" if share is None else f"{100 * share:.2f}{unjudged}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segmenter.errors import ConfigError, EngineError
-from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, open_entry
+from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, open_entry
 from segmenter_bench.race import Pace, agreement, limit_of, opened, race
 from segmenter_bench.worker import Worker
 from segmenter_engines import ENGINES
@@ -162,6 +162,13 @@ def test_the_table_opens_what_the_pipeline_makes():
     opened = {row.artifact for row in TABLE}
     sources = {"model.fp16.onnx", "model.int8-trt.onnx"}  # only plans are made of them
     assert opened == {CHECKPOINT, *ARTIFACTS} - sources
+
+
+def test_the_official_inference_only_races_on_square_images():
+    inference, plain = choose(["official-inference"])[0], choose(["official"])[0]
+    assert misfit(inference, (64, 64)) is None
+    assert misfit(plain, (64, 80)) is None
+    assert "cuts 64x80 images into square windows" in misfit(inference, (64, 80))
 
 
 def test_a_missing_artifact_gives_its_reason(tmp_path):
