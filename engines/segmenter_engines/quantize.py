@@ -22,10 +22,12 @@ from segmenter.datasets.fitted import fit
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.preprocess import normalize
-from segmenter_engines.calibrate import Method, Range, ranges
+from segmenter_engines.calibrate import Method, Range, channel_peaks, ranges
 from segmenter_engines.manifest import Manifest, command_line, machine_name, read_manifest, versions_of
+from segmenter_engines.smooth import norm_fed, smooth
 
 Target = Literal["cpu", "tensorrt"]
+SMOOTHING = 0.5  # exact in floating point; on a fine-tuned ViT-S it halved the mIoU int8 lost, and more
 TAIL = ("proj_patch", "proj_classes")  # the mask decoder's last products: kept in floating point
 
 
@@ -59,6 +61,7 @@ def quantize(
     target: Target = "cpu",
     method: Method = "minmax",
     percentile: float = 99.99,
+    smoothing: float = SMOOTHING,
     exclude: Sequence[str] = (),
     threads: int | None = None,
 ) -> Manifest:
@@ -80,22 +83,18 @@ def quantize(
     chosen = linears(model.graph, exclude)
     if not chosen:
         raise EngineError(f"{source}: no linear layer left to quantise; check --exclude {' '.join(exclude)}")
-    count = 0
-
-    def batches() -> Iterable[np.ndarray]:
-        nonlocal count
-        for image in images:
-            if image.shape[:2] != (base.height, base.width):
-                raise EngineError(
-                    f"calibration image {image.shape[0]}x{image.shape[1]}: the graph takes"
-                    f" {base.height}x{base.width}; resize it"
-                )
-            count += 1
-            yield normalize(image, base.preprocess).numpy()
-
-    found = ranges(source, [layer.activation for layer in chosen], batches(), method, percentile, threads)
-    insert_qdq(model.graph, chosen, found, target)
+    if not 0.0 <= smoothing <= 1.0:
+        raise EngineError(f"smoothing {smoothing}: wanted 0 (none) to 1")
+    batches = [_batch(image, base) for image in images]
+    if not batches:
+        raise EngineError("no calibration images; pass at least one, typically 16 to 64")
     with atomic_path(out) as temporary:
+        if smoothing:
+            fed = norm_fed(model.graph, [layer.weight for layer in chosen])
+            smooth(model.graph, fed, channel_peaks(source, list(fed), batches, threads), smoothing)
+        onnx.save(model, temporary)
+        found = ranges(temporary, [layer.activation for layer in chosen], batches, method, percentile, threads)
+        insert_qdq(model.graph, chosen, found, target)
         onnx.save(model, temporary)
         onnx.checker.check_model(temporary, full_check=True)
     manifest = replace(
@@ -114,12 +113,22 @@ def quantize(
             "base_precision": base.precision,
             "layers": len(chosen),
             "excluded": list(exclude),
-            "calibration": {"images": count, "method": method}
+            "smoothing": smoothing,
+            "calibration": {"images": len(batches), "method": method}
             | ({"percentile": percentile} if method != "minmax" else {}),
         },
     )
     manifest.write(out)
     return manifest
+
+
+def _batch(image: np.ndarray, base: Manifest) -> np.ndarray:
+    if image.shape[:2] != (base.height, base.width):
+        raise EngineError(
+            f"calibration image {image.shape[0]}x{image.shape[1]}: the graph takes {base.height}x{base.width};"
+            " resize it"
+        )
+    return normalize(image, base.preprocess).numpy()
 
 
 def insert_qdq(graph: onnx.GraphProto, chosen: Sequence[Linear], found: dict[str, Range], target: Target) -> None:
@@ -212,6 +221,8 @@ class Options:
     """How ranges are found: everything seen, or both tails clipped."""
     percentile: float = 99.99
     """Where the percentile method clips."""
+    smoothing: float = SMOOTHING
+    """How much of the outlier channels' range moves into the weights, 0 to 1."""
     exclude: tuple[str, ...] = ()
     """Linear layers whose weight's name holds one of these words stay in floating point."""
     threads: int | None = None
@@ -237,6 +248,7 @@ def quantize_graph(options: Options) -> int:
         target=options.target,
         method=options.method,
         percentile=options.percentile,
+        smoothing=options.smoothing,
         exclude=options.exclude,
         threads=options.threads,
     )

@@ -26,14 +26,16 @@ class Limit:
 
     miou_drop: float  # mIoU lost, 0 to 1
     disagreement: float  # share of pixels labelled otherwise
+    rows: float  # share of an image's pixels labelled otherwise in a batch than alone
 
 
-# the one place that holds them; the disagreement of 8 bits is bounded only against plain breakage
+# The one place that holds them. Other kernels at another batch size round otherwise, and 8 bits turn a last bit into a
+# step of 1 / 255; a batch that is really wrong differs in tens of per cent.
 LIMITS = {
-    "fp32": Limit(miou_drop=0.001, disagreement=0.001),
-    "fp16": Limit(miou_drop=0.001, disagreement=0.01),
-    "bf16": Limit(miou_drop=0.002, disagreement=0.02),
-    "int8": Limit(miou_drop=0.01, disagreement=0.1),
+    "fp32": Limit(miou_drop=0.001, disagreement=0.001, rows=0.001),
+    "fp16": Limit(miou_drop=0.001, disagreement=0.01, rows=0.001),
+    "bf16": Limit(miou_drop=0.002, disagreement=0.02, rows=0.005),
+    "int8": Limit(miou_drop=0.01, disagreement=0.1, rows=0.01),
 }
 
 
@@ -47,7 +49,7 @@ class Verdict:
     miou: float
     reference_miou: float
     agreement: float  # share of all pixels labelled as PyTorch labels them
-    batch_rows_equal: bool | None  # each row of a batch equals the image alone; None for an engine of batch 1
+    row_disagreement: float | None  # of the worst row of a batch with its image alone; None where not comparable
     limit: Limit
 
     @property
@@ -63,8 +65,8 @@ class Verdict:
             found.append(f"mIoU dropped by {self.miou_drop:.4f}, limit {self.limit.miou_drop}")
         if not 1.0 - self.agreement <= self.limit.disagreement:
             found.append(f"{1 - self.agreement:.2%} of pixels disagree, limit {self.limit.disagreement:.2%}")
-        if self.batch_rows_equal is False:
-            found.append("rows of a batch differ from the same images alone")
+        if self.row_disagreement is not None and not self.row_disagreement <= self.limit.rows:
+            found.append(f"a row of a batch differs from its image alone in {self.row_disagreement:.2%} of pixels")
         return found
 
     def line(self) -> str:
@@ -115,19 +117,19 @@ def verify(
         miou=matrix.miou,
         reference_miou=reference_matrix.miou,
         agreement=agree / pixels,
-        batch_rows_equal=_rows_equal(session, mine[:3]),
+        row_disagreement=_row_disagreement(session, mine[:3]),
         limit=limit or LIMITS[precision],
     )
 
 
-def _rows_equal(session: Session, alone: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool | None:
-    """Whether a batch gives each image the labels it gets alone, but for near ties (one pixel in a thousand)."""
+def _row_disagreement(session: Session, alone: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Largest share of pixels a row of a batch labels otherwise than the session labels that image alone."""
     if len(alone) < 2 or (session.spec.max_batch or len(alone)) < len(alone):
         return None
     if len({image.shape for image, _ in alone}) > 1:
         return None
     together = session(np.stack([image for image, _ in alone]))
-    return all(float((row != labels).mean()) <= 1e-3 for row, (_, labels) in zip(together, alone, strict=True))
+    return max(float((row != labels).mean()) for row, (_, labels) in zip(together, alone, strict=True))
 
 
 def record(artifact: Path, verdict: Verdict) -> None:
