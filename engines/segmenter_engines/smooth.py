@@ -18,7 +18,7 @@ MOST = 100.0  # times a channel is scaled at most, either way: 16-bit LayerNorm 
 def norm_fed(graph: onnx.GraphProto, weights: Sequence[str]) -> dict[str, tuple[onnx.NodeProto, list[str]]]:
     """LayerNorm outputs read by linear layers alone: name -> (LayerNorm, weights [I, O] of the readers).
 
-    weights: names of the linear layers' weights; an output that anything else reads is left out.
+    weights: names of the linear layers' weights; an output or a weight that anything else reads is left out.
     """
     known = set(weights)
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -30,7 +30,8 @@ def norm_fed(graph: onnx.GraphProto, weights: Sequence[str]) -> dict[str, tuple[
         if norm.op_type != "LayerNormalization" or len(norm.input) != 3:
             continue
         reading = readers.get(norm.output[0], [])
-        if reading and all(node.op_type == "MatMul" and node.input[1] in known for node in reading):
+        linear = all(node.op_type == "MatMul" and node.input[1] in known for node in reading)
+        if reading and linear and all(len(readers[node.input[1]]) == 1 for node in reading):
             found[norm.output[0]] = norm, [node.input[1] for node in reading]
     return found
 
@@ -52,10 +53,17 @@ def smooth(
         rows = np.maximum.reduce([np.abs(matrix).max(axis=1) for matrix in matrices])
         scale = np.maximum(peaks[name], 1e-5) ** alpha / np.maximum(rows, 1e-5) ** (1.0 - alpha)
         scale = np.clip(scale / np.exp(np.log(scale).mean()), 1.0 / MOST, MOST)
-        for parameter in norm.input[1:]:
-            _replace(constants[parameter], _values(constants[parameter]) / scale)
+        for index, kind in ((1, "weight"), (2, "bias")):
+            # exporters store equal tensors once, such as the weights of norms that never learnt: take a copy
+            own = graph.initializer.add()
+            own.CopyFrom(constants[norm.input[index]])
+            own.name = norm.input[index] = f"{name}/smooth/{kind}"
+            _replace(own, _values(own) / scale)
         for weight, matrix in zip(weights, matrices, strict=True):
             _replace(constants[weight], matrix * scale[:, None])
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
