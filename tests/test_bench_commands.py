@@ -10,6 +10,7 @@ from segmenter.checkpoint import save_model
 from segmenter.config import variant
 from segmenter.datasets import open_dataset
 from segmenter.errors import CheckpointError, ConfigError
+from segmenter.preprocess import normalize
 from segmenter_bench import miou, models, report, throughput
 from segmenter_bench.models import MARK, open_folder, pictures, random_folder, random_model
 from segmenter_bench.runs import read_run
@@ -108,16 +109,20 @@ def test_commands_say_what_they_want(tmp_path, folder, capsys):
         assert complaint in error
 
 
-def test_random_weights_are_seeded_and_of_sane_size():
-    config = variant("Seg-Ti-Mask/16", 9, image_size=(64, 64))
+@pytest.mark.parametrize("name", ["Seg-Ti-Mask/16", "Seg-S/16"])
+def test_random_weights_are_seeded_and_give_labels_worth_comparing(name):
+    config = variant(name, 50, image_size=(256, 256))
     first, second = random_model(config), random_model(config)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = normalize(np.stack(pictures(2, (256, 256))), config.preprocess)
     with torch.inference_mode():
-        tokens, logits = first.encoder(image), first(image)
+        tokens, labels = first.encoder(images), first.labels(images)
     assert 0.5 < tokens.std() < 2.0
-    assert logits.std() > 0.1
-    assert len(logits.argmax(1).unique()) > 1
+    assert (labels[0] != labels[1]).float().mean() > 0.1
+    for one in labels:
+        found, counts = one.unique(return_counts=True)
+        assert len(found) > 15
+        assert counts.max() < 0.6 * one.numel()
 
 
 def test_a_folder_of_random_weights_is_made_once(tmp_path, monkeypatch):
