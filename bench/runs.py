@@ -37,7 +37,10 @@ def new_run(kind: str, command: str, model: dict[str, Any], settings: dict[str, 
 
 def command_of(program: str, argv: Sequence[str] | None) -> str:
     """The command line that made a run, as someone else would type it."""
-    return " ".join([program, *(sys.argv[1:] if argv is None else argv)])
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == program.split()[-1:]:  # `segmenter NAME ...` has the command's name among its arguments
+        arguments = arguments[1:]
+    return " ".join([program, *arguments])
 
 
 def wide_console() -> Console:

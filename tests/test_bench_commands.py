@@ -157,3 +157,10 @@ def test_made_up_pictures_have_the_size_asked_for():
     assert first.shape == second.shape == (40, 72, 3)
     assert first.dtype == np.uint8
     assert (first != second).any()
+
+
+def test_the_command_of_a_run_names_its_subcommand_once():
+    from segmenter_bench.runs import command_of
+
+    for arguments in (["bench-miou", "--folder", "m"], ["--folder", "m"]):
+        assert command_of("segmenter bench-miou", arguments) == "segmenter bench-miou --folder m"
