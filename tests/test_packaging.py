@@ -18,6 +18,7 @@ PACKAGES = {
     "segmenter": ROOT / "segmenter",
     "segmenter_engines": ROOT / "engines" / "segmenter_engines",
     "segmenter_bench": ROOT / "bench",
+    "segmenter_kernels": ROOT / "kernels" / "segmenter_kernels",
     "segmenter_trt": ROOT / "csrc" / "segmenter_trt",
 }
 
@@ -45,6 +46,7 @@ def imports(node: ast.AST, inside_functions: bool) -> Iterator[str]:
         # commands may look further down the pipeline when they run, but importing the model costs only the model
         ("segmenter", {"segmenter_engines", "segmenter_bench", "segmenter_trt", "segmenter_kernels"}, False),
         ("segmenter_engines", {"segmenter_bench"}, True),
+        ("segmenter_kernels", {"segmenter", "segmenter_engines", "segmenter_bench", "segmenter_trt"}, True),
         ("segmenter_trt", {"segmenter", "segmenter_engines", "segmenter_bench", "segmenter_kernels"}, True),
     ],
 )

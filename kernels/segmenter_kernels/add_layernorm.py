@@ -1,0 +1,168 @@
+"""Residual add and LayerNorm in one pass: z = x + r, y = (z - mean) / sqrt(var + eps) * weight + bias.
+
+Statistics are float32 and over the rounded z, as the eager pair computes them. A row must fit in one program.
+The backward pass recomputes the normalised row from z; weight and bias gradients are summed per program, then over
+programs, so that two runs give the same bits.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segmenter_kernels import checks, tiles
+from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
+from segmenter_kernels.tiles import Tile
+
+OP = "add_layernorm"
+MAX_C = 8192
+DEPLOYED_WIDTHS = (192, 384, 768, 1024)
+_PARTIAL_ROWS = 128  # programs of the backward pass, each summing weight gradients over its rows
+
+
+@triton.jit
+def _forward(x_ptr, r_ptr, weight_ptr, bias_ptr, z_ptr, y_ptr, M, C, eps, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = tl.arange(0, BLOCK_C)
+    keep = (row < M)[:, None] & (col < C)[None, :]
+    at = row.to(tl.int64)[:, None] * C + col[None, :]  # [BLOCK_M, BLOCK_C]
+    x = tl.load(x_ptr + at, keep, 0.0).to(tl.float32)
+    z = (x + tl.load(r_ptr + at, keep, 0.0).to(tl.float32)).to(z_ptr.dtype.element_ty)
+    tl.store(z_ptr + at, z, keep)
+    z = z.to(tl.float32)
+    mean = tl.sum(z, 1) / C
+    # a masked lane would add mean**2 to the variance
+    centred = tl.where(keep, z - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + eps)
+    weight = tl.load(weight_ptr + col, col < C, 0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)
+    y = centred * inverse[:, None] * weight[None, :] + bias[None, :]
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), keep)
+
+
+@triton.jit
+def _backward(
+    z_ptr, grad_z_ptr, grad_y_ptr, weight_ptr, grad_x_ptr, partial_weight_ptr, partial_bias_ptr, M, C, eps,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    col = tl.arange(0, BLOCK_C)
+    keep = col < C
+    weight = tl.load(weight_ptr + col, keep, 0.0).to(tl.float32)
+    grad_weight = tl.zeros([BLOCK_C], tl.float32)
+    grad_bias = tl.zeros([BLOCK_C], tl.float32)
+    for row in range(program, M, programs):
+        at = tl.cast(row, tl.int64) * C + col  # [BLOCK_C]
+        z = tl.load(z_ptr + at, keep, 0.0).to(tl.float32)
+        grad_y = tl.load(grad_y_ptr + at, keep, 0.0).to(tl.float32)
+        centred = tl.where(keep, z - tl.sum(z, 0) / C, 0.0)
+        inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
+        normed = centred * inverse
+        grad_normed = grad_y * weight
+        projected = tl.sum(grad_normed * normed, 0) / C
+        grad = (grad_normed - tl.sum(grad_normed, 0) / C - normed * projected) * inverse
+        grad += tl.load(grad_z_ptr + at, keep, 0.0).to(tl.float32)
+        tl.store(grad_x_ptr + at, grad.to(grad_x_ptr.dtype.element_ty), keep)
+        grad_weight += grad_y * normed
+        grad_bias += grad_y
+    tl.store(partial_weight_ptr + program * C + col, grad_weight, keep)
+    tl.store(partial_bias_ptr + program * C + col, grad_bias, keep)
+
+
+def add_layernorm(
+    x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float, *, tile: Tile | None = None
+) -> tuple[Tensor, Tensor]:
+    """Residual add and the LayerNorm after it, with gradients.
+
+    Args:
+        x, r: [..., C], contiguous, fp16, bf16 or fp32.
+        weight, bias: [C], of the same dtype.
+        eps: added to the variance.
+        tile: BLOCK_M rows a program, num_warps; None takes the committed one.
+
+    Returns:
+        `x + r` and `LayerNorm(x + r)`, both like x.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or strides differ from the above, or C > MAX_C.
+    """
+    C = x.shape[-1] if x.dim() else 0
+    checks.require(x.dim() >= 1 and 0 < C <= MAX_C, OP, f"x {list(x.shape)}: want rows of 1 to {MAX_C} channels")
+    checks.shape(OP, "r", r, x.shape)
+    checks.shape(OP, "weight", weight, (C,))
+    checks.shape(OP, "bias", bias, (C,))
+    checks.same_dtype(OP, checks.FLOATS, x=x, r=r, weight=weight, bias=bias)
+    checks.on_gpu(OP, x=x, r=r, weight=weight, bias=bias)
+    checks.contiguous(OP, x=x, r=r, weight=weight, bias=bias)
+    if checks.needs_gradient(x, r, weight, bias):
+        return _AddLayerNorm.apply(x, r, weight, bias, eps, tile)
+    return _run(x, r, weight, bias, eps, tile)
+
+
+def _run(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float, tile: Tile | None) -> tuple[Tensor, Tensor]:
+    C = x.shape[-1]
+    M = x.numel() // C
+    z, y = torch.empty_like(x), torch.empty_like(x)
+    BLOCK_C = triton.next_power_of_2(C)
+    tile = tile or tiles.of_device(OP, str(BLOCK_C), x.device)
+    if M:
+        grid = (triton.cdiv(M, tile["BLOCK_M"]),)
+        _forward[grid](
+            *(x, r, weight, bias, z, y, M, C, eps),
+            BLOCK_M=tile["BLOCK_M"],
+            BLOCK_C=BLOCK_C,
+            num_warps=tile["num_warps"],
+        )
+    return z, y
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float, tile: Tile | None
+    ) -> tuple[Tensor, Tensor]:
+        z, y = _run(x, r, weight, bias, eps, tile)
+        ctx.save_for_backward(z, weight)
+        ctx.eps = eps
+        return z, y
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight = ctx.saved_tensors
+        C = z.shape[-1]
+        M = z.numel() // C
+        programs = min(M, _PARTIAL_ROWS)
+        grad_x = torch.empty_like(z)
+        partial = torch.empty(2, programs, C, dtype=torch.float32, device=z.device)
+        BLOCK_C = triton.next_power_of_2(C)
+        if M:
+            _backward[(programs,)](
+                *(z, grad_z.contiguous(), grad_y.contiguous(), weight, grad_x, partial[0], partial[1], M, C, ctx.eps),
+                BLOCK_C=BLOCK_C,
+                num_warps=max(1, min(16, BLOCK_C // 256)),
+            )
+        grad_weight, grad_bias = partial.sum(dim=1).to(weight.dtype)
+        return grad_x, grad_x, grad_weight, grad_bias, None, None
+
+
+def specialisations(architecture: int) -> Iterator[Specialisation]:
+    """The forms engines launch on an architecture."""
+    for dtype in DEPLOYED:
+        for BLOCK_C in sorted({triton.next_power_of_2(C) for C in DEPLOYED_WIDTHS}):
+            tile = tiles.of_architecture(OP, str(BLOCK_C), architecture)
+            pointer = f"*{TYPE_NAMES[dtype]}"
+            yield Specialisation(
+                name=f"{OP}_{TYPE_NAMES[dtype]}_c{BLOCK_C}",
+                kernel=_forward,
+                types={
+                    **dict.fromkeys(("x_ptr", "r_ptr", "weight_ptr", "bias_ptr", "z_ptr", "y_ptr"), pointer),
+                    **{"M": "i32", "C": "i32", "eps": "fp32"},
+                },
+                constants={"BLOCK_M": tile["BLOCK_M"], "BLOCK_C": BLOCK_C},
+                aligned=frozenset(("x_ptr", "r_ptr", "weight_ptr", "bias_ptr", "z_ptr", "y_ptr", "C")),
+                num_warps=tile["num_warps"],
+                num_stages=1,
+            )

@@ -1,0 +1,66 @@
+"""What every launcher asks of its arguments before anything is launched; each failure is a ValueError in one line."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret  # fixed once the kernels are decorated
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def require(condition: bool, op: str, message: str) -> None:
+    """Raises ValueError `op: message` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{op}: {message}")
+
+
+def shape(op: str, name: str, x: Tensor, wanted: Sequence[int]) -> None:
+    """Raises ValueError unless x has the wanted shape; -1 takes any length."""
+    fits = x.dim() == len(wanted) and all(b in (-1, a) for a, b in zip(x.shape, wanted, strict=True))
+    require(fits, op, f"{name} {list(x.shape)}: want {['any' if n < 0 else n for n in wanted]}")
+
+
+def same_dtype(op: str, allowed: Sequence[torch.dtype], **tensors: Tensor) -> torch.dtype:
+    """The dtype all tensors share. Raises ValueError when one differs or the dtype is not allowed."""
+    (first, x), *others = tensors.items()
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+    require(x.dtype in allowed, op, f"{first} is {x.dtype}; this op takes {names}: convert it with .to()")
+    for name, other in others:
+        require(other.dtype == x.dtype, op, f"{name} is {other.dtype} and {first} {x.dtype}; give both one dtype")
+    return x.dtype
+
+
+def on_gpu(op: str, **tensors: Tensor) -> None:
+    """Raises ValueError unless all tensors are on one CUDA device (or on the CPU, under Triton's interpreter)."""
+    (first, x), *others = tensors.items()
+    wanted = "cpu" if INTERPRETED else "cuda"
+    require(
+        x.device.type == wanted,
+        op,
+        f"{first} is on {x.device}; Triton kernels need a {wanted} tensor: move it there, or use segmenter.ops",
+    )
+    for name, other in others:
+        require(other.device == x.device, op, f"{name} is on {other.device} and {first} on {x.device}; move one")
+
+
+def contiguous(op: str, **tensors: Tensor) -> None:
+    """Raises ValueError unless all tensors are contiguous: a hidden copy would cost more than the kernel saves."""
+    for name, x in tensors.items():
+        require(x.is_contiguous(), op, f"{name} has strides {list(x.stride())}; call .contiguous() first")
+
+
+def inference_only(op: str, **tensors: Tensor) -> None:
+    """Raises ValueError when a gradient of any of the tensors would be needed."""
+    for name, x in tensors.items():
+        require(
+            not needs_gradient(x),
+            op,
+            f"{name} needs a gradient and this kernel has none; use torch.inference_mode(), or segmenter.ops to train",
+        )
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd is recording and would want a gradient of any of the tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -1,0 +1,65 @@
+"""Which tile sizes a kernel uses on which GPU: data in `configs/`, chosen by architecture or by the GPU's own name.
+
+`configs/sm_90.json` holds what any GPU of that architecture runs well; a file named after a GPU (`NVIDIA_H200.json`),
+written by `python -m segmenter_kernels.tune` on that GPU, goes before it. Each maps an op to cases, and a case to the
+kernel's tile sizes, `num_warps` and `num_stages`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from segmenter_kernels.checks import INTERPRETED
+
+Tile = Mapping[str, int]
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+FOLDER = Path(__file__).parent / "configs"
+# opt-in shared memory of one program, bytes (CUDA C++ Programming Guide, table of compute capabilities)
+SHARED_MEMORY_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+
+
+def has_descriptors(architecture: int) -> bool:
+    """Whether tensor descriptors are copied by hardware (TMA); on older GPUs Triton makes plain loads of them."""
+    return architecture >= 90
+
+
+def architecture_of(device: torch.device) -> int:
+    """The newest known architecture a device can run: 89 for an L4, 90 for an H200. The interpreter counts as 80.
+
+    Raises ValueError for a GPU older than any known.
+    """
+    if INTERPRETED:
+        return ARCHITECTURES[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    known = [architecture for architecture in ARCHITECTURES if architecture <= major * 10 + minor]
+    if not known:
+        raise ValueError(f"GPU of compute capability {major}.{minor}: these kernels need 8.0 (Ampere) or newer")
+    return known[-1]
+
+
+def file_of(gpu: str) -> Path:
+    """Where the tuned tiles of a GPU are kept, from the name its driver gives it."""
+    return FOLDER / f"{re.sub(r'[^A-Za-z0-9]+', '_', gpu).strip('_')}.json"
+
+
+@cache
+def _read(file: Path) -> dict[str, dict[str, dict[str, int]]]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def of_architecture(op: str, case: str, architecture: int) -> Tile:
+    """The tile of a case on an architecture. Raises KeyError when the data lack it (a fault of ours)."""
+    return _read(FOLDER / f"sm_{architecture}.json")[op][case]
+
+
+def of_device(op: str, case: str, device: torch.device) -> Tile:
+    """The tile of a case on a device: tuned on that very GPU where it was, else its architecture's."""
+    if device.type == "cuda":
+        tuned = _read(file_of(torch.cuda.get_device_name(device))).get(op, {}).get(case)
+        if tuned is not None:
+            return tuned
+    return of_architecture(op, case, architecture_of(device))
