@@ -3,7 +3,6 @@
 `segmenter check-data ROOT --dataset folder`
 """
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from segmenter.cli import run
+from segmenter.cores import usable_cores
 from segmenter.datasets import IGNORE, SPLITS, layout_of
 from segmenter.datasets.pairs import Layout, list_files, require_same_size
 from segmenter.errors import DataError, ImageError, SegmenterError
@@ -59,7 +59,7 @@ def check_split(layout: Layout, split: str, progress: bool = True) -> Report:
     ]
     pixels = np.zeros(256, np.int64)
     # decoding leaves the interpreter lock, so threads help
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         results = pool.map(lambda pair: check_pair(layout, *pair), listing.pairs)
         description = f"checking {split}"
         shown = track(

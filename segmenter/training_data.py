@@ -1,6 +1,5 @@
 """Batches for training: which image comes when, augmented how, is decided by the seed and the sample's number alone."""
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segmenter.augment import Augmentation, augment
 from segmenter.config import Preprocess
+from segmenter.cores import usable_cores
 from segmenter.datasets import SegmentationDataset
 from segmenter.errors import SegmenterError
 
@@ -90,8 +90,7 @@ def batches(samples: Augmented, order: Order, workers: int, pin_memory: bool = F
 
 def spare_workers() -> int:
     """Workers that keep the computation fed: one a core but the first, at least 1, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores - 1, 1), 8)
+    return min(max(usable_cores() - 1, 1), 8)
 
 
 def _stack(pairs: "list[Batch] | SegmenterError") -> Batch | SegmenterError:
