@@ -1,7 +1,7 @@
 """One compiled form of a kernel, described well enough to compile it without a GPU and to judge the result."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,4 +39,3 @@ class Specialisation:
     num_stages: int
     matrix: bool = False
     asynchronous: bool = False
-    notes: Mapping[str, int] = field(default_factory=dict)  # what a launcher in another language needs: tile sizes

@@ -1,0 +1,167 @@
+"""Every kernel engines launch, compiled for every architecture without a GPU: fatbins, and a manifest to launch them.
+
+`python -m segmenter_kernels.aot --out FOLDER` writes `NAME.fatbin` (compressed machine code of one specialisation for
+each architecture, and PTX for newer ones) and `manifest.json`, prints what each kernel costs, and fails past the
+budget.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from segmenter_kernels import compiling, tiles
+from segmenter_kernels.compiling import PTX_FALLBACK, Compiled, faults
+
+FORMAT = 1
+
+
+def names(architecture: int) -> list[str]:
+    """The specialisations of an architecture."""
+    return [each.name for each in compiling.specialisations(architecture)]
+
+
+def _compile_named(job: tuple[int, str]) -> Compiled:
+    architecture, name = job
+    found = {each.name: each for each in compiling.specialisations(architecture)}
+    return compiling.compile_kernel(found[name], architecture)
+
+
+def compile_all(
+    architectures: Sequence[int] = tiles.ARCHITECTURES, only: str = "", workers: int | None = None
+) -> Iterator[Compiled]:
+    """Compile every specialisation whose name contains `only`, in processes of their own, in a fixed order.
+
+    Raises RuntimeError when Triton interprets kernels in this process.
+    """
+    jobs = [(each, name) for each in architectures for name in names(each) if only in name]
+    count = workers or min(len(jobs), os.cpu_count() or 1) or 1
+    if count == 1:
+        yield from map(_compile_named, jobs)
+        return
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_compile_named, jobs)
+
+
+def entry(kernel: Compiled) -> dict[str, Any]:
+    """What the manifest says of one kernel on one architecture."""
+    wanted = kernel.specialisation
+    return {
+        "name": kernel.name,
+        "architecture": kernel.architecture,
+        "target": kernel.target,
+        "symbol": kernel.symbol,
+        "sha256": kernel.sha256,
+        "threads": kernel.threads,
+        "registers": kernel.registers,
+        "shared_bytes": kernel.shared_bytes,
+        "dynamic_shared_bytes": kernel.dynamic_shared_bytes,
+        "scratch_bytes": kernel.scratch_bytes,
+        "scratch_alignment": kernel.scratch_alignment,
+        "parameter_bytes": list(kernel.parameter_bytes),
+        "parameters": dict(wanted.types),
+        "constants": dict(wanted.constants),
+        "aligned": sorted(wanted.aligned),
+        "descriptors": list(kernel.descriptors),
+        "num_warps": wanted.num_warps,
+        "num_stages": wanted.num_stages,
+    }
+
+
+def write(kernels: Sequence[Compiled], folder: Path) -> None:
+    """Fill an empty or new folder with one fatbin a specialisation and their manifest.
+
+    Raises FileNotFoundError naming the fix without the program `fatbinary`, FileExistsError when the folder has files.
+    """
+    program = fatbinary()
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: not empty; name a new folder, or remove it first")
+    for name in dict.fromkeys(kernel.name for kernel in kernels):
+        _pack([kernel for kernel in kernels if kernel.name == name], folder / f"{name}.fatbin", program)
+    manifest = {
+        "format": FORMAT,
+        "triton": triton.__version__,
+        "ptx_fallback": PTX_FALLBACK,
+        "kernels": [entry(kernel) for kernel in kernels],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _pack(kernels: Sequence[Compiled], file: Path, program: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        images = []
+        for kernel in kernels:
+            sm = kernel.target.removeprefix("sm_")
+            code = Path(scratch) / f"{sm}.cubin"
+            code.write_bytes(kernel.cubin)
+            images.append(f"--image3=kind=elf,sm={sm},file={code.name}")
+            if kernel.architecture == PTX_FALLBACK:
+                text = Path(scratch) / f"{sm}.ptx"
+                text.write_text(kernel.ptx, encoding="utf-8")
+                images.append(f"--image3=kind=ptx,sm={sm},file={text.name}")
+        command = [program, "--64", "--compress-all", f"--create={file.resolve()}", *images]
+        subprocess.run(command, check=True, cwd=scratch, capture_output=True)
+
+
+def fatbinary() -> str:
+    """Path of NVIDIA's packer: on PATH, or from the wheel `nvidia-cuda-nvcc`. Raises FileNotFoundError without one."""
+    if found := shutil.which("fatbinary"):
+        return found
+    spec = importlib.util.find_spec("nvidia")
+    for place in spec.submodule_search_locations or () if spec else ():
+        for candidate in sorted(Path(place).glob("cu*/bin/fatbinary")):
+            return str(candidate)
+    raise FileNotFoundError(
+        "no program 'fatbinary' found; pip install nvidia-cuda-nvcc, or put the CUDA toolkit on PATH"
+    )
+
+
+def table(kernels: Sequence[Compiled]) -> str:
+    """One line a kernel: name, architecture, threads, registers, shared memory, size, and what is wrong with it."""
+    width = max((len(kernel.name) for kernel in kernels), default=4)
+    lines = [f"{'kernel':{width}}   sm  threads  registers  shared KB  cubin KB  verdict"]
+    for kernel in kernels:
+        lines.append(
+            f"{kernel.name:{width}}  {kernel.architecture:3}  {kernel.threads:7}  {kernel.registers:9}"
+            f"  {kernel.shared_bytes / 1024:9.1f}  {len(kernel.cubin) / 1024:8.1f}  {'; '.join(faults(kernel)) or 'ok'}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when every kernel is within its budget, 1 when one is not, 2 when nothing could be compiled."""
+    parser = argparse.ArgumentParser(prog="segmenter_kernels.aot", description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder to fill with fatbins and a manifest; only judge without it")
+    parser.add_argument("--only", default="", help="compile the specialisations whose name contains this")
+    parser.add_argument(
+        "--architectures", type=int, nargs="+", choices=tiles.ARCHITECTURES, default=list(tiles.ARCHITECTURES)
+    )
+    parser.add_argument("--workers", type=int, help="processes to compile in; as many as there are cores by default")
+    options = parser.parse_args(argv)
+    try:
+        kernels = list(compile_all(options.architectures, options.only, options.workers))
+        if not kernels:
+            raise FileNotFoundError(f"no specialisation's name contains '{options.only}'")
+        if options.out:
+            write(kernels, options.out)
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(kernels))
+    return 1 if any(faults(kernel) for kernel in kernels) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""A specialisation to machine code, without a GPU: the same bytes each time, and what is in them."""
+
+import contextlib
+import hashlib
+import importlib
+import io
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from segmenter_kernels import tiles
+from segmenter_kernels.cubin import resources
+from segmenter_kernels.specialisation import Specialisation
+
+OPS = ("add_layernorm",)
+PTX_FALLBACK = 80  # PTX of the oldest architecture runs on every newer one, those not known yet included
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code of one specialisation for one architecture, and what a launcher and a judge must know of it."""
+
+    name: str
+    architecture: int
+    target: str  # what ptxas compiled for: sm_90a
+    symbol: str
+    cubin: bytes
+    ptx: str
+    threads: int
+    registers: int
+    stack_bytes: int
+    shared_bytes: int  # dynamic and static together
+    dynamic_shared_bytes: int
+    scratch_bytes: int  # global memory a launch must bring
+    scratch_alignment: int
+    parameter_bytes: tuple[int, ...]
+    descriptors: tuple[dict[str, Any], ...]  # box and swizzle of each tensor map argument
+    instructions: dict[str, int]
+    warnings: tuple[str, ...]  # of ptxas
+    specialisation: Specialisation  # without its kernel, so that this can be sent between processes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.cubin).hexdigest()
+
+
+def specialisations(architecture: int) -> Iterator[Specialisation]:
+    """Every form engines launch on an architecture, of all ops."""
+    for op in OPS:
+        yield from importlib.import_module(f"segmenter_kernels.{op}").specialisations(architecture)
+
+
+def compile_kernel(specialisation: Specialisation, architecture: int) -> Compiled:
+    """Compile for an architecture, past any cache.
+
+    Raises RuntimeError under TRITON_INTERPRET=1, in which kernels cannot be compiled.
+    """
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
+    names = list(specialisation.kernel.arg_names)
+    index = {name: (at,) for at, name in enumerate(names)}
+    source = ASTSource(
+        specialisation.kernel,
+        signature={name: specialisation.types.get(name, "constexpr") for name in names},
+        constexprs={index[name]: value for name, value in specialisation.constants.items()},
+        attrs={index[name]: [["tt.divisibility", 16]] for name in sorted(specialisation.aligned)},
+    )
+    options = {"num_warps": specialisation.num_warps, "num_stages": specialisation.num_stages}
+    log = io.StringIO()
+    with _uncached(), contextlib.redirect_stdout(log):
+        kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        cubin, ptx, metadata = kernel.asm["cubin"], kernel.asm["ptx"], kernel.metadata
+    found = resources(cubin)
+    target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
+    assert target is not None
+    return Compiled(
+        name=specialisation.name,
+        architecture=architecture,
+        target=target[1],
+        symbol=found.symbol,
+        cubin=cubin,
+        ptx=ptx,
+        threads=found.threads,
+        registers=found.registers,
+        stack_bytes=found.stack_bytes,
+        shared_bytes=metadata.shared + found.shared_bytes,
+        dynamic_shared_bytes=metadata.shared,
+        scratch_bytes=metadata.global_scratch_size,
+        scratch_alignment=metadata.global_scratch_align,
+        parameter_bytes=found.parameter_bytes,
+        descriptors=tuple(metadata.tensordesc_meta or ()),
+        instructions=_instructions(cubin),
+        warnings=tuple(line for line in log.getvalue().splitlines() if "warning" in line.lower() or "C75" in line),
+        specialisation=replace(specialisation, kernel=None),
+    )
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """No line numbers, which name folders of this machine; the assembler's log printed; a cache of one compilation."""
+    knobs = triton.knobs
+    with tempfile.TemporaryDirectory() as folder, knobs.compilation.scope(), knobs.nvidia.scope(), knobs.cache.scope():
+        knobs.compilation.disable_line_info = True
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.cache.dir = folder
+        yield
+
+
+def _instructions(cubin: bytes) -> dict[str, int]:
+    """How often each machine instruction occurs in a cubin, by the disassembler Triton brings."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        listing = subprocess.run(
+            [triton.knobs.nvidia.nvdisasm.path, "-c", str(file)], check=True, capture_output=True, text=True
+        ).stdout
+    return dict(Counter(_INSTRUCTION.findall(listing)).most_common())
+
+
+def faults(kernel: Compiled) -> list[str]:
+    """Why a kernel must not be deployed; empty when it may.
+
+    Limits: CUDA C++ Programming Guide, table of compute capabilities. A stack frame means registers were spilt.
+    """
+    wanted, limit = kernel.specialisation, tiles.SHARED_MEMORY_BYTES[kernel.architecture]
+    found = []
+    if kernel.stack_bytes:
+        found.append(f"stack frame of {kernel.stack_bytes} bytes: registers spilt")
+    if kernel.registers * kernel.threads > 65536:
+        found.append(f"{kernel.registers} registers x {kernel.threads} threads pass 65536")
+    if kernel.shared_bytes > limit:
+        found.append(f"{kernel.shared_bytes} bytes of shared memory, limit {limit}")
+    # warp specialisation adds warps, so the count may be larger than asked and never smaller
+    if kernel.threads < 32 * wanted.num_warps:
+        found.append(f"{kernel.threads} threads, asked for {32 * wanted.num_warps}")
+    found.extend(f"ptxas: {line}" for line in kernel.warnings)
+    if wanted.matrix and not _has(kernel, _matrix_pattern(kernel.architecture)):
+        found.append("no tensor-core instruction")
+    if wanted.asynchronous:
+        by_descriptor = any(kind.startswith("tensordesc") for kind in wanted.types.values())
+        name = "UTMALDG" if by_descriptor and tiles.has_descriptors(kernel.architecture) else "LDGSTS"
+        if not _has(kernel, name):
+            found.append(f"no asynchronous copy ({name})")
+    return found
+
+
+def _matrix_pattern(architecture: int) -> str:
+    return {90: "[A-Z]GMMA", 100: "UTC[A-Z]*MMA"}.get(architecture, "[A-Z]MMA")
+
+
+def _has(kernel: Compiled, pattern: str) -> bool:
+    return any(re.fullmatch(pattern, name) for name in kernel.instructions)

@@ -1,0 +1,138 @@
+"""Ahead-of-time compilation, in processes of its own: this one may be interpreting kernels."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import segmenter_kernels
+from segmenter_kernels import cubin
+from segmenter_kernels.aot import table
+from segmenter_kernels.compiling import OPS, Compiled, compile_kernel, faults, specialisations
+from segmenter_kernels.specialisation import Specialisation
+from segmenter_kernels.tiles import ARCHITECTURES
+
+SPECIALISATION = Specialisation(
+    name="toy",
+    kernel=None,
+    types={"x_ptr": "*fp16"},
+    constants={},
+    aligned=frozenset(),
+    num_warps=4,
+    num_stages=2,
+    matrix=True,
+    asynchronous=True,
+)
+GOOD = Compiled(
+    name="toy",
+    architecture=90,
+    target="sm_90a",
+    symbol="toy",
+    cubin=b"",
+    ptx="",
+    threads=128,
+    registers=255,
+    stack_bytes=0,
+    shared_bytes=1000,
+    dynamic_shared_bytes=1000,
+    scratch_bytes=0,
+    scratch_alignment=1,
+    parameter_bytes=(8, 8, 8),
+    descriptors=(),
+    instructions={"HGMMA": 3, "LDGSTS": 8},
+    warnings=(),
+    specialisation=SPECIALISATION,
+)
+
+
+def compiler(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(segmenter_kernels.__file__).parents[1])
+    command = [sys.executable, "-m", "segmenter_kernels.aot", *map(str, arguments)]
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_every_kernel_keeps_its_budget_on_every_architecture(capsys: pytest.CaptureFixture[str]) -> None:
+    result = compiler()
+    with capsys.disabled():
+        print(f"\n{result.stdout}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for architecture in ARCHITECTURES:
+        for each in specialisations(architecture):
+            assert any(line.split()[:2] == [each.name, str(architecture)] for line in result.stdout.splitlines())
+
+
+def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        result = compiler("--only", "add_layernorm_fp16_c256", "--architectures", 80, 90, "--out", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["add_layernorm_fp16_c256.fatbin", "manifest.json"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    kernels = json.loads((tmp_path / "a" / "manifest.json").read_text())["kernels"]
+    assert [(k["architecture"], k["target"], k["symbol"]) for k in kernels] == [
+        (80, "sm_80", "_forward"),
+        (90, "sm_90a", "_forward"),
+    ]
+    # six pointers, two integers, a float, then the two scratch pointers Triton always adds
+    assert kernels[0]["parameter_bytes"] == [8] * 6 + [4] * 3 + [8] * 2
+    again = compiler("--only", "add_layernorm_fp16_c256", "--architectures", 80, "--out", tmp_path / "a")
+    assert again.returncode == 2
+    assert "not empty; name a new folder" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"stack_bytes": 8}, "stack frame of 8 bytes: registers spilt"),
+        ({"registers": 255, "threads": 288}, "255 registers x 288 threads pass 65536"),
+        ({"shared_bytes": 232449}, "232449 bytes of shared memory, limit 232448"),
+        ({"architecture": 89, "shared_bytes": 101377, "instructions": {"HMMA": 1, "LDGSTS": 1}}, "limit 101376"),
+        ({"threads": 64}, "64 threads, asked for 128"),
+        ({"warnings": ("C7515: serialised",)}, "ptxas: C7515: serialised"),
+        ({"instructions": {"HMMA": 3, "LDGSTS": 8}}, "no tensor-core instruction"),
+        ({"instructions": {"HGMMA": 3}}, "no asynchronous copy (LDGSTS)"),
+        (
+            {"specialisation": replace(SPECIALISATION, types={"x_desc": "tensordesc<fp16[64, 64]>"})},
+            "no asynchronous copy (UTMALDG)",
+        ),
+    ],
+)
+def test_each_limit_is_a_fault_of_its_own(change, fault) -> None:
+    assert faults(GOOD) == []
+    found = faults(replace(GOOD, **change))
+    assert len(found) == 1
+    assert fault in found[0]
+    assert fault in table([replace(GOOD, **change)])
+
+
+def test_names_are_unique_and_begin_with_their_op() -> None:
+    for architecture in ARCHITECTURES:
+        names = [each.name for each in specialisations(architecture)]
+        assert len(set(names)) == len(names)
+        assert all(name.startswith(OPS) for name in names)
+
+
+def test_compiling_while_interpreting_is_refused() -> None:
+    if not segmenter_kernels.checks.INTERPRETED:
+        pytest.skip("this process compiles kernels for its GPU and does not interpret them")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
+        compile_kernel(next(specialisations(80)), 80)
+
+
+def test_a_kernel_nobody_knows_is_named() -> None:
+    result = compiler("--only", "convolution")
+    assert result.returncode == 2
+    assert "no specialisation's name contains 'convolution'" in result.stderr
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7fELF\x01", b"PK\x03\x04 and more"])
+def test_bytes_that_are_no_cubin_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a cubin"):
+        cubin.resources(data)
