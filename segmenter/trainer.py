@@ -68,6 +68,7 @@ class Trainer:
         self.began = time.monotonic() - record.elapsed_s
         self.saved_at, self.saving_s = time.monotonic(), 0.0
         self.frozen: int | None = None
+        self.evaluated = 0, 0.0  # update and seconds of the last evaluation
 
     @property
     def elapsed_s(self) -> float:
@@ -85,7 +86,11 @@ class Trainer:
         Raises Interrupted after a signal, the state saved; ConfigError when the loss is no longer a number;
         CheckpointError when a state cannot be written.
         """
+        self.evaluated = log.evaluated
         if self.progress < 1:
+            if self._evaluation_due(self.progress):
+                # a kill or a signal came after this state was saved and before it was judged
+                self.evaluate(log, interruption)
             self._updates(log, interruption)
             self.save()
         return self.evaluate(log, interruption)
@@ -101,13 +106,15 @@ class Trainer:
 
     def evaluate(self, log: TrainingLog, interruption: Interruption) -> Metrics:
         """Judge the network, and keep it as `best` if it is."""
+        self.evaluated = self.step, self.elapsed_s
         with interruption.allowed():
             metrics = {"step": self.step, **self.judge(self.model.eval())}
         best = self.folder.best_metrics()
         if best is None or (metrics["miou"] or 0.0) > (best["miou"] or 0.0):
             self.folder.save_best(self.model, metrics)
         log.note(f"step {self.step}: mIoU {_text(metrics['miou'])}, pixel accuracy {_text(metrics['pixel_accuracy'])}")
-        log.record({key: metrics[key] for key in ("step", "miou", "pixel_accuracy", "mean_accuracy")})
+        measures = {key: metrics[key] for key in ("step", "miou", "pixel_accuracy", "mean_accuracy")}
+        log.record({**measures, "elapsed_s": self.evaluated[1]})
         return metrics
 
     def _updates(self, log: TrainingLog, interruption: Interruption) -> None:
@@ -115,7 +122,6 @@ class Trainer:
         options = self.options
         order = Order(len(self.samples.dataset), options.length.batch, options.seed, self.step, self.schedule.steps)
         workers = spare_workers() if options.machine.workers is None else options.machine.workers
-        evaluations = int(self.progress * _EVALUATIONS)
         began, seconds = time.monotonic(), None
         for images, labels in batches(self.samples, order, workers, self.device.type == "cuda"):
             elapsed_s, progress = self.elapsed_s, self.progress
@@ -134,8 +140,7 @@ class Trainer:
                 self.save()
                 raise Interrupted
             progress = self.progress
-            if progress < 1 and self._evaluation_due(evaluations, progress):
-                evaluations = int(progress * _EVALUATIONS)
+            if progress < 1 and self._evaluation_due(progress):
                 self.save()
                 self.evaluate(log, interruption)
             elif progress < 1 and self._save_due():
@@ -182,11 +187,12 @@ class Trainer:
         self.scaler.update()
         return loss.detach()
 
-    def _evaluation_due(self, done: int, progress: float) -> bool:
+    def _evaluation_due(self, progress: float) -> bool:
+        """Whether an evaluation belongs here and has not been: the log knows, however the run was stopped."""
         every = self.options.record.eval_every
         if every is None:
-            return int(progress * _EVALUATIONS) > done
-        return every > 0 and self.step % every == 0
+            return int(progress * _EVALUATIONS) > int(self.schedule.progress(*self.evaluated) * _EVALUATIONS)
+        return every > 0 and self.step % every == 0 and self.step != self.evaluated[0]
 
     def _save_due(self) -> bool:
         """Whether the last state is old, or an epoch ends and states are cheap."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -103,11 +103,16 @@ def _resumed(options: TrainOptions, folder: RunFolder, data: SegmentationDataset
         )
     identity = options.identity()
     there, here = {**record.options, "images": record.data["images"]}, {**identity, "images": facts["images"]}
-    different = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
-    if different and options.resume == "auto":
+    different = [key for key in here if there.get(key) != here[key]]
+    network = any(key in asdict(options.network) for key in different)  # which going on cannot change
+    if network or (different and options.resume == "auto"):
+        listed = "; ".join(f"{key} {there.get(key)} there, {here[key]} here" for key in different)
+        way_on = (
+            "give the network's options as there" if network else "pass --resume always to go on with these options"
+        )
         raise ConfigError(
-            f"{folder.root} holds a run with other options ({'; '.join(different)}); choose another --out, or pass"
-            " --resume always to go on with these options, --resume never to start over"
+            f"{folder.root} holds a run with other options ({listed}); choose another --out, {way_on},"
+            " or pass --resume never to start over"
         )
     weights = _weights(options, data) if different else record.class_weights
     return replace(record, options=identity, data=facts, class_weights=weights)

@@ -32,7 +32,7 @@ class TrainingLog:
     def __init__(self, root: Path, first_step: int, tensorboard: bool) -> None:
         self.root, self.path = root, root / LOG_NAME
         with reporting(self.path, "cannot be written"):
-            _keep_records(self.path, first_step)
+            self.evaluated = _keep_records(self.path, first_step)  # update and seconds of the last evaluation
             self.file = self.path.open("a", encoding="utf-8")
         self.console = Console(stderr=True)
         self.board: SummaryWriter | None = None
@@ -100,10 +100,11 @@ def _open_board(folder: Path, first_step: int) -> "SummaryWriter":
         return SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
-def _keep_records(path: Path, last_step: int) -> None:
-    """Drop records after a step, and a last line cut short by a kill."""
+def _keep_records(path: Path, last_step: int) -> tuple[int, float]:
+    """Drop records after a step, and a last line cut short by a kill; step and seconds of the last evaluation left."""
+    evaluated = 0, 0.0
     if not path.is_file():
-        return
+        return evaluated
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -112,8 +113,11 @@ def _keep_records(path: Path, last_step: int) -> None:
             continue
         if record["step"] <= last_step:
             kept.append(line + "\n")
+            if "miou" in record:
+                evaluated = record["step"], record.get("elapsed_s", 0.0)
     with atomic_path(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
+    return evaluated
 
 
 def _clock(seconds: float) -> str:

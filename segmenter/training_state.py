@@ -4,6 +4,7 @@
     best -> states/best-00001000    config.json, model.safetensors, metrics.json
 
 A state is written beside the others, reaches the disk, gets its name, and only then does the link `last` move to it.
+So a folder without the ending `.part` is whole, and where a copy left the links out the newest such is linked again.
 The one before it is kept too. Nothing in a state is code.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from torch.optim import Optimizer
@@ -59,7 +61,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes from training in this folder; the lock ends with the process, however it ends.
 
-        Raises CheckpointError when another process holds it, or the folder cannot be made.
+        Raises CheckpointError when another process holds it, the folder cannot be made, or it is a copy whose links
+        have become folders.
         """
         with reporting(self.root, "cannot be written"):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -74,11 +77,12 @@ class RunFolder:
                         raise CheckpointError(
                             f"{self.root}: another process is training here; wait for it, or choose another --out"
                         ) from error
+            self._mend_links()
             yield
 
     @property
     def holds_run(self) -> bool:
-        return self.last.is_symlink() or self.last.is_dir()
+        return self.last.is_symlink()
 
     def save(self, model: Segmenter, optimizer: Optimizer, record: TrainingRecord) -> None:
         """Write a state and make it `last`; once this returns it is on the disk, and before that the old one stands.
@@ -186,10 +190,37 @@ class RunFolder:
             with suppress(OSError):
                 pointer.unlink(missing_ok=True)
 
+    def _mend_links(self) -> None:
+        """Undo what copying does to links: those left out come back, those that became folders are refused."""
+        for link, prefix in ((self.last, "step-"), (self.best, "best-")):
+            states = sorted(path.name for path in self.states.glob(f"{prefix}*") if path.suffix != _UNFINISHED)
+            if link.is_symlink():
+                continue
+            if link.exists():
+                # states that no link names would be deleted, so going on, or over it, is not for us to choose
+                there, target = quote(str(link)), self.states / (states[-1] if states else f"{prefix}00000000")
+                move = (
+                    f"rm -r {there}"
+                    if states
+                    else f"mkdir -p {quote(str(self.states))} && mv {there} {quote(str(target))}"
+                )
+                raise CheckpointError(
+                    f"{link}: a folder where a link belongs, as a copy that follows links makes it; run"
+                    f" `{move} && ln -s {target.relative_to(self.root)} {there}` to go on, or choose another --out"
+                )
+            if states:
+                with reporting(link, "cannot be written"):
+                    link.symlink_to(Path("states") / states[-1], target_is_directory=True)
+
     def _remove_states(self, prefix: str, keep: tuple[str | None, ...]) -> None:
         for path in self.states.glob(f"{prefix}*"):
-            if path.name not in keep:
-                shutil.rmtree(path, ignore_errors=True)
+            if path.name in keep:
+                continue
+            doomed = path.with_name(path.name.removesuffix(_UNFINISHED) + _UNFINISHED)
+            with suppress(OSError):
+                # a state under its own name is whole, also when a kill interrupts this
+                path.replace(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def _target(self, link: Path) -> str | None:
         return link.readlink().name if link.is_symlink() else None

@@ -143,6 +143,41 @@ def test_weights_and_optimiser_state_are_of_one_update(tmp_path: Path, monkeypat
     assert steps == {4}
 
 
+def evaluations(out: Path) -> list[int]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if "miou" in record]
+
+
+@pytest.mark.parametrize("every", [["--eval-every", "2"], []], ids=["by updates", "by share"])
+@pytest.mark.parametrize("stop", ["kill before", "kill after", "signal"])
+def test_a_stop_loses_no_evaluation(
+    every: list[str], stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*TINY[: TINY.index("--eval-every")], *every, "--no-tensorboard", "--steps", "10", "--out", str(tmp_path)]
+    evaluate, update = Trainer.evaluate, Trainer._update
+
+    def killed(self: Trainer, *arguments: Any) -> dict[str, Any]:
+        if self.step == 4 and stop == "kill before":
+            raise KeyboardInterrupt
+        result = evaluate(self, *arguments)
+        if self.step == 4 and stop == "kill after":
+            raise KeyboardInterrupt
+        return result
+
+    def signalled(self: Trainer, *arguments: Any) -> torch.Tensor:
+        if self.step == 3 and stop == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", killed)
+        patch.setattr(Trainer, "_update", signalled)
+        assert main(options) in (130, 128 + signal.SIGTERM)
+    assert RunFolder(tmp_path).read_record().step == 4
+    assert main(options) == 0
+    assert evaluations(tmp_path) == [2, 4, 6, 8, 10]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_stops(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update = Trainer._update
@@ -326,6 +361,19 @@ def test_other_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert train(tmp_path, "--steps", "2", "--resume", "never") == 0
     assert list(losses(tmp_path)) == [1, 2]
     assert metrics(tmp_path)["step"] == 2
+
+
+@pytest.mark.parametrize("change", [["--width", "32"], ["--dropout", "0.1"], ["--decoder", "linear"]])
+def test_a_run_keeps_its_network(change: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, "--steps", "2") == 0
+    for resume in ("auto", "always"):
+        error = refuse(capsys, tmp_path, "--steps", "4", *change, "--resume", resume)
+        assert f"{change[0][2:]} " in error
+        assert f"there, {change[1]} here" in error
+        assert "--resume always" not in error
+        assert "--resume never" in error
+    assert RunFolder(tmp_path).read_record().step == 2
+    assert train(tmp_path, "--steps", "4", *change, "--resume", "never") == 0
 
 
 def test_other_classes_are_refused(tmp_path: Path, picture_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

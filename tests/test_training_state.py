@@ -4,6 +4,8 @@ import errno
 import json
 import multiprocessing
 import resource
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +93,69 @@ def test_the_run_can_be_moved(folder: RunFolder, tiny_model: Segmenter, optimize
     folder.save(tiny_model, optimizer, at(3))
     moved = folder.root.rename(folder.root.with_name("moved"))
     assert RunFolder(moved).read_record().step == 3
+
+
+@pytest.mark.parametrize("states", ["copied", "gone"])
+def test_a_copy_that_followed_links_is_refused_and_what_it_says_mends_it(
+    states: str, folder: RunFolder, tiny_model: Segmenter, optimizer: torch.optim.Optimizer, tmp_path: Path
+) -> None:
+    for step in (5, 10):
+        folder.save(tiny_model, optimizer, at(step))
+        folder.save_best(tiny_model, {"step": step, "miou": 0.05 * step})
+    copy = RunFolder(Path(shutil.copytree(folder.root, tmp_path / "a copy", symlinks=False)))
+    if states == "gone":
+        shutil.rmtree(copy.states)
+    files = sorted(copy.root.rglob("*"))
+    for name in ("last", "best"):
+        with (
+            pytest.raises(CheckpointError, match=rf"{name}: a folder where a link belongs.*ln -s") as error,
+            copy.locked(),
+        ):
+            pass
+        assert [path for path in sorted(copy.root.rglob("*")) if path.name != ".lock"] == files
+        subprocess.run(["sh", "-c", str(error.value).split("`")[1]], check=True)
+        files = [path for path in sorted(copy.root.rglob("*")) if path.name != ".lock"]
+    with copy.locked():
+        assert copy.read_record().step == 10
+        copy.begin(copy.read_record())
+    assert copy.best_metrics() == {"step": 10, "miou": 0.5}
+    copy.load(tiny_model, optimizer)
+    copy.save(tiny_model, optimizer, at(15))
+    copy.save_best(tiny_model, {"step": 15, "miou": 0.6})
+    assert copy.read_record().step == 15
+
+
+def test_a_copy_that_left_links_out_goes_on(
+    folder: RunFolder, tiny_model: Segmenter, optimizer: torch.optim.Optimizer
+) -> None:
+    for step in (5, 10):
+        folder.save(tiny_model, optimizer, at(step))
+    folder.save_best(tiny_model, {"step": 10, "miou": 0.5})
+    (folder.states / "step-00000011.part").mkdir()
+    folder.last.unlink()
+    folder.best.unlink()
+    with folder.locked():
+        assert folder.holds_run
+        assert folder.read_record().step == 10
+        assert folder.best_metrics() == {"step": 10, "miou": 0.5}
+
+
+def test_a_state_is_whole_while_it_has_its_name(
+    folder: RunFolder, tiny_model: Segmenter, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (5, 10, 15):
+        folder.save(tiny_model, optimizer, at(step))
+
+    def killed(path: Path, **_: object) -> None:
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.begin(None)
+    with folder.locked():
+        folder.load(tiny_model, optimizer)
 
 
 def test_begin_removes_what_a_kill_left(
