@@ -1,11 +1,16 @@
-"""Checkpoints: a folder of `config.json` and `model.safetensors`, each written atomically, and how to open any kind."""
+"""Checkpoints: a folder of `config.json` and `model.safetensors`, each written atomically, and how to open any kind.
 
+Two files cannot be replaced in one step. Both name the configuration they were saved with, by its hash, so that a pair
+which a kill left half replaced is found when it is opened. Editing `config.json` leaves that name alone and is allowed.
+"""
+
+import hashlib
 import json
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,25 +23,28 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 OFFICIAL_NAME = "checkpoint.pth"
 VARIANT_NAME = "variant.yml"
+_SAVED_WITH = "config_sha256"
 
 
 def save_model(model: Segmenter, folder: Path | str) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, replacing each only once it is whole."""
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_tensors(tensors, folder / WEIGHTS_NAME)
+    name = {_SAVED_WITH: _hash(model.config)}
+    # the small file waits, written, while the large one is replaced: the disk is full before, or not at all
     with atomic_path(folder / CONFIG_NAME) as temporary:
-        temporary.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
+        temporary.write_text(json.dumps(model.config.to_dict() | name, indent=1) + "\n")
+        write_tensors(tensors, folder / WEIGHTS_NAME, name)
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically.
 
     Raises OSError as the file system does, a full disk included.
     """
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata)
         except SafetensorError as error:
             # safetensors wraps the file system's errors; give them back their own type
             raise OSError(f"{path}: {error}") from error
@@ -64,8 +72,15 @@ def read_config(path: Path) -> SegmenterConfig:
 
     Raises CheckpointError when it is missing or not one.
     """
+    return _read_config(path)[0]
+
+
+def _read_config(path: Path) -> tuple[SegmenterConfig, str]:
+    """A configuration, and the hash it was saved under."""
     try:
-        return SegmenterConfig.from_dict(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        config = SegmenterConfig.from_dict(values)
+        return config, values.get(_SAVED_WITH) or _hash(config)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such file; a checkpoint is a folder with {CONFIG_NAME} and {WEIGHTS_NAME},"
@@ -73,6 +88,21 @@ def read_config(path: Path) -> SegmenterConfig:
         ) from error
     except (ConfigError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: {error}; restore it, or save the checkpoint again") from error
+
+
+def _hash(config: SegmenterConfig) -> str:
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _require_pair(folder: Path, saved_with: str) -> None:
+    """Raises CheckpointError when the weights in a folder say they were saved with another configuration."""
+    with safe_open(folder / WEIGHTS_NAME, "pt") as file:
+        wanted = (file.metadata() or {}).get(_SAVED_WITH, saved_with)
+    if wanted != saved_with:
+        raise CheckpointError(
+            f"{folder}: {WEIGHTS_NAME} was saved with another {CONFIG_NAME} than the one beside it, as when a save was"
+            f" killed between the two; save the checkpoint again, or bring back the {CONFIG_NAME} of these weights"
+        )
 
 
 def load_weights(model: Segmenter, tensors: dict[str, Tensor], source: Path) -> None:
@@ -118,6 +148,9 @@ def load_model(path: Path | str, device: str = "cpu", ops: ModuleType | None = N
                 f"{path}: no such checkpoint; wanted a folder with {CONFIG_NAME} and {WEIGHTS_NAME},"
                 f" or an official {OFFICIAL_NAME} beside its {VARIANT_NAME}"
             )
-        model = Segmenter(read_config(folder / CONFIG_NAME), ops)
-        load_weights(model, read_tensors(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+        config, saved_with = _read_config(folder / CONFIG_NAME)
+        tensors = read_tensors(folder / WEIGHTS_NAME)
+        _require_pair(folder, saved_with)
+        model = Segmenter(config, ops)
+        load_weights(model, tensors, folder / WEIGHTS_NAME)
     return model.to(device).eval()

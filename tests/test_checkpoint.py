@@ -2,12 +2,13 @@ import errno
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from segmenter import load_model
-from segmenter.checkpoint import save_model
+from segmenter.checkpoint import save_model, write_tensors
 from segmenter.errors import CheckpointError
 from tests.networks import small_network
 
@@ -75,6 +76,53 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     loaded = load_model(tmp_path)
     assert torch.equal(loaded.state_dict()["encoder.pos_embed"], old.state_dict()["encoder.pos_embed"])
+
+
+class Killed(BaseException):
+    """Not one the code under test can catch."""
+
+
+def test_a_save_killed_between_its_two_files_is_found(tmp_path, monkeypatch):
+    old, new = small_network(seed=1), small_network(seed=2, classes=("a", "b", "c", "d", "e"))
+    save_model(old, tmp_path)
+    replace, replaced = Path.replace, []
+
+    def killed_at_the_second(self, target):
+        if replaced:
+            raise Killed
+        replaced.append(target.name)
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed_at_the_second)
+        with pytest.raises(Killed):
+            save_model(new, tmp_path)
+    with pytest.raises(CheckpointError, match=r"saved with another config\.json.*save the checkpoint again"):
+        load_model(tmp_path)
+    save_model(new, tmp_path)
+    assert load_model(tmp_path).config == new.config
+
+
+def test_a_configuration_may_be_edited_and_a_pair_may_have_no_name(tmp_path):
+    model = small_network()
+    save_model(model, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["classes"][0] = "floor"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_model(tmp_path).config.classes[0] == "floor"
+    # as earlier versions wrote them
+    write_tensors(model.state_dict(), tmp_path / "model.safetensors")
+    assert load_model(tmp_path).config.classes[0] == "floor"
+    del values["config_sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_model(tmp_path).config.classes[0] == "floor"
+    # an earlier version's configuration beside weights that were saved over it
+    save_model(model, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="saved with another"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    assert load_model(tmp_path).config == model.config
 
 
 class _RunsCode:

@@ -47,11 +47,11 @@ def full_disk_for(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A disk that fills up as a file of that name is written."""
     write = training_state.write_tensors
 
-    def fail(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def fail(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         if path.name == name:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(tensors, path)
+        write(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_state, "write_tensors", fail)
