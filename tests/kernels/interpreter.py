@@ -89,12 +89,12 @@ def _dot(self: Any, a: Any, b: Any, accumulator: Any, input_precision: Any, _: A
 
 
 def _masked_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
+    def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         if other is None:
             dtype = pointers.get_element_ty()
             filler = np.nan if dtype.is_floating() else _UNDEFINED_INTEGER
             other = _stored(np.full(pointers.data.shape, filler, dtype=np.float32), dtype)
-        return original(self, pointers, mask, other, *rest)
+        return original(self, pointers, mask, other, *rest, **named)
 
     return create_masked_load
 
