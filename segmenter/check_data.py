@@ -118,7 +118,9 @@ class Options:
 
     root: tyro.conf.Positional[Path]
     """The dataset's folder."""
-    dataset: Literal["folder", "camvid", "ade20k"] = "folder"
+    dataset: Literal[
+        "folder", "camvid", "ade20k", "cityscapes", "pascal_context", "pascal_context_59", "rgbt_glass"
+    ] = "folder"
     """How the folder is laid out."""
     split: Literal["train", "val", "all"] = "all"
     """Which part to check."""

@@ -94,7 +94,7 @@ class Options:
     checkpoint: Path
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
     dataset: str = "shapes"
-    """shapes, folder, camvid or ade20k."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: str = "val"

@@ -20,7 +20,7 @@ class Options:
     out: Path
     """Checkpoint folder to write."""
     dataset: str
-    """shapes, folder, camvid or ade20k."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     limit: int = 0

@@ -158,7 +158,7 @@ class TrainOptions:
     out: Path
     """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""
     dataset: str = "shapes"
-    """shapes, folder, camvid or ade20k."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     resume: Literal["auto", "always", "never"] = "auto"

@@ -191,7 +191,7 @@ def test_class_list_of_windows_editors(tmp_path: Path) -> None:
 
 
 def test_names_and_splits_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="dataset 'coco': wanted one of shapes, folder, camvid, ade20k"):
+    with pytest.raises(ConfigError, match="dataset 'coco': wanted one of shapes, folder, camvid, ade20k, cityscapes, pascal"):
         open_dataset("coco", tmp_path, "train")
     for name in DATASETS:
         with pytest.raises(ConfigError, match="split 'test': wanted one of train, val"):
@@ -201,16 +201,16 @@ def test_names_and_splits_are_checked(tmp_path: Path) -> None:
 
 
 def test_fixed_classes_have_one_distinct_colour_each() -> None:
-    for name, count in (("shapes", 8), ("camvid", 11), ("ade20k", 150)):
+    for name, count, colours in (("shapes", 8, 8), ("camvid", 11, 11), ("cityscapes", 19, 19), ("ade20k", 150, 149)):
         classes, palette = classes_of(name)
-        assert len(classes) == len(set(classes)) == count
-        assert len(palette) == len(set(palette)) == count
+        assert len(classes) == len(set(classes)) == len(palette) == count
+        assert len(set(palette)) == colours  # ADE20K's customary colours show road and skyscraper alike
     assert ade20k.CLASSES[:3] == ("wall", "building", "sky")
     assert ade20k.CLASSES[149] == "flag"
 
 
 def test_classes_of_unknown_datasets_are_anonymous() -> None:
-    assert classes_of("cityscapes", 19)[0][:2] == ("class 0", "class 1")
+    assert classes_of("coco", 19)[0][:2] == ("class 0", "class 1")
     assert classes_of("camvid", 12)[0][11] == "class 11"
     for count in (None, 0):
         with pytest.raises(ConfigError, match="has no classes of its own"):

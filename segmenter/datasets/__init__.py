@@ -1,9 +1,10 @@
-"""Datasets by name: `shapes` (made on the spot), `folder` (anyone's own), `camvid` and `ade20k`."""
+"""Datasets by name: `shapes` (made on the spot), `folder` (anyone's own), and the paper's in their own layouts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from segmenter.config import default_palette
-from segmenter.datasets import ade20k, camvid, folder, shapes
+from segmenter.datasets import ade20k, camvid, cityscapes, folder, pascal_context, rgbt_glass, shapes
 from segmenter.datasets.pairs import Layout, PairedDataset
 from segmenter.datasets.sample import IGNORE, SPLITS, Sample, SegmentationDataset, Subset
 from segmenter.errors import ConfigError, DataError
@@ -20,8 +21,25 @@ __all__ = [
     "open_dataset",
 ]
 
-_ON_DISK = {"folder": folder, "camvid": camvid, "ade20k": ade20k}
+_ON_DISK: dict[str, tuple[Callable[[Path, str], Layout], str]] = {
+    "folder": (folder.layout, folder.EXPECTED),
+    "camvid": (camvid.layout, camvid.EXPECTED),
+    "ade20k": (ade20k.layout, ade20k.EXPECTED),
+    "cityscapes": (cityscapes.layout, cityscapes.EXPECTED),
+    "pascal_context": (pascal_context.layout, pascal_context.EXPECTED),
+    "pascal_context_59": (pascal_context.layout_59, pascal_context.EXPECTED),
+    "rgbt_glass": (rgbt_glass.layout, rgbt_glass.EXPECTED),
+}
 DATASETS = ("shapes", *_ON_DISK)
+_CLASSES = {
+    "shapes": (shapes.CLASSES, shapes.PALETTE),
+    "camvid": (camvid.CLASSES, camvid.PALETTE),
+    "ade20k": (ade20k.CLASSES, ade20k.PALETTE),
+    "cityscapes": (cityscapes.CLASSES, cityscapes.PALETTE),
+    "pascal_context": (pascal_context.CLASSES, pascal_context.PALETTE),
+    "pascal_context_59": (pascal_context.FOREGROUND, pascal_context.PALETTE[1:]),
+    "rgbt_glass": (rgbt_glass.CLASSES, rgbt_glass.PALETTE),
+}
 
 
 def open_dataset(name: str, root: Path | None, split: str) -> SegmentationDataset:
@@ -45,9 +63,10 @@ def layout_of(name: str, root: Path | None, split: str) -> Layout:
     _require_split(split)
     if root is None:
         raise ConfigError(f"dataset {name} lies on disk; name its folder with --data")
+    layout, expected = _ON_DISK[name]
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; {_ON_DISK[name].EXPECTED}")
-    return _ON_DISK[name].layout(root, split)
+        raise DataError(f"{root}: no such folder; {expected}")
+    return layout(root, split)
 
 
 def classes_of(name: str, count: int | None = None) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
@@ -55,13 +74,8 @@ def classes_of(name: str, count: int | None = None) -> tuple[tuple[str, ...], tu
 
     Raises ConfigError when neither is known.
     """
-    known = {
-        "shapes": (shapes.CLASSES, shapes.PALETTE),
-        "camvid": (camvid.CLASSES, camvid.PALETTE),
-        "ade20k": (ade20k.CLASSES, default_palette(len(ade20k.CLASSES))),
-    }
-    if name in known and count in (None, len(known[name][0])):
-        return known[name]
+    if name in _CLASSES and count in (None, len(_CLASSES[name][0])):
+        return _CLASSES[name]
     if count is None or count < 1:
         raise ConfigError(f"dataset {name!r} has no classes of its own; give their number, 1 or more (got {count})")
     return tuple(f"class {index}" for index in range(count)), default_palette(count)

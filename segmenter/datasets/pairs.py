@@ -1,5 +1,6 @@
-"""Datasets of image files and mask files in two folders, paired by name: what `folder`, `camvid` and `ade20k` share."""
+"""Datasets of image files and mask files, paired by name: what all datasets on disk share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,10 @@ MAX_CLASSES = 255  # labels are uint8, and 255 is kept to ignore
 class Layout:
     """Where one split's files lie, and what the values in its masks mean.
 
-    A mask holds `first` to `first + K - 1` for the classes, and `void` values for pixels nobody judges.
+    values: what a mask holds for each class, 0 to K - 1 if not given; void: its values for pixels nobody judges.
+    depth: folders between `images` or `masks` and their files. image_name and mask_name: what a file's path below them
+    is, without its suffix, for a pair's common name `{}`; files named otherwise belong to something else.
+    names: the split's common names where a list and not the folder decides.
     """
 
     images: Path
@@ -25,8 +29,12 @@ class Layout:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     expected: str
-    first: int = 0
+    values: tuple[int, ...] = ()
     void: tuple[int, ...] = (IGNORE,)
+    depth: int = 0
+    image_name: str = "{}"
+    mask_name: str = "{}"
+    names: tuple[str, ...] | None = None
 
     def to_labels(self, mask: np.ndarray, path: Path) -> np.ndarray:
         """Mask values as they are stored, integer [H, W], to labels uint8 [H, W] with 255 to ignore.
@@ -34,18 +42,19 @@ class Layout:
         Raises DataError naming `path` and the values that are neither a class nor void.
         """
         K = len(self.classes)
+        wanted = self.values or tuple(range(K))
         table = np.full(1 << 16, -1, np.int16)  # a PNG's greyscale has 16 bits at most
-        table[self.first : self.first + K] = np.arange(K)
+        table[list(wanted)] = np.arange(K)
         table[list(self.void)] = IGNORE
         labels = table[mask]
         bad = labels < 0
         if bad.any():
             values = np.unique(mask[bad])
             named = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
-            void = " or ".join(map(str, self.void))
+            void = f" or {' or '.join(map(str, self.void))} to ignore" if self.void else ""
             raise DataError(
-                f"{path}: holds label {named}; wanted {self.first} to {self.first + K - 1} ({K} classes)"
-                f" or {void} to ignore; correct the mask or the list of classes"
+                f"{path}: holds label {named}; wanted {_ranges(wanted)} ({K} classes)"
+                f"{void}; correct the mask or the list of classes"
             )
         return labels.astype(np.uint8)
 
@@ -61,24 +70,31 @@ class Listing:
 
 
 def list_files(layout: Layout) -> Listing:
-    """Pair the split's images with the masks of the same stem.
+    """Pair the split's images with the masks of the same name.
 
-    Raises DataError when a folder is missing or holds no images.
+    Raises DataError when a folder is missing or holds no images, or an image on the split's list is missing.
     """
-    images, masks = _files(layout.images, IMAGE_SUFFIXES, layout), _files(layout.masks, MASK_SUFFIXES, layout)
+    images = list(_named(layout.images, IMAGE_SUFFIXES, layout.image_name, layout))
+    mask_of = dict(_named(layout.masks, MASK_SUFFIXES, layout.mask_name, layout))
     if not images:
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise DataError(f"{layout.images}: holds no images ({suffixes}); {layout.expected}")
-    mask_of = {path.stem: path for path in masks}
     image_of: dict[str, Path] = {}
     ambiguous = []
-    for path in images:
-        if image_of.setdefault(path.stem, path) is not path:
+    for name, path in images:
+        if image_of.setdefault(name, path) is not path:
             ambiguous.append(path)
+    if layout.names is not None:
+        absent = [name for name in layout.names if name not in image_of]
+        if absent:
+            raise DataError(f"{layout.images}: has no image {absent[0]} ({len(absent)} of the list); {layout.expected}")
+        mask_of = {name: mask_of[name] for name in layout.names if name in mask_of}
+        image_of = {name: image_of[name] for name in layout.names}
+        ambiguous = []
     return Listing(
-        pairs=tuple((path, mask_of[stem]) for stem, path in image_of.items() if stem in mask_of),
-        without_mask=tuple(path for stem, path in image_of.items() if stem not in mask_of),
-        without_image=tuple(path for path in masks if path.stem not in image_of),
+        pairs=tuple((path, mask_of[name]) for name, path in image_of.items() if name in mask_of),
+        without_mask=tuple(path for name, path in image_of.items() if name not in mask_of),
+        without_image=tuple(path for name, path in mask_of.items() if name not in image_of),
         ambiguous=tuple(ambiguous),
     )
 
@@ -121,10 +137,33 @@ class PairedDataset:
         image_path, mask_path = self.pairs[index]
         image, mask = read_image(image_path), read_labels(mask_path)
         require_same_size(image, mask, image_path, mask_path)
-        return Sample(image, self.layout.to_labels(mask, mask_path), image_path.name)
+        name = image_path.relative_to(self.layout.images).as_posix()
+        return Sample(image, self.layout.to_labels(mask, mask_path), name)
 
 
-def _files(folder: Path, suffixes: tuple[str, ...], layout: Layout) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; {layout.expected}")
-    return picture_files(folder, suffixes)
+def _named(root: Path, suffixes: tuple[str, ...], template: str, layout: Layout) -> Iterator[tuple[str, Path]]:
+    before, after = template.split("{}")
+    for path in _files(root, suffixes, layout):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name.startswith(before) and name.endswith(after):
+            yield name[len(before) : len(name) - len(after)], path
+
+
+def _files(root: Path, suffixes: tuple[str, ...], layout: Layout) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; {layout.expected}")
+    folders = [root]
+    for _ in range(layout.depth):
+        folders = sorted(below for folder in folders for below in folder.iterdir() if below.is_dir())
+    return [path for folder in folders for path in picture_files(folder, suffixes)]
+
+
+def _ranges(values: tuple[int, ...]) -> str:
+    """`0 to 18`, or `7, 8, 11 to 13, 17`."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
