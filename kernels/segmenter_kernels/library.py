@@ -1,0 +1,188 @@
+"""The ops as PyTorch operators, `torch.ops.segmenter.*`, for torch.compile, torch.export and ONNX.
+
+`Segmenter(config, ops=segmenter_kernels.library)` is the same network with operators that a graph keeps whole: the
+Triton kernels on CUDA tensors, plain PyTorch on CPU tensors. Outputs are contiguous. `attention`, `add_layernorm`,
+`linear_gelu` and `linear_residual` have gradients; what their backward passes need is computed again from the inputs
+rather than kept. `onnx_ops` says which operators stay whole in ONNX.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import segmenter_kernels
+from segmenter_kernels import checks, reference
+
+NAMESPACE = "segmenter"
+
+
+def _operator(name: str, schema: str, fake: Callable[..., Any]) -> Any:
+    plain = getattr(reference, name)
+
+    def on_cpu(*arguments: Any) -> Any:
+        outputs = plain(*arguments)
+        return outputs.contiguous() if isinstance(outputs, Tensor) else tuple(x.contiguous() for x in outputs)
+
+    def on_gpu(*arguments: Any) -> Any:
+        return getattr(segmenter_kernels, name)(*arguments)
+
+    operator: Any = torch.library.custom_op(
+        f"{NAMESPACE}::{name}", on_cpu, mutates_args=(), device_types="cpu", schema=schema
+    )
+    operator.register_kernel("cuda")(on_gpu)
+    operator.register_fake(fake)
+    return operator
+
+
+def _fake_attention(qkv: Tensor, heads: int) -> Tensor:
+    B, N, C3 = qkv.shape
+    return qkv.new_empty(B, N, C3 // 3)
+
+
+def _fake_patch_embed(image: Tensor, weight: Tensor, bias: Tensor, position: Tensor, tokens: Tensor) -> Tensor:
+    P = weight.shape[-1]
+    count = tokens.shape[1] + (image.shape[2] // P) * (image.shape[3] // P)
+    return image.new_empty(image.shape[0], count, weight.shape[0])
+
+
+def _fake_upsample_argmax(masks: Tensor, size: Sequence[int], crop: Sequence[int] | None) -> Tensor:
+    H, W = size if crop is None else crop
+    return masks.new_empty(masks.shape[0], H, W, dtype=reference.label_dtype(masks))
+
+
+_attention = _operator("attention", "(Tensor qkv, int heads) -> Tensor", _fake_attention)
+_attention_backward = _operator(
+    "attention_backward",
+    "(Tensor grad, Tensor qkv, int heads) -> Tensor",
+    lambda grad, qkv, heads: qkv.new_empty(qkv.shape),
+)
+_patch_embed = _operator(
+    "patch_embed",
+    "(Tensor image, Tensor weight, Tensor bias, Tensor position, Tensor tokens) -> Tensor",
+    _fake_patch_embed,
+)
+_add_layernorm = _operator(
+    "add_layernorm",
+    "(Tensor x, Tensor r, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
+    lambda x, r, weight, bias, eps: (x.new_empty(x.shape), x.new_empty(x.shape)),
+)
+_linear_gelu = _operator(
+    "linear_gelu",
+    "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]),
+)
+_linear_residual = _operator(
+    "linear_residual",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor residual) -> Tensor",
+    lambda x, weight, bias, residual: residual.new_empty(residual.shape),
+)
+_mask_scores = _operator(
+    "mask_scores",
+    "(Tensor patches, Tensor classes, Tensor weight, Tensor bias, float eps) -> Tensor",
+    lambda patches, classes, weight, bias, eps: patches.new_empty(*patches.shape[:2], classes.shape[1]),
+)
+_upsample_argmax = _operator(
+    "upsample_argmax", "(Tensor masks, SymInt[] size, SymInt[]? crop) -> Tensor", _fake_upsample_argmax
+)
+
+
+def _linear_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias of a linear layer."""
+    rows = grad.reshape(-1, grad.shape[-1])
+    return grad @ weight, rows.mT @ x.reshape(-1, x.shape[-1]), rows.sum(dim=0)
+
+
+def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv, ctx.heads = inputs
+    ctx.save_for_backward(qkv)
+
+
+def _gradient_of_attention(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (qkv,) = ctx.saved_tensors
+    return _attention_backward(grad.contiguous(), qkv, ctx.heads), None
+
+
+def _keep_add_layernorm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, weight, bias, ctx.eps = inputs
+    ctx.save_for_backward(output[0], weight, bias)
+
+
+def _gradient_of_add_layernorm(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    z, weight, bias = ctx.saved_tensors
+    row = z.shape[-1:]
+    _, mean, inverse = torch.ops.aten.native_layer_norm(z, row, weight, bias, ctx.eps)
+    grad, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_y.contiguous(), z, row, mean, inverse, weight, bias, [True, True, True]
+    )
+    grad = grad + grad_z
+    # two outputs of a backward pass must not be one tensor
+    return grad, grad.clone(), grad_weight, grad_bias, None
+
+
+def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _gradient_of_linear_gelu(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    x, weight, bias = ctx.saved_tensors
+    return _linear_gradients(torch.ops.aten.gelu_backward(grad, F.linear(x, weight, bias)), x, weight)
+
+
+def _gradient_of_linear_residual(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    x, weight, _ = ctx.saved_tensors
+    return (*_linear_gradients(grad, x, weight), grad)
+
+
+_attention.register_autograd(_gradient_of_attention, setup_context=_keep_attention)
+_add_layernorm.register_autograd(_gradient_of_add_layernorm, setup_context=_keep_add_layernorm)
+_linear_gelu.register_autograd(_gradient_of_linear_gelu, setup_context=_keep_linear)
+_linear_residual.register_autograd(_gradient_of_linear_residual, setup_context=_keep_linear)
+
+
+def attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+    """Multi-head self-attention on packed projections, [B, N, 3C] to [B, N, C], with gradients.
+
+    Raises ValueError for dropout above 0, which no kernel here has.
+    """
+    checks.require(dropout == 0.0, "attention", f"dropout {dropout}: kernels have none; use segmenter.ops to train so")
+    return _attention(qkv, heads)
+
+
+def patch_embed(image: Tensor, weight: Tensor, bias: Tensor, position: Tensor, tokens: Tensor) -> Tensor:
+    """Image [B, 3, H, W] to tokens [B, E + h w, C]. Raises ValueError where a gradient is needed."""
+    checks.inference_only("patch_embed", image=image, weight=weight, bias=bias, position=position, tokens=tokens)
+    return _patch_embed(image, weight, bias, position, tokens)
+
+
+def add_layernorm(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`(x + r, LayerNorm(x + r))`, both [B, N, C], with gradients."""
+    total, normed = _add_layernorm(x, r, weight, bias, eps)
+    return total, normed
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`gelu(x weight^T + bias)`, exact, with gradients."""
+    return _linear_gelu(x, weight, bias)
+
+
+def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """`residual + x weight^T + bias`, with gradients."""
+    return _linear_residual(x, weight, bias, residual)
+
+
+def mask_scores(patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over classes of cosines, [B, N, K]. Raises ValueError where a gradient is needed."""
+    checks.inference_only("mask_scores", patches=patches, classes=classes, weight=weight, bias=bias)
+    return _mask_scores(patches, classes, weight, bias, eps)
+
+
+def upsample_argmax(masks: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None) -> Tensor:
+    """Class masks [B, K, h, w] to labels [B, H, W] or [B, H', W']: uint8, or int16 when K > 256.
+
+    Raises ValueError where a gradient is needed.
+    """
+    checks.inference_only("upsample_argmax", masks=masks)
+    return _upsample_argmax(masks, size, crop)

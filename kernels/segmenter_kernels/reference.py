@@ -1,0 +1,84 @@
+"""The ops in plain PyTorch, as `segmenter.ops` writes them: what runs where no GPU is, and a test holds the two equal.
+
+This package imports nothing of `segmenter`, so that kernels can be used and tuned from a plain checkout.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    """`softmax(q k^T D^-0.5) v`: [B, N, 3C], packed (3, A, D), to [B, N, C]."""
+    q, k, v = _unpacked(qkv, heads)
+    return _packed(F.scaled_dot_product_attention(q, k, v))
+
+
+def attention_backward(grad: Tensor, qkv: Tensor, heads: int) -> Tensor:
+    """Gradient of `attention` with respect to qkv, from that with respect to its output [B, N, C]."""
+    q, k, v = (part.float() if part.dtype.itemsize < 4 else part for part in _unpacked(qkv, heads))
+    B, A, N, D = q.shape
+    g = grad.to(q.dtype).reshape(B, N, A, D).transpose(1, 2)
+    p = (q @ k.mT * D**-0.5).softmax(dim=-1)  # [B, A, N, N]
+    grad_p = g @ v.mT
+    grad_s = p * (grad_p - (grad_p * p).sum(dim=-1, keepdim=True)) * D**-0.5
+    return torch.cat([_packed(x) for x in (grad_s @ k, grad_s.mT @ q, p.mT @ g)], dim=-1).to(qkv.dtype)
+
+
+def patch_embed(image: Tensor, weight: Tensor, bias: Tensor, position: Tensor, tokens: Tensor) -> Tensor:
+    """[B, 3, H, W], [C, 3, P, P], [C], [1, E + h w, C], [1, E, C] to [B, E + h w, C]."""
+    patches = F.conv2d(image, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+    return torch.cat((tokens.expand(image.shape[0], -1, -1), patches), dim=1) + position
+
+
+def add_layernorm(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`(x + r, LayerNorm(x + r))`."""
+    total = x + r
+    return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`gelu(x weight^T + bias)`, exact."""
+    return F.gelu(F.linear(x, weight, bias))
+
+
+def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """`residual + x weight^T + bias`."""
+    return residual + F.linear(x, weight, bias)
+
+
+def mask_scores(patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the classes of the cosines of [B, N, C] with [B, K, C]: [B, N, K]."""
+    scores = _unit_rows(patches) @ _unit_rows(classes).transpose(1, 2)
+    return F.layer_norm(scores, scores.shape[-1:], weight, bias, eps)
+
+
+def upsample_argmax(masks: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None) -> Tensor:
+    """[B, K, h, w] to labels [B, H, W] or, cropped, [B, H', W']: bilinear, then the first largest class."""
+    logits = F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
+    if crop is not None:
+        logits = logits[..., : crop[0], : crop[1]]
+    return logits.argmax(dim=1).to(label_dtype(masks))
+
+
+def label_dtype(masks: Tensor) -> torch.dtype:
+    """Type of labels made from masks [B, K, h, w]."""
+    return torch.uint8 if masks.shape[1] <= 256 else torch.int16
+
+
+def _unpacked(qkv: Tensor, heads: int) -> list[Tensor]:
+    B, N, C3 = qkv.shape
+    C = C3 // 3
+    return [part.reshape(B, N, heads, C // heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
+
+
+def _packed(x: Tensor) -> Tensor:
+    B, A, N, D = x.shape
+    return x.transpose(1, 2).reshape(B, N, A * D)
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    if x.dtype in (torch.float16, torch.bfloat16):
+        wide = x.float()
+        return (wide / wide.norm(dim=-1, keepdim=True)).to(x.dtype)
+    return x / x.norm(dim=-1, keepdim=True)
