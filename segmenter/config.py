@@ -8,6 +8,17 @@ from segmenter.errors import ConfigError
 PATCH_SIZES = (8, 14, 16, 32)
 
 
+def _require_counts(part: str, **counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ConfigError(f"{part} {name.replace('_', ' ')} {count!r}: wanted a whole number, at least 1")
+
+
+def _require_heads(part: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise ConfigError(f"{part} width {width} cannot be split over {heads} heads; change one of them")
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How uint8 RGB becomes the network's input: `(x / 255 - mean) / std`, per channel."""
@@ -45,12 +56,10 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.patch_size not in PATCH_SIZES:
             raise ConfigError(f"patch size {self.patch_size}: wanted one of {PATCH_SIZES}")
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} cannot be split over {self.heads} heads; change one of them")
+        _require_counts("encoder", width=self.width, depth=self.depth, heads=self.heads, mlp_width=self.mlp_width)
+        _require_heads("encoder", self.width, self.heads)
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
             raise ConfigError(f"image size {self.image_size}: wanted multiples of the patch size {self.patch_size}")
-        if self.depth < 1:
-            raise ConfigError(f"encoder depth {self.depth}: wanted at least 1")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,8 +87,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "mask"):
             raise ConfigError(f"decoder {self.kind!r}: wanted 'linear' or 'mask'")
-        if self.width % self.heads:
-            raise ConfigError(f"decoder width {self.width} cannot be split over {self.heads} heads; change one of them")
+        _require_counts("decoder", width=self.width, depth=self.depth, heads=self.heads, mlp_width=self.mlp_width)
+        _require_heads("decoder", self.width, self.heads)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from segmenter.vit import resize_position
 
 # In official checkpoints, but no part of segmentation: the ImageNet classification heads of the backbone.
 _HEADS = re.compile(r"encoder\.(head|head_dist|pre_logits)\.")
+_HEAD_WIDTH = 64
 
 
 class _VariantLoader(yaml.SafeLoader):
@@ -114,7 +115,8 @@ def _read_variant(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: {error.strerror}; an official checkpoint needs its variant.yml beside it"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        # the YAML library lets values that are none of their kind (a date of month 45) through as Python's own errors
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path}: not readable as plain YAML ({reason}); tags that run code are refused"
@@ -159,27 +161,36 @@ def load_backbone(path: Path, blocks: int | None = None) -> tuple[EncoderConfig,
         width, patch = projection.shape[0], projection.shape[-1]
         depth = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
         hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+        positions = position.shape[1]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: not a ViT under timm's or DINOv2's key names: {error!r} not found") from error
     distilled, scaled = "dist_token" in tensors, "blocks.0.ls1.gamma" in tensors
-    count = position.shape[1] - 1 - distilled
-    side = math.isqrt(count)
-    if side * side != count:
+    count = positions - 1 - distilled
+    side = math.isqrt(max(count, 0))
+    if count < 1 or side * side != count:
         raise CheckpointError(f"{path}: {count} position embeddings are no square grid; resize them first")
     if blocks is not None and not 1 <= blocks <= depth:
         raise CheckpointError(f"{path}: asked for the first {blocks} blocks of {depth}; wanted 1 to {depth}")
-    config = EncoderConfig(
-        patch_size=patch,
-        image_size=(side * patch, side * patch),
-        width=width,
-        depth=blocks or depth,
-        heads=width // 64,
-        mlp_width=hidden,
-        distilled=distilled,
-        layer_scale=scaled,
-        norm_eps=1e-6,
-        position_resize="bicubic" if scaled else "bilinear",
-    )
+    if width % _HEAD_WIDTH:
+        raise CheckpointError(
+            f"{path}: width {width}: wanted a multiple of {_HEAD_WIDTH}, the channels of a head in timm's and DINOv2's"
+            " ViTs; use weights of another ViT"
+        )
+    try:
+        config = EncoderConfig(
+            patch_size=patch,
+            image_size=(side * patch, side * patch),
+            width=width,
+            depth=blocks or depth,
+            heads=width // _HEAD_WIDTH,
+            mlp_width=hidden,
+            distilled=distilled,
+            layer_scale=scaled,
+            norm_eps=1e-6,
+            position_resize="bicubic" if scaled else "bilinear",
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; use weights of another ViT") from error
     if config.depth < depth:
         tensors["norm.weight"], tensors["norm.bias"] = torch.ones(width), torch.zeros(width)
     wanted = re.compile(r"(cls_token|dist_token|pos_embed|patch_embed\.proj|norm\.|blocks\.(\d+)\.)")

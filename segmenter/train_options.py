@@ -1,11 +1,13 @@
 """Every option of training and its default, grouped; the command line is made from these."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
+from segmenter.config import PATCH_SIZES
 from segmenter.errors import ConfigError
 
 
@@ -40,6 +42,9 @@ class NetworkOptions:
             for name in ("patch_size", "width", "depth", "heads", "decoder", "decoder_depth")
             if getattr(self, name) != getattr(NetworkOptions, name)
         ]
+        for name in ("width", "depth", "heads", "decoder_depth"):
+            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
+        _require(self.patch_size in PATCH_SIZES, "--patch-size", self.patch_size, f"one of {PATCH_SIZES}")
         given = [f"--{name}" for name in ("variant", "init") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError("--variant and --init both name a network; pass one of them")
@@ -81,6 +86,9 @@ class OptimizerOptions:
     class_weights: bool = False
     """Weight classes by the inverse square root of their frequency."""
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
+
 
 @dataclass(frozen=True)
 class AugmentOptions:
@@ -112,6 +120,9 @@ class LengthOptions:
 
     def __post_init__(self) -> None:
         _require(self.batch >= 1, "--batch", self.batch, "at least 1 image")
+        _require(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1 update")
+        for option, value in (("--epochs", self.epochs), ("--max-minutes", self.max_minutes)):
+            _require(value is None or 0 < value < math.inf, option, value, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,8 @@ class TrainOptions:
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """Where --out holds a run: go on if the options agree, even if they differ, or delete it and start over."""
+    """Where --out holds a run: go on if the options agree, even if others than the network's differ, or delete it and
+    start over."""
     seed: int = 0
     limit: int = 0
     """Use so many images of each split only; 0 for all."""

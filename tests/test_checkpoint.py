@@ -54,6 +54,16 @@ def test_weights_of_another_variant_are_named(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_configuration_without_heads_is_named(tmp_path, part):
+    save_model(small_network(), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values[part]["heads"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {part} heads 0"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"encoder": {}}', '{"encoder": {"patch_size": 16}}'])
 def test_broken_config_is_named(tmp_path, text):
     save_model(small_network(), tmp_path)
@@ -149,6 +159,16 @@ def test_a_variant_file_that_runs_code_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize("value", ["2020-13-45", "!!int seven", "!!bool maybe", "!!timestamp soon"])
+def test_a_variant_file_with_impossible_values_is_named(tmp_path, value):
+    torch.save({"model": {}}, tmp_path / "checkpoint.pth")
+    write_variant(tmp_path)
+    with (tmp_path / "variant.yml").open("a") as file:
+        file.write(f"x: {value}\n")
+    with pytest.raises(CheckpointError, match=r"variant\.yml: not readable as plain YAML"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x80\x02."])
 def test_files_that_are_no_checkpoint_are_named(tmp_path, content):
     write_variant(tmp_path)
@@ -176,7 +196,7 @@ net_kwargs:
   - 64
   - 48
   n_cls: {classes}
-  n_heads: 2
+  n_heads: {heads}
   n_layers: 2
   normalization: {normalization}
   patch_size: {patch}
@@ -192,6 +212,7 @@ def write_variant(folder, **changes):
         "classes": 5,
         "normalization": "vit",
         "patch": 16,
+        "heads": 2,
     }
     (folder / "variant.yml").write_text(VARIANT.format(**(values | changes)))
 
@@ -234,6 +255,7 @@ def test_official_files_of_every_kind_load(tmp_path, decoder, distilled, patch):
         ({"decoder": "name: deeplab_dec"}, "deeplab_dec"),
         ({"normalization": "none"}, "'none'"),
         ({"patch": 7}, "patch size 7"),
+        ({"heads": 0}, r"variant\.yml.*encoder heads 0"),
         ({"decoder": "n_layers: 2"}, "KeyError"),
     ],
 )

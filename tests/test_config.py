@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from segmenter.config import VARIANTS, SegmenterConfig, default_palette, variant
+from segmenter.config import VARIANTS, DecoderConfig, SegmenterConfig, default_palette, variant
 from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
 
@@ -42,12 +42,25 @@ def test_names_are_read_leniently_and_unknown_ones_listed():
         ({"patch_size": 7}, "patch size 7"),
         ({"heads": 5}, "5 heads"),
         ({"image_size": (500, 512)}, "multiples"),
-        ({"depth": 0}, "depth 0"),
+        ({"depth": 0}, "encoder depth 0: wanted a whole number, at least 1"),
+        ({"depth": True}, "encoder depth True"),
+        ({"heads": 0}, "encoder heads 0"),
+        ({"width": -192}, "encoder width -192"),
+        ({"width": 192.0}, r"encoder width 192\.0"),
+        ({"mlp_width": 0}, "encoder mlp width 0"),
     ],
 )
 def test_impossible_encoders_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         variant("Seg-Ti/16", **change)
+
+
+@pytest.mark.parametrize("change", [{"heads": 0}, {"depth": -1}, {"depth": 0}, {"width": -64}, {"mlp_width": 0}])
+def test_impossible_decoders_are_refused(change):
+    with pytest.raises(ConfigError, match=rf"decoder {next(iter(change)).replace('_', ' ')} .*at least 1"):
+        DecoderConfig(**change)
+    with pytest.raises(ConfigError, match="decoder width 192 cannot be split over 5 heads"):
+        DecoderConfig(heads=5)
 
 
 def test_classes_and_colours_must_match():

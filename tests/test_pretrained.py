@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from segmenter import load_model
 from segmenter.errors import CheckpointError, ConfigError
@@ -59,6 +59,20 @@ def test_files_that_are_no_such_vit_are_named(tmp_path):
     path, _ = backbone_file(tmp_path)
     with pytest.raises(CheckpointError, match="first 3 blocks of 2"):
         load_backbone(path, blocks=3)
+    whole = load_file(path)
+    for change, message in (
+        (
+            {"patch_embed.proj.weight": torch.zeros(32, 3, 16, 16)},
+            r"vit\.safetensors: width 32: wanted a multiple of 64",
+        ),
+        ({"patch_embed.proj.weight": torch.zeros(64, 3, 7, 7)}, r"vit\.safetensors: patch size 7"),
+        ({"pos_embed": torch.zeros(5)}, "not a ViT"),
+        ({"pos_embed": torch.zeros(1, 0, 64)}, "no square grid"),
+        ({"pos_embed": torch.zeros(1, 1, 64)}, "no square grid"),
+    ):
+        save_file(whole | change, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_backbone(path)
 
 
 def test_the_command_writes_a_checkpoint(tmp_path, capsys):
