@@ -53,14 +53,23 @@ def require_same_classes(classes: Sequence[str], dataset: SegmentationDataset, s
             f"{source}: knows {len(classes)} classes where the dataset has {len(dataset.classes)};"
             " use the dataset it was trained for, or train on this one"
         )
-    if all(name == f"class {index}" for index, name in enumerate(classes)):
-        return
-    for index, (ours, theirs) in enumerate(zip(classes, dataset.classes, strict=True)):
-        if ours.casefold() != theirs.casefold():
-            raise ConfigError(
-                f"{source}: class {index} is {ours!r} where the dataset's is {theirs!r};"
-                " use the dataset it was trained for, or put the classes in one order"
-            )
+    index = different_class(classes, dataset.classes)
+    if index is not None:
+        raise ConfigError(
+            f"{source}: class {index} is {classes[index]!r} where the dataset's is {dataset.classes[index]!r};"
+            " use the dataset it was trained for, or put the classes in one order"
+        )
+
+
+def different_class(known: Sequence[str], wanted: Sequence[str]) -> int | None:
+    """The first class a network knows by another name than the wanted one of as many, None when there is none.
+
+    Letter case does not count, nor do the names of a network whose classes are anonymous.
+    """
+    if all(name == f"class {index}" for index, name in enumerate(known)):
+        return None
+    pairs = enumerate(zip(known, wanted, strict=True))
+    return next((index for index, (ours, theirs) in pairs if ours.casefold() != theirs.casefold()), None)
 
 
 def summary(matrix: "ConfusionMatrix", classes: Sequence[str]) -> dict[str, Any]:

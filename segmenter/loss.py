@@ -31,6 +31,12 @@ def segmentation_loss(
     return total / count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
+def require_finite(finite: bool, step: int, advice: str) -> None:
+    """Raises ConfigError when a loss or weight is no longer a number, ending in what to do."""
+    if not finite:
+        raise ConfigError(f"training came apart at step {step}: the loss or a weight is no longer a number; {advice}")
+
+
 def require_stride(stride: int, patch_size: int) -> None:
     """Raises ConfigError when a loss stride does not divide the patch size."""
     if stride < 1 or patch_size % stride:

@@ -1,5 +1,6 @@
 """Fit a decoder on a frozen encoder: `python -m segmenter.probe INIT --out PROBED --dataset camvid`."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from segmenter.cli import run, share_cores
+from segmenter.train_options import require
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class Options:
     seed: int = 0
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        for option, value in (("--steps", self.steps), ("--batch", self.batch)):
+            require(value >= 1, option, value, "at least 1")
+        require(0 < self.lr < math.inf, "--lr", self.lr, "more than 0")
+        require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
 
 
 def probe(options: Options) -> int:

@@ -6,6 +6,8 @@ random decoder.
 Source: linear probing, then fine-tuning (Kumar et al., ICLR 2022).
 """
 
+import math
+
 import numpy as np
 import torch
 from rich.console import Console
@@ -15,10 +17,10 @@ from torch import Tensor
 from segmenter.checkpoint import load_model, save_model
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
-from segmenter.errors import ConfigError
+from segmenter.decoder import LinearDecoder
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.inference import Inference, pick_device, predictor
-from segmenter.loss import class_weights, require_stride, segmentation_loss
+from segmenter.loss import class_weights, require_finite, require_stride, segmentation_loss
 from segmenter.model import Segmenter
 from segmenter.optimizer import autocast_type
 from segmenter.preprocess import normalize
@@ -29,12 +31,11 @@ from segmenter.schedule import Schedule
 def run_probe(options: Options) -> int:
     """The command's work.
 
-    Raises ConfigError for impossible options, and what checkpoints and datasets raise.
+    Raises ConfigError for impossible options or when the loss stops being a number, and what checkpoints and datasets
+    raise.
     """
     device = torch.device(pick_device(options.device))
     model = load_model(options.checkpoint, str(device))
-    if min(options.steps, options.batch) < 1:
-        raise ConfigError(f"{options.steps} steps of {options.batch} images: wanted at least 1 of each")
     require_stride(_stride(options, model), model.config.encoder.patch_size)
     train = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
     val = Subset(open_dataset(options.dataset, options.data, "val"), 32)
@@ -68,7 +69,8 @@ def encode(model: Segmenter, samples: SegmentationDataset, device: torch.device)
 def standardize(model: Segmenter, tokens: Tensor) -> None:
     """Fold the mean and deviation of each channel of `tokens` [S, N, C] into the encoder's last norm and into them.
 
-    The decoder then sees channels of one scale, which AdamW fits far sooner; the network stays one plain Segmenter.
+    The decoder then sees channels of one scale, which AdamW fits far sooner; the network stays one plain Segmenter. The
+    decoder's first layer takes the opposite, so that what a trained one gives stays the same.
     """
     norm = model.encoder.norm
     sample = tokens[:: max(len(tokens) // 64, 1)].float().flatten(0, 1)
@@ -76,12 +78,19 @@ def standardize(model: Segmenter, tokens: Tensor) -> None:
     for part in tokens:  # in place and one at a time: all of them are gigabytes in float32
         part.copy_((part.float() - mean) / deviation)
     mean, deviation = mean.to(norm.weight.device), deviation.to(norm.weight.device)
+    decoder = model.decoder
+    first = decoder.head if isinstance(decoder, LinearDecoder) else decoder.proj_dec
+    first.bias.add_(first.weight @ mean)
+    first.weight.mul_(deviation)
     norm.bias.sub_(mean).div_(deviation)
     norm.weight.div_(deviation)
 
 
 def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: Options, device: torch.device) -> float:
-    """Train the decoder on tokens [S, h w, C] and labels [S, H, W]; returns the mean loss of the last tenth."""
+    """Train the decoder on tokens [S, h w, C] and labels [S, H, W]; returns the mean loss of the last tenth.
+
+    Raises ConfigError when the loss, or in the end a weight, is no longer a number.
+    """
     config = model.config
     P = config.encoder.patch_size
     grid = -(-labels.shape[1] // P), -(-labels.shape[2] // P)
@@ -92,6 +101,7 @@ def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: Optio
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     order = torch.Generator().manual_seed(options.seed)
     losses = []
+    advice = f"lower --lr ({options.lr}), or check that the encoder's own weights are finite"
     model.decoder.train()
     for step in track(range(options.steps), "fitting", console=Console(stderr=True), transient=True):
         for group in optimizer.param_groups:
@@ -102,9 +112,13 @@ def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: Optio
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(loss.item())
+        require_finite(math.isfinite(losses[-1]), step + 1, advice)
+    finite = all(bool(torch.isfinite(parameter).all()) for parameter in model.decoder.parameters())
+    require_finite(finite, options.steps, advice)
     model.eval()
-    return float(torch.stack(losses[-max(options.steps // 10, 1) :]).mean())
+    last = losses[-max(options.steps // 10, 1) :]
+    return sum(last) / len(last)
 
 
 def _stride(options: Options, model: Segmenter) -> int:

@@ -43,8 +43,8 @@ class NetworkOptions:
             if getattr(self, name) != getattr(NetworkOptions, name)
         ]
         for name in ("width", "depth", "heads", "decoder_depth"):
-            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
-        _require(self.patch_size in PATCH_SIZES, "--patch-size", self.patch_size, f"one of {PATCH_SIZES}")
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
+        require(self.patch_size in PATCH_SIZES, "--patch-size", self.patch_size, f"one of {PATCH_SIZES}")
         given = [f"--{name}" for name in ("variant", "init") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError("--variant and --init both name a network; pass one of them")
@@ -87,7 +87,7 @@ class OptimizerOptions:
     """Weight classes by the inverse square root of their frequency."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
+        require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class LengthOptions:
     """Minutes, evaluations on the way included, the last one not. Survives a resume."""
 
     def __post_init__(self) -> None:
-        _require(self.batch >= 1, "--batch", self.batch, "at least 1 image")
-        _require(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1 update")
+        require(self.batch >= 1, "--batch", self.batch, "at least 1 image")
+        require(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1 update")
         for option, value in (("--epochs", self.epochs), ("--max-minutes", self.max_minutes)):
-            _require(value is None or 0 < value < math.inf, option, value, "more than 0")
+            require(value is None or 0 < value < math.inf, option, value, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ class RecordOptions:
     """Log for TensorBoard, where it is installed."""
 
     def __post_init__(self) -> None:
-        _require((self.eval_every or 0) >= 0, "--eval-every", self.eval_every, "0 or more updates")
-        _require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
+        require((self.eval_every or 0) >= 0, "--eval-every", self.eval_every, "0 or more updates")
+        require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class MachineOptions:
     """Processes that load and augment images; default one a spare core, at least 1, at most 8."""
 
     def __post_init__(self) -> None:
-        _require(self.threads >= 0, "--threads", self.threads, "0 or more")
-        _require((self.workers or 0) >= 0, "--workers", self.workers, "0 or more")
+        require(self.threads >= 0, "--threads", self.threads, "0 or more")
+        require((self.workers or 0) >= 0, "--workers", self.workers, "0 or more")
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -186,7 +186,7 @@ class TrainOptions:
     machine: MachineOptions = field(default_factory=MachineOptions)
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "--seed", self.seed, "0 or more")
+        require(self.seed >= 0, "--seed", self.seed, "0 or more")
 
     def identity(self) -> dict[str, Any]:
         """What must agree for a run to be the same run, flat and fit for JSON: all but where, how often and on what."""
@@ -197,7 +197,8 @@ class TrainOptions:
         return {key: _plain(value) for key, value in flat.items()}
 
 
-def _require(holds: bool, option: str, value: object, wanted: str) -> None:
+def require(holds: bool, option: str, value: object, wanted: str) -> None:
+    """Raises ConfigError, naming an option, its value and what is wanted, unless `holds`."""
     if not holds:
         raise ConfigError(f"{option} {value}: wanted {wanted}")
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from segmenter.augment import PRESETS
 from segmenter.datasets import SegmentationDataset
-from segmenter.errors import ConfigError
 from segmenter.interruption import Interrupted, Interruption
-from segmenter.loss import require_stride, segmentation_loss
+from segmenter.loss import require_finite, require_stride, segmentation_loss
 from segmenter.model import Segmenter
 from segmenter.optimizer import autocast_type, make_optimizer, set_lr, set_training
 from segmenter.schedule import Schedule
@@ -202,11 +201,8 @@ class Trainer:
         return age >= self.options.record.save_every_seconds or (epoch_ended and age * _SAVING_SHARE > self.saving_s)
 
     def _require_finite(self, finite: bool) -> None:
-        if not finite:
-            raise ConfigError(
-                f"training came apart at step {self.step}: the loss or a weight is no longer a number; lower --lr"
-                f" ({self.options.optimizer.lr}), pass --clip-grad 1, or --amp off"
-            )
+        advice = f"lower --lr ({self.options.optimizer.lr}), pass --clip-grad 1, or --amp off"
+        require_finite(finite, self.step, advice)
 
 
 def _text(measure: float | None) -> str:

@@ -9,6 +9,7 @@ from segmenter.checkpoint import load_model, load_weights
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig, variant
 from segmenter.datasets import SegmentationDataset
 from segmenter.errors import ConfigError
+from segmenter.evaluate import different_class
 from segmenter.model import Segmenter
 from segmenter.train_options import NetworkOptions
 
@@ -25,7 +26,7 @@ def make_network(
     """The network to train on a dataset, and a line about where it comes from.
 
     crop: (height, width) position embeddings are made for, rounded up to whole patches; the variant's own when None.
-    A checkpoint keeps its image size, and its decoder where it tells as many classes apart.
+    A checkpoint keeps its image size, and its decoder where it tells the same classes apart, or as many anonymous ones.
     Raises ConfigError for an unknown variant or impossible sizes, CheckpointError for a checkpoint that cannot be read.
     """
     torch.manual_seed(seed)
@@ -37,10 +38,11 @@ def make_network(
     model = Segmenter(config, ops)
     tensors = source.state_dict()
     line = f"{config.name}, from {options.init}"
-    if source.config.num_classes != config.num_classes:
+    other = _other_classes(source.config.classes, config.classes)
+    if other:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
         tensors |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("decoder.")}
-        line += f"; fresh decoder ({source.config.num_classes} classes there, {config.num_classes} here)"
+        line += f"; fresh decoder ({other})"
     load_weights(model, tensors, options.init)
     return model, line
 
@@ -78,6 +80,14 @@ def _fresh_config(
         name=f"{options.decoder} patch {P}, width {C}, depth {options.depth}",
     )
     return _with_chances(config, options)
+
+
+def _other_classes(there: tuple[str, ...], here: tuple[str, ...]) -> str:
+    """How the classes of a checkpoint and of a dataset differ, empty when they do not."""
+    if len(there) != len(here):
+        return f"{len(there)} classes there, {len(here)} here"
+    index = different_class(there, here)
+    return "" if index is None else f"class {index} is {there[index]!r} there, {here[index]!r} here"
 
 
 def _with_chances(config: SegmenterConfig, options: NetworkOptions) -> SegmenterConfig:

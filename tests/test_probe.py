@@ -11,12 +11,16 @@ from segmenter.probing import encode, fit_decoder, standardize
 from tests.networks import small_network
 
 
-def test_standardized_tokens_are_what_the_changed_encoder_gives():
-    model = small_network(layer_scale=True)
+@pytest.mark.parametrize("decoder", ["linear", "mask"])
+def test_standardized_tokens_are_what_the_changed_encoder_gives(decoder):
+    model = small_network(decoder, layer_scale=True)
     images = torch.randn(8, 3, 64, 64)
     with torch.no_grad():
+        before = model(images)
         tokens = model.patch_tokens(images)
         standardize(model, tokens)
+        # a decoder that was trained already goes on where it was
+        torch.testing.assert_close(model(images), before, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model.patch_tokens(images), tokens, rtol=1e-3, atol=1e-3)
     flat = tokens.flatten(0, 1)
     torch.testing.assert_close(flat.mean(0), torch.zeros(64), rtol=0, atol=1e-3)
@@ -52,3 +56,36 @@ def test_the_command_writes_a_checkpoint_that_loads(tmp_path, picture_root, caps
     assert load_model(tmp_path / "probed").config == tiny_model.config
     assert main([*command, "--data", str(picture_root), "--loss-stride", "3"]) == 2
     assert "loss stride 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--lr", "1e30"], "came apart at step"),
+        (["--lr", "0"], "--lr 0"),
+        (["--weight-decay", "-1"], "--weight-decay -1"),
+        (["--steps", "0"], "--steps 0"),
+        (["--batch", "0"], "--batch 0"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_saved(tmp_path, picture_root, capsys, tiny_model, options, named):
+    save_model(tiny_model, tmp_path / "init")
+    command = [str(tmp_path / "init"), "--out", str(tmp_path / "probed"), "--dataset", "folder", "--steps", "5"]
+    assert main([*command, "--data", str(picture_root), *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error:")
+    assert named in error
+    assert not (tmp_path / "probed").exists()
+
+
+def test_weights_that_the_last_update_broke_are_not_saved(tmp_path, picture_root, capsys, tiny_model, monkeypatch):
+    def break_them(self, *_):
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(float("inf"))
+
+    save_model(tiny_model, tmp_path / "init")
+    monkeypatch.setattr(torch.optim.AdamW, "step", break_them)
+    command = [str(tmp_path / "init"), "--out", str(tmp_path / "probed"), "--dataset", "folder", "--steps", "1"]
+    assert main([*command, "--data", str(picture_root)]) == 2
+    assert "came apart at step 1" in capsys.readouterr().err
+    assert not (tmp_path / "probed").exists()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -427,12 +428,16 @@ def test_weights_that_came_apart_are_not_saved(tmp_path: Path, capsys: pytest.Ca
 SMALL = [*TINY[9:], "--batch", "1"]  # without the shape of a network, which --init brings
 
 
-@pytest.mark.parametrize("source", ["same classes", "other classes"])
+@pytest.mark.parametrize("source", ["same classes", "anonymous classes", "renamed classes", "other classes"])
 def test_init(
     source: str, tmp_path: Path, picture_root: Path, tiny_model: Segmenter, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if source == "anonymous classes":
+        tiny_model.config = replace(tiny_model.config, classes=("class 0", "class 1", "class 2"))
+    elif source == "renamed classes":
+        tiny_model.config = replace(tiny_model.config, classes=("ground", "sky", "wall"))
     save_model(tiny_model, tmp_path / "start")
-    data = ["--dataset", "folder", "--data", str(picture_root)] if source == "same classes" else []
+    data = [] if source == "other classes" else ["--dataset", "folder", "--data", str(picture_root)]
     options = [*SMALL, *data, "--init", str(tmp_path / "start"), "--out", str(tmp_path / "run"), "--steps", "2"]
     options += ["--freeze-encoder-blocks", "9", "--drop-path", "0"]
     assert main(options) == 0
@@ -442,13 +447,17 @@ def test_init(
         if name.startswith("encoder."):
             assert torch.equal(tensor, start[name]), name
     assert trained.config.encoder.drop_path == 0
-    if source == "same classes":
+    said = capsys.readouterr().err
+    fresh = (trained.state_dict()["decoder.proj_dec.weight"] - start["decoder.proj_dec.weight"]).abs().max() > 0.01
+    if source in ("same classes", "anonymous classes"):
         assert trained.config.palette[1:] != tiny_model.config.palette[1:]  # the dataset's
-        head = trained.state_dict()["decoder.proj_dec.weight"]
-        assert (head - start["decoder.proj_dec.weight"]).abs().max() < 0.01  # trained from the checkpoint's
+        assert trained.config.classes == ("ground", "wall", "sky")
+        assert not fresh  # trained from the checkpoint's
+        assert "fresh decoder" not in said
     else:
-        assert trained.config.num_classes == 8
-        assert "fresh decoder (3 classes there, 8 here)" in capsys.readouterr().err
+        assert fresh
+        there = "class 1 is 'sky' there, 'wall' here" if source == "renamed classes" else "3 classes there, 8 here"
+        assert f"fresh decoder ({there})" in said
 
 
 def test_init_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
