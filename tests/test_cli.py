@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -35,6 +37,17 @@ def test_options_are_parsed_and_the_status_returned() -> None:
     assert run(seen.append, Options, ["--count", "3", "--name", "y"]) == 0
     assert seen == [Options(3, "y")]
     assert run(lambda options: options.count, Options, ["--count", "5"]) == 5
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_the_module_the_readme_says(name: str) -> None:
+    package, _, module = COMMANDS[name][0].rpartition(".")
+    assert module == name.replace("-", "_").removeprefix("bench_")
+    spec = find_spec(COMMANDS[name][0])
+    assert spec is not None
+    assert spec.origin is not None
+    assert 'if __name__ == "__main__":\n    sys.exit(main())' in Path(spec.origin).read_text(encoding="utf-8")
+    assert package in ("segmenter", "segmenter_engines", "segmenter_bench")
 
 
 @pytest.mark.parametrize("argv", [[], ["--count", "three"], ["--count", "3", "--unknown"]])

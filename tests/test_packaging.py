@@ -102,7 +102,7 @@ def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
     archive = tmp_path / f"segmenter_trt-{__version__}.tar.gz"
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    wanted = {"pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"}
+    wanted = {"pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE", "Makefile", "constraints.txt"}
     # folders that hold sources and nothing a build leaves behind
     for folder in ("segmenter", "engines", "csrc/include", "csrc/src", "csrc/bindings", "csrc/cmake", "csrc/examples"):
         wanted |= {
@@ -113,6 +113,24 @@ def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
     wanted |= {f"csrc/segmenter_trt/{name}" for name in ("__init__.py", "_native.pyi", "py.typed")}
     assert sorted(wanted - names) == []
     assert [name for name in names if name.endswith((".so", ".pyc"))] == []
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "wanted"),
+    [
+        ("linux", "x86_64", True),
+        ("linux", "aarch64", False),
+        ("darwin", "arm64", False),
+        ("win32", "AMD64", True),
+    ],
+)
+def test_extras_that_make_installs_ask_for_packages_that_exist(system: str, machine: str, wanted: bool) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    requirements = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (needed,) = map(requirements.Requirement, extras["tensorrt-rtx"])
+    installed = needed.marker is None or needed.marker.evaluate({"sys_platform": system, "platform_machine": machine})
+    assert installed == wanted
 
 
 @pytest.mark.parametrize(
