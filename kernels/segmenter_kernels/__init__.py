@@ -2,6 +2,7 @@
 
 from segmenter_kernels.add_layernorm import add_layernorm
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
+from segmenter_kernels.mask_scores import mask_scores
 from segmenter_kernels.upsample_argmax import upsample_argmax
 
-__all__ = ["add_layernorm", "linear", "linear_gelu", "linear_residual", "upsample_argmax"]
+__all__ = ["add_layernorm", "linear", "linear_gelu", "linear_residual", "mask_scores", "upsample_argmax"]

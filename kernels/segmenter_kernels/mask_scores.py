@@ -1,0 +1,210 @@
+"""Scores of every patch for every class: rows of length 1, their product, LayerNorm over the classes, in one pass.
+
+    s[n, k] = (p[n] . c[k]) / (|p[n]| |c[k]|),  y[n] = (s[n] - mean) / sqrt(var + eps) * weight + bias
+
+The product and both kinds of squared lengths come from the same tiles; rows and columns are scaled afterwards, so that
+nothing is rounded between. Lengths, sums and statistics are float32, whatever the rows hold. K classes are padded to
+one or two powers of two (150 to 128 + 32), and the padding has no part in the statistics.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segmenter_kernels import checks, tiles
+from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
+from segmenter_kernels.tiles import Tile
+
+OP = "mask_scores"
+MAX_K = 1024
+SMALLEST = 16  # side of a matrix product
+DEPLOYED_CLASSES = (19, 60, 150)  # Cityscapes, Pascal Context, ADE20K
+
+
+@triton.jit
+def _squares(x):
+    """Squares of a block of rows, summed by eights of channels: what one thread loads, so that none is exchanged."""
+    wide = x.to(tl.float32)
+    return tl.sum(tl.reshape(wide * wide, [x.shape[0], x.shape[1] // 8, 8]), 2)
+
+
+@triton.jit
+def _product(patch, class_ptr, column_keep, total, squares, EVEN: tl.constexpr, PRECISION: tl.constexpr):
+    """One block of channels: the product with some classes added to `total`, their squares to `squares`."""
+    each = tl.load(class_ptr) if EVEN else tl.load(class_ptr, column_keep, 0.0)
+    return tl.dot(patch, each.T, total, input_precision=PRECISION), squares + _squares(each)
+
+
+@triton.jit
+def _finish(total, patch_squares, squares, k, K):
+    """Products to scores, 0 for the padding."""
+    scores = total * (1.0 / tl.sqrt(tl.sum(patch_squares, 1)))[:, None] * (1.0 / tl.sqrt(tl.sum(squares, 1)))[None, :]
+    return tl.where((k < K)[None, :], scores, 0.0)
+
+
+@triton.jit
+def _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, row, k, N, K):
+    weight = tl.load(weight_ptr + k, k < K, 0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + k, k < K, 0.0).to(tl.float32)
+    y = scores * inverse[:, None] * weight[None, :] + bias[None, :]
+    keep = (row < N)[:, None] & (k < K)[None, :]
+    tl.store(out_ptr + row[:, None] * K + k[None, :], y.to(out_ptr.dtype.element_ty), keep)
+
+
+@triton.jit
+def _kernel(
+    patches_ptr, classes_ptr, weight_ptr, bias_ptr, out_ptr, N, K, C, eps,
+    stride_pb, stride_pn, stride_cb, stride_ck,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, REST_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    col = tl.arange(0, BLOCK_C)
+    # rows past the end repeat the last: they need no mask, and what comes of them is dropped
+    patch_ptr = patches_ptr + b * stride_pb + tl.minimum(row, N - 1).to(tl.int64)[:, None] * stride_pn + col[None, :]
+    classes_ptr += b * stride_cb
+    class_ptr = classes_ptr + tl.minimum(k, K - 1).to(tl.int64)[:, None] * stride_ck + col[None, :]
+    patch_squares = tl.zeros([BLOCK_N, BLOCK_C // 8], tl.float32)
+    squares = tl.zeros([BLOCK_K, BLOCK_C // 8], tl.float32)
+    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    if REST_K:
+        rest = BLOCK_K + tl.arange(0, REST_K)
+        rest_ptr = classes_ptr + tl.minimum(rest, K - 1).to(tl.int64)[:, None] * stride_ck + col[None, :]
+        rest_squares = tl.zeros([REST_K, BLOCK_C // 8], tl.float32)
+        rest_total = tl.zeros([BLOCK_N, REST_K], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        keep = (c + col < C)[None, :]
+        patch = tl.load(patch_ptr + c) if EVEN else tl.load(patch_ptr + c, keep, 0.0)
+        patch_squares += _squares(patch)
+        total, squares = _product(patch, class_ptr + c, keep, total, squares, EVEN, PRECISION)
+        if REST_K:
+            rest_total, rest_squares = _product(patch, rest_ptr + c, keep, rest_total, rest_squares, EVEN, PRECISION)
+
+    scores = _finish(total, patch_squares, squares, k, K)
+    mean = tl.sum(scores, 1) / K
+    if REST_K:
+        rest_scores = _finish(rest_total, patch_squares, rest_squares, rest, K)
+        mean += tl.sum(rest_scores, 1) / K
+    # a padded column would add mean**2 to the variance
+    scores = tl.where((k < K)[None, :], scores - mean[:, None], 0.0)
+    variance = tl.sum(scores * scores, 1) / K
+    if REST_K:
+        rest_scores = tl.where((rest < K)[None, :], rest_scores - mean[:, None], 0.0)
+        variance += tl.sum(rest_scores * rest_scores, 1) / K
+    inverse = 1.0 / tl.sqrt(variance + eps)
+    out_ptr += b * N * K
+    _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, row, k, N, K)
+    if REST_K:
+        _store(rest_scores, inverse, weight_ptr, bias_ptr, out_ptr, row, rest, N, K)
+
+
+def mask_scores(
+    patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, eps: float, *, tile: Tile | None = None
+) -> Tensor:
+    """Scores of every patch for every class; inference only.
+
+    Args:
+        patches: [B, N, C], fp16, bf16 or fp32; any strides but a contiguous last axis, as slices of [B, N + K, C] have.
+        classes: [B, K, C] likewise, 0 < K <= MAX_K.
+        weight, bias: [K], contiguous.
+        eps: added to the variance over the classes.
+        tile: BLOCK_N patches by BLOCK_C channels a step, num_warps, num_stages; None takes the committed one.
+
+    Returns:
+        [B, N, K], contiguous. A row (or class) of zeros has no direction and gives NaN, as in PyTorch.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or strides differ from the above, or a gradient is needed.
+    """
+    checks.require(patches.dim() == 3, OP, f"patches {list(patches.shape)}: want [B, N, C]")
+    B, N, C = patches.shape
+    checks.shape(OP, "classes", classes, (B, -1, C))
+    K = classes.shape[1]
+    checks.require(0 < K <= MAX_K, OP, f"classes {list(classes.shape)}: want 1 to {MAX_K} classes along axis 1")
+    checks.require(C > 0, OP, f"patches {list(patches.shape)}: want at least 1 channel")
+    checks.shape(OP, "weight", weight, (K,))
+    checks.shape(OP, "bias", bias, (K,))
+    dtype = checks.same_dtype(OP, checks.FLOATS, patches=patches, classes=classes, weight=weight, bias=bias)
+    checks.on_gpu(OP, patches=patches, classes=classes, weight=weight, bias=bias)
+    checks.contiguous(OP, weight=weight, bias=bias)
+    for name, x in (("patches", patches), ("classes", classes)):
+        fits = x.stride(2) == 1 or C == 1
+        checks.require(fits, OP, f"{name} has strides {list(x.stride())}; want its last axis contiguous")
+    checks.inference_only(OP, patches=patches, classes=classes, weight=weight, bias=bias)
+    BLOCK_K, REST_K = split(K)
+    tile = tile or tiles.of_device(OP, case_of(K, dtype), patches.device)
+    out = torch.empty(B, N, K, dtype=dtype, device=patches.device)
+    if out.numel():
+        _kernel[(triton.cdiv(N, tile["BLOCK_N"]), B)](
+            *(patches, classes, weight, bias, out, N, K, C, eps, *patches.stride()[:2], *classes.stride()[:2]),
+            BLOCK_N=tile["BLOCK_N"],
+            BLOCK_K=BLOCK_K,
+            REST_K=REST_K,
+            BLOCK_C=tile["BLOCK_C"],
+            EVEN=C % tile["BLOCK_C"] == 0,
+            PRECISION="ieee" if dtype == torch.float32 else "tf32",
+            num_warps=tile["num_warps"],
+            num_stages=tile["num_stages"],
+        )
+    return out
+
+
+def split(K: int) -> tuple[int, int]:
+    """K as one or two powers of two, each at least SMALLEST, of the least sum: 150 is (128, 32), 59 is (64, 0)."""
+    whole = max(triton.next_power_of_2(K), SMALLEST)
+    half = whole // 2
+    rest = max(triton.next_power_of_2(K - half), SMALLEST)
+    return (half, rest) if half >= SMALLEST and half + rest < whole else (whole, 0)
+
+
+def case_of(K: int, dtype: torch.dtype) -> str:
+    """The name in the tile data: padded classes, and the size of an element when it is not 2 bytes."""
+    return f"{triton.next_power_of_2(sum(split(K)))}{'_fp32' if dtype == torch.float32 else ''}"
+
+
+def candidates(architecture: int, case: str) -> Iterator[Tile]:
+    """Tiles worth timing: those that fit the architecture's shared memory."""
+    columns, itemsize = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2
+    for BLOCK_N in (16, 32, 64, 128):
+        for BLOCK_C in (16, 32, 64, 128):
+            for num_warps in (4, 8):
+                for num_stages in (2, 3, 4):
+                    sizes = {"BLOCK_N": BLOCK_N, "BLOCK_C": BLOCK_C, "num_warps": num_warps, "num_stages": num_stages}
+                    shared_bytes = (BLOCK_N + columns) * BLOCK_C * itemsize * num_stages
+                    # products of a thread, float32, in half of its registers
+                    fits = BLOCK_N * columns <= 128 * 32 * num_warps
+                    if fits and shared_bytes <= tiles.SHARED_MEMORY_BYTES[architecture]:
+                        yield sizes
+
+
+def specialisations(architecture: int) -> Iterator[Specialisation]:
+    """The forms engines launch on an architecture: widths that are multiples of the tile's."""
+    pointers = ("patches_ptr", "classes_ptr", "weight_ptr", "bias_ptr", "out_ptr")
+    strides = ("stride_pb", "stride_pn", "stride_cb", "stride_ck")
+    for dtype in DEPLOYED:
+        for K in DEPLOYED_CLASSES:
+            BLOCK_K, REST_K = split(K)
+            tile = tiles.of_architecture(OP, case_of(K, dtype), architecture)
+            yield Specialisation(
+                name=f"{OP}_{TYPE_NAMES[dtype]}_k{BLOCK_K + REST_K}",
+                kernel=_kernel,
+                types={
+                    **dict.fromkeys(pointers, f"*{TYPE_NAMES[dtype]}"),
+                    **{"N": "i32", "K": "i32", "C": "i32", "eps": "fp32"},
+                    **dict.fromkeys(strides, "i32"),
+                },
+                constants={
+                    **{"BLOCK_N": tile["BLOCK_N"], "BLOCK_K": BLOCK_K, "REST_K": REST_K, "BLOCK_C": tile["BLOCK_C"]},
+                    **{"EVEN": True, "PRECISION": "tf32"},
+                },
+                aligned=frozenset((*pointers, "C", *strides)),
+                num_warps=tile["num_warps"],
+                num_stages=tile["num_stages"],
+                matrix=True,
+                asynchronous=True,
+            )
