@@ -51,13 +51,15 @@ class EncoderConfig:
     dropout: float = 0.0
     drop_path: float = 0.1  # stochastic depth: rate of the last block, growing linearly from 0
     norm_eps: float = 1e-5
-    position_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    position_resize: Literal["bilinear", "bicubic", "dinov2"] = "bilinear"  # see segmenter.vit.resize_position
 
     def __post_init__(self) -> None:
         if self.patch_size not in PATCH_SIZES:
             raise ConfigError(f"patch size {self.patch_size}: wanted one of {PATCH_SIZES}")
         _require_counts("encoder", width=self.width, depth=self.depth, heads=self.heads, mlp_width=self.mlp_width)
         _require_heads("encoder", self.width, self.heads)
+        if self.position_resize not in ("bilinear", "bicubic", "dinov2"):
+            raise ConfigError(f"position resize {self.position_resize!r}: wanted 'bilinear', 'bicubic' or 'dinov2'")
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
             raise ConfigError(f"image size {self.image_size}: wanted multiples of the patch size {self.patch_size}")
 

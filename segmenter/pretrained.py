@@ -149,8 +149,8 @@ def load_backbone(path: Path, blocks: int | None = None) -> tuple[EncoderConfig,
     """ViT weights under timm's or DINOv2's key names from a safetensors file, and the encoder they fit.
 
     blocks: keep only the first so many; the final LayerNorm then starts as the identity. The configuration is read off
-    the shapes: 64 channels a head, square training grid, LayerNorm eps 1e-6; bicubic position resize where the file has
-    LayerScale (DINOv2), else bilinear.
+    the shapes: 64 channels a head, square training grid, LayerNorm eps 1e-6; positions resized as DINOv2 does where the
+    file has LayerScale, else bilinear.
     Raises CheckpointError for keys or shapes that are no such ViT.
     """
     tensors = {key.removeprefix("backbone."): value.float() for key, value in read_tensors(path).items()}
@@ -187,7 +187,7 @@ def load_backbone(path: Path, blocks: int | None = None) -> tuple[EncoderConfig,
             distilled=distilled,
             layer_scale=scaled,
             norm_eps=1e-6,
-            position_resize="bicubic" if scaled else "bilinear",
+            position_resize="dinov2" if scaled else "bilinear",
         )
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}; use weights of another ViT") from error
@@ -225,6 +225,9 @@ def from_backbone(
             tensors["encoder.pos_embed"] = resize_position(
                 tensors["encoder.pos_embed"], encoder.grid, resized.grid, encoder.extra_tokens, encoder.position_resize
             )
+            if resized.position_resize == "dinov2":
+                # its offset belongs to its own grid; from this one on it would shift the same positions once more
+                resized = replace(resized, position_resize="bicubic")
         encoder = resized
     config = SegmenterConfig(
         encoder=encoder,

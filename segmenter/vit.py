@@ -10,6 +10,8 @@ from segmenter.config import EncoderConfig
 from segmenter.errors import ConfigError
 from segmenter.ops import Ops
 
+_DINOV2_OFFSET = 0.1  # patches; `interpolate_offset` of its released models
+
 
 def init_weights(module: nn.Module) -> None:
     """The paper's initialisation: truncated normal (std 0.02) weights, zero biases, identity LayerNorms."""
@@ -131,11 +133,16 @@ def resize_position(
 ) -> Tensor:
     """Position embeddings [1, extra + h w, C] interpolated from `old_grid` to `new_grid`, extra tokens kept.
 
-    No antialiasing, align_corners=False: as the official code (bilinear) and DINOv2 (bicubic) do.
+    mode: `bilinear`, as the official code does; `bicubic`; or `dinov2`, bicubic at the places of a grid a tenth of a
+    patch larger than the new one, as DINOv2 does to be sure of its size. No antialiasing, align_corners=False.
     """
     tokens, grid = position[:, :extra], position[:, extra:]
     grid = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=new_grid, mode=mode, align_corners=False)
+    if mode == "dinov2":
+        scale = [(new + _DINOV2_OFFSET) / old for new, old in zip(new_grid, old_grid, strict=True)]
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        grid = F.interpolate(grid, size=new_grid, mode=mode, align_corners=False)
     return torch.cat((tokens, grid.flatten(2).transpose(1, 2)), dim=1)
 
 

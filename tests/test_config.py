@@ -43,6 +43,7 @@ def test_names_are_read_leniently_and_unknown_ones_listed():
         ({"heads": 5}, "5 heads"),
         ({"image_size": (500, 512)}, "multiples"),
         ({"depth": 0}, "encoder depth 0: wanted a whole number, at least 1"),
+        ({"position_resize": "nearest"}, "position resize 'nearest'"),
         ({"depth": True}, "encoder depth True"),
         ({"heads": 0}, "encoder heads 0"),
         ({"width": -192}, "encoder width -192"),

@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,7 +28,7 @@ def test_the_encoder_is_the_files(tmp_path, kind):
     model = from_backbone(path, CLASSES).eval()
     image = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.encoder(image), source.encoder(image))
-    assert model.config.encoder.position_resize == ("bicubic" if kind == {"layer_scale": True} else "bilinear")
+    assert model.config.encoder.position_resize == ("dinov2" if kind == {"layer_scale": True} else "bilinear")
 
 
 @torch.inference_mode()
@@ -37,15 +40,44 @@ def test_fewer_blocks_end_in_a_fresh_norm(tmp_path):
     torch.testing.assert_close(model.encoder(image), F.layer_norm(tokens, (64,), eps=1e-6))
 
 
-@pytest.mark.parametrize(("scaled", "mode"), [(True, "bicubic"), (False, "bilinear")])
-def test_position_embeddings_are_resized_as_their_source_does(tmp_path, scaled, mode):
+def interpolation(old: int, new: int, offset: float, cubic: bool) -> np.ndarray:
+    """Float64 weights [new, old] of 1-D interpolation from the definitions, the border's values continued."""
+
+    def kernel(x: float) -> float:
+        x, a = abs(x), -0.75
+        if not cubic:
+            return max(1 - x, 0)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0
+
+    weights = np.zeros((new, old))
+    for row in range(new):
+        centre = (row + 0.5) * old / (new + offset) - 0.5
+        if not cubic:
+            centre = max(centre, 0)
+        for source in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            weights[row, min(max(source, 0), old - 1)] += kernel(centre - source)
+    np.testing.assert_allclose(weights.sum(1), 1)
+    return weights
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@torch.inference_mode()
+def test_position_embeddings_are_resized_as_their_source_does(tmp_path, scaled):
     path, source = backbone_file(tmp_path, heads=1, layer_scale=scaled)
+    grid = source.encoder.pos_embed[0, 1:].reshape(4, 4, 64).double().numpy()
+    down, right = (interpolation(4, new, 0.1 if scaled else 0.0, cubic=scaled) for new in (6, 9))
+    wanted = torch.from_numpy(np.einsum("ih,jw,hwc->ijc", down, right, grid)).reshape(1, 54, 64).float()
+    # once, as the weights come in, or each time, where they stay as they were
     model = from_backbone(path, CLASSES, image_size=(90, 130))
     assert model.config.encoder.image_size == (96, 144)
-    old = source.encoder.pos_embed[:, 1:].reshape(1, 4, 4, 64).permute(0, 3, 1, 2)
-    wanted = F.interpolate(old, (6, 9), mode=mode, align_corners=False, antialias=False).flatten(2).mT
+    assert model.config.encoder.position_resize == ("bicubic" if scaled else "bilinear")
     torch.testing.assert_close(model.encoder.pos_embed[:, 1:], wanted)
     assert torch.equal(model.encoder.pos_embed[:, :1], source.encoder.pos_embed[:, :1])
+    image = torch.randn(1, 3, 96, 144)
+    kept = from_backbone(path, CLASSES).encoder.eval().embed(image)
+    torch.testing.assert_close(kept, model.encoder.eval().embed(image))
 
 
 def test_files_that_are_no_such_vit_are_named(tmp_path):
