@@ -1,8 +1,17 @@
 """Triton kernels with the names and signatures of `segmenter.ops`: `Segmenter(config, ops=segmenter_kernels)`."""
 
 from segmenter_kernels.add_layernorm import add_layernorm
+from segmenter_kernels.attention import attention
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
 from segmenter_kernels.mask_scores import mask_scores
 from segmenter_kernels.upsample_argmax import upsample_argmax
 
-__all__ = ["add_layernorm", "linear", "linear_gelu", "linear_residual", "mask_scores", "upsample_argmax"]
+__all__ = [
+    "add_layernorm",
+    "attention",
+    "linear",
+    "linear_gelu",
+    "linear_residual",
+    "mask_scores",
+    "upsample_argmax",
+]

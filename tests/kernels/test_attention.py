@@ -1,0 +1,137 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from segmenter import ops
+from segmenter_kernels import attention, tiles
+from segmenter_kernels.packed import HEAD_DIMS, case, parts
+from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge
+
+NAN = float("nan")
+every_kind = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def tile_of(dtype: torch.dtype, D: int, architecture: int) -> tiles.Tile:
+    return tiles.of_architecture("attention", case(dtype, D), architecture)
+
+
+def check(shape: tuple[int, int, int, int], dtype: torch.dtype, architecture: int) -> None:
+    B, N, A, D = shape
+    kernel = partial(attention, tile=tile_of(dtype, D, architecture))
+    judge(kernel, ops.attention, inputs((B, N, 3 * A * D), dtype=dtype), A)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", HEAD_DIMS)
+@pytest.mark.parametrize(("B", "N", "A"), [(3, 1, 2), (2, 17, 3), (1, 97, 2), (1, 197, 1)])
+@every_kind
+def test_agrees_with_float64(B: int, N: int, A: int, D: int, dtype: torch.dtype, architecture: int) -> None:
+    check((B, N, A, D), dtype, architecture)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_kind
+def test_agrees_at_1025_tokens(dtype: torch.dtype, architecture: int) -> None:
+    check((1, 1025, 1, 64), dtype, architecture)
+
+
+@pytest.mark.parametrize("N", [64, 128, 129, 144, 160, 161, 577, 785, 1174, 1601, 1750])
+@every_kind
+def test_agrees_wherever_tiles_end(N: int, architecture: int) -> None:
+    check((1, N, 1, 64), torch.float16, architecture)
+
+
+@pytest.mark.parametrize("D", HEAD_DIMS)
+@every_kind
+def test_large_scores_neither_overflow_nor_vanish(D: int, architecture: int) -> None:
+    (qkv,) = inputs((1, 97, 3 * D), dtype=torch.float16, mean=0.0)
+    kernel = partial(attention, tile=tile_of(qkv.dtype, D, architecture))
+    for sign in (1, -1):
+        scaled = qkv.clone()
+        scaled[..., : 2 * D] = scaled[..., : 2 * D].abs() * 6
+        scaled[..., :D] *= sign
+        judge(kernel, ops.attention, [scaled], 1)
+
+
+@pytest.mark.parametrize("D", [64, 80])
+@every_kind
+def test_a_query_of_nan_leaves_the_other_rows_bit_equal(D: int, architecture: int) -> None:
+    (qkv,) = inputs((1, 133, 3 * D), dtype=torch.float16)
+    kernel = partial(attention, tile=tile_of(qkv.dtype, D, architecture))
+    clean = kernel(qkv, 1)
+    for row in (5, 132):
+        dirty = qkv.clone()
+        dirty[0, row, 0] = NAN
+        got = kernel(dirty, 1)
+        others = [n for n in range(133) if n != row]
+        assert torch.equal(got[0, others], clean[0, others])
+        assert got[0, row].isnan().all()
+
+
+@pytest.mark.parametrize("D", [64, 96])
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize("N", [1, 133])
+@every_kind
+def test_images_and_heads_do_not_touch(N: int, value: float, D: int, architecture: int) -> None:
+    (qkv,) = inputs((3, N, 6 * D), dtype=torch.bfloat16)
+    kernel = partial(attention, tile=tile_of(qkv.dtype, D, architecture))
+    clean = kernel(qkv, 2)
+    dirty = qkv.clone()
+    dirty[1] = value
+    got = kernel(dirty, 2)
+    assert torch.equal(got[0], clean[0])
+    assert torch.equal(got[2], clean[2])
+    dirty = qkv.clone()
+    dirty.view(3, N, 3, 2, D)[:, :, :, 0] = value
+    assert torch.equal(kernel(dirty, 2)[..., D:], clean[..., D:])
+
+
+def test_nothing_launches_nothing() -> None:
+    for shape in ((0, 5, 192), (2, 0, 192)):
+        assert attention(torch.empty(shape, dtype=torch.float16), 1).shape == (*shape[:2], 64)
+
+
+def strided(x: Tensor) -> Tensor:
+    return x.mT.contiguous().mT
+
+
+@pytest.mark.parametrize(
+    ("change", "heads", "dropout", "message"),
+    [
+        (lambda x: x[0], 1, 0.0, r"qkv \[5, 192\]: want \['any', 'any', 'any'\]"),
+        (lambda x: x, 3, 0.0, r"qkv \[2, 5, 192\] and 3 heads: want a width of 3 x heads x head dimension"),
+        (lambda x: x, 0, 0.0, r"qkv \[2, 5, 192\] and 0 heads"),
+        (lambda x: x, 4, 0.0, "head dimension 16: want one of 32, 64, 80, 96, 128; use segmenter.ops.attention"),
+        (lambda x: x, 1, 0.1, "dropout 0.1: this kernel has none"),
+        (lambda x: x.double(), 1, 0.0, "qkv is torch.float64; this op takes float16"),
+        (strided, 1, 0.0, r"qkv has strides .*; call .contiguous\(\)"),
+    ],
+)
+def test_wrong_input_is_named(change, heads: int, dropout: float, message: str) -> None:
+    (qkv,) = inputs((2, 5, 192), dtype=torch.float16)
+    with pytest.raises(ValueError, match=f"attention: {message}"):
+        attention(change(qkv), heads, dropout)
+
+
+def test_descriptors_need_an_aligned_address() -> None:
+    x = torch.zeros(5 * 192 + 1, dtype=torch.float16)[1:].view(1, 5, 192)
+    with pytest.raises(ValueError, match=r"attention: qkv starts at an address .*; call .clone\(\) first"):
+        attention(x, 1, tile=tile_of(x.dtype, 64, 90))
+
+
+@pytest.mark.parametrize("D", HEAD_DIMS)
+def test_two_parts_make_a_head(D: int) -> None:
+    assert sum(parts(D)) == D
+    assert all(size & (size - 1) == 0 for size in parts(D))
+
+
+@pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
+def test_every_head_dimension_has_a_tile(architecture: int) -> None:
+    for dtype in DTYPES:
+        for D in HEAD_DIMS:
+            tile = tile_of(dtype, D, architecture)
+            # a rest of keys is taken in steps of BLOCK_T; a rest of queries is one tile of it
+            assert tile["BLOCK_N"] % tile["BLOCK_T"] == 0
+            assert tile["BLOCK_M"] % tile["BLOCK_T"] == 0
