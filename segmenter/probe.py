@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from segmenter.cli import run, share_cores
-from segmenter.train_options import require
+from segmenter.training.options import require
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Options:
 
 def probe(options: Options) -> int:
     share_cores()
-    from segmenter.probing import run_probe
+    from segmenter.training.probe import run_probe
 
     return run_probe(options)
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from segmenter.cli import run, share_cores
-from segmenter.train_options import TrainOptions
+from segmenter.training.options import TrainOptions
 
 
 def train(options: TrainOptions) -> int:
@@ -13,7 +13,7 @@ def train(options: TrainOptions) -> int:
     Raises SegmenterError for whatever a user can set right.
     """
     share_cores()
-    from segmenter.training import run_training
+    from segmenter.training.run import run_training
 
     return run_training(options)
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from segmenter.cores import usable_cores
-from segmenter.training_data import spare_workers
+from segmenter.training.data import spare_workers
 
 
 def test_the_systems_list_counts(monkeypatch: pytest.MonkeyPatch) -> None:

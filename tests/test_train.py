@@ -23,9 +23,9 @@ from segmenter.checkpoint import save_model
 from segmenter.errors import CheckpointError
 from segmenter.model import Segmenter
 from segmenter.train import main
-from segmenter.trainer import Trainer
-from segmenter.training_log import TrainingLog
-from segmenter.training_state import RunFolder
+from segmenter.training.log import TrainingLog
+from segmenter.training.loop import Trainer
+from segmenter.training.state import RunFolder
 
 TINY = [
     *("--width", "16", "--depth", "2", "--heads", "1", "--crop", "32", "32", "--batch", "2", "--limit", "7"),
@@ -204,7 +204,7 @@ def test_signal_during_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise AssertionError("the evaluation should have ended here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("segmenter.training.evaluate_labels", signalled)
+        patch.setattr("segmenter.training.run.evaluate_labels", signalled)
         assert train(tmp_path, "--steps", "4") == 128 + signal.SIGTERM
     assert not (tmp_path / "metrics.json").exists()
     assert train(tmp_path, "--steps", "4") == 0
@@ -316,7 +316,7 @@ def test_full_disk_while_saving(
         def full(tensors: object, path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-        patch.setattr("segmenter.training_state.write_tensors", full)
+        patch.setattr("segmenter.training.state.write_tensors", full)
         assert train(tmp_path, "--steps", "6", "--save-every-seconds", "0") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from segmenter.files import atomic_path
-from segmenter.training_state import reporting
+from segmenter.training.state import reporting
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

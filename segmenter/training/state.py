@@ -25,7 +25,7 @@ from segmenter.checkpoint import WEIGHTS_NAME, load_weights, read_tensors, save_
 from segmenter.errors import CheckpointError
 from segmenter.files import atomic_path
 from segmenter.model import Segmenter
-from segmenter.optimizer import load_optimizer, optimizer_tensors
+from segmenter.training.optimizer import load_optimizer, optimizer_tensors
 
 try:
     import fcntl

@@ -11,7 +11,7 @@ from segmenter.datasets import SegmentationDataset
 from segmenter.errors import ConfigError
 from segmenter.evaluate import different_class
 from segmenter.model import Segmenter
-from segmenter.train_options import NetworkOptions
+from segmenter.training.options import NetworkOptions
 
 _PATCHES_A_SIDE = 16  # of the image size of a network of one's own
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from segmenter.augment import PRESETS, Augmentation, augment
 from segmenter.config import HALF, IMAGENET
 from segmenter.errors import ConfigError
 from segmenter.preprocess import normalize
+from segmenter.training.augment import PRESETS, Augmentation, augment
 
 RANDOM = np.random.default_rng(5)
 IMAGE = RANDOM.integers(0, 256, (70, 90, 3), dtype=np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segmenter.errors import ConfigError
-from segmenter.schedule import Schedule
+from segmenter.training.schedule import Schedule
 
 
 def test_official_rates(shared: Path) -> None:

@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from segmenter import ops_cpu_training
 from segmenter.checkpoint import CONFIG_NAME, read_config
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError
 from segmenter.evaluate import evaluate_labels, summary
 from segmenter.inference import Inference, pick_device, predictor
-from segmenter.interruption import Interrupted, Interruption
-from segmenter.loss import class_weights
 from segmenter.model import Segmenter
-from segmenter.train_options import TrainOptions
-from segmenter.trainer import Metrics, Trainer
-from segmenter.training_log import TrainingLog
-from segmenter.training_network import make_network
-from segmenter.training_state import METRICS_NAME, RunFolder, TrainingRecord, write_metrics
+from segmenter.training import ops_cpu
+from segmenter.training.interruption import Interrupted, Interruption
+from segmenter.training.log import TrainingLog
+from segmenter.training.loop import Metrics, Trainer
+from segmenter.training.loss import class_weights
+from segmenter.training.network import make_network
+from segmenter.training.options import TrainOptions
+from segmenter.training.state import METRICS_NAME, RunFolder, TrainingRecord, write_metrics
 
 _WEIGHED_IMAGES = 500  # looked at for class frequencies
 
@@ -35,7 +35,7 @@ def run_training(options: TrainOptions) -> int:
     data = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
     val = Subset(open_dataset(options.dataset, options.data, "val"), options.limit)
     device = torch.device(pick_device(options.machine.device))
-    ops = ops_cpu_training if device.type == "cpu" else None
+    ops = ops_cpu if device.type == "cpu" else None
     inference = Inference(window=options.record.eval_window)
 
     def judge(model: Segmenter) -> Metrics:

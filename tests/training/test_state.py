@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from segmenter import load_model, training_state
+from segmenter import load_model
 from segmenter.errors import CheckpointError
 from segmenter.model import Segmenter
-from segmenter.optimizer import make_optimizer, optimizer_tensors
-from segmenter.train_options import OptimizerOptions
-from segmenter.training_state import RunFolder, TrainingRecord
+from segmenter.training import state
+from segmenter.training.optimizer import make_optimizer, optimizer_tensors
+from segmenter.training.options import OptimizerOptions
+from segmenter.training.state import RunFolder, TrainingRecord
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def names(folder: RunFolder) -> list[str]:
 @contextmanager
 def full_disk_for(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A disk that fills up as a file of that name is written."""
-    write = training_state.write_tensors
+    write = state.write_tensors
 
     def fail(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         if path.name == name:
@@ -54,7 +55,7 @@ def full_disk_for(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         write(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_state, "write_tensors", fail)
+        patch.setattr(state, "write_tensors", fail)
         patch.setattr("segmenter.checkpoint.write_tensors", fail)
         yield
 
@@ -249,7 +250,7 @@ def test_optimizer_state_of_another_network(
     folder: RunFolder, tiny_model: Segmenter, optimizer: torch.optim.Optimizer
 ) -> None:
     folder.save(tiny_model, optimizer, at(1))
-    training_state.write_tensors({"exp_avg/elsewhere": torch.zeros(1)}, folder.last / "optimizer.safetensors")
+    state.write_tensors({"exp_avg/elsewhere": torch.zeros(1)}, folder.last / "optimizer.safetensors")
     with pytest.raises(CheckpointError, match=r"elsewhere.*--resume never"):
         folder.load(tiny_model, optimizer)
 

@@ -20,12 +20,12 @@ from segmenter.datasets.fitted import Fitted
 from segmenter.decoder import LinearDecoder
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.inference import Inference, pick_device, predictor
-from segmenter.loss import class_weights, require_finite, require_stride, segmentation_loss
 from segmenter.model import Segmenter
-from segmenter.optimizer import autocast_type
 from segmenter.preprocess import normalize
 from segmenter.probe import Options
-from segmenter.schedule import Schedule
+from segmenter.training.loss import class_weights, require_finite, require_stride, segmentation_loss
+from segmenter.training.optimizer import autocast_type
+from segmenter.training.schedule import Schedule
 
 
 def run_probe(options: Options) -> int:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from segmenter.augment import PRESETS
 from segmenter.config import HALF
 from segmenter.datasets import Sample
 from segmenter.datasets.shapes import Shapes
 from segmenter.errors import ImageError
-from segmenter.training_data import Augmented, Order, batches
+from segmenter.training.augment import PRESETS
+from segmenter.training.data import Augmented, Order, batches
 
 
 def augmented(seed: int = 0) -> Augmented:

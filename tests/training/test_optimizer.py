@@ -8,7 +8,7 @@ import torch
 from segmenter.config import SegmenterConfig, variant
 from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
-from segmenter.optimizer import (
+from segmenter.training.optimizer import (
     autocast_type,
     load_optimizer,
     make_optimizer,
@@ -17,7 +17,7 @@ from segmenter.optimizer import (
     set_lr,
     set_training,
 )
-from segmenter.train_options import OptimizerOptions
+from segmenter.training.options import OptimizerOptions
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
-from segmenter.train_options import OptimizerOptions
+from segmenter.training.options import OptimizerOptions
 
 _NO_DECAY = ("pos_embed", "cls_token", "dist_token", "cls_emb")
 

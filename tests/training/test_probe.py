@@ -7,7 +7,7 @@ from segmenter import load_model
 from segmenter.checkpoint import save_model
 from segmenter.datasets import open_dataset
 from segmenter.probe import Options, main
-from segmenter.probing import encode, fit_decoder, standardize
+from segmenter.training.probe import encode, fit_decoder, standardize
 from tests.networks import small_network
 
 

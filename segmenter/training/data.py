@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from segmenter.augment import Augmentation, augment
 from segmenter.config import Preprocess
 from segmenter.cores import usable_cores
 from segmenter.datasets import SegmentationDataset
 from segmenter.errors import SegmenterError
+from segmenter.training.augment import Augmentation, augment
 
 # the number of a sample in the whole run, and the image it shows
 Place = tuple[int, int]

@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmenter.augment import PRESETS
 from segmenter.datasets import SegmentationDataset
-from segmenter.interruption import Interrupted, Interruption
-from segmenter.loss import require_finite, require_stride, segmentation_loss
 from segmenter.model import Segmenter
-from segmenter.optimizer import autocast_type, make_optimizer, set_lr, set_training
-from segmenter.schedule import Schedule
-from segmenter.train_options import TrainOptions
-from segmenter.training_data import Augmented, Order, batches, spare_workers
-from segmenter.training_log import TrainingLog
-from segmenter.training_state import RunFolder, TrainingRecord
+from segmenter.training.augment import PRESETS
+from segmenter.training.data import Augmented, Order, batches, spare_workers
+from segmenter.training.interruption import Interrupted, Interruption
+from segmenter.training.log import TrainingLog
+from segmenter.training.loss import require_finite, require_stride, segmentation_loss
+from segmenter.training.optimizer import autocast_type, make_optimizer, set_lr, set_training
+from segmenter.training.options import TrainOptions
+from segmenter.training.schedule import Schedule
+from segmenter.training.state import RunFolder, TrainingRecord
 
 Metrics = dict[str, Any]
-_DROPOUT = 2  # a use of the seed apart from those of training_data
+_DROPOUT = 2  # a use of the seed apart from those of segmenter.training.data
 _EVALUATIONS = 5  # a run, unless told otherwise
 _SAVING_SHARE = 0.05  # of the time, at most, for checkpoints at the ends of epochs
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from segmenter import ops, ops_cpu_training
+from segmenter import ops
 from segmenter.ops import NAMES
+from segmenter.training import ops_cpu
 
 
 def gradients(module: object, qkv: torch.Tensor, heads: int, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +35,7 @@ def test_error_is_within_twice_eager_bf16s(
     shape: tuple[int, int, int, int], cached_values: int, eager_bf16: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the smaller cache has the batch of 5 split in three
-    monkeypatch.setattr(ops_cpu_training, "_CACHED_VALUES", cached_values)
+    monkeypatch.setattr(ops_cpu, "_CACHED_VALUES", cached_values)
     B, N, A, D = shape
     generator = torch.Generator().manual_seed(1)
     qkv = (1 + torch.randn(B, N, 3 * A * D, generator=generator)).bfloat16()
@@ -43,7 +44,7 @@ def test_error_is_within_twice_eager_bf16s(
     truth = ops.attention(exact, A)
     (truth * weight).sum().backward()
     assert exact.grad is not None
-    eager, ours = (gradients(module, qkv, A, weight) for module in (ops, ops_cpu_training))
+    eager, ours = (gradients(module, qkv, A, weight) for module in (ops, ops_cpu))
     for wanted, theirs, mine in zip((truth.detach(), exact.grad), eager, ours, strict=True):
         ulp = wanted.abs().max() * 2**-8
         assert (mine - wanted).abs().max() <= max(2 * (theirs - wanted).abs().max(), ulp)
@@ -51,17 +52,17 @@ def test_error_is_within_twice_eager_bf16s(
 
 def test_float32_is_the_reference() -> None:
     qkv = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(ops_cpu_training.attention(qkv, 2), ops.attention(qkv, 2))
+    assert torch.equal(ops_cpu.attention(qkv, 2), ops.attention(qkv, 2))
 
 
 def test_the_other_ops_are_the_references() -> None:
     for name in set(NAMES) - {"attention"}:
-        assert getattr(ops_cpu_training, name) is getattr(ops, name)
+        assert getattr(ops_cpu, name) is getattr(ops, name)
 
 
 def test_dropout_drops() -> None:
     torch.manual_seed(0)
     qkv = torch.ones(2, 64, 48, dtype=torch.bfloat16)
-    mixed = ops_cpu_training.attention(qkv, 2, dropout=0.5)
+    mixed = ops_cpu.attention(qkv, 2, dropout=0.5)
     assert mixed.std() > 0.05
     assert abs(mixed.float().mean() - 1) < 0.05

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from segmenter.errors import ConfigError
-from segmenter.loss import class_weights, segmentation_loss
+from segmenter.training.loss import class_weights, segmentation_loss
 
 
 def case(classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
