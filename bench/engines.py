@@ -13,8 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from segmenter.errors import ConfigError, EngineError
-
-CHECKPOINT = "checkpoint"
+from segmenter_engines.folder import CHECKPOINT, FP32, INT8, PLAN_FP16, PLAN_INT8, why_missing
 
 
 class Engine(Protocol):
@@ -43,13 +42,13 @@ TABLE = (
     *(Entry(name, CHECKPOINT, name, "fp32", opener="segmenter_bench.engines:open_official") for name in RIVALS),
     Entry("eager", CHECKPOINT, "eager", "fp32"),
     Entry("compiled", CHECKPOINT, "compiled", "fp32"),
-    Entry("onnxruntime-fp32", "model.fp32.onnx", "onnxruntime", "fp32"),
-    Entry("onnxruntime-int8", "model.int8.onnx", "onnxruntime", "int8"),
-    Entry("openvino-fp32", "model.fp32.onnx", "openvino", "fp32", "fp32"),
-    Entry("openvino-bf16", "model.fp32.onnx", "openvino", "bf16", "bf16"),
-    Entry("openvino-int8", "model.int8.onnx", "openvino", "int8"),
-    Entry("tensorrt-rtx-fp16", "model.fp16.plan", "tensorrt-rtx", "fp16"),
-    Entry("tensorrt-rtx-int8", "model.int8.plan", "tensorrt-rtx", "int8"),
+    Entry("onnxruntime-fp32", FP32, "onnxruntime", "fp32"),
+    Entry("onnxruntime-int8", INT8, "onnxruntime", "int8"),
+    Entry("openvino-fp32", FP32, "openvino", "fp32", "fp32"),
+    Entry("openvino-bf16", FP32, "openvino", "bf16", "bf16"),
+    Entry("openvino-int8", INT8, "openvino", "int8"),
+    Entry("tensorrt-rtx-fp16", PLAN_FP16, "tensorrt-rtx", "fp16"),
+    Entry("tensorrt-rtx-int8", PLAN_INT8, "tensorrt-rtx", "int8"),
 )
 REFERENCE = "official"  # ratios are against it
 TRUTH = "eager"  # labels are compared with its
@@ -69,15 +68,22 @@ def choose(names: Sequence[str]) -> tuple[Entry, ...]:
     Raises ConfigError for a name that matches none.
     """
     rows = entries()
-    wanted: set[str] = set()
-    for name in names:
-        matching = [row.name for row in rows if name in ("all", row.name) or row.name.startswith(f"{name}-")]
-        if not matching:
-            known = ", ".join(row.name for row in rows)
-            raise ConfigError(f"engine {name!r} is unknown; choose 'all' or some of {known}")
-        # 'official' names one row, not its variants
-        wanted.update([name] if name in matching else matching)
+    wanted = {matching for name in names for matching in _matching(name, rows)}
     return tuple(row for row in rows if row.name in wanted)
+
+
+def missing(names: Sequence[str], unavailable: Sequence[str]) -> list[str]:
+    """Those of `names` that someone asked for and no engine answers to; what 'all' would have liked may be missing."""
+    return [name for name in names if name != "all" and _matching(name, entries()) <= set(unavailable)]
+
+
+def _matching(name: str, rows: Sequence[Entry]) -> set[str]:
+    matching = {row.name for row in rows if name in ("all", row.name) or row.name.startswith(f"{name}-")}
+    if not matching:
+        known = ", ".join(row.name for row in rows)
+        raise ConfigError(f"engine {name!r} is unknown; choose 'all' or some of {known}")
+    # 'official' names one row, not its variants
+    return {name} if name in matching else matching
 
 
 def misfit(entry: Entry, size: tuple[int, int]) -> str | None:
@@ -94,7 +100,7 @@ def open_entry(entry: Entry, folder: Path, threads: int) -> Engine:
     """
     artifact = folder / entry.artifact
     if not artifact.exists():
-        raise EngineError(_why_missing(artifact))
+        raise EngineError(why_missing(artifact))
     module, _, function = entry.opener.partition(":")
     opener = cast(Callable[[Path, str, str | None, int], Engine], getattr(import_module(module), function))
     return opener(artifact, entry.engine, entry.floats, threads)
@@ -115,11 +121,3 @@ def open_official(artifact: Path, engine: str, floats: str | None, threads: int)
         return rivals.OfficialInference(artifact, threads)
     layout = rivals.channels_last_layout if engine == "official-channels-last" else rivals.classic_layout
     return rivals.Official(artifact, threads, layout)
-
-
-def _why_missing(artifact: Path) -> str:
-    # left by whoever failed to make it
-    reason = artifact.with_name(f"{artifact.name}.reason.txt")
-    if reason.is_file():
-        return reason.read_text(encoding="utf-8").strip()
-    return f"{artifact.name} is not in the engine folder; make it with `segmenter pipeline`"

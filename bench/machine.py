@@ -6,24 +6,13 @@ import resource
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# instructions that decide how fast 8 and 16 bit products are
-TELLING_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_bf16",
-    "amx_int8",
-    "asimddp",
-    "i8mm",
-    "bf16",
-)
+from segmenter.cores import usable_cores
+from segmenter.cpu import cpu_flags, cpu_info
+from segmenter.packages import installed
+
 PACKAGES = (
     "segmenter-trt",
     "numpy",
@@ -51,11 +40,6 @@ def facts() -> dict[str, Any]:
         "gpus": gpus(),
         "git": _git(),
     }
-
-
-def usable_cores() -> int:
-    """CPU cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy_seconds() -> float | None:
@@ -104,36 +88,18 @@ def forget_peak_memory() -> bool:
 
 
 def _cpu() -> dict[str, Any]:
-    lines = _cpuinfo()
-    flags = set(lines.get("flags", lines.get("Features", "")).split())
     return {
-        "model": lines.get("model name") or platform.processor() or platform.machine(),
+        "model": cpu_info().get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
-        "flags": [flag for flag in TELLING_FLAGS if flag in flags],
+        "flags": cpu_flags(),
     }
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a number, those that are there."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed(*PACKAGES)
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -13,13 +13,13 @@ from rich import box
 from rich.table import Table
 
 from segmenter.cli import run as run_command
+from segmenter.cores import usable_cores
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import fit
-from segmenter.errors import ConfigError, EngineError
+from segmenter.errors import ConfigError, EngineError, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes, summary
-from segmenter_bench.engines import REFERENCE, RIVALS, TRUTH, choose
+from segmenter_bench.engines import REFERENCE, RIVALS, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
-from segmenter_bench.machine import usable_cores
 from segmenter_bench.models import open_folder
 from segmenter_bench.race import Contestant, limit_of, opened, say
 from segmenter_bench.runs import command_of, new_run, wide_console, write_run
@@ -51,10 +51,14 @@ class Options:
     """Pictures kept with every engine's labels, for the report."""
     threads: int | None = None
     """CPU threads of every engine; all usable cores when left out."""
+    require_miou: float | None = None
+    """mIoU (0 to 1) that every engine must reach; exits with 2, naming those below it."""
     out: Path = Path("runs/bench")
     """Folder for the JSON of the run."""
 
     def __post_init__(self) -> None:
+        if self.require_miou is not None and not 0.0 <= self.require_miou <= 1.0:
+            raise ConfigError(f"--require-miou {self.require_miou}: wanted 0 to 1; 62 % is 0.62")
         if self.examples < 0 or (self.threads is not None and self.threads < 1):
             raise ConfigError(f"--examples {self.examples}, --threads {self.threads}: wanted at least 0 and 1")
 
@@ -201,8 +205,8 @@ def show(run: dict[str, Any]) -> None:
     for row in run["rows"]:
         if row["status"] == "failed":
             console.print(f"[red]failed[/] {row['engine']}: {row['reason']}", soft_wrap=True)
-    for missing in run["unavailable"]:
-        console.print(f"[yellow]unavailable[/] {missing['engine']}: {missing['reason']}", soft_wrap=True)
+    for one in run["unavailable"]:
+        console.print(f"[yellow]unavailable[/] {one['engine']}: {one['reason']}", soft_wrap=True)
     for note in run["notes"]:
         console.print(note, style="dim", soft_wrap=True)
 
@@ -215,8 +219,25 @@ def bench(options: Options) -> int:
     run = miou(options, command_of("segmenter bench-miou", None))
     show(run)
     print(write_run(run, options.out))
-    missing = {one["engine"] for one in run["unavailable"]} & set(options.engine)
-    return 1 if missing or any(row["status"] == "failed" for row in run["rows"]) else 0
+    if options.require_miou is not None:
+        _require(run["rows"], options.require_miou)
+    absent = missing(options.engine, [one["engine"] for one in run["unavailable"]])
+    return 1 if absent or any(row["status"] == "failed" for row in run["rows"]) else 0
+
+
+def _require(rows: Sequence[dict[str, Any]], wanted: float) -> None:
+    """Raises VerificationError when an engine's mIoU is below `wanted` or unknown, or there is no engine."""
+    below = [
+        f"{row['engine']} has {_cell(row['miou'], '{:.4f}')}"
+        for row in rows
+        # written so that a NaN fails
+        if row["miou"] is None or not row["miou"] >= wanted
+    ]
+    if below or not rows:
+        raise VerificationError(
+            f"mIoU below the required {wanted}: {'; '.join(below) or 'no engine was judged'}; train longer, or verify"
+            " the engine that lost it"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

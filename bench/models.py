@@ -22,9 +22,9 @@ from segmenter.errors import CheckpointError, ConfigError
 from segmenter.files import atomic_path, sha256
 from segmenter.model import Segmenter
 from segmenter.vit import Attention
-from segmenter_bench.engines import CHECKPOINT
 from segmenter_bench.machine import versions
 from segmenter_bench.race import say
+from segmenter_engines.folder import CHECKPOINT, manifests
 from segmenter_engines.pipeline import make_artifacts
 
 MARK = "random.json"  # written last: the folder is complete, and its weights are random
@@ -57,7 +57,7 @@ class Subject:
 def open_folder(folder: Path) -> Subject:
     """An engine folder that exists.
 
-    Raises CheckpointError when it holds no checkpoint.
+    Raises CheckpointError when it holds no checkpoint, EngineError when its engines are not of that checkpoint.
     """
     checkpoint = folder / CHECKPOINT
     if not checkpoint.is_dir():
@@ -66,11 +66,8 @@ def open_folder(folder: Path) -> Subject:
             " and the exported and built engines beside it"
         )
     config = read_config(checkpoint / CONFIG_NAME)
-    manifest = folder / "model.fp32.onnx.json"
-    size = config.encoder.image_size
-    if manifest.is_file():
-        values = json.loads(manifest.read_text(encoding="utf-8"))
-        size = int(values["height"]), int(values["width"])
+    sizes = [(manifest.height, manifest.width) for manifest in manifests(folder).values()]
+    size = sizes[0] if sizes else config.encoder.image_size
     return Subject(folder, config, size, not (folder / MARK).exists(), sha256(checkpoint / WEIGHTS_NAME))
 
 

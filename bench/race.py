@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from segmenter.cores import usable_cores
 from segmenter.errors import EngineError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
-from segmenter_bench.machine import busy_seconds, process_seconds, usable_cores
+from segmenter_bench.machine import busy_seconds, process_seconds
 from segmenter_bench.timing import Burst, Ratio, Timing, ratio, take_turns
 from segmenter_bench.worker import Worker
 from segmenter_engines.verify import LIMITS
@@ -44,6 +45,11 @@ class Contestant:
     @property
     def precision(self) -> str:
         return self.entry.precision or str(self.worker.facts["describe"]["precision"])
+
+    @property
+    def device(self) -> str:
+        """What it computes on: "cpu", or a GPU's name."""
+        return str(self.worker.facts["describe"].get("device", "cpu"))
 
 
 def say(message: str) -> None:
@@ -179,6 +185,8 @@ def _row(
         "open_seconds": one.worker.facts["seconds"],
         "open_memory_bytes": one.worker.facts["memory_bytes"],
         "describe": one.worker.facts["describe"],
+        "device": one.device,
+        "reference_device": reference.device if (reference := _reference(contestants)) else None,
     }
     if one.failure is not None:
         return row | {"status": "failed", "reason": one.failure}
@@ -197,7 +205,12 @@ def _row(
 
 
 def _ratio(one: Contestant, contestants: Sequence[Contestant]) -> Ratio | None:
-    reference = next((other for other in contestants if other.entry.name == REFERENCE), None)
-    if reference is None or reference.failure is not None:
+    reference = _reference(contestants)
+    # a GPU against a CPU says nothing of the engine
+    if reference is None or reference.failure is not None or reference.device != one.device:
         return None
     return ratio(reference.bursts, one.bursts)
+
+
+def _reference(contestants: Sequence[Contestant]) -> Contestant | None:
+    return next((one for one in contestants if one.entry.name == REFERENCE), None)

@@ -18,6 +18,7 @@ from segmenter import load_model
 from segmenter import ops as reference_ops
 from segmenter.errors import EngineError
 from segmenter.model import Segmenter
+from segmenter.ops import label_dtype
 from segmenter.preprocess import normalize
 from segmenter.window import segment
 
@@ -90,7 +91,7 @@ class Official:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 RGB [B, H, W, 3] -> labels [B, H, W]."""
         labels = self._labels(normalize(images, self.model.config.preprocess))
-        return labels.to(torch.uint8 if self.model.config.num_classes <= 256 else torch.int16).numpy()
+        return labels.to(label_dtype(self.model.config.num_classes)).numpy()
 
     @torch.inference_mode()
     def masks(self, x: np.ndarray) -> np.ndarray:

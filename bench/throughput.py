@@ -16,11 +16,11 @@ from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.config import variant
+from segmenter.cores import usable_cores
 from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError
-from segmenter_bench.engines import REFERENCE, TRUTH, choose, misfit
-from segmenter_bench.machine import usable_cores
+from segmenter_bench.engines import REFERENCE, TRUTH, choose, misfit, missing
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, wide_console, write_run
@@ -117,12 +117,23 @@ def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
     with opened(fitting, choose((REFERENCE, TRUTH)), subject.folder, threads) as (contestants, unavailable):
         run["unavailable"] = unavailable + [{"engine": name, "reason": reason} for name, reason in misfits.items()]
         run["rows"] = race(contestants, images, options.batch, regions, _pace(options), subject.trained)
+    if elsewhere := elsewhere_of(run["rows"]):
+        run["notes"].append(
+            f"No ratio for {', '.join(elsewhere)}: not on the device {REFERENCE} ran on; how much faster one device is"
+            " than another is no merit of an engine."
+        )
     if (busy := _busy(run["rows"])) > BUSY:
         run["notes"].append(
             f"Other programs took up to {busy:.0%} of the CPU cores during the timing: wall times are too long, their"
             " ratios unsure. Ratios by CPU time suffer less; better repeat the run on a quiet machine."
         )
     return run
+
+
+def elsewhere_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Engines that were timed and have no ratio because the reference ran on another device."""
+    apart = (row for row in rows if row["timing"] and row["reference_device"] not in (None, row["device"]))
+    return list(dict.fromkeys(row["engine"] for row in apart))
 
 
 def show(run: dict[str, Any]) -> None:
@@ -140,8 +151,8 @@ def show(run: dict[str, Any]) -> None:
     for row in run["rows"]:
         if row["status"] == "failed":
             console.print(f"[red]failed[/] {row['engine']}, batch {row['batch']}: {row['reason']}", soft_wrap=True)
-    for missing in run["unavailable"]:
-        console.print(f"[yellow]unavailable[/] {missing['engine']}: {missing['reason']}", soft_wrap=True)
+    for one in run["unavailable"]:
+        console.print(f"[yellow]unavailable[/] {one['engine']}: {one['reason']}", soft_wrap=True)
     for note in run["notes"]:
         console.print(note, style="dim", soft_wrap=True)
 
@@ -196,9 +207,8 @@ def bench(options: Options) -> int:
     run = throughput(options, command_of("segmenter bench-throughput", None))
     show(run)
     print(write_run(run, options.out))
-    missing = {one["engine"] for one in run["unavailable"]} & set(options.engine)
-    # an engine asked for by name and not there is a failure; one that 'all' would have liked is not
-    return 1 if missing or any(row["status"] == "failed" for row in run["rows"]) else 0
+    absent = missing(options.engine, [one["engine"] for one in run["unavailable"]])
+    return 1 if absent or any(row["status"] == "failed" for row in run["rows"]) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

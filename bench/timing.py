@@ -82,13 +82,6 @@ def burst(function: Callable[[], object], seconds: float, min_calls: int, warmup
     return Burst(times, (time.process_time() - cpu_start) * 1e3 / len(times))
 
 
-def measure(
-    function: Callable[[], object], *, warmup: int = 3, seconds: float = 1.0, min_calls: int = 10, batch: int = 1
-) -> Timing:
-    """`Timing` of one function alone; engines to be compared are better measured by `take_turns`."""
-    return Timing.of([burst(function, seconds, min_calls, warmup)], batch)
-
-
 def take_turns(
     candidates: Mapping[str, Callable[[], Burst]], rounds: int, after_turn: Callable[[], None] = lambda: None
 ) -> dict[str, list[Burst]]:

@@ -22,7 +22,11 @@ class DataError(SegmenterError):
 
 
 class EngineError(SegmenterError):
-    """An engine that cannot be built, opened or run here."""
+    """An engine that cannot be built, opened or run."""
+
+
+class Unavailable(EngineError):  # noqa: N818 - what a machine lacks, and nobody's error
+    """An engine this machine lacks the package, the driver or the device for: nothing is wrong with the engine."""
 
 
 class VerificationError(SegmenterError):

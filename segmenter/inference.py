@@ -49,13 +49,14 @@ def predictor(model: "Segmenter", inference: Inference) -> Predict:
     """
     import torch
 
+    from segmenter.ops import label_dtype
     from segmenter.preprocess import normalize
     from segmenter.window import scaled_views, segment
 
     config = model.config
     P = config.encoder.patch_size
     device = next(model.parameters()).device
-    dtype = torch.uint8 if config.num_classes <= 256 else torch.int16
+    dtype = label_dtype(config.num_classes)
     window = inference.window
     if window is not None and window < P:
         raise ConfigError(f"window {window}: smaller than one {P}x{P} patch; wanted {P} or more")

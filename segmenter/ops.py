@@ -102,4 +102,9 @@ def upsample_argmax(masks: Tensor, size: tuple[int, int], crop: tuple[int, int] 
     logits = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
     if crop is not None:
         logits = logits[..., : crop[0], : crop[1]]
-    return logits.argmax(dim=1).to(torch.uint8 if masks.shape[1] <= 256 else torch.int16)
+    return logits.argmax(dim=1).to(label_dtype(masks.shape[1]))
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """Type of labels of that many classes: uint8, or int16 above 256."""
+    return torch.uint8 if classes <= 256 else torch.int16

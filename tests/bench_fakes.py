@@ -42,7 +42,8 @@ class Fake:
 
     def describe(self):
         omp = os.environ["OMP_NUM_THREADS"]
-        return {"engine": self.kind, "precision": "int8", "threads": self.threads, "omp": omp, "pid": os.getpid()}
+        facts = {"engine": self.kind, "precision": "int8", "threads": self.threads, "omp": omp, "pid": os.getpid()}
+        return facts | ({"device": "GPU 9"} if self.kind == "gpu" else {})
 
     def close(self):
         pass

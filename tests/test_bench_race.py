@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from segmenter.errors import ConfigError, EngineError
-from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, open_entry
+from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, missing, open_entry
 from segmenter_bench.race import Pace, agreement, limit_of, opened, race
+from segmenter_bench.throughput import elsewhere_of
 from segmenter_bench.worker import Worker
 from segmenter_engines import ENGINES
-from segmenter_engines.pipeline import ARTIFACTS, reason_path
+from segmenter_engines.folder import ARTIFACTS, reason_path
 from segmenter_engines.verify import LIMITS
 from tests.bench_fakes import fake_entry
 
@@ -150,6 +151,25 @@ def test_engines_are_chosen_by_name_family_or_all():
     assert choose(["all"]) == entries()
     with pytest.raises(ConfigError, match="engine 'nosuch' is unknown; choose 'all' or some of official, "):
         choose(["eager", "nosuch"])
+
+
+def test_a_family_asked_for_is_missing_when_none_of_it_is_there():
+    family = ["openvino-fp32", "openvino-bf16", "openvino-int8"]
+    assert missing(["openvino", "tensorrt-rtx"], family) == ["openvino"]
+    assert missing(["openvino"], family[1:]) == []  # some of it is there
+    assert missing(["openvino-bf16", "eager"], family[1:]) == ["openvino-bf16"]
+    assert missing(["all"], [row.name for row in entries()]) == []
+
+
+def test_engines_on_other_devices_have_no_ratio(folder, images):
+    names = ("official", "eager", "gpu")
+    with opened([fake_entry(name) for name in names], [], folder, threads=1) as (contestants, _):
+        rows = {row["engine"]: row for row in race(contestants, images, [1], ["labels"], PACE, trained=True)}
+    assert rows["eager"]["ratio"] is not None
+    assert rows["gpu"]["status"] == "ok"
+    assert rows["gpu"]["timing"] is not None
+    assert rows["gpu"]["ratio"] is None
+    assert elsewhere_of(list(rows.values())) == ["gpu"]
 
 
 def test_every_engine_of_the_registry_is_benched(monkeypatch):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from segmenter_bench.timing import Burst, Timing, burst, measure, ratio, take_turns
+from segmenter_bench.timing import Burst, Timing, burst, ratio, take_turns
 
 
 def test_quantiles_are_interpolated_and_images_per_second_come_from_the_median():
@@ -37,12 +37,6 @@ def test_a_burst_fills_its_seconds():
     result = burst(lambda: time.sleep(0.001), seconds=0.05, min_calls=1)
     assert time.perf_counter() - start >= 0.05
     assert len(result.ms) > 3
-
-
-def test_measure_is_a_burst_summed_up():
-    timing = measure(lambda: time.sleep(0.001), warmup=1, seconds=0.0, min_calls=4, batch=2)
-    assert timing.calls == 4
-    assert timing.images_per_s < 2000
 
 
 def test_everyone_takes_a_turn_each_round_and_another_starts_each_time():

@@ -1,21 +1,44 @@
+"""Checkpoint to engine folder: what is made, what is verified, and what is no reason to exit with 0."""
+
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from segmenter.checkpoint import save_model
-from segmenter.errors import EngineError
+from segmenter.checkpoint import load_model, save_model
+from segmenter.datasets import open_dataset
+from segmenter.errors import EngineError, Unavailable
 from segmenter.model import Segmenter
+from segmenter.preprocess import normalize
 from segmenter_engines import pipeline
-from segmenter_engines.manifest import read_manifest
+from segmenter_engines.export import export
+from segmenter_engines.folder import ARTIFACTS, CHECKPOINT, FP16, FP32, INT8, INT8_TENSORRT, PLANS, reason_path
+from segmenter_engines.manifest import manifest_path, read_manifest
 
 
 @pytest.fixture
-def checkpoint(tmp_path, tiny_model):
+def checkpoint(tmp_path, tiny_model, picture_root):
+    """A network that has learnt the pictures: random weights have near ties everywhere, and rounding turns them."""
     torch.manual_seed(1)
-    encoder = replace(tiny_model.config.encoder, image_size=(40, 56))
-    save_model(Segmenter(replace(tiny_model.config, encoder=encoder)), tmp_path / "ckpt")
+    config = replace(tiny_model.config, encoder=replace(tiny_model.config.encoder, image_size=(40, 56)))
+    model = Segmenter(config).train()
+    samples = open_dataset("folder", picture_root, "train")
+    images = normalize(np.stack([samples[index].image for index in range(len(samples))]), config.preprocess)
+    labels = torch.from_numpy(np.stack([samples[index].labels for index in range(len(samples))])).long()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels, ignore_index=255).backward()
+        optimizer.step()
+    save_model(model.eval(), tmp_path / "ckpt")
     return tmp_path / "ckpt"
+
+
+@pytest.fixture
+def without_tensorrt(monkeypatch):
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
 
 
 def command(checkpoint, picture_root, out):
@@ -23,46 +46,112 @@ def command(checkpoint, picture_root, out):
     return [str(checkpoint), "--out", str(out), *data, "--threads", "1"]
 
 
-def test_a_folder_holds_every_engine_or_the_reason_it_does_not(checkpoint, picture_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)  # as where tensorrt-rtx is not installed
+def test_a_folder_holds_every_engine_verified_or_the_reason_it_does_not(
+    checkpoint, picture_root, tmp_path, without_tensorrt, capsys
+):
     out = tmp_path / "engines"
-    stale = out / pipeline.PLAN_FP16
+    stale = out / PLANS[0]
     out.mkdir()
-    stale.write_bytes(b"of an older checkpoint")
-    # random weights have near ties everywhere, so 8 bits may fail their limit here; fp32 may not
-    status = pipeline.main(command(checkpoint, picture_root, out))
+    for path in (stale, manifest_path(stale)):
+        path.write_bytes(b"of an older checkpoint")
+    assert pipeline.main(command(checkpoint, picture_root, out)) == 0
     told = capsys.readouterr()
-    for name in pipeline.ARTIFACTS[:4]:
-        assert (out / name).is_file()
-        assert not pipeline.reason_path(out / name).exists()
+    engines = {FP32: {"onnxruntime-fp32", "openvino-fp32"}, INT8: {"onnxruntime-int8", "openvino-int8"}}
+    engines |= {FP16: {"onnxruntime-fp16"}, INT8_TENSORRT: {"onnxruntime-int8"}}
+    for name in ARTIFACTS[:4]:
+        assert not reason_path(out / name).exists()
         verdicts = read_manifest(out / name).verification
-        assert all(verdict["passed"] for verdict in verdicts.values()) or "int8" in name or "fp16" in name
-    for name in pipeline.ARTIFACTS[4:]:
+        assert set(verdicts) == engines[name]
+        assert all(verdict["passed"] for verdict in verdicts.values())
+        assert all(verdict["reference_miou"] > 0.5 for verdict in verdicts.values())  # or passing says little
+    for name in PLANS:
         assert not (out / name).exists()
-        assert "pip install" in pipeline.reason_path(out / name).read_text()
+        assert not manifest_path(out / name).exists()
+        assert "pip install" in reason_path(out / name).read_text()
         assert f"{name}" in told.out
-    passed = all(
-        verdict["passed"]
-        for name in pipeline.ARTIFACTS[:4]
-        for verdict in read_manifest(out / name).verification.values()
-    )
-    assert status == (0 if passed else 2)
 
 
-def test_a_step_that_fails_leaves_its_reason_and_the_others_go_on(checkpoint, tmp_path, monkeypatch):
+def fill(checkpoint, folder, *precisions):
+    save_model(load_model(checkpoint), folder / CHECKPOINT)
+    for precision in precisions:
+        export(folder / CHECKPOINT, folder / f"model.{precision}.onnx", precision=precision)
+
+
+def test_a_step_that_fails_leaves_its_reason_and_the_others_go_on(checkpoint, tmp_path, monkeypatch, without_tensorrt):
     def refuse(*args, **kwargs):
         raise EngineError("no\nluck")
 
     monkeypatch.setattr(pipeline, "quantize", refuse)
-    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
     folder = tmp_path / "engines"
-    from segmenter import load_model
+    fill(checkpoint, folder)
+    absent = pipeline.make_artifacts(folder, 40, 56, [], say=lambda line: None)
+    assert absent[INT8] == pipeline.Absence("no luck", fault=True)
+    assert reason_path(folder / INT8).read_text() == "no luck\n"
+    assert (folder / FP16).is_file()
+    assert not any(absent[name].fault for name in PLANS)
 
-    save_model(load_model(checkpoint), folder / "checkpoint")
-    reasons = pipeline.make_artifacts(folder, 40, 56, [], say=lambda line: None)
-    assert reasons[pipeline.INT8] == "no luck"
-    assert pipeline.reason_path(folder / pipeline.INT8).read_text() == "no luck\n"
-    assert (folder / pipeline.FP16).is_file()
+
+def test_a_pipeline_that_makes_nothing_fails(checkpoint, picture_root, tmp_path, capsys):
+    arguments = [*command(checkpoint, picture_root, tmp_path / "engines"), "--height", "4", "--width", "4"]
+    assert pipeline.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"{FP32} not made: size 4x4 is smaller than one 8 pixel patch" in error
+    assert INT8 not in error  # said once, of what it would be made of
+
+
+def test_a_graph_that_does_not_open_is_a_fault_and_a_missing_runtime_is_not(
+    checkpoint, tmp_path, picture_root, monkeypatch
+):
+    folder, samples = tmp_path / "engines", open_dataset("folder", picture_root, "val")
+    fill(checkpoint, folder, "fp32", "fp16")
+    honest = pipeline.open_as_shipped
+
+    def open_as_shipped(path, engine, threads, precision):
+        if path.name == FP16:
+            raise EngineError("cannot load it")
+        if engine == "openvino":
+            raise Unavailable("openvino is not installed")
+        return honest(path, engine, threads, precision)
+
+    monkeypatch.setattr(pipeline, "open_as_shipped", open_as_shipped)
+    assert pipeline.verify_artifacts(folder, samples, 1) == (f"{FP16} in onnxruntime: cannot load it",)
+
+    def open_nothing(path, engine, threads, precision):
+        raise Unavailable(f"{engine} is not installed")
+
+    monkeypatch.setattr(pipeline, "open_as_shipped", open_nothing)
+    (fault,) = pipeline.verify_artifacts(folder, samples, 1)
+    assert fault.startswith("no engine could be verified")
+
+
+def test_an_engine_that_fails_while_it_runs_is_a_fault_and_the_others_go_on(checkpoint, tmp_path, picture_root):
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        model.decoder.proj_dec.weight *= 1e4
+        model.decoder.proj_dec.bias += 1e5  # beyond 65504, the end of fp16
+    save_model(model, checkpoint)
+    folder = tmp_path / "engines"
+    fill(checkpoint, folder, "fp32", "fp16")
+    (fault,) = pipeline.verify_artifacts(folder, open_dataset("folder", picture_root, "val"), 1)
+    assert fault.startswith(f"{FP16} in onnxruntime: onnxruntime-fp16, tiny: scores that are no numbers")
+    assert set(read_manifest(folder / FP32).verification) == {"onnxruntime-fp32", "openvino-fp32"}
+
+
+def test_a_pipeline_that_is_stopped_leaves_no_engine_of_another_network(
+    checkpoint, picture_root, tmp_path, monkeypatch
+):
+    out = tmp_path / "engines"
+    out.mkdir()
+    for name in ARTIFACTS:
+        (out / name).write_bytes(b"of an older checkpoint")
+        manifest_path(out / name).write_text("{}")
+
+    def stop(model, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "save_model", stop)
+    assert pipeline.main(command(checkpoint, picture_root, out)) == 130
+    assert not list(out.iterdir())
 
 
 def test_a_checkpoint_for_other_classes_is_refused_before_any_work(checkpoint, tmp_path, capsys):

@@ -18,9 +18,16 @@ from typing import Annotated, Any
 import tyro
 
 from segmenter.cli import run
-from segmenter.errors import EngineError
+from segmenter.errors import EngineError, Unavailable
 from segmenter.files import atomic_path, sha256
-from segmenter_engines.manifest import Manifest, command_line, machine_name, read_manifest, versions_of
+from segmenter_engines.manifest import (
+    Manifest,
+    command_line,
+    derived_from,
+    machine_name,
+    read_manifest,
+    versions_of,
+)
 
 ENGINE = "tensorrt-rtx"
 MODULE = "tensorrt_rtx"
@@ -29,12 +36,12 @@ MODULE = "tensorrt_rtx"
 def tensorrt() -> Any:
     """The TensorRT-RTX module.
 
-    Raises EngineError when it is not installed or its libraries do not load.
+    Raises Unavailable when it is not installed or its libraries do not load.
     """
     try:
         return import_module(MODULE)
     except (ImportError, OSError) as error:
-        raise EngineError(f"engine {ENGINE}: {error}; pip install 'segmenter-trt[{ENGINE}]'") from error
+        raise Unavailable(f"engine {ENGINE}: {error}; pip install 'segmenter-trt[{ENGINE}]'") from error
 
 
 @functools.cache
@@ -105,7 +112,7 @@ def build(
         kind="plan",
         engine=ENGINE,
         sha256=sha256(out),
-        source={"onnx": f"sha256:{base.sha256}"},
+        source=derived_from(base),
         batch=batch,
         outputs=tuple(outputs),
         command=command_line(),

@@ -17,12 +17,12 @@ import tyro
 from torch import Tensor, nn
 
 from segmenter import load_model
-from segmenter.checkpoint import WEIGHTS_NAME
 from segmenter.cli import run
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.model import Segmenter
-from segmenter_engines.manifest import Manifest, command_line, machine_name, versions_of
+from segmenter_engines.manifest import Manifest, command_line, machine_name, versions_of, vouched, weights_of
+from segmenter_engines.weight_names import name_weights
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPSET = 20  # the first with Gelu as one op; every runtime used here reads it
@@ -80,7 +80,9 @@ def export(
             f"size {height}x{width} is smaller than one {config.encoder.patch_size} pixel patch; enlarge it"
         )
     model.eval().fold_layer_scale()
-    graph = _trace(_Graph(model, FLOATS[precision], logits), height, width, logits)
+    module = _Graph(model, FLOATS[precision], logits)
+    graph = _trace(module, height, width, logits)
+    name_weights(graph.graph, module)
     _describe(graph, model)
     with atomic_path(out) as temporary:
         onnx.save(graph, temporary)
@@ -162,9 +164,7 @@ def _describe(graph: onnx.ModelProto, model: Segmenter) -> None:
 def _source(checkpoint: Path | str | Segmenter) -> str:
     if isinstance(checkpoint, Segmenter):
         return "a network in memory"
-    path = Path(checkpoint)
-    weights = path / WEIGHTS_NAME if path.is_dir() and (path / WEIGHTS_NAME).is_file() else path
-    return f"sha256:{sha256(weights)}" if weights.is_file() else str(path.name)
+    return vouched(sha256(weights_of(Path(checkpoint))))
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 import json
 import platform
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from segmenter.checkpoint import OFFICIAL_NAME, WEIGHTS_NAME
 from segmenter.config import Preprocess
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
+from segmenter.packages import installed
 
 FORMAT = 1
 
@@ -25,7 +25,7 @@ class Manifest:
     engine: str  # runtime it was made for; "any" for a plain ONNX
     precision: str  # fp32, fp16, bf16 or int8
     sha256: str
-    source: dict[str, str]  # name and hash of what it was made from
+    source: dict[str, str]  # hashes of what it was made from: the checkpoint, and the graph unless it was made of that
     model: str  # name of the configuration
     patch_size: int
     height: int  # pixels of the images it takes
@@ -83,15 +83,41 @@ def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
     return manifest
 
 
+def vouched(digest: str) -> str:
+    """A file's SHA-256 as manifests name it in `source`."""
+    return f"sha256:{digest}"
+
+
+def derived_from(base: Manifest) -> dict[str, str]:
+    """`source` of what is made from a graph: that graph, and the checkpoint behind it."""
+    origin = {"checkpoint": base.source["checkpoint"]} if "checkpoint" in base.source else {}
+    return {"onnx": vouched(base.sha256)} | origin
+
+
+def require_checkpoint(artifact: Path, manifest: Manifest, checkpoint: Path) -> None:
+    """See that an artifact goes back to a checkpoint: a folder of ours, or an official checkpoint.pth.
+
+    Raises EngineError when it was made of other weights, or does not say of which.
+    """
+    wanted, found = vouched(sha256(weights_of(checkpoint))), manifest.source.get("checkpoint", "nothing")
+    if found != wanted:
+        raise EngineError(
+            f"{artifact}: made of other weights ({found}) than {checkpoint} holds ({wanted}); pass the checkpoint it"
+            " was made of, or make it again with `segmenter pipeline`"
+        )
+
+
+def weights_of(checkpoint: Path) -> Path:
+    """The file that holds a checkpoint's weights."""
+    if not checkpoint.is_dir():
+        return checkpoint
+    names = (OFFICIAL_NAME, WEIGHTS_NAME)
+    return next((checkpoint / name for name in names if (checkpoint / name).is_file()), checkpoint / WEIGHTS_NAME)
+
+
 def versions_of(*packages: str) -> dict[str, str]:
     """Installed versions of this project and the named distributions; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in ("segmenter-trt", "torch", *packages):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | installed("segmenter-trt", "torch", *packages)
 
 
 def machine_name() -> str:
@@ -101,7 +127,3 @@ def machine_name() -> str:
 def command_line() -> str:
     """The command this process runs, with its program's folder left out."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def source_of(artifact: Path) -> Mapping[str, str]:
-    return {"name": artifact.name, "sha256": sha256(artifact)}

@@ -1,11 +1,11 @@
 """Checkpoint to every engine: exported, quantised, built and verified into one folder.
 
-An engine folder holds a copy of the checkpoint in `checkpoint/` and the artifacts below it in `ARTIFACTS`, each with
-its manifest. What cannot be made on a machine leaves `<artifact>.reason.txt` instead, one line that says why.
+Plans may be absent, and so may what this machine lacks the package or the driver for: that is said and is no fault. A
+graph that cannot be made, opened or run is one, and so is a folder in which nothing could be verified.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,21 +17,30 @@ import tyro
 from segmenter.checkpoint import load_model, save_model
 from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
-from segmenter.errors import EngineError, SegmenterError, VerificationError
+from segmenter.errors import SegmenterError, Unavailable, VerificationError
 from segmenter.evaluate import require_same_classes
-from segmenter.files import atomic_path
 from segmenter_engines.build import ENGINE, MODULE, build
 from segmenter_engines.calibrate import Method
 from segmenter_engines.export import export
+from segmenter_engines.folder import (
+    ARTIFACTS,
+    CHECKPOINT,
+    FP16,
+    FP32,
+    INT8,
+    INT8_TENSORRT,
+    MADE_OF,
+    PLAN_FP16,
+    PLAN_INT8,
+    PLANS,
+    clear,
+    manifests,
+    write_reason,
+)
 from segmenter_engines.quantize import calibration_images, quantize
 from segmenter_engines.sessions import open_session
-from segmenter_engines.verify import record, verify
+from segmenter_engines.verify import open_as_shipped, record, verify
 
-CHECKPOINT = "checkpoint"
-FP32, FP16 = "model.fp32.onnx", "model.fp16.onnx"
-INT8, INT8_TENSORRT = "model.int8.onnx", "model.int8-trt.onnx"
-PLAN_FP16, PLAN_INT8 = "model.fp16.plan", "model.int8.plan"
-ARTIFACTS = (FP32, INT8, FP16, INT8_TENSORRT, PLAN_FP16, PLAN_INT8)  # in the order they are made from each other
 # what is verified where; a plan without a GPU is vouched for by the graph it was built from, in ONNX Runtime
 VERIFIED = (
     (FP32, "onnxruntime", None),
@@ -53,11 +62,13 @@ def make_artifacts(
     *,
     method: Method = "minmax",
     say: Callable[[str], None] = print,
-) -> dict[str, str]:
-    """Make every artifact from `folder/checkpoint`; returns the reason, in one line, for each that could not be made.
+) -> dict[str, "Absence"]:
+    """Make every artifact from `folder/checkpoint`; returns why, for each that could not be made.
 
-    images: calibration images, uint8 RGB [height, width, 3]. A reason also goes into the artifact's `.reason.txt`.
+    images: calibration images, uint8 RGB [height, width, 3]. Older artifacts are removed first. A reason also goes into
+    the artifact's `.reason.txt`.
     """
+    clear(folder)
     checkpoint = folder / CHECKPOINT
 
     def plan(source: str) -> Callable[[Path], object]:
@@ -71,64 +82,77 @@ def make_artifacts(
         PLAN_FP16: plan(FP16),
         PLAN_INT8: plan(INT8_TENSORRT),
     }
-    reasons = {}
+    absent: dict[str, Absence] = {}
     for name in ARTIFACTS:
         say(f"making {name}")
-        reason = _missing(name) or _attempt(steps[name], folder / name)
-        reason_path(folder / name).unlink(missing_ok=True)
-        if reason:
-            reasons[name] = reason
-            (folder / name).unlink(missing_ok=True)  # never an older one beside a reason
-            with atomic_path(reason_path(folder / name)) as temporary:
-                temporary.write_text(reason + "\n", encoding="utf-8")
-    return reasons
+        absence = _missing(name, absent) or _attempt(steps[name], folder / name)
+        if absence is not None:
+            absent[name] = absence
+            write_reason(folder / name, absence.reason)
+    return absent
 
 
-def reason_path(artifact: Path) -> Path:
-    """Where the reason lies, in one line, why an artifact could not be made."""
-    return artifact.with_name(artifact.name + ".reason.txt")
+@dataclass(frozen=True)
+class Absence:
+    """Why an artifact is not there, in one line, and whether it ought to be."""
+
+    reason: str
+    fault: bool
 
 
 def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | None = None) -> tuple[str, ...]:
     """Verify every engine of a folder that runs here against PyTorch, print a line each, and write the manifests.
 
-    Returns the faults found, one line each; an engine that cannot run here is named in print and is no fault.
+    Returns the faults found, one line each; an engine that cannot run here is named in print and is no fault, but that
+    none could is one.
     """
+    manifests(folder)
     faults: list[str] = []
+    verified = 0
     with open_session(folder / CHECKPOINT, "eager", threads=threads) as reference:
         for name, engine, precision in VERIFIED:
             if not (folder / name).is_file():
                 continue
             try:
-                session = open_session(folder / name, engine, threads=threads, precision=precision)
-            except EngineError as error:
+                with open_as_shipped(folder / name, engine, threads, precision) as session:
+                    verdict = verify(session, reference, samples)
+            except Unavailable as error:
                 print(f"  {name:20} not verified here: {error}")
                 continue
-            with session:
-                verdict = verify(session, reference, samples)
+            except SegmenterError as error:
+                print(f"  {name:20} FAILED: {error}")
+                faults.append(f"{name} in {engine}: {' '.join(str(error).split())}")
+                continue
+            verified += 1
             record(folder / name, verdict)
             print(f"  {name:20} {verdict.line()}")
             faults += [f"{name} in {verdict.engine}: {fault}" for fault in verdict.faults]
+    if not verified and not faults:
+        faults.append("no engine could be verified; install one: pip install 'segmenter-trt[engines]'")
     return tuple(faults)
 
 
-def _missing(name: str) -> str | None:
-    if name in (PLAN_FP16, PLAN_INT8) and find_spec(MODULE) is None:
-        return f"the package {MODULE} is not installed; pip install 'segmenter-trt[{ENGINE}]'"
+def _missing(name: str, absent: Mapping[str, Absence]) -> Absence | None:
+    if name in PLANS and find_spec(MODULE) is None:
+        return Absence(f"the package {MODULE} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False)
+    parent = MADE_OF.get(name, "")
+    if parent in absent:
+        return Absence(f"{parent}, which it is made of, could not be made", fault=False)  # said once, of that one
     return None
 
 
-def _attempt(make: Callable[[Path], object], out: Path) -> str | None:
+def _attempt(make: Callable[[Path], object], out: Path) -> Absence | None:
     try:
         make(out)
     except SegmenterError as error:
-        return " ".join(str(error).split())
+        fault = out.name not in PLANS and not isinstance(error, Unavailable)
+        return Absence(" ".join(str(error).split()), fault)
     return None
 
 
 @dataclass(frozen=True)
 class Options:
-    """Take a checkpoint through every engine: export, quantise, build, verify; exits with 2 where a limit is passed."""
+    """Take a checkpoint through every engine: export, quantise, build, verify; exits with 2 where one fails."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
@@ -161,13 +185,16 @@ def pipeline(options: Options) -> int:
         options.height or model.config.encoder.image_size[0],
         options.width or model.config.encoder.image_size[1],
     )
-    save_model(model, options.out / CHECKPOINT)
     images = list(calibration_images(train, options.images, (height, width)))
-    reasons = make_artifacts(options.out, height, width, images, method=options.method)
-    for name, reason in reasons.items():
-        print(f"  {name:20} not made: {reason}")
-    print(f"verifying on {len(val)} images")
-    faults = verify_artifacts(options.out, val, options.threads)
+    clear(options.out)  # before the checkpoint: stopped here, the folder holds no engine of another network
+    save_model(model, options.out / CHECKPOINT)
+    absent = make_artifacts(options.out, height, width, images, method=options.method)
+    for name, absence in absent.items():
+        print(f"  {name:20} not made: {absence.reason}")
+    faults = [f"{name} not made: {absence.reason}" for name, absence in absent.items() if absence.fault]
+    if len(absent) < len(ARTIFACTS):
+        print(f"verifying on {len(val)} images")
+        faults += verify_artifacts(options.out, val, options.threads)
     if faults:
         raise VerificationError(f"{options.out}: {'; '.join(faults)}")
     return 0

@@ -23,12 +23,20 @@ from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import Method, Range, channel_peaks, ranges
-from segmenter_engines.manifest import Manifest, command_line, machine_name, read_manifest, versions_of
+from segmenter_engines.manifest import (
+    Manifest,
+    command_line,
+    derived_from,
+    machine_name,
+    read_manifest,
+    versions_of,
+)
 from segmenter_engines.smooth import norm_fed, smooth
 
 Target = Literal["cpu", "tensorrt"]
 SMOOTHING = 0.5  # exact in floating point; on a fine-tuned ViT-S it halved the mIoU int8 lost, and more
-TAIL = ("proj_patch", "proj_classes")  # the mask decoder's last products: kept in floating point
+# class projections, of the mask decoder and of the linear one: kept in floating point
+TAIL = ("decoder.proj_patch", "decoder.proj_classes", "decoder.head")
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,10 @@ class Linear:
 
 
 def linears(graph: onnx.GraphProto, exclude: Sequence[str] = ()) -> list[Linear]:
-    """The linear layers worth int8, in graph order, without those whose weight's name holds a word of `exclude`."""
+    """The linear layers worth int8, in graph order, without those whose weight's name holds a word of `exclude`.
+
+    Words are whole parts of a name: blocks.1 is in encoder.blocks.1.mlp.fc1.weight, not in encoder.blocks.10.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     return [
         Linear(node, node.input[0], node.input[1])
@@ -49,8 +60,13 @@ def linears(graph: onnx.GraphProto, exclude: Sequence[str] = ()) -> list[Linear]
         if node.op_type == "MatMul"
         and node.input[1] in constants
         and len(constants[node.input[1]].dims) == 2
-        and not any(word in node.input[1] for word in (*TAIL, *exclude))
+        and not any(names(word, node.input[1]) for word in (*TAIL, *exclude))
     ]
+
+
+def names(word: str, weight: str) -> bool:
+    """Whether a word is a part of a weight's name, or several in a row."""
+    return f".{word}." in f".{weight}."
 
 
 def quantize(
@@ -68,9 +84,10 @@ def quantize(
     """Write the int8 version of an exported graph, with its manifest beside it.
 
     images: calibration images, uint8 RGB [H, W, 3] of the graph's size. Weights become int8 a channel, activations 8
-    bits a tensor (see the module). `tensorrt` wants an fp16 or bf16 graph, `cpu` an fp32 one. exclude: words; linear
-    layers whose weight's name holds one stay in floating point.
-    Raises EngineError for a graph that fits not the target, has no manifest or no linear layers, or without images.
+    bits a tensor (see the module). `tensorrt` wants an fp16 or bf16 graph, `cpu` an fp32 one. exclude: words such as
+    fc2, decoder, encoder.blocks.0; linear layers whose weight's name holds one stay in floating point.
+    Raises EngineError for a graph that fits not the target, has no manifest or no linear layers, a word of `exclude`
+    that no layer has, another option out of range, or without images.
     """
     source, out = Path(source), Path(out)
     base = read_manifest(source)
@@ -80,17 +97,17 @@ def quantize(
             f" {'fp32' if target == 'cpu' else 'fp16'} first"
         )
     model = onnx.load(source)
-    chosen = linears(model.graph, exclude)
-    if not chosen:
-        raise EngineError(f"{source}: no linear layer left to quantise; check --exclude {' '.join(exclude)}")
+    chosen = _chosen(source, model.graph, exclude)
     if not 0.0 <= smoothing <= 1.0:
         raise EngineError(f"smoothing {smoothing}: wanted 0 (none) to 1")
+    if not 50.0 < percentile <= 100.0:
+        raise EngineError(f"percentile {percentile}: wanted above 50 and at most 100, typically 99.9 to 99.999")
     batches = [_batch(image, base) for image in images]
     if not batches:
         raise EngineError("no calibration images; pass at least one, typically 16 to 64")
     with atomic_path(out) as temporary:
-        if smoothing:
-            fed = norm_fed(model.graph, [layer.weight for layer in chosen])
+        fed = norm_fed(model.graph, [layer.weight for layer in chosen]) if smoothing else {}
+        if fed:
             smooth(model.graph, fed, channel_peaks(source, list(fed), batches, threads), smoothing)
         onnx.save(model, temporary)
         found = ranges(temporary, [layer.activation for layer in chosen], batches, method, percentile, threads)
@@ -103,7 +120,7 @@ def quantize(
         precision="int8",
         engine="any" if target == "cpu" else "tensorrt",
         sha256=sha256(out),
-        source={"onnx": f"sha256:{base.sha256}"},
+        source=derived_from(base),
         command=command_line(),
         versions=versions_of("onnx", "onnxruntime"),
         machine=machine_name(),
@@ -120,6 +137,21 @@ def quantize(
     )
     manifest.write(out)
     return manifest
+
+
+def _chosen(source: Path, graph: onnx.GraphProto, exclude: Sequence[str]) -> list[Linear]:
+    everything = [layer.weight for layer in linears(graph)]
+    for word in exclude:
+        if not any(names(word, weight) for weight in everything):
+            parts = sorted({part for weight in everything for part in weight.split(".") if not part.isdigit()})
+            raise EngineError(
+                f"--exclude {word}: no quantised layer of {source} has such a part in its name; the parts are"
+                f" {', '.join(parts)}, and numbers as in {everything[0] if everything else 'blocks.0'}"
+            )
+    chosen = linears(graph, exclude)
+    if not chosen:
+        raise EngineError(f"{source}: no linear layer left to quantise; check --exclude {' '.join(exclude)}")
+    return chosen
 
 
 def _batch(image: np.ndarray, base: Manifest) -> np.ndarray:
@@ -224,7 +256,7 @@ class Options:
     smoothing: float = SMOOTHING
     """How much of the outlier channels' range moves into the weights, 0 to 1."""
     exclude: tuple[str, ...] = ()
-    """Linear layers whose weight's name holds one of these words stay in floating point."""
+    """Linear layers whose weight's name has one of these parts stay in floating point: fc2, decoder, blocks.0."""
     threads: int | None = None
     """CPU threads of the calibration; all cores when left out."""
 

@@ -11,12 +11,14 @@ import numpy as np
 import tyro
 
 from segmenter.cli import run
+from segmenter.cores import usable_cores
+from segmenter.cpu import cpu_flags
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.errors import EngineError, VerificationError
 from segmenter.evaluate import evaluate_labels
 from segmenter.files import atomic_path
-from segmenter_engines.manifest import read_manifest
+from segmenter_engines.manifest import read_manifest, require_checkpoint
 from segmenter_engines.sessions import Session, open_session
 
 
@@ -51,6 +53,7 @@ class Verdict:
     agreement: float  # share of all pixels labelled as PyTorch labels them
     row_disagreement: float | None  # of the worst row of a batch with its image alone; None where not comparable
     limit: Limit
+    cpu_flags: tuple[str, ...] = ()  # where it was found: products of 8 bits are not the same on every CPU
 
     @property
     def miou_drop(self) -> float:
@@ -119,7 +122,22 @@ def verify(
         agreement=agree / pixels,
         row_disagreement=_row_disagreement(session, mine[:3]),
         limit=limit or LIMITS[precision],
+        cpu_flags=tuple(cpu_flags()),
     )
+
+
+def open_as_shipped(path: Path, engine: str | None, threads: int | None, precision: str | None) -> Session:
+    """`open_session`, but a graph that plans are built from is run whole, its own labels included.
+
+    Elsewhere labels are made behind the engine, from its masks; a plan ships the labels its graph makes, in 16 bits.
+    """
+    if path.suffix == ".onnx" and engine in (None, "onnxruntime"):
+        manifest = read_manifest(path, check_hash=False)
+        if manifest.precision in ("fp16", "bf16") or manifest.details.get("target") == "tensorrt":
+            from segmenter_engines.sessions.onnxruntime import WholeGraphSession
+
+            return WholeGraphSession(path, threads or usable_cores(), precision)
+    return open_session(path, engine, threads=threads, precision=precision)
 
 
 def _row_disagreement(session: Session, alone: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
@@ -141,7 +159,7 @@ def record(artifact: Path, verdict: Verdict) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """Compare an engine with PyTorch on labelled images; exits with 1 past the limit of its precision."""
+    """Compare an engine with PyTorch on labelled images; exits with 2 past the limit of its precision."""
 
     artifact: Annotated[Path, tyro.conf.Positional]
     """The .onnx or .plan to verify."""
@@ -170,11 +188,11 @@ class Options:
 def verify_artifact(options: Options) -> int:
     chosen = Subset(open_dataset(options.dataset, options.data, options.split), options.images)
     with (
-        open_session(options.artifact, options.engine, threads=options.threads, precision=options.precision) as session,
+        open_as_shipped(options.artifact, options.engine, options.threads, options.precision) as session,
         open_session(options.checkpoint, "eager", threads=options.threads) as reference,
     ):
-        precision = session.name.rsplit("-", 1)[-1]
-        limit = LIMITS[precision]
+        require_checkpoint(options.artifact, read_manifest(options.artifact, check_hash=False), options.checkpoint)
+        limit = LIMITS[session.name.rsplit("-", 1)[-1]]
         if options.max_drop is not None:
             limit = replace(limit, miou_drop=options.max_drop)
         verdict = verify(session, reference, chosen, limit=limit)

@@ -1,10 +1,10 @@
 """Every engine by name, and `open_session`, which picks one for an artifact."""
 
-import os
 from importlib import import_module
 from pathlib import Path
 
-from segmenter.errors import EngineError
+from segmenter.cores import usable_cores
+from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.session import Session, Spec
 
@@ -28,7 +28,8 @@ def open_session(
     path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`), an exported .onnx
     (`onnxruntime`, `openvino`), or a .plan (`tensorrt-rtx`). engine: one of `ENGINES`; None takes the first that fits
     the path. threads: CPU threads, all cores when None. precision: see the engine's class.
-    Raises EngineError, in one line, when the engine is unknown, does not fit the path, or cannot run here.
+    Raises EngineError, in one line, when the engine is unknown or does not fit the path, and Unavailable when this
+    machine lacks what it needs.
     """
     path = Path(path)
     choices = _choices(path)
@@ -43,10 +44,10 @@ def open_session(
     try:
         kind = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        raise EngineError(
+        raise Unavailable(
             f"engine {engine}: the package {error.name} is not installed; pip install 'segmenter-trt[{extra}]'"
         ) from error
-    session: Session = kind(path, threads or len(os.sched_getaffinity(0)), precision)
+    session: Session = kind(path, threads or usable_cores(), precision)
     return session
 
 

@@ -1,12 +1,14 @@
 """OpenVINO on the CPU: fp32 and int8 graphs, in float32 or, where the CPU has it, bfloat16."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 
-from segmenter.errors import EngineError
+from segmenter.cpu import cpu_flags, int8_saturates
+from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.session import Session, Spec
 
@@ -29,7 +31,7 @@ class OpenVinoSession(Session):
         core = openvino.Core()
         native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not native:
-            raise EngineError("openvino in bf16: this CPU has no bfloat16 instructions; use fp32 or int8")
+            raise Unavailable("openvino in bf16: this CPU has no bfloat16 instructions; use fp32 or int8")
         self._floats = precision or ("bf16" if manifest.precision == "int8" and native else "fp32")
         spec = Spec.of_manifest(manifest)
         super().__init__(spec, threads)
@@ -49,6 +51,13 @@ class OpenVinoSession(Session):
             )
         except RuntimeError as error:
             raise EngineError(f"{path}: OpenVINO {self._version} cannot open it: {error}") from error
+        if manifest.precision == "int8" and int8_saturates(cpu_flags()):
+            warnings.warn(
+                f"{path}: this CPU has no VNNI, so OpenVINO may overflow where large activations meet large weights;"
+                " run `segmenter verify` on this machine, or take the onnxruntime engine, which sums exactly",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._request = compiled.create_infer_request()
 
     @property

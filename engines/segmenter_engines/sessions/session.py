@@ -1,6 +1,8 @@
 """What every engine is to its users: images in, labels out, and a description of what happened between."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 
 import segmenter_trt
 from segmenter.config import Preprocess, SegmenterConfig
-from segmenter.errors import EngineError
+from segmenter.errors import EngineError, SegmenterError
 from segmenter.preprocess import affine
 from segmenter_engines.manifest import Manifest
 
@@ -79,10 +81,12 @@ class Session(ABC):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Labels of images: uint8 RGB [B, H, W, 3] -> uint8 [B, H, W] (int16 when K > 256); [H, W, 3] -> [H, W].
 
-        Raises EngineError for another dtype, shape, size or batch than the engine takes.
+        Raises EngineError for another dtype, shape, size or batch than the engine takes, and when it fails: scores that
+        are no numbers, as of a network that overflows in 16 bits, or whatever its runtime complains of.
         """
         batch = self._checked(images)
-        labels = self._labels(self._normalize(batch), batch.shape[1:3])
+        with self._named():
+            labels = self._labels(self._normalize(batch), batch.shape[1:3])
         return labels[0] if images.ndim == 3 else labels
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -92,13 +96,15 @@ class Session(ABC):
 
     def network(self, x: Tensor) -> Tensor:
         """Normalised float32 [B, 3, H, W] -> logits [B, K, H, W], on the CPU; what `segmenter.window.segment` calls."""
-        masks = torch.from_numpy(self._masks(np.ascontiguousarray(x.numpy())))
+        with self._named():
+            masks = torch.from_numpy(self._masks(np.ascontiguousarray(x.numpy())))
         (H, W), padded = x.shape[-2:], self._padded(x.shape[-2], x.shape[-1])
         return F.interpolate(masks, padded, mode="bilinear", align_corners=False)[..., :H, :W]
 
     def masks(self, x: np.ndarray) -> np.ndarray:
         """The network alone: normalised float32 [B, 3, H, W] -> class masks float32 [B, K, h, w] on the patch grid."""
-        return self._masks(x)
+        with self._named():
+            return np.array(self._masks(x), order="C")  # the caller's own: engines may write the next over theirs
 
     def describe(self) -> dict[str, Any]:
         """Facts for people and reports: engine, precision, threads, sizes, where labels are made."""
@@ -109,6 +115,7 @@ class Session(ABC):
             "size": self.spec.size,
             "max_batch": self.spec.max_batch,
             "threads": self.threads,
+            "device": "cpu",
             "labels_by": "segmenter_trt.upsample_argmax",
         }
 
@@ -129,6 +136,36 @@ class Session(ABC):
 
     def _labels(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return segmenter_trt.upsample_argmax(self._masks(x), self._padded(*size), size, threads=self.threads)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turn what a runtime raises into EngineError naming the engine."""
+        try:
+            yield
+        except SegmenterError:
+            raise
+        except Exception as error:  # runtimes share no narrower base
+            told = " ".join(str(error).split())[:300]
+            raise EngineError(f"{self.name}, {self.spec.model}: {told or type(error).__name__}") from error
+
+    def _require_numbers(self, finite: bool) -> None:
+        """For engines that make labels themselves: an argmax would label NaN as if nothing were wrong."""
+        if not finite:
+            raise EngineError(
+                f"{self.name}, {self.spec.model}: scores that are no numbers; fp16 ends at 65504, so try bf16 or fp32,"
+                " and where fp32 does it too the weights are broken"
+            )
+
+    def _refuse(self, precision: str | None) -> None:
+        """For engines whose artifact settles the precision.
+
+        Raises EngineError when one is asked for.
+        """
+        if precision is not None:
+            raise EngineError(
+                f"precision {precision!r}: {self.engine} computes in what its artifact holds, {self.spec.precision};"
+                " leave it out, or export another precision"
+            )
 
     def _normalize(self, batch: np.ndarray) -> np.ndarray:
         return segmenter_trt.normalize(

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from segmenter.errors import EngineError
+from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.build import ENGINE, builder_log, tensorrt
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.session import Session, Spec
+
+OLDEST = (8, 0)  # compute capability of the first GPUs plans are built for
 
 
 class TensorRTSession(Session):
@@ -22,6 +24,7 @@ class TensorRTSession(Session):
     def __init__(self, path: Path, threads: int, precision: str | None = None) -> None:
         manifest = read_manifest(path)
         super().__init__(Spec.of_manifest(manifest), threads)
+        self._refuse(precision)
         _require_gpu()
         trt = tensorrt()
         self._trt = trt
@@ -85,11 +88,15 @@ def _require_gpu() -> None:
     try:
         ctypes.CDLL(driver)
     except OSError as error:
-        raise EngineError(
+        raise Unavailable(
             f"engine {ENGINE}: no NVIDIA driver here ({driver} not found); the plan is whole, run it on a machine with"
             " an Ampere or later GPU"
         ) from error
     if not torch.cuda.is_available():
-        raise EngineError(
+        raise Unavailable(
             f"engine {ENGINE}: this PyTorch sees no CUDA device; install its CUDA build or check the driver"
+        )
+    if torch.cuda.get_device_capability() < OLDEST:
+        raise Unavailable(
+            f"engine {ENGINE}: {torch.cuda.get_device_name()} is older than Ampere; run the plan on a later GPU"
         )
