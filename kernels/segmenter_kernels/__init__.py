@@ -4,6 +4,7 @@ from segmenter_kernels.add_layernorm import add_layernorm
 from segmenter_kernels.attention import attention
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
 from segmenter_kernels.mask_scores import mask_scores
+from segmenter_kernels.patch_embed import patch_embed
 from segmenter_kernels.upsample_argmax import upsample_argmax
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "linear_gelu",
     "linear_residual",
     "mask_scores",
+    "patch_embed",
     "upsample_argmax",
 ]

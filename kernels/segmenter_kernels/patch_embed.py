@@ -1,0 +1,239 @@
+"""Image to tokens in one launch: P x P patches projected, extra tokens put in front, position embeddings added.
+
+    out[b, E + n] = sum over (c, i, j) of image[b, c, P y + i, P x + j] weight[:, c, i, j] + bias + position[E + n]
+    out[b, e] = tokens[e] + position[e]                                          n = y w + x,  e < E
+
+A matrix product whose left side is read from the image in place: a step takes some rows of the patches in one colour.
+From uint8 pixels [B, H, W, 3] a step also normalises: `x * scale + shift` with both roundings, then the rounding to the
+weights' type, then zeros beyond the image, as the eager steps do. Weights keep their order (c, i, j); a step of uint8
+pixels reads every third byte, and the next two steps read the others from cache.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segmenter_kernels import checks, tiles
+from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
+from segmenter_kernels.tiles import Tile
+
+OP = "patch_embed"
+PATCH_SIZES = (8, 14, 16, 32)
+MAX_ELEMENTS = 2**31  # of one image, so that offsets in it fit int32
+DEPLOYED_PATCH_SIZES = (8, 14, 16, 32)
+
+
+@triton.jit
+def _pixels(image_ptr, keep, scale, shift, PIXELS: tl.constexpr, MASKED: tl.constexpr, DTYPE: tl.constexpr):
+    """A block of patches' pixels in one colour: as they are, or normalised and zero where `keep` is not."""
+    if PIXELS:
+        x = tl.load(image_ptr, keep, 0).to(tl.float32)
+        # fma with 0 is a product that no compiler fuses with the sum: eager rounds both
+        values = tl.where(keep, tl.fma(x, scale, 0.0) + shift, 0.0).to(DTYPE)
+    else:
+        values = tl.load(image_ptr, keep, 0.0) if MASKED else tl.load(image_ptr)
+    return values
+
+
+@triton.jit
+def _kernel(
+    image_ptr, weight_ptr, bias_ptr, position_ptr, tokens_ptr, out_ptr, M, H, W, h, w, C, E,
+    scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    PIXELS: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    # a patch's row is padded to WIDE, a power of two, and its rows to whole steps
+    MASKED: tl.constexpr = WIDE != P or P % ROWS != 0
+    blocks = tl.cdiv(C, BLOCK_C)
+    first = tl.program_id(0) // blocks * BLOCK_M
+    col = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    grid = h * w
+    m = first + tl.arange(0, BLOCK_M)
+    # patches and channels past the end repeat the last: they need no mask, and what comes of them is dropped
+    patch = tl.minimum(m, M - 1)
+    b, n = patch // grid, patch % grid
+    i = tl.arange(0, ROWS * WIDE) // WIDE
+    j = tl.arange(0, ROWS * WIDE) % WIDE
+    y = n // w * P
+    x = n % w * P
+    start = b.to(tl.int64) * (3 * H * W)
+    if PIXELS:
+        at = start[:, None] + ((y * W + x)[:, None] + (i * W + j)[None, :]) * 3  # [BLOCK_M, ROWS WIDE]
+        across = x[:, None] + j[None, :] < W
+    else:
+        at = start[:, None] + (y * W + x)[:, None] + (i * W + j)[None, :]
+    weight_ptr += tl.minimum(col, C - 1)[:, None] * (3 * P * P) + (i * P + j)[None, :]
+    image_ptr += at
+
+    total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    STEPS: tl.constexpr = (P + ROWS - 1) // ROWS
+    for step in range(3 * STEPS):
+        # uint8: the three colours of a row in turn, for they share their bytes' cache lines
+        c = step % 3 if PIXELS else step // STEPS
+        row = (step // 3 if PIXELS else step % STEPS) * ROWS
+        inside = ((row + i < P) & (j < P))[None, :]
+        if PIXELS:
+            keep = inside & across & (y[:, None] + (row + i)[None, :] < H)
+            scale = tl.where(c == 0, scale_0, tl.where(c == 1, scale_1, scale_2))
+            shift = tl.where(c == 0, shift_0, tl.where(c == 1, shift_1, shift_2))
+            here = row * W * 3 + c
+        else:
+            keep, scale, shift = inside, 1.0, 0.0
+            here = (c * H + row) * W
+        left = _pixels(image_ptr + here, keep, scale, shift, PIXELS, MASKED, weight_ptr.dtype.element_ty)
+        there = weight_ptr + (c * P + row) * P
+        right = tl.load(there, inside, 0.0) if MASKED else tl.load(there)
+        total = tl.dot(left, right.T, total, input_precision=PRECISION)
+
+    total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
+    keep = (m < M)[:, None] & (col < C)[None, :]
+    place = (E + n)[:, None] * C + col[None, :]
+    total += tl.load(position_ptr + place, keep, 0.0).to(tl.float32)
+    image_stride = tl.cast(E + grid, tl.int64) * C
+    tl.store(out_ptr + b[:, None] * image_stride + place, total.to(out_ptr.dtype.element_ty), keep)
+    # the extra tokens of the images whose first patch is among these
+    for image in range(tl.cdiv(first, grid), tl.cdiv(tl.minimum(first + BLOCK_M, M), grid)):
+        for e in range(E):
+            extra = tl.load(tokens_ptr + e * C + col, col < C, 0.0).to(tl.float32)
+            extra += tl.load(position_ptr + e * C + col, col < C, 0.0).to(tl.float32)
+            tl.store(out_ptr + image * image_stride + e * C + col, extra.to(out_ptr.dtype.element_ty), col < C)
+
+
+def patch_embed(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    tokens: Tensor,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Image to tokens; inference only. All tensors contiguous.
+
+    Args:
+        image: [B, 3, H, W] normalised, of the weights' dtype, H and W multiples of P; or uint8 [B, H, W, 3] of any size
+            with `mean` and `std`, which is normalised and zero-padded to multiples of P.
+        weight: [C, 3, P, P], fp16, bf16 or fp32; P 8, 14, 16 or 32.
+        bias: [C]; position: [1, E + h w, C], already at this grid; tokens: [1, E, C]; all of the weights' dtype.
+        mean, std: 3 numbers each, of pixels from 0 to 1: `(x / 255 - mean) / std`.
+        tile: BLOCK_M patches by BLOCK_C channels a program, ROWS of a patch a step, num_warps, num_stages; None takes
+            the committed one.
+
+    Returns:
+        [B, E + h w, C].
+
+    Raises:
+        ValueError: shapes, dtypes, devices or strides differ from the above, mean and std are missing for uint8 or
+            given for floats, or a gradient is needed.
+    """
+    checks.require(weight.dim() == 4, OP, f"weight {list(weight.shape)}: want [C, 3, P, P]")
+    C, P = weight.shape[0], weight.shape[3]
+    checks.shape(OP, "weight", weight, (-1, 3, P, P))
+    checks.require(P in PATCH_SIZES, OP, f"weight {list(weight.shape)}: want patches of 8, 14, 16 or 32 pixels")
+    checks.require(C > 0, OP, f"weight {list(weight.shape)}: want at least 1 channel")
+    pixels = image.dtype == torch.uint8
+    checks.shape(OP, "image", image, (-1, -1, -1, 3) if pixels else (-1, 3, -1, -1))
+    B, H, W = (image.shape[0], *image.shape[1:3]) if pixels else (image.shape[0], *image.shape[2:])
+    multiples = pixels or not (H % P or W % P)
+    checks.require(multiples, OP, f"image {H}x{W}: want sides that are multiples of {P}; pad it with zeros")
+    checks.require(min(H, W) > 0, OP, f"image {H}x{W}: want at least 1x1")
+    checks.require(3 * H * W < MAX_ELEMENTS, OP, f"image {H}x{W}: too large; do it in windows")
+    scale, shift = _affine(pixels, mean, std)
+    h, w = triton.cdiv(H, P), triton.cdiv(W, P)
+    checks.shape(OP, "tokens", tokens, (1, -1, C))
+    E = tokens.shape[1]
+    checks.shape(OP, "position", position, (1, E + h * w, C))
+    checks.shape(OP, "bias", bias, (C,))
+    parameters = {"weight": weight, "bias": bias, "position": position, "tokens": tokens}
+    dtype = checks.same_dtype(OP, checks.FLOATS, **parameters, **({} if pixels else {"image": image}))
+    checks.on_gpu(OP, image=image, **parameters)
+    checks.contiguous(OP, image=image, **parameters)
+    checks.inference_only(OP, image=image, **parameters)
+    out = torch.empty(B, E + h * w, C, dtype=dtype, device=image.device)
+    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels), image.device)
+    M = B * h * w
+    if M:
+        _kernel[(triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(C, tile["BLOCK_C"]),)](
+            *(image, weight, bias, position, tokens, out, M, H, W, h, w, C, E, *scale, *shift),
+            PIXELS=pixels,
+            P=P,
+            WIDE=triton.next_power_of_2(P),
+            ROWS=tile["ROWS"],
+            BLOCK_M=tile["BLOCK_M"],
+            BLOCK_C=tile["BLOCK_C"],
+            PRECISION="ieee" if dtype == torch.float32 else "tf32",
+            num_warps=tile["num_warps"],
+            num_stages=tile["num_stages"],
+        )
+    return out
+
+
+def _affine(
+    pixels: bool, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Normalisation as `x * scale + shift`, which the launch rounds to float32 once."""
+    if not pixels:
+        checks.require(mean is None and std is None, OP, "mean and std are for uint8 images; this one is normalised")
+        return (1.0,) * 3, (0.0,) * 3
+    if mean is None or std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"{OP}: mean {mean}, std {std}: a uint8 image needs 3 numbers each, every std above 0")
+    return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+
+
+def case_of(P: int, dtype: torch.dtype, pixels: bool) -> str:
+    """The name in the tile data: the patch size, and what is read."""
+    return f"{P}_fp32" if dtype == torch.float32 else f"{P}_uint8" if pixels else str(P)
+
+
+def shared_bytes(tile: Tile, P: int, itemsize: int) -> int:
+    """Shared memory of a program at most: every stage holds a block of patches and one of weights."""
+    step = tile["ROWS"] * triton.next_power_of_2(P) * itemsize
+    return (tile["BLOCK_M"] + tile["BLOCK_C"]) * step * tile["num_stages"]
+
+
+def candidates(architecture: int, case: str) -> Iterator[Tile]:
+    """Tiles worth timing: those that fit the architecture's shared memory."""
+    P = int(case.split("_")[0])
+    for BLOCK_M, BLOCK_C, num_warps in ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8), (128, 256, 8)):
+        for ROWS in sorted({max(1, step // triton.next_power_of_2(P)) for step in (32, 64, 128)}):
+            for num_stages in (2, 3, 4):
+                sizes = {"BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "ROWS": ROWS}
+                tile = sizes | {"num_warps": num_warps, "num_stages": num_stages}
+                if shared_bytes(tile, P, 4 if case.endswith("fp32") else 2) <= tiles.SHARED_MEMORY_BYTES[architecture]:
+                    yield tile
+
+
+def specialisations(architecture: int) -> Iterator[Specialisation]:
+    """The forms engines launch on an architecture."""
+    pointers = ("weight_ptr", "bias_ptr", "position_ptr", "tokens_ptr", "out_ptr")
+    integers = ("M", "H", "W", "h", "w", "C", "E")
+    factors = ("scale_0", "scale_1", "scale_2", "shift_0", "shift_1", "shift_2")
+    for dtype in DEPLOYED:
+        for P in DEPLOYED_PATCH_SIZES:
+            for pixels in (False, True):
+                tile = tiles.of_architecture(OP, case_of(P, dtype, pixels), architecture)
+                yield Specialisation(
+                    name=f"{OP}_{TYPE_NAMES[dtype]}_p{P}{'_uint8' if pixels else ''}",
+                    kernel=_kernel,
+                    types={
+                        **{"image_ptr": "*u8" if pixels else f"*{TYPE_NAMES[dtype]}"},
+                        **dict.fromkeys(pointers, f"*{TYPE_NAMES[dtype]}"),
+                        **dict.fromkeys(integers, "i32"),
+                        **dict.fromkeys(factors, "fp32"),
+                    },
+                    constants={
+                        **{"PIXELS": pixels, "P": P, "WIDE": triton.next_power_of_2(P), "PRECISION": "tf32"},
+                        **{name: tile[name] for name in ("ROWS", "BLOCK_M", "BLOCK_C")},
+                    },
+                    # a width that is a multiple of 8 or 14 is not one of 16
+                    aligned=frozenset(("image_ptr", *pointers, "C", *(("W",) if P % 16 == 0 and not pixels else ()))),
+                    num_warps=tile["num_warps"],
+                    num_stages=tile["num_stages"],
+                    matrix=True,
+                    asynchronous=not pixels,
+                )
