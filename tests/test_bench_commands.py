@@ -9,7 +9,7 @@ import torch
 from segmenter.checkpoint import save_model
 from segmenter.config import variant
 from segmenter.datasets import open_dataset
-from segmenter.errors import CheckpointError, ConfigError
+from segmenter.errors import CheckpointError, ConfigError, VerificationError
 from segmenter.preprocess import normalize
 from segmenter_bench import miou, models, report, throughput
 from segmenter_bench.models import MARK, open_folder, pictures, random_folder, random_model
@@ -35,9 +35,9 @@ def folder(tmp_path_factory):
 
 def test_throughput_and_miou_of_real_engines_make_a_report(folder, tmp_path, capsys):
     quick = ("--rounds", "2", "--burst-seconds", "0.01", "--batch", "1", "2", "--images", "2", "--network", *QUICK)
-    engines = ("--engine", "onnxruntime-fp32", "tensorrt-rtx-fp16")
+    engines = ("--engine", "onnxruntime-fp32", "tensorrt-rtx")
     status = throughput.main(["--folder", str(folder), "--out", str(tmp_path), *engines, *quick])
-    assert status == 1  # the plan was asked for by name, and is not there
+    assert status == 1  # plans were asked for, and none is there
     (path,) = tmp_path.glob("throughput-*.json")
     run = read_run(path)
     assert [(row["engine"], row["region"], row["batch"]) for row in run["rows"]] == [
@@ -50,17 +50,27 @@ def test_throughput_and_miou_of_real_engines_make_a_report(folder, tmp_path, cap
         assert row["timing"]["ms_p50"] <= row["timing"]["ms_p90"] <= row["timing"]["ms_p99"]
         assert row["memory_bytes"] > 50 << 20
         assert row["describe"]["threads"] == 1
-    assert run["unavailable"][0]["engine"] == "tensorrt-rtx-fp16"
+    assert [one["engine"] for one in run["unavailable"]] == ["tensorrt-rtx-fp16", "tensorrt-rtx-int8"]
     assert "not in the engine folder" in run["unavailable"][0]["reason"]
     assert str(path) in capsys.readouterr().out
 
-    status = miou.main(
-        ["--folder", str(folder), "--out", str(tmp_path), "--engine", "onnxruntime-int8", "--limit", "3", *QUICK]
-    )
+    arguments = [
+        "--folder",
+        str(folder),
+        "--out",
+        str(tmp_path),
+        "--engine",
+        "onnxruntime-int8",
+        "--limit",
+        "3",
+        *QUICK,
+    ]
+    assert miou.main([*arguments, "--require-miou", "0.99"]) == 2
+    told = capsys.readouterr()
+    assert "error: mIoU below the required 0.99: onnxruntime-int8 has 0." in told.err
     (path,) = tmp_path.glob("miou-*.json")
     run = read_run(path)
     (row,) = run["rows"]
-    assert status == (row["status"] == "failed")
     assert 0.5 < row["agreement"] < 1.0
     assert len(row["iou"]) == 8
     assert row["drop"] is not None
@@ -101,7 +111,8 @@ def test_commands_say_what_they_want(tmp_path, folder, capsys):
         (throughput.main, ["--folder", str(folder), "--engine", "fastest"], "engine 'fastest' is unknown"),
         (throughput.main, ["--variant", "Seg-XXL"], "variant 'Seg-XXL' is unknown"),
         (miou.main, ["--folder", str(folder), "--examples", "-1"], "--examples -1"),
-        (miou.main, ["--folder", str(folder), "--dataset", "camvid", "--data", str(tmp_path)], ""),
+        (miou.main, ["--folder", str(folder), "--dataset", "camvid", "--data", str(tmp_path)], f"{tmp_path}"),
+        (miou.main, ["--folder", str(folder), "--require-miou", "62"], "--require-miou 62.0: wanted 0 to 1"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
@@ -150,6 +161,17 @@ def test_an_engine_folder_is_opened_with_the_size_of_its_engines(folder, tmp_pat
     assert subject.facts()["classes"] == list(subject.config.classes)
     with pytest.raises(CheckpointError, match="wanted an engine folder"):
         open_folder(tmp_path)
+
+
+def test_a_required_miou_is_met_by_every_engine_or_refused():
+    rows = [{"engine": "good", "miou": 0.7}, {"engine": "bad", "miou": 0.61}, {"engine": "dead", "miou": None}]
+    miou._require(rows[:1], 0.7)
+    with pytest.raises(VerificationError, match=r"required 0\.62: bad has 0\.6100; dead has -"):
+        miou._require(rows, 0.62)
+    with pytest.raises(VerificationError, match=r"bad has nan"):
+        miou._require([{"engine": "bad", "miou": float("nan")}], 0.0)
+    with pytest.raises(VerificationError, match="no engine was judged"):
+        miou._require([], 0.0)
 
 
 def test_made_up_pictures_have_the_size_asked_for():
