@@ -1,13 +1,18 @@
-"""Checkpoint to ONNX: one graph, its precision in its tensors, labels at image resolution."""
+"""Checkpoint to ONNX: one graph, its precision in its tensors, labels at image resolution.
+
+Two lowerings: `native` is standard ONNX ops, which every runtime reads; `plugin` keeps the fused ops as nodes of domain
+`segmenter` (defined in `segmenter_kernels.onnx_ops`), for a runtime that has their plugins.
+"""
 
 import copy
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import CRITICAL, getLogger
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import onnx
@@ -26,6 +31,7 @@ from segmenter_engines.weight_names import name_weights
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPSET = 20  # the first with Gelu as one op; every runtime used here reads it
+LOWERINGS = ("native", "plugin")
 INPUT = "images"
 MAX_BATCH = 64
 
@@ -56,6 +62,7 @@ def export(
     width: int | None = None,
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     logits: bool = False,
+    lowering: Literal["native", "plugin"] = "native",
 ) -> Manifest:
     """Write a network as ONNX, with its manifest beside it.
 
@@ -63,6 +70,7 @@ def export(
     when K > 256), `masks` float32 [B, K, h, w] on the patch grid, and, when asked, `logits` float32 [B, K, H, W].
     height, width: pixels; the size the checkpoint was trained at when None. Sizes that are no multiple of the patch are
     padded and cropped inside the graph. precision: type of weights and activations; inputs and outputs stay as above.
+    lowering: see the module; `plugin` needs the package triton.
     Raises CheckpointError for the checkpoint, EngineError for a size or precision that cannot be exported.
     """
     out = Path(out)
@@ -72,7 +80,10 @@ def export(
         raise EngineError(
             f"precision {precision!r}: export knows {', '.join(FLOATS)}; for int8 use `segmenter quantize`"
         )
-    model = copy.deepcopy(checkpoint) if isinstance(checkpoint, Segmenter) else load_model(checkpoint)
+    if lowering not in LOWERINGS:
+        raise EngineError(f"lowering {lowering!r}: export knows {' and '.join(LOWERINGS)}")
+    ops, table = _plugins() if lowering == "plugin" else (None, {})
+    model = _loaded(checkpoint, ops)
     config = model.config
     height, width = height or config.encoder.image_size[0], width or config.encoder.image_size[1]
     if min(height, width) < config.encoder.patch_size:
@@ -81,7 +92,7 @@ def export(
         )
     model.eval().fold_layer_scale()
     module = _Graph(model, FLOATS[precision], logits)
-    graph = _trace(module, height, width, logits)
+    graph = _trace(module, height, width, logits, table)
     name_weights(graph.graph, module)
     _describe(graph, model)
     with atomic_path(out) as temporary:
@@ -106,13 +117,34 @@ def export(
         command=command_line(),
         versions=versions_of("onnx", "onnxscript", "onnxslim"),
         machine=machine_name(),
-        details={"opset": OPSET, "nodes": len(graph.graph.node)},
+        details={"opset": OPSET, "nodes": len(graph.graph.node), "lowering": lowering},
     )
     manifest.write(out)
     return manifest
 
 
-def _trace(module: nn.Module, height: int, width: int, logits: bool) -> onnx.ModelProto:
+def _plugins() -> tuple[ModuleType, Mapping[Callable[..., Any], Callable[..., Any]]]:
+    """The ops that a traced graph keeps whole, and how each is written in ONNX."""
+    from segmenter_kernels import library, onnx_ops
+
+    return library, onnx_ops.translations()
+
+
+def _loaded(checkpoint: Path | str | Segmenter, ops: ModuleType | None) -> Segmenter:
+    if not isinstance(checkpoint, Segmenter):
+        return load_model(checkpoint, ops=ops)
+    if ops is None:
+        return copy.deepcopy(checkpoint)
+    model = Segmenter(checkpoint.config, ops)
+    if all(block.ls1 is None for block in checkpoint.encoder.blocks):
+        model.fold_layer_scale()
+    model.load_state_dict(checkpoint.state_dict())
+    return model
+
+
+def _trace(
+    module: nn.Module, height: int, width: int, logits: bool, table: Mapping[Callable[..., Any], Callable[..., Any]]
+) -> onnx.ModelProto:
     # a sample batch of one would freeze the batch; the trace needs two
     sample = torch.zeros(2, 3, height, width)
     batch = torch.export.Dim("B", min=1, max=MAX_BATCH)
@@ -125,6 +157,7 @@ def _trace(module: nn.Module, height: int, width: int, logits: bool) -> onnx.Mod
             input_names=[INPUT],
             output_names=["labels", "masks", "logits"][: 3 if logits else 2],
             opset_version=OPSET,
+            custom_translation_table=dict(table),
             verbose=False,
         )
         if program is None:
@@ -183,6 +216,8 @@ class Options:
     """Type of weights and activations in the graph."""
     logits: bool = False
     """Add full-resolution logits as a third output."""
+    lowering: Literal["native", "plugin"] = "native"
+    """Standard ONNX ops (native), or Segmenter* nodes for a runtime with plugins (plugin)."""
 
 
 def export_checkpoint(options: Options) -> int:
@@ -193,6 +228,7 @@ def export_checkpoint(options: Options) -> int:
         width=options.width,
         precision=options.precision,
         logits=options.logits,
+        lowering=options.lowering,
     )
     print(
         f"{options.out}: {manifest.precision}, images {manifest.height}x{manifest.width}, "
