@@ -5,15 +5,20 @@ from segmenter_kernels.attention import attention
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
 from segmenter_kernels.mask_scores import mask_scores
 from segmenter_kernels.patch_embed import patch_embed
+from segmenter_kernels.quantize import quantize
+from segmenter_kernels.quantized_linear import linear_fp8, linear_int8
 from segmenter_kernels.upsample_argmax import upsample_argmax
 
 __all__ = [
     "add_layernorm",
     "attention",
     "linear",
+    "linear_fp8",
     "linear_gelu",
+    "linear_int8",
     "linear_residual",
     "mask_scores",
     "patch_embed",
+    "quantize",
     "upsample_argmax",
 ]

@@ -21,7 +21,16 @@ from segmenter_kernels import tiles
 from segmenter_kernels.cubin import resources
 from segmenter_kernels.specialisation import Specialisation
 
-OPS = ("add_layernorm", "attention", "linear", "mask_scores", "patch_embed", "upsample_argmax")
+OPS = (
+    "add_layernorm",
+    "attention",
+    "linear",
+    "mask_scores",
+    "patch_embed",
+    "quantize",
+    "quantized_linear",
+    "upsample_argmax",
+)
 PTX_FALLBACK = 80  # PTX of the oldest architecture runs on every newer one, those not known yet included
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 

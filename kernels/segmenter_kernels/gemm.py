@@ -37,21 +37,25 @@ def place(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.
 
 @triton.jit
 def product(
-    x, weight, start_m, start_n, M, N, K,
+    x, weight, scale, start_m, start_n, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, INTEGER: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, INTEGER: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One [BLOCK_M, BLOCK_N] tile of x weight^T in int32 (INTEGER) or float32.
 
-    PARTIAL: how many products of 8-bit floats may be summed in the matrix unit's own, narrower accumulator.
+    With SPLIT it is `scale x weight^T`, each BLOCK_K summed apart: the matrix units of some GPUs keep 13 bits of a sum
+    of float8 products. The scale, which must be known only at run time, keeps the compiler from joining the sums.
     """
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INTEGER else tl.float32)
     kind: tl.constexpr = tl.int32 if INTEGER else tl.float32
+    total = tl.zeros([BLOCK_M, BLOCK_N], kind)
     if DESCRIPTORS:
         for k in range(0, K, BLOCK_K):
             a = x.load([start_m, k])
             b = weight.load([start_n, k])
-            total = tl.dot(a, b.T, total, input_precision=PRECISION, max_num_imprecise_acc=PARTIAL, out_dtype=kind)
+            if SPLIT:
+                total += tl.dot(a, b.T) * scale
+            else:
+                total = tl.dot(a, b.T, total, input_precision="ieee", out_dtype=kind)
     else:
         row = ((start_m + tl.arange(0, BLOCK_M)) % M).to(tl.int64)
         column = ((start_n + tl.arange(0, BLOCK_N)) % N).to(tl.int64)
@@ -64,7 +68,10 @@ def product(
             else:
                 keep = depth < K - k
                 a, b = tl.load(a_at, keep[None, :], 0.0), tl.load(b_at, keep[:, None], 0.0)
-            total = tl.dot(a, b, total, input_precision=PRECISION, max_num_imprecise_acc=PARTIAL, out_dtype=kind)
+            if SPLIT:
+                total += tl.dot(a, b) * scale
+            else:
+                total = tl.dot(a, b, total, input_precision="ieee", out_dtype=kind)
             a_at += BLOCK_K
             b_at += BLOCK_K
     return total

@@ -29,7 +29,7 @@ def _tile(
 ):  # fmt: skip
     start_m, start_n = gemm.place(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
     y = gemm.product(
-        x, weight, start_m, start_n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS, False, "ieee", None
+        x, weight, 1.0, start_m, start_n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS, False, False
     )
     y += gemm.load_row(bias_ptr, start_n, N, BLOCK_N)
     if EPILOGUE == "gelu":
