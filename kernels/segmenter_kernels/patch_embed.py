@@ -5,8 +5,8 @@
 
 A matrix product whose left side is read from the image in place: a step takes some rows of the patches in one colour.
 From uint8 pixels [B, H, W, 3] a step also normalises: `x * scale + shift` with both roundings, then the rounding to the
-weights' type, then zeros beyond the image, as the eager steps do. Weights keep their order (c, i, j); a step of uint8
-pixels reads every third byte, and the next two steps read the others from cache.
+weights' type, then zeros beyond the image, as the eager steps do. Weights keep their order (c, i, j). Where the width
+is a multiple of 4, pixels are read by fours as three words, whose bytes make a step of each colour; else one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,30 +23,105 @@ from segmenter_kernels.tiles import Tile
 OP = "patch_embed"
 PATCH_SIZES = (8, 14, 16, 32)
 MAX_ELEMENTS = 2**31  # of one image, so that offsets in it fit int32
-DEPLOYED_PATCH_SIZES = (8, 14, 16, 32)
+# patch size, bytes read at a time (0: floats)
+DEPLOYED_FORMS = ((8, 0), (14, 0), (16, 0), (32, 0), (8, 4), (16, 4), (32, 4), (14, 1), (16, 1))
 
 
 @triton.jit
-def _pixels(image_ptr, keep, scale, shift, PIXELS: tl.constexpr, MASKED: tl.constexpr, DTYPE: tl.constexpr):
-    """A block of patches' pixels in one colour: as they are, or normalised and zero where `keep` is not."""
-    if PIXELS:
-        x = tl.load(image_ptr, keep, 0).to(tl.float32)
-        # fma with 0 is a product that no compiler fuses with the sum: eager rounds both
-        values = tl.where(keep, tl.fma(x, scale, 0.0) + shift, 0.0).to(DTYPE)
-    else:
-        values = tl.load(image_ptr, keep, 0.0) if MASKED else tl.load(image_ptr)
-    return values
+def _load(x_ptr, keep, MASKED: tl.constexpr):
+    return tl.load(x_ptr, keep, 0) if MASKED else tl.load(x_ptr)
+
+
+@triton.jit
+def _normalised(value, keep, scale, shift, EVEN: tl.constexpr, DTYPE: tl.constexpr):
+    """The lowest byte of int32 values as the network reads it; zero where `keep` is not, unless all is kept (EVEN)."""
+    # the float32 of these bits is 2^23 + byte, exactly: a conversion would take several times as long
+    x = ((value & 255) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+    # fma with 0 is a product that no compiler fuses with the sum: eager rounds both
+    x = tl.fma(x, scale, 0.0) + shift
+    return (x if EVEN else tl.where(keep, x, 0.0)).to(DTYPE)
+
+
+@triton.jit
+def _colour(p, q, r, s, keep, scale, shift, EVEN: tl.constexpr, DTYPE: tl.constexpr):
+    """Four blocks of bytes, normalised, as every fourth column of one block."""
+    p, q = _normalised(p, keep, scale, shift, EVEN, DTYPE), _normalised(q, keep, scale, shift, EVEN, DTYPE)
+    r, s = _normalised(r, keep, scale, shift, EVEN, DTYPE), _normalised(s, keep, scale, shift, EVEN, DTYPE)
+    return tl.reshape(tl.join(tl.join(p, r), tl.join(q, s)), [p.shape[0], 4 * p.shape[1]])
+
+
+@triton.jit
+def _product_of_floats(
+    image_ptr, weight_ptr, total, y, x, i, j, h, w,
+    P: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    # the compiler sees what w P is a multiple of, which it would not of W
+    image_ptr += (y + i) * (w * P) + x + j
+    for step in range(3 * STEPS):
+        c, row = step // STEPS, step % STEPS * ROWS
+        inside = (row + i < P) & (j < P)
+        left = _load(image_ptr + (c * (h * P) + row) * (w * P), inside, MASKED)
+        right = _load(weight_ptr + (c * P + row) * P, inside, MASKED)
+        total = tl.dot(left, right.T, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _product_of_bytes(
+    image_ptr, weight_ptr, total, y, x, i, j, H, W, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    P: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    image_ptr += ((y + i) * W + x + j) * 3
+    for step in range(3 * STEPS):
+        # the three colours of a row in turn, for they share cache lines
+        c, row = step % 3, step // 3 * ROWS
+        inside = (row + i < P) & (j < P)
+        keep = inside & (x + j < W) & (y + row + i < H)
+        scale = tl.where(c == 0, scale_0, tl.where(c == 1, scale_1, scale_2))
+        shift = tl.where(c == 0, shift_0, tl.where(c == 1, shift_1, shift_2))
+        pixel = tl.load(image_ptr + (row * W * 3 + c), keep, 0).to(tl.int32)
+        right = _load(weight_ptr + (c * P + row) * P, inside, MASKED)
+        left = _normalised(pixel, keep, scale, shift, False, right.dtype)
+        total = tl.dot(left, right.T, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _product_of_words(
+    image_ptr, weight_ptr, total, y, x, H, W, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    EVEN: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Four pixels are three words: all three colours of a row at once."""
+    at = tl.arange(0, ROWS * P // 4)[None, :]
+    i = at // (P // 4)
+    j = at % (P // 4) * 4
+    image_ptr += ((y + i) * W + x + j) // 4 * 3
+    DTYPE: tl.constexpr = weight_ptr.dtype.element_ty
+    for step in range(STEPS):
+        row = step * ROWS
+        keep = (x + j < W) & (y + row + i < H)
+        here = image_ptr + row * (W // 4) * 3
+        u, v, z = _load(here, keep, not EVEN), _load(here + 1, keep, not EVEN), _load(here + 2, keep, not EVEN)
+        there = weight_ptr + row * P
+        left = _colour(u, u >> 24, v >> 16, z >> 8, keep, scale_0, shift_0, EVEN, DTYPE)
+        total = tl.dot(left, tl.load(there).T, total, input_precision=PRECISION)
+        left = _colour(u >> 8, v, v >> 24, z >> 16, keep, scale_1, shift_1, EVEN, DTYPE)
+        total = tl.dot(left, tl.load(there + P * P).T, total, input_precision=PRECISION)
+        left = _colour(u >> 16, v >> 8, z, z >> 24, keep, scale_2, shift_2, EVEN, DTYPE)
+        total = tl.dot(left, tl.load(there + 2 * P * P).T, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
 def _kernel(
     image_ptr, weight_ptr, bias_ptr, position_ptr, tokens_ptr, out_ptr, M, H, W, h, w, C, E,
     scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
-    PIXELS: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    BYTES: tl.constexpr, EVEN: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # a patch's row is padded to WIDE, a power of two, and its rows to whole steps
     MASKED: tl.constexpr = WIDE != P or P % ROWS != 0
+    STEPS: tl.constexpr = (P + ROWS - 1) // ROWS
     blocks = tl.cdiv(C, BLOCK_C)
     first = tl.program_id(0) // blocks * BLOCK_M
     col = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -55,38 +130,28 @@ def _kernel(
     # patches and channels past the end repeat the last: they need no mask, and what comes of them is dropped
     patch = tl.minimum(m, M - 1)
     b, n = patch // grid, patch % grid
-    i = tl.arange(0, ROWS * WIDE) // WIDE
-    j = tl.arange(0, ROWS * WIDE) % WIDE
-    y = n // w * P
-    x = n % w * P
-    start = b.to(tl.int64) * (3 * H * W)
-    if PIXELS:
-        at = start[:, None] + ((y * W + x)[:, None] + (i * W + j)[None, :]) * 3  # [BLOCK_M, ROWS WIDE]
-        across = x[:, None] + j[None, :] < W
-    else:
-        at = start[:, None] + (y * W + x)[:, None] + (i * W + j)[None, :]
-    weight_ptr += tl.minimum(col, C - 1)[:, None] * (3 * P * P) + (i * P + j)[None, :]
-    image_ptr += at
-
+    y = (n // w * P)[:, None]
+    x = (n % w * P)[:, None]
+    i = (tl.arange(0, ROWS * WIDE) // WIDE)[None, :]
+    j = (tl.arange(0, ROWS * WIDE) % WIDE)[None, :]
+    start = b.to(tl.int64)[:, None]
+    each_ptr = weight_ptr + tl.minimum(col, C - 1)[:, None] * (3 * P * P) + i * P + j
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    STEPS: tl.constexpr = (P + ROWS - 1) // ROWS
-    for step in range(3 * STEPS):
-        # uint8: the three colours of a row in turn, for they share their bytes' cache lines
-        c = step % 3 if PIXELS else step // STEPS
-        row = (step // 3 if PIXELS else step % STEPS) * ROWS
-        inside = ((row + i < P) & (j < P))[None, :]
-        if PIXELS:
-            keep = inside & across & (y[:, None] + (row + i)[None, :] < H)
-            scale = tl.where(c == 0, scale_0, tl.where(c == 1, scale_1, scale_2))
-            shift = tl.where(c == 0, shift_0, tl.where(c == 1, shift_1, shift_2))
-            here = row * W * 3 + c
-        else:
-            keep, scale, shift = inside, 1.0, 0.0
-            here = (c * H + row) * W
-        left = _pixels(image_ptr + here, keep, scale, shift, PIXELS, MASKED, weight_ptr.dtype.element_ty)
-        there = weight_ptr + (c * P + row) * P
-        right = tl.load(there, inside, 0.0) if MASKED else tl.load(there)
-        total = tl.dot(left, right.T, total, input_precision=PRECISION)
+    if BYTES == 4:
+        total = _product_of_words(
+            image_ptr + start * (H * (W // 4) * 3), each_ptr, total, y, x, H, W,
+            scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, EVEN, P, ROWS, STEPS, PRECISION,
+        )  # fmt: skip
+    elif BYTES == 1:
+        total = _product_of_bytes(
+            image_ptr + start * (H * W * 3), each_ptr, total, y, x, i, j, H, W,
+            scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, P, ROWS, STEPS, MASKED, PRECISION,
+        )  # fmt: skip
+    else:
+        total = _product_of_floats(
+            image_ptr + start * (3 * (h * P) * (w * P)), each_ptr, total, y, x, i, j, h, w,
+            P, ROWS, STEPS, MASKED, PRECISION,
+        )  # fmt: skip
 
     total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
     keep = (m < M)[:, None] & (col < C)[None, :]
@@ -157,10 +222,13 @@ def patch_embed(
     out = torch.empty(B, E + h * w, C, dtype=dtype, device=image.device)
     tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels), image.device)
     M = B * h * w
+    words = pixels and W % 4 == 0 and P % 4 == 0 and P % tile["ROWS"] == 0 and image.data_ptr() % 4 == 0
     if M:
+        read = image.view(-1).view(torch.int32) if words else image
         _kernel[(triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(C, tile["BLOCK_C"]),)](
-            *(image, weight, bias, position, tokens, out, M, H, W, h, w, C, E, *scale, *shift),
-            PIXELS=pixels,
+            *(read, weight, bias, position, tokens, out, M, H, W, h, w, C, E, *scale, *shift),
+            BYTES=4 if words else int(pixels),
+            EVEN=not (H % P or W % P),
             P=P,
             WIDE=triton.next_power_of_2(P),
             ROWS=tile["ROWS"],
@@ -190,50 +258,53 @@ def case_of(P: int, dtype: torch.dtype, pixels: bool) -> str:
     return f"{P}_fp32" if dtype == torch.float32 else f"{P}_uint8" if pixels else str(P)
 
 
-def shared_bytes(tile: Tile, P: int, itemsize: int) -> int:
-    """Shared memory of a program at most: every stage holds a block of patches and one of weights."""
-    step = tile["ROWS"] * triton.next_power_of_2(P) * itemsize
-    return (tile["BLOCK_M"] + tile["BLOCK_C"]) * step * tile["num_stages"]
+def shared_bytes(tile: Tile, P: int, itemsize: int, pixels: bool) -> int:
+    """Shared memory of a program at most: a stage holds a block of patches and one (or three) of weights."""
+    step = tile["ROWS"] * triton.next_power_of_2(P)
+    patches, weights = tile["BLOCK_M"] * step * itemsize, tile["BLOCK_C"] * step * itemsize
+    if pixels:
+        return tile["num_stages"] * 3 * (tile["BLOCK_M"] * step + weights) + patches
+    return tile["num_stages"] * (patches + weights)
 
 
 def candidates(architecture: int, case: str) -> Iterator[Tile]:
     """Tiles worth timing: those that fit the architecture's shared memory."""
-    P = int(case.split("_")[0])
+    P, itemsize, pixels = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2, case.endswith("uint8")
     for BLOCK_M, BLOCK_C, num_warps in ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8), (128, 256, 8)):
-        for ROWS in sorted({max(1, step // triton.next_power_of_2(P)) for step in (32, 64, 128)}):
+        for ROWS in sorted({min(P, step // triton.next_power_of_2(P)) for step in (32, 64, 128)}):
             for num_stages in (2, 3, 4):
                 sizes = {"BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "ROWS": ROWS}
                 tile = sizes | {"num_warps": num_warps, "num_stages": num_stages}
-                if shared_bytes(tile, P, 4 if case.endswith("fp32") else 2) <= tiles.SHARED_MEMORY_BYTES[architecture]:
+                if shared_bytes(tile, P, itemsize, pixels) <= tiles.SHARED_MEMORY_BYTES[architecture]:
                     yield tile
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture."""
+    """The forms engines launch on an architecture: floats, whole patches by words, any pixels by bytes."""
     pointers = ("weight_ptr", "bias_ptr", "position_ptr", "tokens_ptr", "out_ptr")
     integers = ("M", "H", "W", "h", "w", "C", "E")
     factors = ("scale_0", "scale_1", "scale_2", "shift_0", "shift_1", "shift_2")
     for dtype in DEPLOYED:
-        for P in DEPLOYED_PATCH_SIZES:
-            for pixels in (False, True):
-                tile = tiles.of_architecture(OP, case_of(P, dtype, pixels), architecture)
-                yield Specialisation(
-                    name=f"{OP}_{TYPE_NAMES[dtype]}_p{P}{'_uint8' if pixels else ''}",
-                    kernel=_kernel,
-                    types={
-                        **{"image_ptr": "*u8" if pixels else f"*{TYPE_NAMES[dtype]}"},
-                        **dict.fromkeys(pointers, f"*{TYPE_NAMES[dtype]}"),
-                        **dict.fromkeys(integers, "i32"),
-                        **dict.fromkeys(factors, "fp32"),
-                    },
-                    constants={
-                        **{"PIXELS": pixels, "P": P, "WIDE": triton.next_power_of_2(P), "PRECISION": "tf32"},
-                        **{name: tile[name] for name in ("ROWS", "BLOCK_M", "BLOCK_C")},
-                    },
-                    # a width that is a multiple of 8 or 14 is not one of 16
-                    aligned=frozenset(("image_ptr", *pointers, "C", *(("W",) if P % 16 == 0 and not pixels else ()))),
-                    num_warps=tile["num_warps"],
-                    num_stages=tile["num_stages"],
-                    matrix=True,
-                    asynchronous=not pixels,
-                )
+        for P, BYTES in DEPLOYED_FORMS:
+            tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0), architecture)
+            read, name = {0: (f"*{TYPE_NAMES[dtype]}", ""), 1: ("*u8", "_uint8_any"), 4: ("*i32", "_uint8")}[BYTES]
+            yield Specialisation(
+                name=f"{OP}_{TYPE_NAMES[dtype]}_p{P}{name}",
+                kernel=_kernel,
+                types={
+                    **{"image_ptr": read},
+                    **dict.fromkeys(pointers, f"*{TYPE_NAMES[dtype]}"),
+                    **dict.fromkeys(integers, "i32"),
+                    **dict.fromkeys(factors, "fp32"),
+                },
+                constants={
+                    **{"BYTES": BYTES, "EVEN": BYTES != 1, "P": P, "WIDE": triton.next_power_of_2(P)},
+                    **{name: tile[name] for name in ("ROWS", "BLOCK_M", "BLOCK_C")},
+                    **{"PRECISION": "tf32"},
+                },
+                aligned=frozenset(("image_ptr", *pointers, "C")),
+                num_warps=tile["num_warps"],
+                num_stages=tile["num_stages"],
+                matrix=True,
+                asynchronous=BYTES == 0,
+            )

@@ -24,7 +24,17 @@ SHAPES = [
     (2, 16, 16, 16, 1, 1),
 ]
 # any height and width, pixels aligned to nothing
-PIXEL_SHAPES = [(2, 50, 75, 16, 192, 1), (1, 111, 57, 14, 72, 2), (3, 1, 1, 8, 64, 1), (1, 70, 33, 32, 40, 0)]
+PIXEL_SHAPES = [
+    (2, 50, 75, 16, 192, 1),
+    (1, 111, 57, 14, 72, 2),
+    (3, 1, 1, 8, 64, 1),
+    (1, 70, 33, 32, 40, 0),
+    # by words: whole patches, and not
+    (2, 32, 48, 16, 70, 1),
+    (2, 27, 60, 16, 70, 1),
+    (1, 70, 36, 32, 40, 0),
+    (3, 9, 4, 8, 64, 2),
+]
 
 
 def parameters(h: int, w: int, P: int, C: int, E: int, dtype: torch.dtype) -> list[Tensor]:
@@ -153,5 +163,5 @@ def test_every_case_has_a_tile_that_fits(architecture: int) -> None:
             for pixels in (False, True):
                 case = case_of(P, dtype, pixels)
                 tile = tiles.of_architecture("patch_embed", case, architecture)
-                assert shared_bytes(tile, P, dtype.itemsize) <= tiles.SHARED_MEMORY_BYTES[architecture]
+                assert shared_bytes(tile, P, dtype.itemsize, pixels) <= tiles.SHARED_MEMORY_BYTES[architecture]
                 assert list(candidates(architecture, case))
