@@ -1,7 +1,9 @@
 """Fixtures many tests share: a tiny network, a small dataset on disk, and the real data where there are any."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,3 +65,22 @@ def picture_root(tmp_path: Path) -> Path:
         "# name, R, G, B\nground, 120, 90, 60\nwall\nsky, 90, 160, 230\n", encoding="utf-8"
     )
     return root
+
+
+@pytest.fixture(scope="session")
+def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a small network and every graph made from it, once for all tests: to be read, not changed."""
+    from tests.small_engines import fill
+
+    folder = tmp_path_factory.mktemp("engines")
+    fill(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(engine_folder: Path) -> Iterator[Any]:
+    """The network of `engine_folder` in PyTorch."""
+    from segmenter_engines import open_session
+
+    with open_session(engine_folder / "checkpoint", "eager", threads=1) as session:
+        yield session

@@ -1,0 +1,33 @@
+"""A small network with every feature as an engine folder, and pictures for it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from segmenter.checkpoint import save_model
+from segmenter_engines.export import export
+from segmenter_engines.folder import CHECKPOINT, FP16, FP32, INT8, INT8_TENSORRT
+from segmenter_engines.quantize import quantize
+from tests.networks import small_network
+
+H, W = 56, 72  # no multiples of the patch: padding and cropping happen inside the graph
+
+
+def pictures(count, height=H, width=W, seed=0):
+    """Smooth random images: noise would put every pixel near a tie."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, height // 8, width // 8, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def network():
+    return small_network(distilled=True, layer_scale=True, image_size=(64, 80))
+
+
+def fill(folder: Path) -> None:
+    """Checkpoint and every graph made from it."""
+    save_model(network(), folder / CHECKPOINT)
+    export(folder / CHECKPOINT, folder / FP32, height=H, width=W)
+    export(folder / CHECKPOINT, folder / FP16, height=H, width=W, precision="fp16")
+    quantize(folder / FP32, folder / INT8, pictures(4, seed=1))
+    quantize(folder / FP16, folder / INT8_TENSORRT, pictures(4, seed=1), target="tensorrt")

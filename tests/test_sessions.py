@@ -1,0 +1,161 @@
+"""Every session on a small network: the labels PyTorch gives, and what each refuses."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from segmenter.cpu import int8_saturates
+from segmenter.errors import EngineError
+from segmenter.preprocess import normalize
+from segmenter_engines import open_session
+from segmenter_engines.sessions.onnxruntime import session_options
+from tests.networks import CLASSES
+from tests.small_engines import H, W, network, pictures
+
+
+def logits_in_float64(images):
+    model = network().double()
+    with torch.inference_mode():
+        return model(normalize(images, model.config.preprocess).double()).numpy()
+
+
+@pytest.mark.parametrize("engine", ["compiled", "onnxruntime", "openvino"])
+def test_fp32_engines_label_as_pytorch_does(engine_folder, reference, engine):
+    path = engine_folder / ("checkpoint" if engine == "compiled" else "model.fp32.onnx")
+    images = pictures(3)
+    with open_session(path, engine, threads=1) as session:
+        assert session.name == f"{engine}-fp32"
+        assert session.classes == CLASSES
+        labels = session(images)
+        assert labels.shape == (3, H, W)
+        assert labels.dtype == np.uint8
+        assert len(np.unique(labels)) > 1
+        assert (labels != reference(images)).mean() <= 1e-3
+        # PyTorch's own rounding is one draw, another order of sums is another: twice each
+        truth = logits_in_float64(images)
+        rounding = np.abs(reference.logits(images) - truth).max()
+        assert np.abs(session.logits(images) - truth).max() <= 4 * rounding
+        assert np.array_equal(session(images[0]), labels[0])
+        facts = session.describe()
+    assert facts["engine"] == engine
+    assert facts["threads"] == 1
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", None), ("openvino", None), ("openvino", "fp32")])
+def test_int8_engines_stay_close(engine_folder, reference, engine, precision):
+    images = pictures(4, seed=2)
+    with open_session(engine_folder / "model.int8.onnx", engine, threads=1, precision=precision) as session:
+        assert session.name == f"{engine}-int8"
+        noise = session.logits(images) - (truth := reference.logits(images))
+    sqnr = 10 * np.log10(np.square(truth).sum() / np.square(noise).sum())
+    # 255 steps over +-4 sigma are 41 dB; 13 layers, each with an activation and a weight, add 26 such noises, -14 dB;
+    # and less than what a bit is worth may be lost on top, -6 dB
+    assert sqnr > 41 - 14 - 6
+
+
+def test_pytorch_engines_make_labels_in_the_layout_the_decoder_leaves(engine_folder, reference, monkeypatch):
+    seen = []
+    honest = reference._model.ops.upsample_argmax
+
+    def upsample_argmax(masks, *sizes):
+        seen.append(masks.is_contiguous(memory_format=torch.channels_last))
+        return honest(masks, *sizes)
+
+    monkeypatch.setattr(reference._model.ops, "upsample_argmax", upsample_argmax)
+    labels = reference(pictures(2))
+    assert seen == [True]
+    with torch.inference_mode():
+        expected = reference._model.labels(normalize(pictures(2), reference.spec.preprocess))
+    assert (labels == expected.numpy()).all()
+
+
+def test_torch_compile_is_given_the_labels_too(engine_folder, monkeypatch):
+    ran = []
+
+    def compile(function, **options):
+        return lambda *args: ran.append(function.__name__) or function(*args)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with open_session(engine_folder / "checkpoint", "compiled", threads=1) as session:
+        session(pictures(1))
+        session.masks(session._normalize(pictures(1)))
+    assert ran == ["_label", "masks"]
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino"])
+def test_masks_are_the_callers_own(engine_folder, engine):
+    with open_session(
+        engine_folder / ("checkpoint" if engine == "eager" else "model.fp32.onnx"), engine, threads=1
+    ) as session:
+        one, other = (session._normalize(picture[None]) for picture in pictures(2))
+        masks = session.masks(one)
+        before = masks.copy()
+        assert not np.array_equal(session.masks(other), before)
+        assert np.array_equal(masks, before)
+        assert masks.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [("checkpoint", "eager"), ("checkpoint", "compiled"), ("model.int8.onnx", "onnxruntime")],
+)
+def test_engines_without_a_choice_of_precision_refuse_one(engine_folder, name, engine):
+    with pytest.raises(EngineError, match=rf"precision 'bf16': {engine} computes in what its artifact holds"):
+        open_session(engine_folder / name, engine, threads=1, precision="bf16")
+
+
+def test_what_a_runtime_complains_of_names_the_engine(engine_folder):
+    with open_session(engine_folder / "model.fp16.onnx", threads=1) as session:
+        honest = session._masks
+        session._masks = lambda x: honest(x) * np.float32("nan")
+        with pytest.raises(EngineError, match=r"^onnxruntime-fp16, small: .*nan"):
+            session(pictures(1))
+        session._masks = lambda x: honest(x[:, :1])  # an exception of ONNX Runtime's own
+        for call in (session, session.logits, lambda images: session.masks(session._normalize(images))):
+            with pytest.raises(EngineError, match=r"^onnxruntime-fp16, small: "):
+                call(pictures(1))
+
+
+def test_pytorch_does_not_label_scores_that_are_no_numbers(engine_folder):
+    with open_session(engine_folder / "checkpoint", "eager", threads=1) as session:
+        session._model.decoder.mask_norm.bias.data[1] = float("nan")
+        with pytest.raises(EngineError, match="eager-fp32, small: scores that are no numbers"):
+            session(pictures(1))
+
+
+def test_int8_products_do_not_overflow_unheard(engine_folder, monkeypatch):
+    assert session_options(1).get_session_config_entry("session.x64quantprecision") == "1"
+    assert int8_saturates(["avx2", "avx512f"], "x86_64")
+    assert not any(int8_saturates(["avx2", flag], "x86_64") for flag in ("avx_vnni", "avx512_vnni", "amx_int8"))
+    assert not int8_saturates(["asimddp"], "aarch64")
+    assert not int8_saturates([], "x86_64")  # nothing is known
+    monkeypatch.setattr("segmenter_engines.sessions.openvino.cpu_flags", lambda: ["avx2"])
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.warns(RuntimeWarning, match=r"model\.int8\.onnx: this CPU has no VNNI"):
+        open_session(engine_folder / "model.int8.onnx", "openvino", threads=1).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_session(engine_folder / "model.fp32.onnx", "openvino", threads=1).close()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((H, W, 4), np.uint8), "uint8 RGB"),
+        (np.zeros((H, W, 3), np.float32), "float32"),
+        (np.zeros((H, W), np.uint8), "uint8 RGB"),
+        (np.zeros((0, H, W, 3), np.uint8), "uint8 RGB"),
+        (np.zeros((H, W + 8, 3), np.uint8), rf"image {H}x{W + 8}: this engine takes {H}x{W}.*--height {H}"),
+        (np.zeros((65, H, W, 3), np.uint8), "at most 64"),
+    ],
+)
+def test_images_an_engine_does_not_take_are_named(engine_folder, images, message):
+    with (
+        open_session(engine_folder / "model.fp32.onnx", threads=1) as session,
+        pytest.raises(EngineError, match=message),
+    ):
+        session(images)

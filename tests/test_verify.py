@@ -1,0 +1,123 @@
+"""Verification: what passes, what does not, and engines that are not of the network they lie beside."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from segmenter.checkpoint import save_model
+from segmenter.cpu import cpu_flags
+from segmenter.datasets import Sample
+from segmenter.errors import EngineError
+from segmenter.files import sha256
+from segmenter_bench.models import open_folder
+from segmenter_engines import open_session
+from segmenter_engines import verify as verify_command
+from segmenter_engines.folder import FP16, FP32, INT8, INT8_TENSORRT, manifests
+from segmenter_engines.manifest import manifest_path, read_manifest
+from segmenter_engines.verify import LIMITS, Limit, Verdict, open_as_shipped, verify
+from tests.networks import CLASSES, small_network
+from tests.small_engines import H, pictures
+
+
+class Pictures:
+    """Pictures whose truth is what a session says of them: its own mIoU is 1."""
+
+    classes, palette, ignore = CLASSES, ((0, 0, 0),) * len(CLASSES), 255
+
+    def __init__(self, session, count=4):
+        self.images = pictures(count, seed=3)
+        self.labels = session(self.images)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(index)
+        return Sample(self.images[index], self.labels[index], f"picture {index}")
+
+
+def test_verify_passes_what_is_equal_and_catches_what_is_not(engine_folder, reference):
+    samples = Pictures(reference)
+    with open_session(engine_folder / "model.fp32.onnx", threads=1) as session:
+        verdict = verify(session, reference, samples)
+        assert verdict.faults == []
+        assert verdict.reference_miou == 1.0
+        assert verdict.agreement > 0.999
+        assert verdict.row_disagreement is not None
+        assert verdict.row_disagreement <= 0.001
+        honest = session._masks
+        session._masks = lambda x: np.ascontiguousarray(honest(x)[:, ::-1])
+        verdict = verify(session, reference, samples)
+        assert len(verdict.faults) == 2
+        session._masks = lambda x: honest(x[:1].repeat(len(x), axis=0))  # a batch that repeats its first row
+        verdict = verify(session, reference, samples)
+        assert len(verdict.faults) == 1
+        assert verdict.faults[0].startswith("a row of a batch differs from its image alone in")
+
+
+def test_a_verdict_of_nan_fails():
+    verdict = Verdict("x", "fp32", 1, float("nan"), 0.5, float("nan"), None, LIMITS["fp32"])
+    assert len(verdict.faults) == 2
+    assert not replace(verdict, miou=0.5, agreement=1.0).faults
+    assert replace(verdict, miou=0.48, agreement=1.0, limit=Limit(0.01, 0.1, 0.1)).faults
+
+
+def test_the_labels_a_plan_ships_are_verified(engine_folder, reference, tmp_path):
+    """The graph's own labels, which no other session runs: a wrong argmax in them must not pass."""
+    with open_as_shipped(engine_folder / "model.int8.onnx", None, 1, None) as session:
+        assert "upsample_argmax" in session.describe()["labels_by"]
+    graph = onnx.load(engine_folder / "model.fp16.onnx")
+    (node,) = (node for node in graph.graph.node if node.op_type == "ArgMax")
+    node.op_type = "ArgMin"
+    onnx.save(graph, tmp_path / "model.onnx")
+    wrong = replace(read_manifest(engine_folder / "model.fp16.onnx"), sha256=sha256(tmp_path / "model.onnx"))
+    wrong.write(tmp_path / "model.onnx")
+    samples = Pictures(reference)
+    for path, faults in ((engine_folder / "model.fp16.onnx", False), (tmp_path / "model.onnx", True)):
+        with open_as_shipped(path, None, 1, None) as session:
+            assert session.describe()["labels_by"] == "the graph"
+            # random weights leave near ties, which 16 bits may turn: the limit is that of int8
+            verdict = verify(session, reference, samples, limit=LIMITS["int8"])
+            assert bool(verdict.faults) == faults
+    with open_session(tmp_path / "model.onnx", threads=1) as session:
+        assert not verify(session, reference, samples, limit=LIMITS["int8"]).faults
+        assert verdict.cpu_flags == tuple(cpu_flags())
+
+
+@pytest.fixture
+def mixed(engine_folder, tmp_path):
+    """A copy of the engine folder, to be spoilt."""
+    return shutil.copytree(engine_folder, tmp_path / "mixed")
+
+
+def test_engines_of_another_network_are_noticed(engine_folder, mixed):
+    assert set(manifests(mixed)) == {FP32, FP16, INT8, INT8_TENSORRT}
+    weights = read_manifest(mixed / FP32).source["checkpoint"]
+    assert read_manifest(mixed / INT8).source["checkpoint"] == weights == f"sha256:{open_folder(mixed).sha256}"
+    whole = read_manifest(mixed / FP32)
+    for spoilt, message in (
+        (replace(whole, height=H + 1), r"images of 56x72 and 57x72"),
+        (replace(whole, sha256="0"), rf"{INT8}: made of another graph than the {FP32} beside it"),
+        (replace(whole, source={}), rf"{FP32}: made of other weights \(nothing\)"),
+    ):
+        spoilt.write(mixed / FP32)
+        with pytest.raises(EngineError, match=message):
+            open_folder(mixed)
+    manifest_path(mixed / FP32).write_text("{")
+    with pytest.raises(EngineError, match="not a manifest"):
+        open_folder(mixed)
+    whole.write(mixed / FP32)
+    save_model(small_network(seed=1), mixed / "checkpoint")
+    with pytest.raises(EngineError, match=rf"{FP32}: made of other weights .*; pass the checkpoint it was made of"):
+        open_folder(mixed)
+
+
+def test_verify_refuses_a_checkpoint_the_engine_was_not_made_of(mixed, picture_root, capsys):
+    save_model(small_network(seed=1), mixed / "other")
+    command = ["--dataset", "folder", "--data", str(picture_root), "--threads", "1"]
+    assert verify_command.main([str(mixed / INT8), "--checkpoint", str(mixed / "other"), *command]) == 2
+    assert "made of other weights" in capsys.readouterr().err
