@@ -42,6 +42,10 @@ TABLE = (
     *(Entry(name, CHECKPOINT, name, "fp32", opener="segmenter_bench.engines:open_official") for name in RIVALS),
     Entry("eager", CHECKPOINT, "eager", "fp32"),
     Entry("compiled", CHECKPOINT, "compiled", "fp32"),
+    *(
+        Entry(f"triton-{precision}", CHECKPOINT, "triton", precision, precision)
+        for precision in ("fp16", "int8", "fp8")
+    ),
     Entry("onnxruntime-fp32", FP32, "onnxruntime", "fp32"),
     Entry("onnxruntime-int8", INT8, "onnxruntime", "int8"),
     Entry("openvino-fp32", FP32, "openvino", "fp32", "fp32"),

@@ -176,10 +176,8 @@ class Encoder(nn.Module):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
 
-    def embed(self, image: Tensor) -> Tensor:
-        """Tokens before the first block, [B, E + h w, C]."""
-        P = self.config.patch_size
-        grid = image.shape[2] // P, image.shape[3] // P
+    def embedding(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Position embeddings [1, E + h w, C] at a grid (h, w), and the extra tokens [1, E, C]."""
         tokens: Tensor = self.cls_token
         if self.dist_token is not None:
             tokens = torch.cat((tokens, self.dist_token), dim=1)
@@ -188,17 +186,26 @@ class Encoder(nn.Module):
         if grid[0] * grid[1] != position.shape[1] - self.config.extra_tokens:
             config = self.config
             position = resize_position(position, config.grid, grid, config.extra_tokens, config.position_resize)
+        return position, tokens
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Tokens before the first block, [B, E + h w, C]."""
+        P = self.config.patch_size
+        position, tokens = self.embedding((image.shape[2] // P, image.shape[3] // P))
         proj = self.patch_embed.proj
         assert proj.bias is not None
         return F.dropout(
             self.ops.patch_embed(image, proj.weight, proj.bias, position, tokens), self.config.dropout, self.training
         )
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.embed(image)
+    def encode(self, x: Tensor) -> Tensor:
+        """What `embed` gave, through the blocks and the last norm."""
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.encode(self.embed(image))
 
     def attention_map(self, image: Tensor, layer: int) -> Tensor:
         """Attention probabilities of one layer, [B, A, N, N]."""

@@ -38,6 +38,7 @@ LIMITS = {
     "fp16": Limit(miou_drop=0.001, disagreement=0.01, rows=0.001),
     "bf16": Limit(miou_drop=0.002, disagreement=0.02, rows=0.005),
     "int8": Limit(miou_drop=0.01, disagreement=0.1, rows=0.01),
+    "fp8": Limit(miou_drop=0.01, disagreement=0.1, rows=0.01),
 }
 
 

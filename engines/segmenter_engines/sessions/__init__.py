@@ -14,6 +14,7 @@ __all__ = ["ENGINES", "Session", "Spec", "open_session"]
 ENGINES = {
     "eager": ("segmenter_engines.sessions.torch", "EagerSession", ""),
     "compiled": ("segmenter_engines.sessions.torch", "CompiledSession", ""),
+    "triton": ("segmenter_engines.sessions.triton", "TritonSession", "gpu"),
     "onnxruntime": ("segmenter_engines.sessions.onnxruntime", "OnnxRuntimeSession", "engines"),
     "openvino": ("segmenter_engines.sessions.openvino", "OpenVinoSession", "engines"),
     "tensorrt-rtx": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt-rtx"),
@@ -25,7 +26,7 @@ def open_session(
 ) -> Session:
     """Open an artifact as a `Session`.
 
-    path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`), an exported .onnx
+    path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`, `triton`), an exported .onnx
     (`onnxruntime`, `openvino`), or a .plan (`tensorrt-rtx`). engine: one of `ENGINES`; None takes the first that fits
     the path. threads: CPU threads, all cores when None. precision: see the engine's class.
     Raises EngineError, in one line, when the engine is unknown or does not fit the path, and Unavailable when this
@@ -57,5 +58,5 @@ def _choices(path: Path) -> tuple[str, ...]:
     if path.suffix == ".plan":
         return (read_manifest(path, check_hash=False).engine,)
     if path.is_dir() or path.suffix == ".pth":
-        return ("eager", "compiled")
+        return ("eager", "compiled", "triton")
     raise EngineError(f"{path}: no such artifact; wanted a checkpoint folder, an .onnx or a .plan")

@@ -1,0 +1,126 @@
+"""The `triton` engine: a small trained network on real images, labelled as PyTorch labels them in fp32."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segmenter.checkpoint import save_model
+from segmenter.datasets import Sample, open_dataset
+from segmenter.datasets.fitted import Fitted
+from segmenter.errors import EngineError, Unavailable
+from segmenter.model import Segmenter
+from segmenter.preprocess import normalize
+from segmenter_engines import Session, open_session
+from segmenter_engines.sessions import triton as module
+from segmenter_engines.verify import LIMITS
+from tests.networks import small_config, small_network
+
+SIZE = (96, 128)
+TRAINING_STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def validation(shared: Path) -> list[Sample]:
+    samples = Fitted(open_dataset("camvid", shared / "data" / "camvid", "val"), SIZE)
+    return [samples[index] for index in range(0, 9, 3)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for seconds: labels of random weights are near ties, and then 16 bits decide nothing."""
+    dataset = open_dataset("camvid", shared / "data" / "camvid", "train")
+    samples = [Fitted(dataset, SIZE)[index] for index in range(0, 64, 8)]
+    torch.manual_seed(0)
+    config = small_config(classes=dataset.classes, image_size=SIZE, drop_path=0.0, distilled=True)
+    network = Segmenter(config)
+    images = normalize(np.stack([sample.image for sample in samples]), config.preprocess)
+    truth = torch.from_numpy(np.stack([sample.labels for sample in samples]).astype(np.int64))
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for _ in range(TRAINING_STEPS):
+        loss = F.cross_entropy(network(images), truth, ignore_index=dataset.ignore)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("trained")
+    save_model(network, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eager(checkpoint: Path) -> Session:
+    return open_session(checkpoint, "eager", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted"),
+    [("fp16", 0.999), *((name, 1 - LIMITS[name].disagreement) for name in ("bf16", "int8", "fp8"))],
+)
+def test_real_images_are_labelled_as_in_fp32(
+    checkpoint: Path, eager: Session, validation: list[Sample], precision: str, wanted: float
+) -> None:
+    images = np.stack([sample.image for sample in validation])
+    truth = eager(images)
+    assert len(np.unique(truth)) > 2
+    with open_session(checkpoint, "triton", threads=1, precision=precision) as session:
+        assert session.name == f"triton-{precision}"
+        labels = session(images)
+        assert labels.dtype == np.uint8
+        assert (labels == truth).mean() >= wanted
+        # other batch sizes take other products
+        assert (session(images[0]) != labels[0]).mean() <= LIMITS[precision].rows
+
+
+def test_sides_that_are_no_multiples_of_the_patch(checkpoint: Path, eager: Session, validation: list[Sample]) -> None:
+    image = validation[0].image[:85, :119]
+    with open_session(checkpoint, "triton", threads=1) as session:
+        labels = session(image)
+        assert labels.shape == (85, 119)
+        assert (labels == eager(image)).mean() >= 0.999
+        logits = session.logits(image)
+    truth = eager.logits(image)
+    assert np.square(logits - truth).sum() <= 1e-4 * np.square(truth).sum()
+
+
+def test_a_call_leaves_earlier_labels_alone(tmp_path: Path) -> None:
+    save_model(small_network(layer_scale=True), tmp_path / "checkpoint")
+    random = np.random.default_rng(0)
+    with open_session(tmp_path / "checkpoint", "triton", threads=1) as session:
+        first = session(random.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        kept = first.copy()
+        session(random.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        assert np.array_equal(first, kept)
+        assert session.describe()["precision"] == "fp16"
+        with pytest.raises(EngineError, match="wanted uint8 RGB"):
+            session(np.zeros((64, 64), np.uint8))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the interpreter, about the NaN
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_scores_that_are_no_numbers_are_an_error(tmp_path: Path, precision: str) -> None:
+    network = small_network()
+    with torch.no_grad():
+        network.encoder.norm.weight[0] = float("nan")
+    save_model(network, tmp_path / "checkpoint")
+    with (
+        open_session(tmp_path / "checkpoint", "triton", threads=1, precision=precision) as session,
+        pytest.raises(EngineError, match=f"triton-{precision}, small: scores that are no numbers"),
+    ):
+        session(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(small_network(), tmp_path / "checkpoint")
+    with pytest.raises(EngineError, match="precision 'fp4': triton knows fp16, bf16, int8, fp8"):
+        open_session(tmp_path / "checkpoint", "triton", precision="fp4")
+    monkeypatch.setattr(module, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Unavailable, match="engine triton: no CUDA device here"):
+        open_session(tmp_path / "checkpoint", "triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module.tiles, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(Unavailable, match=r"engine triton: GPU of compute capability 7\.5"):
+        open_session(tmp_path / "checkpoint", "triton")
