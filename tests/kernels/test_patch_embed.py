@@ -101,6 +101,20 @@ def test_pixels_and_floats_agree_on_every_architecture(P: int, pixels: bool, arc
     judge(kernel, ops.patch_embed, [floats, *parameters(2, 3, P, 130, 2, torch.float16)])
 
 
+@pytest.mark.parametrize("pixels", [False, True], ids=["normalised", "uint8"])
+@pytest.mark.parametrize(("P", "ROWS"), [(14, 4), (8, 16)])
+def test_steps_that_end_past_the_patch(P: int, ROWS: int, pixels: bool) -> None:
+    tile = {"BLOCK_M": 16, "BLOCK_C": 32, "ROWS": ROWS, "num_warps": 4, "num_stages": 2}
+    image = pixels_of(1, 2 * P, 3 * P)
+    extra: dict[str, Any] = {"mean": HALF.mean, "std": HALF.std} if pixels else {}
+
+    def kernel(x: Tensor, *rest: Tensor) -> Tensor:
+        return segmenter_kernels.patch_embed(image if pixels else x, *rest, **extra, tile=tile)
+
+    floats = normalised(image, HALF, P, torch.float32)
+    judge(kernel, ops.patch_embed, [floats, *parameters(2, 3, P, 40, 1, torch.float32)])
+
+
 def test_more_images_than_a_program_has_patches() -> None:
     tile = {"BLOCK_M": 16, "BLOCK_C": 16, "ROWS": 4, "num_warps": 4, "num_stages": 2}
     tensors = arguments(5, 24, 24, 8, 20, 3, torch.float32)
