@@ -120,6 +120,16 @@ def test_a_bad_channel_leaves_the_others_bit_equal() -> None:
     assert torch.equal(clean[:, :149], linear_gelu(x, weight, bias)[:, :149])
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_is_written_past_the_output(monkeypatch: pytest.MonkeyPatch, architecture: int) -> None:
+    M, N = 5, 150
+    x, weight, bias = inputs((M, 64), (N, 64), (N,), dtype=torch.float16)
+    memory = torch.full((M + 256, N), 7.0, dtype=torch.float16, device=DEVICE)
+    monkeypatch.setattr(Tensor, "new_empty", lambda *_, **__: memory[:M])
+    assert (linear_gelu(x, weight, bias, tile=tile_of(architecture, "gelu_small")) != 7).all()
+    assert (memory[M:] == 7).all()
+
+
 def test_no_rows_launch_nothing() -> None:
     x, weight, bias = inputs((0, 3, 64), (8, 64), (8,), dtype=torch.float32)
     assert linear_gelu(x, weight, bias).shape == (0, 3, 8)
