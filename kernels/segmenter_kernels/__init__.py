@@ -1,7 +1,7 @@
 """Triton kernels with the names and signatures of `segmenter.ops`: `Segmenter(config, ops=segmenter_kernels)`."""
 
 from segmenter_kernels.add_layernorm import add_layernorm
-from segmenter_kernels.attention import attention
+from segmenter_kernels.attention import attention, attention_backward
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
 from segmenter_kernels.mask_scores import mask_scores
 from segmenter_kernels.patch_embed import patch_embed
@@ -12,6 +12,7 @@ from segmenter_kernels.upsample_argmax import upsample_argmax
 __all__ = [
     "add_layernorm",
     "attention",
+    "attention_backward",
     "linear",
     "linear_fp8",
     "linear_gelu",

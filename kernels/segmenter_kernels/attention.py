@@ -7,14 +7,18 @@ token of 1025 costs an eighth of a tile, not a tile, and one machine code serves
 """
 
 from collections.abc import Iterator
+from itertools import product
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from segmenter_kernels import checks, tiles
+from segmenter_kernels.attention_backward import gradients
 from segmenter_kernels.packed import HEAD_DIMS, LOG2_E, case, parts, piece
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
@@ -137,7 +141,7 @@ def _from_descriptors(
 
 
 def attention(qkv: Tensor, heads: int, dropout: float = 0.0, *, tile: Tile | None = None) -> Tensor:
-    """Multi-head self-attention `softmax(q k^T D^-0.5) v` on packed projections.
+    """Multi-head self-attention `softmax(q k^T D^-0.5) v` on packed projections, with gradients.
 
     Args:
         qkv: [B, N, 3C], packed as (3, A, D) along the last axis, contiguous, fp16, bf16 or fp32.
@@ -154,20 +158,71 @@ def attention(qkv: Tensor, heads: int, dropout: float = 0.0, *, tile: Tile | Non
 
     Source: Vaswani et al. 2017, equation 1.
     """
+    D = _head_dim(qkv, heads)
+    checks.require(dropout == 0.0, OP, f"dropout {dropout}: this kernel has none; pass 0, or use segmenter.ops")
+    tile = tile or tiles.of_device(OP, case(qkv.dtype, D), qkv.device)
+    if checks.needs_gradient(qkv):
+        return _Attention.apply(qkv, heads, tile)
+    return _run(qkv, heads, tile, None)
+
+
+def attention_backward(grad: Tensor, qkv: Tensor, heads: int, *, tile: Tile | None = None) -> Tensor:
+    """Gradient of `attention` with respect to qkv; the output is computed again.
+
+    Args:
+        grad: [B, N, C], the gradient with respect to the output, contiguous, of qkv's dtype.
+        qkv, heads: as given to `attention`.
+        tile: of the backward kernels, BLOCK_M, BLOCK_N, BLOCK_T, num_warps, num_stages; None takes the committed one.
+
+    Returns:
+        [B, N, 3C], like qkv.
+
+    Raises:
+        ValueError: as `attention`; or the gradient's shape, dtype, device or strides differ from the above.
+    """
+    D = _head_dim(qkv, heads)
+    checks.shape(OP, "grad", grad, (*qkv.shape[:2], heads * D))
+    checks.same_dtype(OP, checks.FLOATS, grad=grad, qkv=qkv)
+    checks.on_gpu(OP, grad=grad, qkv=qkv)
+    checks.contiguous(OP, grad=grad)
+    out, lse = _with_sums(qkv, heads, tiles.of_device(OP, case(qkv.dtype, D), qkv.device))
+    return gradients(grad, qkv, out, lse, heads, tile)
+
+
+def _head_dim(qkv: Tensor, heads: int) -> int:
+    """D. Raises ValueError when qkv is not what the kernels take."""
     checks.shape(OP, "qkv", qkv, (-1, -1, -1))
-    dtype = checks.same_dtype(OP, checks.FLOATS, qkv=qkv)
+    checks.same_dtype(OP, checks.FLOATS, qkv=qkv)
     width = qkv.shape[2]
     divides = heads > 0 and width % (3 * heads) == 0
     checks.require(divides, OP, f"qkv {list(qkv.shape)} and {heads} heads: want a width of 3 x heads x head dimension")
     D = width // (3 * heads)
     sizes = ", ".join(map(str, HEAD_DIMS))
     checks.require(D in HEAD_DIMS, OP, f"head dimension {D}: want one of {sizes}; use segmenter.ops.attention")
-    checks.require(dropout == 0.0, OP, f"dropout {dropout}: this kernel has none; pass 0, or use segmenter.ops")
     checks.on_gpu(OP, qkv=qkv)
     checks.contiguous(OP, qkv=qkv)
-    tile = tile or tiles.of_device(OP, case(dtype, D), qkv.device)
-    checks.inference_only(OP, qkv=qkv)
-    return _run(qkv, heads, tile, None)
+    return D
+
+
+def _with_sums(qkv: Tensor, A: int, tile: Tile) -> tuple[Tensor, Tensor]:
+    """The output, and for the gradient the base-2 logarithm of every row's sum, [B, A, N] float32."""
+    lse = torch.empty(qkv.shape[0], A, qkv.shape[1], dtype=torch.float32, device=qkv.device)
+    return _run(qkv, A, tile, lse), lse
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, A: int, tile: Tile) -> Tensor:
+        out, lse = _with_sums(qkv, A, tile)
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.A = A
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        qkv, out, lse = ctx.saved_tensors
+        return gradients(grad.contiguous(), qkv, out, lse, ctx.A), None, None
 
 
 def _run(qkv: Tensor, A: int, tile: Tile, lse: Tensor | None) -> Tensor:
@@ -231,3 +286,34 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                 matrix=True,
                 asynchronous=True,
             )
+
+
+def candidates(architecture: int, dtype: torch.dtype, D: int) -> Iterator[Tile]:
+    """Tiles worth timing, as far as their shared memory fits; registers and time decide the rest.
+
+    Fewer keys a tile leave registers for a second program on a multiprocessor, whose softmax then hides behind the
+    other's products; more keys read the queries less often. Consumer Blackwell has descriptors, and Triton (3.8) copies
+    by them one tile at a time there, so it gets pointers.
+    """
+    descriptors = tiles.has_descriptors(architecture) and architecture != 120 and dtype.itemsize == 2
+    shapes: list[tuple[int, int, int]]  # BLOCK_M, BLOCK_N, num_warps
+    rests: tuple[int, ...]
+    stages: tuple[int, ...]
+    if dtype.itemsize == 4:
+        shapes, rests, stages = [(64, 32, 8), (64, 64, 8), (32, 32, 8), (32, 32, 4)], (16,), (2,)
+    elif descriptors:
+        shapes = [(128, 64, 8), (128, 128, 8), (128, 64, 4), (256, 64, 8), (64, 128, 4), (64, 64, 4)]
+        rests, stages = (16, 32, 64), (2, 3, 4)
+    else:
+        shapes = [(128, 64, 4), (128, 64, 8), (128, 32, 8), (128, 128, 8), (64, 64, 4), (64, 32, 4)]
+        rests, stages = (16, 32), (2, 3, 4)
+    for (BLOCK_M, BLOCK_N, num_warps), BLOCK_T, num_stages in product(shapes, rests, stages):
+        if (BLOCK_M + 2 * num_stages * BLOCK_N) * D * dtype.itemsize <= tiles.SHARED_MEMORY_BYTES[architecture]:
+            yield {
+                "BLOCK_M": BLOCK_M,
+                "BLOCK_N": BLOCK_N,
+                "BLOCK_T": BLOCK_T,
+                "DESCRIPTORS": int(descriptors),
+                "num_warps": num_warps,
+                "num_stages": num_stages,
+            }

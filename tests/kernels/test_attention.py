@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from segmenter import ops
-from segmenter_kernels import attention, tiles
+from segmenter_kernels import attention, attention_backward, tiles
+from segmenter_kernels.attention import candidates
 from segmenter_kernels.packed import HEAD_DIMS, case, parts
-from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge
+from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge, judge_gradients, poisoned
 
 NAN = float("nan")
 every_kind = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -88,6 +89,53 @@ def test_images_and_heads_do_not_touch(N: int, value: float, D: int, architectur
     assert torch.equal(kernel(dirty, 2)[..., D:], clean[..., D:])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", HEAD_DIMS)
+@pytest.mark.parametrize(("B", "N", "A"), [(2, 1, 1), (1, 17, 2), (1, 97, 1)])
+def test_gradients_agree_with_float64(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> None:
+    if N == 1 and dtype == torch.float32:
+        pytest.skip("one key: the truth is 0, and float32 leaves what the CPU's product and sum round differently")
+    judge_gradients(attention, ops.attention, inputs((B, N, 3 * A * D), dtype=dtype), A)
+
+
+@pytest.mark.parametrize("D", HEAD_DIMS)
+@every_kind
+def test_gradients_agree_with_the_tiles_of_an_architecture(D: int, architecture: int) -> None:
+    tile = tiles.of_architecture("attention_backward", case(torch.bfloat16, D), architecture)
+    (grad,) = inputs((2, 133, D), dtype=torch.bfloat16, seed=1)
+
+    def ours(qkv: Tensor) -> Tensor:
+        return attention_backward(grad, qkv, 1, tile=tile)
+
+    def eager(qkv: Tensor) -> Tensor:
+        leaf = qkv.clone().requires_grad_()
+        return torch.autograd.grad(ops.attention(leaf, 1), leaf, grad.to(qkv.dtype))[0]
+
+    judge(ours, eager, inputs((2, 133, 3 * D), dtype=torch.bfloat16))
+
+
+@pytest.mark.slow
+def test_gradients_agree_at_1025_tokens() -> None:
+    judge_gradients(attention, ops.attention, inputs((1, 1025, 192), dtype=torch.float16), 1)
+
+
+def test_gradients_are_the_same_bits_twice_and_stay_in_their_image() -> None:
+    (qkv,) = inputs((3, 70, 192), dtype=torch.float16)
+    (grad,) = inputs((3, 70, 64), dtype=torch.float16, seed=1)
+    with poisoned():
+        once, again = (attention_backward(grad, qkv, 1) for _ in range(2))
+        assert torch.equal(once, again)
+        qkv[1], grad[1] = NAN, NAN
+        dirty = attention_backward(grad, qkv, 1)
+    assert torch.equal(dirty[[0, 2]], once[[0, 2]])
+
+
+def test_a_gradient_of_another_shape_is_named() -> None:
+    (qkv,) = inputs((1, 5, 192), dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"attention: grad \[1, 5, 192\]: want \[1, 5, 64\]"):
+        attention_backward(qkv, qkv, 1)
+
+
 def test_nothing_launches_nothing() -> None:
     for shape in ((0, 5, 192), (2, 0, 192)):
         assert attention(torch.empty(shape, dtype=torch.float16), 1).shape == (*shape[:2], 64)
@@ -135,3 +183,5 @@ def test_every_head_dimension_has_a_tile(architecture: int) -> None:
             # a rest of keys is taken in steps of BLOCK_T; a rest of queries is one tile of it
             assert tile["BLOCK_N"] % tile["BLOCK_T"] == 0
             assert tile["BLOCK_M"] % tile["BLOCK_T"] == 0
+            assert tile in list(candidates(architecture, dtype, D))
+            assert tiles.of_architecture("attention_backward", case(dtype, D), architecture)
