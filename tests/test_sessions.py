@@ -128,13 +128,18 @@ def test_pytorch_does_not_label_scores_that_are_no_numbers(engine_folder):
 
 
 def test_int8_products_do_not_overflow_unheard(engine_folder, monkeypatch):
-    assert session_options(1).get_session_config_entry("session.x64quantprecision") == "1"
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for flags in (["avx2"], []):
+        monkeypatch.setattr("segmenter_engines.sessions.onnxruntime.cpu_flags", lambda flags=flags: flags)
+        assert session_options(1).get_session_config_entry("session.x64quantprecision") == "1"
+    monkeypatch.setattr("segmenter_engines.sessions.onnxruntime.cpu_flags", lambda: ["avx2", "avx512_vnni"])
+    with pytest.raises(RuntimeError, match="x64quantprecision"):  # not set: it costs time for nothing
+        session_options(1).get_session_config_entry("session.x64quantprecision")
     assert int8_saturates(["avx2", "avx512f"], "x86_64")
     assert not any(int8_saturates(["avx2", flag], "x86_64") for flag in ("avx_vnni", "avx512_vnni", "amx_int8"))
     assert not int8_saturates(["asimddp"], "aarch64")
     assert not int8_saturates([], "x86_64")  # nothing is known
     monkeypatch.setattr("segmenter_engines.sessions.openvino.cpu_flags", lambda: ["avx2"])
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     with pytest.warns(RuntimeWarning, match=r"model\.int8\.onnx: this CPU has no VNNI"):
         open_session(engine_folder / "model.int8.onnx", "openvino", threads=1).close()
     with warnings.catch_warnings():
