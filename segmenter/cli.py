@@ -30,6 +30,7 @@ COMMANDS = {
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
+    "bench-kernels": ("segmenter_bench.kernels", "each Triton kernel against its rivals"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }
 

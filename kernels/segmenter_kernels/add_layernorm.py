@@ -148,6 +148,14 @@ class _AddLayerNorm(torch.autograd.Function):
         return grad_x, grad_x, grad_weight, grad_bias, None, None
 
 
+def candidates(architecture: int, case: str) -> Iterator[Tile]:
+    """Tiles worth timing: at least 8 and at most 64 elements a thread."""
+    for BLOCK_M in (1, 2, 4, 8, 16):
+        for num_warps in (1, 2, 4, 8):
+            if 8 <= BLOCK_M * int(case) // (32 * num_warps) <= 64:
+                yield {"BLOCK_M": BLOCK_M, "num_warps": num_warps}
+
+
 def specialisations(architecture: int) -> Iterator[Specialisation]:
     """The forms engines launch on an architecture."""
     for dtype in DEPLOYED:

@@ -1,0 +1,297 @@
+"""Every kernel against its rivals at Segmenter's shapes: milliseconds, TFLOP/s or GB/s, share of what the GPU can do.
+
+Calls are timed in CUDA graphs on data that are not in the GPU's cache. An answer is judged before it is timed, and a
+wrong one has no speed. Without a GPU the table of what each kernel needs (registers, shared memory) is printed instead.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from rich import box
+from rich.table import Table
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from segmenter.cli import run as run_command
+from segmenter.errors import ConfigError, EngineError
+from segmenter_bench.runs import command_of, new_run, wide_console, write_run
+
+if TYPE_CHECKING:
+    from segmenter_kernels.timing import Quantiles
+    from segmenter_kernels.workloads import Workload
+
+OURS = "triton"
+# ops bound by products, and the kind of product; the others are bound by memory
+PRODUCTS = {
+    **dict.fromkeys(("attention", "linear_gelu", "linear_residual"), "float"),
+    **{"linear_int8": "int8", "linear_fp8": "fp8"},
+}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+SDPA = {
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-math": SDPBackend.MATH,
+}
+_FP8_LARGEST = 448
+Measure = Callable[[Callable[..., Any], Sequence[Sequence[Any]]], "Quantiles"]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to compute an op; `plain` says in PyTorch what it computes, where that is not the whole op."""
+
+    name: str
+    call: Callable[..., Any]
+    plain: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this GPU was measured to do: large matrix products by kind, and a large copy (bytes read and written)."""
+
+    tflops: Mapping[str, float]
+    gb_per_s: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """Times each Triton kernel against PyTorch's own at Segmenter's shapes; without a GPU says what each needs."""
+
+    op: tuple[str, ...] = ()
+    """Ops by name (attention, linear_gelu, ...); all when left out."""
+    dtype: Literal["fp16", "bf16"] = "fp16"
+    """Type of all tensors."""
+    batch: tuple[int, ...] = (1, 8)
+    """Batch sizes."""
+    rivals: bool = True
+    """Time PyTorch's ways too."""
+    architectures: tuple[int, ...] = ()
+    """Without a GPU: architectures to compile for (80, 86, 89, 90, 100, 120); all when left out."""
+    out: Path = Path("runs/kernels")
+    """Folder for the JSON of the run."""
+
+    def __post_init__(self) -> None:
+        if not self.batch or min(self.batch) < 1:
+            raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
+
+
+def rivals_of(workload: "Workload") -> Iterator[Rival]:
+    """Ours first, then PyTorch's ways, those that are installed."""
+    yield Rival(OURS, workload.launch)
+    yield Rival("eager", workload.plain)
+    yield Rival("compiled", torch.compile(workload.plain, dynamic=False))
+    if workload.op == "attention":
+        for name, backend in SDPA.items():
+            yield Rival(name, _sdpa(workload, backend))
+        try:
+            flash = import_module("flash_attn").flash_attn_qkvpacked_func
+        except ImportError:
+            return
+        yield Rival("flash-attn", lambda qkv, A: flash(_heads_apart(qkv, A)).flatten(2))
+    if workload.op in ("linear_gelu", "linear_residual"):
+        yield Rival("cublas, product alone", _product, _product)
+    if workload.op == "linear_int8":
+        yield Rival("cublas, product alone", _int8_product, _plain_int8_product)
+    if workload.op == "linear_fp8":
+        yield Rival("cublas, product alone", _fp8_product, _plain_fp8_product)
+
+
+def _sdpa(workload: "Workload", backend: SDPBackend) -> Callable[..., Tensor]:
+    def call(qkv: Tensor, A: int) -> Tensor:
+        with sdpa_kernel(backend):
+            return workload.plain(qkv, A)
+
+    return call
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _int8_product(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    return torch._int_mm(x.flatten(0, 1), weight.mT).unflatten(0, x.shape[:2])
+
+
+def _plain_int8_product(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float64)  # exact
+    return F.linear(x.to(wide), weight.to(wide))
+
+
+def _fp8_product(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    # without a scale the sums leave fp16's range
+    scale = torch.full((), 1 / _FP8_LARGEST, device=x.device)
+    product = torch._scaled_mm(x.flatten(0, 1), weight.mT, scale, scale, out_dtype=torch.float16)
+    return product.unflatten(0, x.shape[:2])
+
+
+def _plain_fp8_product(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    return F.linear(x.double() / _FP8_LARGEST, weight.double() / _FP8_LARGEST)
+
+
+def _heads_apart(qkv: Tensor, A: int) -> Tensor:
+    return qkv.view(*qkv.shape[:2], 3, A, -1)
+
+
+def rows_of(
+    workload: "Workload",
+    rivals: Sequence[Rival],
+    arguments: Sequence[tuple[Any, ...]],
+    ceilings: Ceilings,
+    measure: Measure,
+) -> list[dict[str, Any]]:
+    """One row a rival: judged on the first arguments, then timed on all; a wrong answer or a failure has no times."""
+    from segmenter_kernels.judging import judge
+
+    rows = []
+    for rival in rivals:
+        row: dict[str, Any] = {
+            **{"op": workload.op, "shape": workload.shape, "dtype": str(workload.dtype).removeprefix("torch.")},
+            **{"provider": rival.name, "status": "ok", "reason": None, "error": None, "budget": None},
+            **{"ms_p50": None, "ms_p20": None, "ms_p80": None, "tflops": None, "gb_per_s": None, "share": None},
+        }
+        rows.append(row)
+        try:
+            with torch.inference_mode():
+                verdict = judge(workload, rival.call(*arguments[0]), arguments[0], rival.plain)
+            row |= asdict(verdict)
+            if not verdict.right:
+                row |= {"status": "wrong", "reason": f"error {verdict.error:.3g}, budget {verdict.budget:.3g}"}
+                continue
+            row |= _speed(workload, measure(rival.call, arguments), ceilings)
+        except Exception as error:  # a rival may lack the shape, the type or the GPU; they share no narrower base
+            row |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    return rows
+
+
+def _speed(workload: "Workload", times: "Quantiles", ceilings: Ceilings) -> dict[str, Any]:
+    tflops, gb_per_s = workload.flops / times.ms_p50 / 1e9, workload.traffic_bytes / times.ms_p50 / 1e6
+    share: float | None = gb_per_s / ceilings.gb_per_s
+    if workload.op in PRODUCTS:
+        ceiling = ceilings.tflops.get(PRODUCTS[workload.op])
+        share = tflops / ceiling if ceiling else None
+    return asdict(times) | {"tflops": tflops, "gb_per_s": gb_per_s, "share": share}
+
+
+def ceilings_of(dtype: torch.dtype, measure: Measure, side: int = 8192, copied_bytes: int = 1 << 30) -> Ceilings:
+    """Measure products of two `side` x `side` matrices by PyTorch, and a copy of `copied_bytes`, on the GPU."""
+    a, b = (torch.randn(side, side, device="cuda") for _ in range(2))
+    products: dict[str, tuple[Callable[..., Tensor], torch.dtype]] = {
+        "float": (lambda x, y: x @ y.mT, dtype),
+        "int8": (lambda x, y: _int8_product(x[None], y), torch.int8),
+        "fp8": (lambda x, y: _fp8_product(x[None], y), torch.float8_e4m3fn),
+    }
+    tflops = {}
+    for name, (product, kind) in products.items():
+        try:
+            operands = tuple((x * 30).to(kind) if kind == torch.int8 else x.to(kind) for x in (a, b))
+            tflops[name] = 2 * side**3 / measure(product, [operands]).ms_p50 / 1e9
+        except RuntimeError as error:  # a GPU without this kind
+            print(f"no ceiling for {name} products: {' '.join(str(error).split())[:120]}", file=sys.stderr)
+    source = torch.empty(copied_bytes, dtype=torch.uint8, device="cuda")
+    copy_ms = measure(lambda x, y: x.copy_(y), [(torch.empty_like(source), source)]).ms_p50
+    return Ceilings(tflops, 2 * copied_bytes / copy_ms / 1e6)
+
+
+def measured(options: Options, command: str) -> dict[str, Any]:
+    """The run, see `segmenter_bench.runs`. Needs a GPU."""
+    from segmenter_kernels import tiles, timing, workloads
+
+    dtype, device = DTYPES[options.dtype], torch.device("cuda")
+    ceilings = ceilings_of(dtype, timing.measure)
+    settings = {"dtype": options.dtype, "batch": list(options.batch), "ceilings": asdict(ceilings)}
+    run = new_run("kernels", command, {"name": torch.cuda.get_device_name()}, settings)
+    run["timed"] = {"call": "one call among many captured in a CUDA graph, on arguments that are not in the L2 cache"}
+    architecture = tiles.architecture_of(device)
+    for op in _ops(options):
+        if not workloads.runs_on(op, architecture):
+            reason = f"compute capability {architecture / 10} lacks what it needs"
+            run["unavailable"].append({"engine": op, "reason": reason})
+            continue
+        for workload in workloads.of_op(op, dtype, options.batch):
+            rivals = list(rivals_of(workload)) if options.rivals else [Rival(OURS, workload.launch)]
+            arguments = timing.copies(workload.arguments(device), device)
+            run["rows"] += rows_of(workload, rivals, arguments, ceilings, timing.measure)
+            print(f"{op} {workload.shape}", file=sys.stderr, flush=True)
+    return run
+
+
+def _ops(options: Options) -> tuple[str, ...]:
+    from segmenter_kernels.workloads import OPS
+
+    if unknown := [op for op in options.op if op not in OPS]:
+        raise ConfigError(f"op {unknown[0]!r} is unknown; choose from {', '.join(OPS)}")
+    return options.op or OPS
+
+
+def show(run: Mapping[str, Any]) -> None:
+    """Print a run as one table on stdout."""
+    console, ceilings = wide_console(), run["settings"]["ceilings"]
+    products = ", ".join(f"{name} product {tflops:.0f} TFLOP/s" for name, tflops in ceilings["tflops"].items())
+    console.print(
+        f"[bold]{run['model']['name']}[/] {run['settings']['dtype']}; measured ceilings: {products},"
+        f" copy {ceilings['gb_per_s']:.0f} GB/s"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("op", "shape", "by"):
+        table.add_column(title, no_wrap=True)
+    for title in ("p50 ms", "p20", "p80", "TFLOP/s", "GB/s", "share %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in run["rows"]:
+        if row["status"] == "ok":
+            cells = [f"{row[key]:.4f}" for key in ("ms_p50", "ms_p20", "ms_p80")]
+            cells += [f"{row['tflops']:.0f}", f"{row['gb_per_s']:.0f}"]
+            cells.append("-" if row["share"] is None else f"{100 * row['share']:.0f}")
+        else:
+            cells = [row["status"]]
+        style = "bold" if row["provider"] == OURS else None
+        table.add_row(row["op"], row["shape"], row["provider"], *cells, style=style)
+    console.print(table)
+    for missing in run["unavailable"]:
+        console.print(f"[yellow]unavailable[/] {missing['engine']}: {missing['reason']}", soft_wrap=True)
+    for row in run["rows"]:
+        if row["status"] == "wrong" or (row["status"] == "failed" and row["provider"] == OURS):
+            what = f"{row['provider']} {row['op']} {row['shape']}"
+            console.print(f"[red]{row['status']}[/] {what}: {row['reason']}", soft_wrap=True)
+
+
+def needs(options: Options) -> int:
+    """Compile every kernel and print what each needs; 1 when one is past its budget."""
+    from segmenter_kernels import aot
+    from segmenter_kernels.compiling import faults
+    from segmenter_kernels.tiles import ARCHITECTURES
+
+    if unknown := [one for one in options.architectures if one not in ARCHITECTURES]:
+        raise ConfigError(f"architecture {unknown[0]}: wanted some of {', '.join(map(str, ARCHITECTURES))}")
+    print("no CUDA device here, so nothing is timed; compiling every kernel to see what it needs", file=sys.stderr)
+    _ops(options)
+    architectures = options.architectures or ARCHITECTURES
+    try:
+        kernels = [kernel for op in options.op or ("",) for kernel in aot.compile_all(architectures, only=op)]
+    except RuntimeError as error:
+        raise EngineError(str(error)) from error
+    print(aot.table(kernels))
+    return int(any(faults(kernel) for kernel in kernels))
+
+
+def bench(options: Options) -> int:
+    if not torch.cuda.is_available():
+        return needs(options)
+    run = measured(options, command_of("segmenter bench-kernels", None))
+    show(run)
+    print(write_run(run, options.out))
+    return int(any(row["status"] != "ok" for row in run["rows"] if row["provider"] == OURS))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(bench, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

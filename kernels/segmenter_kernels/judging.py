@@ -1,0 +1,62 @@
+"""Whether an answer to a workload is right: judged by its first image, against float64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmenter_kernels.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far an answer is from float64, and how far it may be."""
+
+    error: float
+    budget: float
+
+    @property
+    def right(self) -> bool:
+        return self.error <= self.budget  # false for NaN
+
+
+def judge(
+    workload: Workload, answer: Any, arguments: tuple[Any, ...], plain: Callable[..., Any] | None = None
+) -> Verdict:
+    """Judge an answer: twice the plain op's own error at that dtype is allowed, at least an ulp of the largest value.
+
+    Labels are judged by what the logit of each lacks to the largest one there. plain: what was computed, where that is
+    not the op.
+    """
+    plain = plain or workload.plain
+    one = tuple(x[:1] if isinstance(x, Tensor) and _batched(x, arguments) else x for x in arguments)
+    wide: tuple[Any, ...] = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in one)
+    if workload.op == "upsample_argmax":
+        truth = F.interpolate(wide[0], size=wide[1], mode="bilinear", align_corners=False)
+        error, own = (_lacking(truth, labels[:1]) for labels in (answer, plain(*one)))
+        return Verdict(error, max(2 * own, _ulp(truth, workload.dtype)))
+    verdicts = []
+    for ours, theirs, truth in zip(*map(_tuple, (answer, plain(*one), plain(*wide))), strict=True):
+        error, own = (float((x[:1].double() - truth).abs().max()) for x in (ours, theirs))
+        verdicts.append(Verdict(error, max(2 * own, _ulp(truth, workload.dtype))))
+    return max(verdicts, key=lambda verdict: verdict.error / verdict.budget if verdict.right else float("inf"))
+
+
+def _batched(x: Tensor, arguments: tuple[Any, ...]) -> bool:
+    return x.dim() >= 2 and x.shape[0] == arguments[0].shape[0]
+
+
+def _tuple(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _ulp(truth: Tensor, dtype: torch.dtype) -> float:
+    return float(truth.abs().max()) * torch.finfo(dtype).eps
+
+
+def _lacking(logits: Tensor, labels: Tensor) -> float:
+    chosen = logits[..., : labels.shape[1], : labels.shape[2]].gather(1, labels[:, None].long())
+    return float((logits.amax(dim=1, keepdim=True)[..., : labels.shape[1], : labels.shape[2]] - chosen).max())

@@ -1,0 +1,255 @@
+"""What Segmenter asks of each op: its shapes and the work in them, for tuning and benchmarks."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+import segmenter_kernels
+from segmenter_kernels import gemm, packed, reference
+from segmenter_kernels.linear import case_of as linear_case
+from segmenter_kernels.mask_scores import case_of as mask_scores_case
+from segmenter_kernels.patch_embed import case_of as patch_embed_case
+from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE, LARGEST
+from segmenter_kernels.tiles import Tile
+from segmenter_kernels.upsample_argmax import case_of as upsample_case
+
+PATCH, CLASSES = 16, 150
+WIDTHS = {"Ti": 192, "S": 384, "B": 768, "L": 1024}
+TOKENS = (197, 577, 785, 1025, 1174, 1601, 1750, 4097)  # class token, patches and, in the decoder, classes
+MEAN = STD = (0.5, 0.5, 0.5)
+Normal = Callable[..., Tensor]  # (*shape, scale=1.0)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One call of an op. `draw` makes its positional arguments from a function that gives random tensors."""
+
+    op: str
+    shape: str  # in words
+    dtype: torch.dtype
+    draw: Callable[[Normal], tuple[Any, ...]]
+    flops: int
+    traffic_bytes: int  # every input read and every output written once
+    key: str  # of the op in the tile data
+    case: str
+    named: Mapping[str, Any] = field(default_factory=dict)
+    plain_op: Callable[..., Any] | None = None  # where `segmenter_kernels.reference` has none
+
+    def arguments(self, device: torch.device) -> tuple[Any, ...]:
+        """Seeded arguments: normal, of mean 0 and the scale a network's have."""
+        random = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(shape, generator=random, device=device) * scale).to(self.dtype)
+
+        return self.draw(normal)
+
+    def launch(self, *arguments: Any, tile: Tile | None = None) -> Any:
+        return getattr(segmenter_kernels, self.op)(*arguments, **self.named, tile=tile)
+
+    def plain(self, *arguments: Any) -> Any:
+        """The op in PyTorch."""
+        return (self.plain_op or getattr(reference, self.op))(*arguments)
+
+
+def attention(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> Workload:
+    return Workload(
+        op="attention",
+        shape=f"{B} x {N}, {A} x {D}",
+        dtype=dtype,
+        draw=lambda normal: (normal(B, N, 3 * A * D), A),
+        flops=4 * B * A * N * N * D,
+        traffic_bytes=4 * B * N * A * D * dtype.itemsize,
+        key="attention",
+        case=packed.case(dtype, D),
+    )
+
+
+def patch_embed(B: int, side: int, C: int, dtype: torch.dtype, pixels: bool = True) -> Workload:
+    n, values = (side // PATCH) ** 2, 3 * PATCH * PATCH
+
+    def draw(normal: Normal) -> tuple[Any, ...]:
+        image = normal(B, 3, side, side)
+        if pixels:
+            image = (image * 64 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        weight = normal(C, 3, PATCH, PATCH, scale=values**-0.5)
+        return image, weight, normal(C), normal(1, 1 + n, C), normal(1, 1, C)
+
+    return Workload(
+        op="patch_embed",
+        shape=f"{B} x {side} x {side}{' pixels' if pixels else ''} to {C}",
+        dtype=dtype,
+        draw=draw,
+        flops=2 * B * n * C * values,
+        traffic_bytes=B * n * values * (1 if pixels else dtype.itemsize)
+        + (C * values + (B + 1) * (1 + n) * C) * dtype.itemsize,
+        key="patch_embed",
+        case=patch_embed_case(PATCH, dtype, pixels),
+        named={"mean": MEAN, "std": STD} if pixels else {},
+        plain_op=_plain_patch_embed if pixels else None,
+    )
+
+
+def _plain_patch_embed(image: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+    normalised = (image.permute(0, 3, 1, 2).float() * (1 / (255 * STD[0])) - MEAN[0] / STD[0]).to(weight.dtype)
+    return reference.patch_embed(normalised, weight, *rest)
+
+
+def add_layernorm(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+    return Workload(
+        op="add_layernorm",
+        shape=f"{B} x {N} x {C}",
+        dtype=dtype,
+        draw=lambda normal: (normal(B, N, C), normal(B, N, C), normal(C), normal(C), 1e-5),
+        flops=8 * B * N * C,
+        traffic_bytes=4 * B * N * C * dtype.itemsize,
+        key="add_layernorm",
+        case=str(triton.next_power_of_2(C)),
+    )
+
+
+def linear(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+    """`linear_gelu` (C to 4C) or `linear_residual` (4C to C)."""
+    inner, outer = (C, 4 * C) if op == "linear_gelu" else (4 * C, C)
+
+    def draw(normal: Normal) -> tuple[Any, ...]:
+        tensors = normal(B, N, inner), normal(outer, inner, scale=inner**-0.5), normal(outer)
+        return tensors if op == "linear_gelu" else (*tensors, normal(B, N, outer))
+
+    return Workload(
+        op=op,
+        shape=f"{B} x {N}, {inner} to {outer}",
+        dtype=dtype,
+        draw=draw,
+        flops=8 * B * N * C * C,
+        traffic_bytes=((5 if op == "linear_gelu" else 6) * B * N * C + 4 * C * C) * dtype.itemsize,
+        key="linear",
+        case=linear_case(op.removeprefix("linear_"), B * N, outer, dtype),
+    )
+
+
+def eight_bits(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+    """`linear_int8` or `linear_fp8`, C to 4C, with a scale a token and an output channel, to `dtype`."""
+    kind = torch.int8 if op == "linear_int8" else torch.float8_e4m3fn
+
+    def draw(normal: Normal) -> tuple[Any, ...]:
+        (x, x_scale), (weight, weight_scale) = (
+            _plain_quantize(tensor, kind) for tensor in (normal(B, N, C), normal(4 * C, C, scale=C**-0.5))
+        )
+        return x, weight, x_scale, weight_scale, normal(4 * C)
+
+    return Workload(
+        op=op,
+        shape=f"{B} x {N}, {C} to {4 * C}",
+        dtype=dtype,
+        draw=draw,
+        flops=8 * B * N * C * C,
+        traffic_bytes=B * N * C + 4 * C * C + 4 * B * N * C * dtype.itemsize,
+        key=op,
+        case=gemm.size_of(B * N, 4 * C),
+        named={"dtype": dtype},
+        plain_op=_plain_eight_bits,
+    )
+
+
+def _plain_eight_bits(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    wide = weight_scale.dtype
+    return (F.linear(x.to(wide), weight.to(wide)) * x_scale[..., None] * weight_scale + bias.to(wide)).to(bias.dtype)
+
+
+def quantize(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+    return Workload(
+        op="quantize",
+        shape=f"{B} x {N} x {C}",
+        dtype=dtype,
+        draw=lambda normal: (normal(B, N, C),),
+        flops=2 * B * N * C,
+        traffic_bytes=B * N * C * (dtype.itemsize + 1) + 4 * B * N,
+        key="quantize",
+        case=str(triton.next_power_of_2(C)),
+        plain_op=lambda x: _plain_quantize(x, torch.int8),
+    )
+
+
+def _plain_quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = wide.abs().amax(dim=-1) / LARGEST[kind]
+    y = wide / scale[..., None]
+    return (y.round() if kind == torch.int8 else y).to(kind), scale
+
+
+def mask_scores(B: int, n: int, C: int, dtype: torch.dtype) -> Workload:
+    return Workload(
+        op="mask_scores",
+        shape=f"{B} x {n} x {C}, {CLASSES} classes",
+        dtype=dtype,
+        draw=lambda normal: (normal(B, n, C), normal(B, CLASSES, C), normal(CLASSES), normal(CLASSES), 1e-5),
+        flops=2 * B * n * CLASSES * C,
+        traffic_bytes=B * (n * C + CLASSES * C + n * CLASSES) * dtype.itemsize,
+        key="mask_scores",
+        case=mask_scores_case(CLASSES, dtype),
+    )
+
+
+def upsample_argmax(B: int, side: int, dtype: torch.dtype) -> Workload:
+    h = side // PATCH
+    return Workload(
+        op="upsample_argmax",
+        shape=f"{B} x {CLASSES} x {h} x {h} to {side} x {side}",
+        dtype=dtype,
+        # the decoder leaves the classes last
+        draw=lambda normal: (normal(B, h, h, CLASSES).permute(0, 3, 1, 2), (side, side)),
+        flops=7 * B * CLASSES * side * side,
+        traffic_bytes=B * (CLASSES * h * h * dtype.itemsize + side * side),
+        key="upsample_argmax",
+        case=upsample_case(PATCH),
+    )
+
+
+def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterator[Workload]:
+    n = (side // PATCH) ** 2
+    if op == "patch_embed":
+        yield from (patch_embed(B, side, C, dtype, pixels) for pixels in (True, False))
+    elif op == "add_layernorm":
+        yield add_layernorm(B, 1 + n, C, dtype)
+    elif op in ("linear_gelu", "linear_residual"):
+        yield linear(op, B, 1 + n, C, dtype)
+    elif op in ("linear_int8", "linear_fp8"):
+        yield eight_bits(op, B, 1 + n, C, dtype)
+    elif op == "quantize":
+        yield quantize(B, 1 + n, C, dtype)
+    elif op == "mask_scores":
+        yield mask_scores(B, n, C, dtype)
+    else:
+        yield upsample_argmax(B, side, dtype)
+
+
+OPS = (
+    *("attention", "patch_embed", "add_layernorm", "linear_gelu", "linear_residual", "mask_scores", "upsample_argmax"),
+    *("quantize", "linear_int8", "linear_fp8"),
+)
+
+
+def of_op(op: str, dtype: torch.dtype, batches: Iterable[int]) -> list[Workload]:
+    """The workloads of an op, at 512 x 512 (Seg-L: 640 x 640), patch 16 and 150 classes.
+
+    Attention is timed at every number of tokens that Segmenter has, with the heads of Seg-B.
+    """
+    found: list[Workload] = []
+    for B in batches:
+        if op == "attention":
+            found += [attention(B, N, 12, 64, dtype) for N in TOKENS]
+        else:
+            for name, C in WIDTHS.items():
+                found += _of_width(op, B, 640 if name == "L" else 512, C, dtype)
+    return list({workload.shape: workload for workload in found}.values())
+
+
+def runs_on(op: str, architecture: int) -> bool:
+    """Whether GPUs of an architecture have what an op needs."""
+    return op != "linear_fp8" or architecture >= FLOAT8_ARCHITECTURE

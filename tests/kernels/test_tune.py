@@ -1,0 +1,131 @@
+"""Tuning without a GPU: workloads, judging and choosing; what only a GPU can do is named and nothing is written."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import segmenter_kernels
+from segmenter_kernels import tiles, tune, workloads
+from segmenter_kernels.judging import judge
+from segmenter_kernels.workloads import OPS, Workload
+from tests.kernels.conftest import DEVICE
+
+HALF = torch.float16
+SMALL = {
+    "attention": workloads.attention(2, 33, 2, 32, HALF),
+    "patch_embed": workloads.patch_embed(2, 32, 64, HALF, pixels=False),
+    "patch_embed pixels": workloads.patch_embed(2, 32, 64, HALF),
+    "add_layernorm": workloads.add_layernorm(2, 5, 64, HALF),
+    "linear_gelu": workloads.linear("linear_gelu", 2, 5, 64, HALF),
+    "linear_residual": workloads.linear("linear_residual", 2, 5, 64, HALF),
+    "mask_scores": workloads.mask_scores(2, 5, 64, HALF),
+    "upsample_argmax": workloads.upsample_argmax(2, 32, HALF),
+    "quantize": workloads.quantize(2, 5, 64, HALF),
+    "linear_int8": workloads.eight_bits("linear_int8", 2, 5, 64, HALF),
+    "linear_fp8": workloads.eight_bits("linear_fp8", 2, 5, 64, HALF),
+}
+
+
+def drawn(workload: Workload) -> tuple[object, ...]:
+    return workload.arguments(torch.device(DEVICE))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_kernels_answer_their_workloads_right(name: str) -> None:
+    workload, arguments = SMALL[name], drawn(SMALL[name])
+    with torch.inference_mode():
+        verdict = judge(workload, workload.launch(*arguments), arguments)
+    assert verdict.right
+    assert verdict.budget > 0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_wrong_answers_are_seen(name: str) -> None:
+    workload, arguments = SMALL[name], drawn(SMALL[name])
+    with torch.inference_mode():
+        answer = workload.plain(*arguments)
+        first = answer if isinstance(answer, torch.Tensor) else answer[0]
+        if first.dtype.is_floating_point:
+            first[0, -1, 0] *= 1.1
+            assert not judge(workload, answer, arguments).right
+            first[0, -1, 0] = float("nan")
+        else:
+            first[0, -1, 0] += 1
+        assert not judge(workload, answer, arguments).right
+
+
+@pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
+def test_every_case_has_committed_tiles_and_candidates(architecture: int) -> None:
+    ops = [op for op in OPS if workloads.runs_on(op, architecture)]
+    for (key, case), same in tune.cases(ops).items():
+        committed = tiles.of_architecture(key, case, architecture)
+        found = tune.candidates(same[0], architecture)
+        assert len(found) > 1
+        assert all(set(candidate) == set(committed) for candidate in found)
+
+
+def test_workloads_are_segmenters() -> None:
+    assert set(OPS) <= set(segmenter_kernels.__all__)
+    shapes = [workload.shape for workload in workloads.of_op("attention", HALF, (1, 8))]
+    assert len(shapes) == 16
+    assert "8 x 1025, 12 x 64" in shapes
+    (case,) = {workload.case for workload in workloads.of_op("upsample_argmax", HALF, (1,))}
+    assert case == "16"
+    product = next(one for one in workloads.of_op("linear_gelu", HALF, (8,)) if "768 to 3072" in one.shape)
+    assert product.flops == 2 * 8 * 1025 * 768 * 3072
+
+
+def test_a_tile_that_fails_or_answers_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = SMALL["add_layernorm"]
+    arguments = drawn(workload)
+    tile = tiles.of_architecture("add_layernorm", "64", 80)
+    assert tune.why_not(workload, tile, arguments) is None
+    assert "KeyError" in str(tune.why_not(workload, {"num_warps": 4}, arguments))
+    right = segmenter_kernels.add_layernorm
+    monkeypatch.setattr(segmenter_kernels, "add_layernorm", lambda *x, tile: [y + 0.1 for y in right(*x, tile=tile)])
+    assert str(tune.why_not(workload, tile, arguments)).startswith("error 0.1")
+
+
+def test_the_best_tile_is_best_relative_to_the_best_of_each_workload() -> None:
+    times = {0: [1.0, 100.0], 1: [2.0, 40.0], 2: [3.0, 300.0]}
+    assert tune.ranked(times) == [1, 0, 2]
+
+
+def test_tiles_are_written_beside_others_and_read_before_the_architectures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = "NVIDIA Toy 9000"
+    tune.write(gpu, {("add_layernorm", "64"): {"BLOCK_M": 3, "num_warps": 1}}, tmp_path)
+    file = tune.write(gpu, {("linear", "plain_large"): {"BLOCK_M": 5}}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["NVIDIA_Toy_9000.json"]
+    assert json.loads(file.read_text()) == {
+        "add_layernorm": {"64": {"BLOCK_M": 3, "num_warps": 1}},
+        "linear": {"plain_large": {"BLOCK_M": 5}},
+    }
+    monkeypatch.setattr(tiles, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
+    assert tiles.of_device("linear", "plain_large", torch.device("cuda")) == {"BLOCK_M": 5}
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    """From a plain checkout, as on a machine with torch, Triton and NumPy alone."""
+    kernels = Path(segmenter_kernels.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(kernels), "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "segmenter_kernels.tune", "--op", "attention", "--out", str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.strip() == ("error: tuning times kernels on a CUDA device and there is none here; run it on one")
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_are_judged_by_their_logits() -> None:
+    workload = replace(SMALL["upsample_argmax"], draw=lambda normal: (torch.zeros(1, 3, 2, 2, device=DEVICE), (4, 4)))
+    arguments = drawn(workload)
+    tied = torch.full((1, 4, 4), 2, dtype=torch.uint8, device=DEVICE)
+    assert judge(workload, tied, arguments).right
