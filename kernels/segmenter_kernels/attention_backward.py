@@ -35,6 +35,7 @@ def _for_queries(
         scores = tl.dot(q_rest, k_rest.T, scores, input_precision="ieee")
         grad_p = tl.dot(g_rest, v_rest.T, grad_p, input_precision="ieee")
     if not INSIDE:
+        # p of a key past the last would be exp2(-lse), infinite where all scores are far below 0
         scores = tl.where((row + tl.arange(0, COLUMNS) < N)[None, :], scores, -float("inf"))
     p = tl.exp2(scores * SCALE - lse[:, None])
     grad_scores = (p * (grad_p - delta[:, None])).to(k.dtype)
@@ -103,8 +104,8 @@ def _for_keys(
         grad_p = tl.dot(v_rest, g_rest.T, grad_p, input_precision="ieee")
     query = row + tl.arange(0, COLUMNS)
     at = tl.cast(head, tl.int64) * N + query  # [COLUMNS]
-    # an infinite sum makes p of a query past the last exactly 0
-    lse = tl.load(lse_ptr + at, query < N, float("inf"))
+    # a query past the last gives nothing: its row of g is 0, and its row of dS is 1 * (0 - 0)
+    lse = tl.load(lse_ptr + at, query < N, 0.0)
     delta = tl.load(delta_ptr + at, query < N, 0.0)
     p = tl.exp2(scores * SCALE - lse[None, :])
     grad_scores = (p * (grad_p - delta[None, :])).to(q.dtype)

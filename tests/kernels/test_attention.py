@@ -114,6 +114,14 @@ def test_gradients_agree_with_the_tiles_of_an_architecture(D: int, architecture:
     judge(ours, eager, inputs((2, 133, 3 * D), dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("D", HEAD_DIMS)
+def test_gradients_where_all_scores_are_far_below_zero(D: int) -> None:
+    (qkv,) = inputs((1, 37, 3 * D), dtype=torch.bfloat16, mean=0.0)
+    qkv[..., : 2 * D] = qkv[..., : 2 * D].abs() * 6
+    qkv[..., :D] *= -1
+    judge_gradients(attention, ops.attention, [qkv], 1)
+
+
 @pytest.mark.slow
 def test_gradients_agree_at_1025_tokens() -> None:
     judge_gradients(attention, ops.attention, inputs((1, 1025, 192), dtype=torch.float16), 1)
