@@ -24,7 +24,7 @@ OP = "patch_embed"
 PATCH_SIZES = (8, 14, 16, 32)
 MAX_ELEMENTS = 2**31  # of one image, so that offsets in it fit int32
 # patch size, bytes read at a time (0: floats)
-DEPLOYED_FORMS = ((8, 0), (14, 0), (16, 0), (32, 0), (8, 4), (16, 4), (32, 4), (14, 1), (16, 1))
+DEPLOYED_FORMS = ((8, 0), (14, 0), (16, 0), (32, 0), (16, 4), (14, 1))
 
 
 @triton.jit
