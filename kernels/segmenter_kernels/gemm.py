@@ -48,6 +48,8 @@ def product(
     """
     kind: tl.constexpr = tl.int32 if INTEGER else tl.float32
     total = tl.zeros([BLOCK_M, BLOCK_N], kind)
+    # without this, Triton 3.6 minds a loop that never runs, and wgmma is serialised
+    tl.assume(K > 0)
     if DESCRIPTORS:
         for k in range(0, K, BLOCK_K):
             a = x.load([start_m, k])
