@@ -179,9 +179,11 @@ def _speed(workload: "Workload", times: "Quantiles", ceilings: Ceilings) -> dict
     return asdict(times) | {"tflops": tflops, "gb_per_s": gb_per_s, "share": share}
 
 
-def ceilings_of(dtype: torch.dtype, measure: Measure, side: int = 8192, copied_bytes: int = 1 << 30) -> Ceilings:
-    """Measure products of two `side` x `side` matrices by PyTorch, and a copy of `copied_bytes`, on the GPU."""
-    a, b = (torch.randn(side, side, device="cuda") for _ in range(2))
+def ceilings_of(
+    dtype: torch.dtype, device: torch.device, measure: Measure, side: int = 8192, copied_bytes: int = 1 << 30
+) -> Ceilings:
+    """Measure products of two `side` x `side` matrices by PyTorch, and a copy of `copied_bytes`."""
+    a, b = (torch.randn(side, side, device=device) for _ in range(2))
     products: dict[str, tuple[Callable[..., Tensor], torch.dtype]] = {
         "float": (lambda x, y: x @ y.mT, dtype),
         "int8": (lambda x, y: _int8_product(x[None], y), torch.int8),
@@ -194,7 +196,7 @@ def ceilings_of(dtype: torch.dtype, measure: Measure, side: int = 8192, copied_b
             tflops[name] = 2 * side**3 / measure(product, [operands]).ms_p50 / 1e9
         except RuntimeError as error:  # a GPU without this kind
             print(f"no ceiling for {name} products: {' '.join(str(error).split())[:120]}", file=sys.stderr)
-    source = torch.empty(copied_bytes, dtype=torch.uint8, device="cuda")
+    source = torch.empty(copied_bytes, dtype=torch.uint8, device=device)
     copy_ms = measure(lambda x, y: x.copy_(y), [(torch.empty_like(source), source)]).ms_p50
     return Ceilings(tflops, 2 * copied_bytes / copy_ms / 1e6)
 
@@ -204,7 +206,7 @@ def measured(options: Options, command: str) -> dict[str, Any]:
     from segmenter_kernels import tiles, timing, workloads
 
     dtype, device = DTYPES[options.dtype], torch.device("cuda")
-    ceilings = ceilings_of(dtype, timing.measure)
+    ceilings = ceilings_of(dtype, device, timing.measure)
     settings = {"dtype": options.dtype, "batch": list(options.batch), "ceilings": asdict(ceilings)}
     run = new_run("kernels", command, {"name": torch.cuda.get_device_name()}, settings)
     run["timed"] = {"call": "one call among many captured in a CUDA graph, on arguments that are not in the L2 cache"}

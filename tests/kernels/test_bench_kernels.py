@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segmenter.cli import main as segmenter
-from segmenter_bench.kernels import Ceilings, Rival, rivals_of, rows_of, show
+from segmenter_bench.kernels import Ceilings, Rival, ceilings_of, rivals_of, rows_of, show
 from segmenter_bench.runs import new_run, write_run
 from segmenter_kernels import aot, workloads
 from segmenter_kernels.timing import Quantiles
@@ -39,6 +39,12 @@ def test_a_right_answer_has_a_speed_and_a_share_of_what_bounds_it() -> None:
     (row,) = rows(workload, Rival("triton", workload.launch))
     assert row["tflops"] == pytest.approx(2 * 2 * 5 * 64 * 256 / 0.5e-3 / 1e12)
     assert row["share"] == pytest.approx(row["tflops"] / 2.0)
+
+
+def test_ceilings_are_work_over_time() -> None:
+    found = ceilings_of(torch.float16, torch.device(DEVICE), half_a_millisecond, side=16, copied_bytes=1000)
+    assert found.tflops["float"] == pytest.approx(2 * 16**3 / 0.5e-3 / 1e12)
+    assert found.gb_per_s == pytest.approx(2 * 1000 / 0.5e-3 / 1e9)
 
 
 def test_a_wrong_answer_and_a_failure_have_none() -> None:

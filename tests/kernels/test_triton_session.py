@@ -1,5 +1,6 @@
 """The `triton` engine: a small trained network on real images, labelled as PyTorch labels them in fp32."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from segmenter.checkpoint import save_model
+from segmenter.config import IMAGENET
 from segmenter.datasets import Sample, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.errors import EngineError, Unavailable
@@ -16,6 +18,7 @@ from segmenter.preprocess import normalize
 from segmenter_engines import Session, open_session
 from segmenter_engines.sessions import triton as module
 from segmenter_engines.verify import LIMITS
+from segmenter_kernels.checks import INTERPRETED
 from tests.networks import small_config, small_network
 
 SIZE = (96, 128)
@@ -35,6 +38,7 @@ def checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = [Fitted(dataset, SIZE)[index] for index in range(0, 64, 8)]
     torch.manual_seed(0)
     config = small_config(classes=dataset.classes, image_size=SIZE, drop_path=0.0, distilled=True)
+    config = replace(config, preprocess=IMAGENET)
     network = Segmenter(config)
     images = normalize(np.stack([sample.image for sample in samples]), config.preprocess)
     truth = torch.from_numpy(np.stack([sample.labels for sample in samples]).astype(np.int64))
@@ -95,6 +99,19 @@ def test_a_call_leaves_earlier_labels_alone(tmp_path: Path) -> None:
         assert session.describe()["precision"] == "fp16"
         with pytest.raises(EngineError, match="wanted uint8 RGB"):
             session(np.zeros((64, 64), np.uint8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device: there are no graphs in Triton's interpreter")
+def test_graphs_of_many_shapes_come_and_go(tmp_path: Path) -> None:
+    save_model(small_network(), tmp_path / "checkpoint")
+    random = np.random.default_rng(0)
+    with open_session(tmp_path / "checkpoint", "triton") as session:
+        images = [random.integers(0, 256, (1, 32, 16 * side, 3), dtype=np.uint8) for side in range(1, 12)]
+        first = [session(image) for image in images]
+        assert len(session._run._captured) == 8
+        again = [session(image) for image in images]
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the interpreter, about the NaN
