@@ -83,7 +83,8 @@ def _fma(self: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 def _dot(self: Any, a: Any, b: Any, accumulator: Any, input_precision: Any, _: Any) -> Any:
-    wide = np.int32 if a.dtype.is_int() else np.promote_types(np.float32, accumulator.data.dtype)
+    # float32 products are summed in float64: a BLAS's order of summing must not decide whether a kernel passes
+    wide = np.int32 if a.dtype.is_int() else np.float64 if a.dtype.scalar == tl.float32 else np.float32
     product = np.matmul(_values(a).astype(wide), _values(b).astype(wide))
     return _stored(product + accumulator.data, accumulator.dtype.scalar)
 
