@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import segmenter_kernels
 from segmenter import ops
 from segmenter.model import Segmenter
 from segmenter_kernels import library, reference
@@ -82,6 +83,20 @@ def test_pytorch_finds_nothing_wrong(name: str, gradient: bool) -> None:
 def test_pytorch_finds_nothing_wrong_with_the_gradient_of_attention() -> None:
     tensors = inputs((2, 5, 64), (2, 5, 192), dtype=torch.float32 if DEVICE == "cpu" else torch.float16)
     torch.library.opcheck(torch.ops.segmenter.attention_backward.default, (*tensors, 2))
+
+
+@pytest.mark.parametrize("name", [*ops.NAMES, "attention_backward"])
+def test_launchers_take_what_operators_pass_on(name: str) -> None:
+    """On a GPU an operator is its launcher; elsewhere that is seen here alone."""
+    if name == "attention_backward":
+        tensors, rest = inputs((2, 5, 64), (2, 5, 192), dtype=torch.float32), (2,)
+    else:
+        tensors, rest = call(name)
+    found = outputs(getattr(segmenter_kernels, name)(*tensors, *rest))
+    wanted = outputs(getattr(reference, name)(*tensors, *rest))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.is_contiguous()
+        torch.testing.assert_close(one, other)
 
 
 def test_dropout_is_refused() -> None:
