@@ -14,6 +14,7 @@ from segmenter.checkpoint import save_model
 from segmenter.errors import EngineError, Unavailable
 from segmenter.files import sha256
 from segmenter.preprocess import normalize
+from segmenter_engines import build as build_command
 from segmenter_engines import export as export_command
 from segmenter_engines import open_session
 from segmenter_engines import quantize as quantize_command
@@ -138,6 +139,30 @@ def test_requests_export_and_quantize_refuse(engine_folder, tmp_path):
     with pytest.raises(EngineError, match=f"calibration image 64x64.*{H}x{W}"):
         quantize(engine_folder / "model.fp32.onnx", tmp_path / "m.onnx", pictures(1, 64, 64))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_an_artifact_is_made_of_is_never_written_over(engine_folder, tmp_path):
+    source = shutil.copy(engine_folder / "model.fp32.onnx", tmp_path / "model.onnx")
+    shutil.copy(manifest_path(engine_folder / "model.fp32.onnx"), manifest_path(source))
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    before = sha256(source)
+    for out in (source, tmp_path / "link" / "model.onnx"):
+        with pytest.raises(EngineError, match=r"model\.onnx: is the file it would be made of"):
+            quantize(source, out, pictures(1))
+    with pytest.raises(EngineError, match=r"model\.txt: what is written here is named \*\.onnx"):
+        quantize(source, tmp_path / "model.txt", pictures(1))
+    with pytest.raises(EngineError, match=r"is the file it would be made of"):
+        build(tmp_path / "m.plan", tmp_path / "m.plan")
+    assert sha256(source) == before
+    assert read_manifest(source).precision == "fp32"
+    assert not (tmp_path / "model.txt").exists()
+
+
+@pytest.mark.parametrize("mib", ["-1", "0", "9999999999999"])
+def test_a_workspace_no_builder_takes_is_refused(engine_folder, tmp_path, capsys, mib):
+    arguments = ["--out", str(tmp_path / "x.plan"), "--workspace-mib", mib]
+    assert build_command.main([str(engine_folder / "model.fp16.onnx"), *arguments]) == 2
+    assert f"error: workspace of {mib} MiB: wanted 1 to" in capsys.readouterr().err
 
 
 def test_the_commands_chain(engine_folder, tmp_path, capsys, picture_root, tiny_model):

@@ -26,6 +26,7 @@ from segmenter_engines.manifest import (
     derived_from,
     machine_name,
     read_manifest,
+    require_out,
     versions_of,
 )
 
@@ -75,12 +76,17 @@ def build(
     """Build a plan from an exported or quantised graph, with its manifest beside it.
 
     source: fp16 or bf16 .onnx, or int8 made for the tensorrt target; fp32 builds too. batch: min, opt and max batch of
-    the plan. outputs: of the graph's, those the plan keeps. The plan runs on Ampere and later GPUs.
-    Raises EngineError when the graph does not fit, cannot be parsed or built, naming the node where it is known.
+    the plan. outputs: of the graph's, those the plan keeps. workspace_bytes: limit of the builder's scratch memory, at
+    least 1 MiB; None for no limit. The plan runs on Ampere and later GPUs.
+    Raises EngineError when an option is out of range, or the graph does not fit, cannot be parsed or built, naming the
+    node where it is known.
     """
     source, out = Path(source), Path(out)
+    require_out(out, ".plan", source)
+    if workspace_bytes is not None and not 1 << 20 <= workspace_bytes <= 1 << 50:
+        raise EngineError(f"workspace of {workspace_bytes >> 20} MiB: wanted 1 to {1 << 30}; leave it out for no limit")
     base = read_manifest(source)
-    _check(base, source, out, batch, outputs)
+    _check(base, source, batch, outputs)
     trt, log = tensorrt(), builder_log()
     log.messages.clear()
     builder = trt.Builder(log)
@@ -141,9 +147,7 @@ def layer_report(messages: Sequence[str]) -> dict[str, int]:
     return report
 
 
-def _check(base: Manifest, source: Path, out: Path, batch: tuple[int, int, int], outputs: Sequence[str]) -> None:
-    if out.suffix != ".plan":
-        raise EngineError(f"{out}: a plan is named *.plan; pass such a name")
+def _check(base: Manifest, source: Path, batch: tuple[int, int, int], outputs: Sequence[str]) -> None:
     if base.kind != "onnx":
         raise EngineError(f"{source}: is a {base.kind} already; build from the .onnx it was made of")
     if base.precision == "int8" and base.details.get("target") != "tensorrt":
@@ -171,7 +175,7 @@ class Options:
     outputs: tuple[str, ...] = ("labels",)
     """Outputs of the graph the plan keeps: labels, masks, logits."""
     workspace_mib: int | None = None
-    """Limit of the builder's scratch memory in MiB."""
+    """Limit of the builder's scratch memory in MiB, at least 1; none when left out."""
 
 
 def build_plan(options: Options) -> int:

@@ -83,6 +83,17 @@ def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
     return manifest
 
 
+def require_out(out: Path, suffix: str, source: Path) -> None:
+    """See that an artifact may be written as `out`: named `*suffix`, and not over what it is made of.
+
+    Raises EngineError otherwise.
+    """
+    if out.suffix != suffix:
+        raise EngineError(f"{out}: what is written here is named *{suffix}; pass such a name")
+    if out.resolve() == source.resolve():
+        raise EngineError(f"{out}: is the file it would be made of, and would be lost; pass another --out")
+
+
 def vouched(digest: str) -> str:
     """A file's SHA-256 as manifests name it in `source`."""
     return f"sha256:{digest}"

@@ -29,6 +29,7 @@ from segmenter_engines.manifest import (
     derived_from,
     machine_name,
     read_manifest,
+    require_out,
     versions_of,
 )
 from segmenter_engines.smooth import norm_fed, smooth
@@ -86,10 +87,11 @@ def quantize(
     images: calibration images, uint8 RGB [H, W, 3] of the graph's size. Weights become int8 a channel, activations 8
     bits a tensor (see the module). `tensorrt` wants an fp16 or bf16 graph, `cpu` an fp32 one. exclude: words such as
     fc2, decoder, encoder.blocks.0; linear layers whose weight's name holds one stay in floating point.
-    Raises EngineError for a graph that fits not the target, has no manifest or no linear layers, a word of `exclude`
-    that no layer has, another option out of range, or without images.
+    Raises EngineError for an `out` that is `source` or no .onnx, a graph that fits not the target, has no manifest or
+    no linear layers, a word of `exclude` that no layer has, another option out of range, or without images.
     """
     source, out = Path(source), Path(out)
+    require_out(out, ".onnx", source)
     base = read_manifest(source)
     if (base.precision == "fp32") != (target == "cpu") or base.kind != "onnx":
         raise EngineError(
