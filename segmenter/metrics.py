@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 Labels = np.ndarray | Tensor
@@ -67,7 +68,7 @@ def _integers(labels: Labels) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return np.true_divide(part, whole)
 

@@ -50,7 +50,7 @@ def smooth(
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for name, (norm, weights) in fed.items():
         matrices = [_values(constants[weight]) for weight in weights]
-        rows = np.maximum.reduce([np.abs(matrix).max(axis=1) for matrix in matrices])
+        rows = np.stack([np.abs(matrix).max(axis=1) for matrix in matrices]).max(axis=0)
         scale = np.maximum(peaks[name], 1e-5) ** alpha / np.maximum(rows, 1e-5) ** (1.0 - alpha)
         scale = np.clip(scale / np.exp(np.log(scale).mean()), 1.0 / MOST, MOST)
         for index, kind in ((1, "weight"), (2, "bias")):

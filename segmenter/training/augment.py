@@ -114,7 +114,7 @@ def _largest_share(labels: np.ndarray, resized: tuple[int, int], box: Box) -> fl
     window = labels[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
     window = window[:: max(1, window.shape[0] // _SHARE_POINTS), :: max(1, window.shape[1] // _SHARE_POINTS)]
     counts = np.bincount(window.ravel(), minlength=IGNORE + 1)[:IGNORE]
-    return float(counts.max() / counts.sum()) if np.count_nonzero(counts) > 1 else 1.0
+    return float(np.max(counts) / counts.sum()) if np.count_nonzero(counts) > 1 else 1.0
 
 
 def _source_box(shape: Sequence[int], resized: tuple[int, int], box: Box) -> tuple[float, float, float, float]:

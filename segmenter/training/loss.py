@@ -51,7 +51,7 @@ def class_weights(labels: Iterable[np.ndarray], num_classes: int) -> Tensor:
     counts = np.zeros(num_classes, np.int64)
     for one in labels:
         counts += np.bincount(one.ravel(), minlength=num_classes)[:num_classes]
-    share = counts / max(counts.sum(), 1)
+    share = counts / max(int(counts.sum()), 1)
     weights = np.ones(num_classes)
     weights[counts > 0] = share[counts > 0] ** -0.5
     mean = (share * weights).sum()
