@@ -191,7 +191,7 @@ def test_class_list_of_windows_editors(tmp_path: Path) -> None:
 
 
 def test_names_and_splits_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="dataset 'coco': wanted one of shapes, folder, camvid, ade20k, cityscapes, pascal"):
+    with pytest.raises(ConfigError, match="dataset 'coco': wanted one of shapes, folder, camvid, ade20k, cityscapes"):
         open_dataset("coco", tmp_path, "train")
     for name in DATASETS:
         with pytest.raises(ConfigError, match="split 'test': wanted one of train, val"):
