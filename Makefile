@@ -13,7 +13,7 @@ RUN ?= runs/camvid
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 
-.PHONY: setup demo camvid speed test lint clean
+.PHONY: setup demo camvid speed gpu test lint clean
 
 setup: $(VENV)/.installed
 
@@ -54,6 +54,14 @@ camvid: setup
 speed: setup
 	$(BIN)/python bench/throughput.py --engine all --variant Seg-Ti-Mask/16 --height 512 --width 512
 	$(BIN)/python bench/throughput.py --engine all --variant Seg-S-Mask/16 --height 512 --width 512
+
+# On a machine with an NVIDIA GPU: kernels tested and tuned on it, then timed against their rivals, then every engine.
+gpu: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu]'
+	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m segmenter_kernels.tune
+	$(BIN)/segmenter bench-kernels
+	$(BIN)/python bench/throughput.py --engine all --variant Seg-B-Mask/16 --height 512 --width 512
 
 test: lint
 	$(BIN)/python -m pytest
