@@ -91,12 +91,39 @@ def test_a_step_that_fails_leaves_its_reason_and_the_others_go_on(checkpoint, tm
     assert not any(absent[name].fault for name in PLANS)
 
 
-def test_a_pipeline_that_makes_nothing_fails(checkpoint, picture_root, tmp_path, capsys):
-    arguments = [*command(checkpoint, picture_root, tmp_path / "engines"), "--height", "4", "--width", "4"]
-    assert pipeline.main(arguments) == 2
+def test_a_pipeline_that_makes_nothing_fails(checkpoint, picture_root, tmp_path, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise EngineError("no luck")
+
+    monkeypatch.setattr(pipeline, "export", refuse)
+    assert pipeline.main(command(checkpoint, picture_root, tmp_path / "engines")) == 2
     error = capsys.readouterr().err
-    assert f"{FP32} not made: size 4x4 is smaller than one 8 pixel patch" in error
+    assert f"{FP32} not made: no luck" in error
     assert INT8 not in error  # said once, of what it would be made of
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--height", "4"], "--height 4 --width 56: smaller than one 8 pixel patch"),
+        (["--width", "0"], "--height 40 --width 0: smaller than one 8 pixel patch"),
+        (["--threads", "0"], "--threads 0: wanted at least 1"),
+        (["--images", "0"], "0 calibration images: wanted at least 1"),
+        ([], "p1.png"),
+    ],
+)
+def test_what_is_refused_costs_no_older_engine(checkpoint, picture_root, tmp_path, arguments, complaint, capsys):
+    out = tmp_path / "engines"
+    out.mkdir()
+    for name in ARTIFACTS:
+        for path in (out / name, manifest_path(out / name), reason_path(out / name)):
+            path.write_bytes(b"of an older run")
+    before = sorted(out.rglob("*"))
+    if not arguments:
+        (picture_root / "images" / "train" / "p1.png").write_bytes(b"no picture")
+    assert pipeline.main([*command(checkpoint, picture_root, out), "--images", "3", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+    assert sorted(out.rglob("*")) == before
 
 
 def test_a_graph_that_does_not_open_is_a_fault_and_a_missing_runtime_is_not(
@@ -143,8 +170,8 @@ def test_a_pipeline_that_is_stopped_leaves_no_engine_of_another_network(
     out = tmp_path / "engines"
     out.mkdir()
     for name in ARTIFACTS:
-        (out / name).write_bytes(b"of an older checkpoint")
-        manifest_path(out / name).write_text("{}")
+        for path in (out / name, manifest_path(out / name), reason_path(out / name)):
+            path.write_bytes(b"of an older checkpoint")
 
     def stop(model, folder):
         raise KeyboardInterrupt

@@ -118,6 +118,35 @@ def test_engines_of_another_network_are_noticed(engine_folder, mixed):
 
 def test_verify_refuses_a_checkpoint_the_engine_was_not_made_of(mixed, picture_root, capsys):
     save_model(small_network(seed=1), mixed / "other")
+    (picture_root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     command = ["--dataset", "folder", "--data", str(picture_root), "--threads", "1"]
     assert verify_command.main([str(mixed / INT8), "--checkpoint", str(mixed / "other"), *command]) == 2
     assert "made of other weights" in capsys.readouterr().err
+
+
+def verify_on(picture_root, *arguments):
+    return verify_command.main([*map(str, arguments), "--dataset", "folder", "--data", str(picture_root)])
+
+
+def test_verify_refuses_pictures_of_other_classes(mixed, picture_root, capsys):
+    assert verify_on(picture_root, mixed / INT8, "--checkpoint", mixed / "checkpoint", "--threads", 1) == 2
+    error = capsys.readouterr().err
+    assert f"{mixed / INT8}: knows 5 classes where the dataset has 3" in error
+
+
+def test_verify_names_the_files_whose_classes_differ(mixed, picture_root, capsys):
+    (picture_root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    config = mixed / "checkpoint" / "config.json"
+    config.write_text(config.read_text().replace('"tree"', '"bush"'))
+    assert verify_on(picture_root, mixed / INT8, "--checkpoint", mixed / "checkpoint", "--threads", 1) == 2
+    error = capsys.readouterr().err
+    assert f"{mixed / INT8} and {mixed / 'checkpoint'}: have other classes (one has 'tree' for 'bush')" in error
+
+
+def test_a_verdict_is_not_written_over_what_it_is_of(mixed, picture_root, capsys):
+    before = sha256(mixed / INT8)
+    for out in (mixed / INT8, manifest_path(mixed / INT8)):
+        arguments = (mixed / INT8, "--checkpoint", mixed / "checkpoint", "--out", out)
+        assert verify_on(picture_root, *arguments) == 2
+        assert f"--out {out}: is what is verified" in capsys.readouterr().err
+    assert sha256(mixed / INT8) == before == read_manifest(mixed / INT8).sha256

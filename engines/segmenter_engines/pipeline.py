@@ -16,8 +16,9 @@ import tyro
 
 from segmenter.checkpoint import load_model, save_model
 from segmenter.cli import run
+from segmenter.config import SegmenterConfig
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
-from segmenter.errors import SegmenterError, Unavailable, VerificationError
+from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
 from segmenter.evaluate import require_same_classes
 from segmenter_engines.build import ENGINE, MODULE, build
 from segmenter_engines.calibrate import Method
@@ -178,13 +179,13 @@ class Options:
 
 def pipeline(options: Options) -> int:
     model = load_model(options.checkpoint)
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"--threads {options.threads}: wanted at least 1")
     train = open_dataset(options.dataset, options.data, "train")
     val = Subset(open_dataset(options.dataset, options.data, "val"), options.verify_images)
     require_same_classes(model.config.classes, val, options.checkpoint)
-    height, width = (
-        options.height or model.config.encoder.image_size[0],
-        options.width or model.config.encoder.image_size[1],
-    )
+    height, width = _size(options, model.config)
+    # read whole before anything of an older run is removed: a picture that is broken costs no engine
     images = list(calibration_images(train, options.images, (height, width)))
     clear(options.out)  # before the checkpoint: stopped here, the folder holds no engine of another network
     save_model(model, options.out / CHECKPOINT)
@@ -198,6 +199,22 @@ def pipeline(options: Options) -> int:
     if faults:
         raise VerificationError(f"{options.out}: {'; '.join(faults)}")
     return 0
+
+
+def _size(options: Options, config: SegmenterConfig) -> tuple[int, int]:
+    """(H, W) of the images: what was asked for, else the training size.
+
+    Raises ConfigError for a size without a whole patch; other sizes are padded inside the graphs.
+    """
+    P, trained = config.encoder.patch_size, config.encoder.image_size
+    height = trained[0] if options.height is None else options.height
+    width = trained[1] if options.width is None else options.width
+    if min(height, width) < P:
+        raise ConfigError(
+            f"--height {height} --width {width}: smaller than one {P} pixel patch of {options.checkpoint}; enlarge it,"
+            f" or leave both out for {trained[0]}x{trained[1]}"
+        )
+    return height, width
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from segmenter.cpu import cpu_flags
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.errors import EngineError, VerificationError
-from segmenter.evaluate import evaluate_labels
+from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
-from segmenter_engines.manifest import read_manifest, require_checkpoint
+from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
 from segmenter_engines.sessions import Session, open_session
 
 
@@ -93,10 +93,7 @@ def verify(
     reference: the same network in PyTorch (`eager`). limit: that of the engine's precision when None.
     Raises EngineError when the two were not made for the same classes, or there are no samples.
     """
-    if session.classes != reference.classes:
-        raise EngineError(
-            "the engine and the checkpoint have other classes; verify against the checkpoint it was made of"
-        )
+    _require_equal_classes(session, reference, session.name, reference.name)
     if not len(samples):
         raise EngineError("no images to verify on; pass at least one")
     if session.spec.size is not None:
@@ -124,6 +121,18 @@ def verify(
         row_disagreement=_row_disagreement(session, mine[:3]),
         limit=limit or LIMITS[precision],
         cpu_flags=tuple(cpu_flags()),
+    )
+
+
+def _require_equal_classes(session: Session, reference: Session, artifact: object, checkpoint: object) -> None:
+    """Raises EngineError, naming both, when they were not made for the same classes."""
+    mine, theirs = session.classes, reference.classes
+    if mine == theirs:
+        return
+    other = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
+    told = f"{len(mine)} classes and {len(theirs)}" if other is None else f"one has {other[0]!r} for {other[1]!r}"
+    raise EngineError(
+        f"{artifact} and {checkpoint}: have other classes ({told}); verify against the checkpoint it was made of"
     )
 
 
@@ -187,11 +196,17 @@ class Options:
 
 
 def verify_artifact(options: Options) -> int:
+    if options.out is not None and options.out.resolve() in {
+        path.resolve() for path in (options.artifact, manifest_path(options.artifact))
+    }:
+        raise EngineError(f"--out {options.out}: is what is verified, and would be lost; pass another name")
     chosen = Subset(open_dataset(options.dataset, options.data, options.split), options.images)
     with (
         open_as_shipped(options.artifact, options.engine, options.threads, options.precision) as session,
         open_session(options.checkpoint, "eager", threads=options.threads) as reference,
     ):
+        require_same_classes(session.classes, chosen, options.artifact)
+        _require_equal_classes(session, reference, options.artifact, options.checkpoint)
         require_checkpoint(options.artifact, read_manifest(options.artifact, check_hash=False), options.checkpoint)
         limit = LIMITS[session.name.rsplit("-", 1)[-1]]
         if options.max_drop is not None:
