@@ -4,9 +4,11 @@ Commands are imported by name and only when asked for, so that `segmenter --help
 """
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TypeVar
@@ -71,10 +73,15 @@ def run(
         import tyro
 
         arguments = sys.argv[1:] if argv is None else list(argv)
+        program, said = _program(command), io.StringIO()
         try:
-            options = tyro.cli(options_class, prog=_program(command), args=arguments, description=description)
+            with redirect_stderr(said):
+                options = tyro.cli(options_class, prog=program, args=arguments, description=description)
         except SystemExit as stop:
-            return _status(stop)
+            if (status := _status(stop)) == 0:
+                return 0
+            return _fail(f"{_mistake(said.getvalue())}; see {program or 'the command with'} --help", status)
+        sys.stderr.write(said.getvalue())
         return command(options) or 0
 
     return _guarded(parse_and_call)
@@ -126,6 +133,25 @@ def _guarded(function: Callable[[], int]) -> int:
 def _fail(message: str, status: int = FAILED) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
     return status
+
+
+def _mistake(box: str) -> str:
+    """What tyro's box says of a mistake in the options, in one line: the message, and the option that may be meant.
+
+    Within the box, rules part the message from the advice, and a help text stands deeper than the option it is of.
+    Where stdout is not UTF-8 the rules are hyphens, and one more of them parts the title from the message.
+    """
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line[2:].removesuffix("│").rstrip()
+        if text and not text.strip("─-"):
+            sections.append([])
+        elif text and not line.startswith(("╭", "╰")) and not text.startswith(" " * 5):
+            sections[-1].append(text.strip())
+    message, *advice = sections if "╭" in box else sections[1:] or sections
+    near = [words for first, *words in advice if first.startswith(("Perhaps", "Similar")) and words]
+    mistake = " ".join(message).rstrip(".") or "the options cannot be read"
+    return f"{mistake}; did you mean {near[0][0]}?" if near else mistake
 
 
 def _how_to_install(module: str) -> str | None:

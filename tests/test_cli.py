@@ -50,11 +50,28 @@ def test_every_command_is_the_module_the_readme_says(name: str) -> None:
     assert package in ("segmenter", "segmenter_engines", "segmenter_bench")
 
 
-@pytest.mark.parametrize("argv", [[], ["--count", "three"], ["--count", "3", "--unknown"]])
-def test_bad_options_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["Missing", "--count INT"]),
+        (["--count", "three"], ["--count", "'three'"]),
+        (["--count", "3", "--nmae", "y"], ["--nmae", "did you mean --name STR?"]),
+        (["--count"], ["--count"]),
+        (["--count", "3", "more"], ["more"]),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_with_2(
+    argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(lambda options: 0, Options, argv) == 2
     printed = capsys.readouterr()
-    assert "count" in printed.out + printed.err or "unknown" in printed.out + printed.err
+    assert not printed.out
+    assert printed.err.startswith("error: ")
+    assert printed.err.endswith("--help\n")
+    assert printed.err.count("\n") == 1
+    assert all(word in printed.err for word in words)
+    assert "How many." not in printed.err
+    assert "│" not in printed.err
 
 
 def test_help_exits_with_0_and_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
