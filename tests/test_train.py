@@ -364,6 +364,20 @@ def test_other_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert metrics(tmp_path)["step"] == 2
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_starting_over_on_unreadable_data_deletes_nothing(
+    split: str, tmp_path: Path, picture_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "--steps", "2") == 0
+    for image in (picture_root / "images" / split).iterdir():
+        image.write_bytes(b"no picture")
+    folder = ["--dataset", "folder", "--data", str(picture_root), "--steps", "2"]
+    assert f"images/{split}/p" in refuse(capsys, tmp_path / "run", *folder, "--resume", "never")
+    assert RunFolder(tmp_path / "run").read_record().step == 2
+    assert metrics(tmp_path / "run")["step"] == 2
+    assert len(load_model(tmp_path / "run" / "best").config.classes) > 3
+
+
 @pytest.mark.parametrize("change", [["--width", "32"], ["--dropout", "0.1"], ["--decoder", "linear"]])
 def test_a_run_keeps_its_network(change: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, "--steps", "2") == 0

@@ -79,6 +79,14 @@ class Trainer:
         """Share of the run behind us, 0 to 1."""
         return self.schedule.progress(self.step, self.elapsed_s)
 
+    def read_first(self) -> None:
+        """Read the next update's images, so that unusable data show before anything is written or deleted.
+
+        Raises ImageError or DataError for a bad file.
+        """
+        order = Order(len(self.samples.dataset), self.options.length.batch, self.options.seed, self.step, self.step + 1)
+        next(batches(self.samples, order, workers=0))
+
     def train(self, log: TrainingLog, interruption: Interruption) -> Metrics:
         """Train to the end of the schedule; returns the metrics of the final network.
 

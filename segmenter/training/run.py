@@ -56,7 +56,10 @@ def run_training(options: TrainOptions) -> int:
         if trainer.progress >= 1 and metrics.is_file():
             print(f"this run has ended, see {metrics}; more --steps with --resume always would prolong it")
             return 0
-        # only now, when all options have proved possible, does anything old go
+        if record is None and folder.holds_run:
+            trainer.read_first()
+            val[0]
+        # only now, when all options have proved possible and the data can be read, does anything old go
         folder.begin(record)
         with TrainingLog(options.out, first.step, options.record.tensorboard) as log:
             log.note(line)
