@@ -22,7 +22,8 @@ from segmenter_bench.engines import REFERENCE, RIVALS, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder
 from segmenter_bench.race import Contestant, limit_of, opened, say
-from segmenter_bench.runs import command_of, new_run, wide_console, write_run
+from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
+from segmenter_bench.sections import DASH, signed
 from segmenter_engines.verify import LIMITS
 
 RIVALS_NOTE = (
@@ -194,10 +195,10 @@ def show(run: dict[str, Any]) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
-    for title in ("mIoU", "drop", "pixel acc.", "agree %"):
+    for title in ("mIoU", "vs PyTorch", "pixel acc.", "agree %"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in run["rows"]:
-        cells = [_cell(row.get(key), form) for key, form in (("miou", "{:.4f}"), ("drop", "{:+.4f}"))]
+        cells = [_cell(row.get("miou"), "{:.4f}"), signed(row.get("drop"))]
         cells.append(_cell(row.get("pixel_accuracy"), "{:.4f}"))
         cells.append(_cell(row["agreement"], "{:.2%}").rstrip("%"))
         table.add_row(row["engine"], *cells, style="red" if row["status"] == "failed" else None)
@@ -212,10 +213,11 @@ def show(run: dict[str, Any]) -> None:
 
 
 def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+    return DASH if value is None else form.format(value)
 
 
 def bench(options: Options) -> int:
+    require_writable(options.out)
     run = miou(options, command_of("segmenter bench-miou", None))
     show(run)
     print(write_run(run, options.out))

@@ -25,7 +25,6 @@ from segmenter.vit import Attention
 from segmenter_bench.machine import versions
 from segmenter_bench.race import say
 from segmenter_engines.folder import CHECKPOINT, manifests
-from segmenter_engines.pipeline import make_artifacts
 
 MARK = "random.json"  # written last: the folder is complete, and its weights are random
 CALIBRATION_IMAGES = 4
@@ -38,6 +37,7 @@ class Subject:
     folder: Path
     config: SegmenterConfig
     size: tuple[int, int]  # H, W of the images its engines take
+    max_batch: dict[str, int]  # of each artifact it holds, by file name
     trained: bool
     sha256: str  # of the weights
 
@@ -66,9 +66,11 @@ def open_folder(folder: Path) -> Subject:
             " and the exported and built engines beside it"
         )
     config = read_config(checkpoint / CONFIG_NAME)
-    sizes = [(manifest.height, manifest.width) for manifest in manifests(folder).values()]
+    found = manifests(folder)
+    sizes = [(manifest.height, manifest.width) for manifest in found.values()]
     size = sizes[0] if sizes else config.encoder.image_size
-    return Subject(folder, config, size, not (folder / MARK).exists(), sha256(checkpoint / WEIGHTS_NAME))
+    max_batch = {name: manifest.batch[2] for name, manifest in found.items()}
+    return Subject(folder, config, size, max_batch, not (folder / MARK).exists(), sha256(checkpoint / WEIGHTS_NAME))
 
 
 def random_model(config: SegmenterConfig, seed: int = 0) -> Segmenter:
@@ -107,6 +109,9 @@ def random_folder(name: str, height: int, width: int, classes: int, cache: Path,
     config = variant(name, classes, image_size=(height - height % P, width - width % P))
     folder = cache / f"{_slug(config.name)}-{height}x{width}-k{classes}-{_fingerprint(seed)}"
     if not (folder / MARK).exists():
+        # here, because benching a folder that is there needs no package that exports
+        from segmenter_engines.pipeline import make_artifacts
+
         save_model(random_model(config, seed), folder / CHECKPOINT)
         images = pictures(CALIBRATION_IMAGES, (height, width), "train")
         make_artifacts(folder, height, width, images, say=say)

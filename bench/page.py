@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from segmenter_bench.page_figures import examples, figures
-from segmenter_bench.page_tables import heat, results, signed
-from segmenter_bench.sections import Section, machine_name, number
+from segmenter_bench.page_tables import heat, results
+from segmenter_bench.sections import Section, machine_name, number, signed
 
 
 def page(title: str, found: Sequence[Section], command: str) -> str:
@@ -71,7 +71,7 @@ def _tiles(section: Section) -> str:
         if best.speedup is not None:
             tiles.append((f"{best.speedup:.1f}x", "the official implementation's way, same run, same threads"))
         if best.miou is not None:
-            fall = f"{signed(best.drop)} against PyTorch" if best.drop is not None else "of PyTorch itself"
+            fall = f"{signed(best.drop)} vs PyTorch" if best.drop is not None else "of PyTorch itself"
             tiles.append((f"{best.miou:.4f}", f"its mIoU, {fall}"))
     lines = section.lines(section.batches[0] if section.batches else None)
     faithful = [one for one in lines if one.verdict == "passed"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from segmenter_bench.sections import DASH, Line, Section, number
+from segmenter_bench.sections import DASH, Line, Section, number, signed
 
 FOLDED_CLASSES = 30  # longer tables of classes start folded
 VISIBLE_LOSS = 0.02  # IoU below PyTorch's that is worth a frame
@@ -65,11 +65,6 @@ def _speedup(one: Line) -> str:
         return DASH
     spread = f' <span class="spread">{ratio["low"]:.2f} to {ratio["high"]:.2f}</span>'
     return f"{ratio['median']:.2f}{spread}"
-
-
-def signed(drop: float | None) -> str:
-    """A loss as the change it is: -0.0031."""
-    return DASH if drop is None else f"{-drop:+.4f}".replace("-0.0000", "+0.0000")
 
 
 def heat(section: Section) -> str:

@@ -34,11 +34,14 @@ def report(paths: Sequence[Path], out: Path, title: str, command: str) -> str:
     """Write the page of some runs atomically, and return their Markdown tables.
 
     paths: JSON files or folders holding them.
-    Raises ConfigError without any run, DataError for a file that is none or runs that do not belong in one table.
+    Raises ConfigError without any run or where `out` is one, DataError for a file that is none or runs that do not
+    belong in one table.
     """
     files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     if not files:
         raise ConfigError("no runs; pass JSON files of bench-throughput and bench-miou, or a folder of them")
+    if out.resolve() in {file.resolve() for file in files}:
+        raise ConfigError(f"--out {out}: is one of the runs, and would be lost; pass another name, such as report.html")
     found = sections(read_run(file) for file in files)
     text = page(title, found, command)
     with atomic_path(out) as temporary:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segmenter.errors import DataError
+from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path
 from segmenter_bench import machine
 
@@ -47,6 +48,21 @@ def wide_console() -> Console:
     """Standard output for tables: the terminal's width, and wide enough for every column in a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=110)
+
+
+def require_writable(folder: Path) -> None:
+    """See, before a long run, that its result can be written into a folder, which need not exist yet; nothing is left.
+
+    Raises ConfigError naming the folder.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot write there ({error.strerror}); pass another folder") from error
 
 
 def write_run(run: dict[str, Any], folder: Path) -> Path:

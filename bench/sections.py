@@ -188,6 +188,14 @@ def _ms(line: Line) -> float | None:
 DASH = "-"
 
 
+def signed(drop: float | None) -> str:
+    """A loss of mIoU as it is shown everywhere, engine minus PyTorch: -0.0031 where it lost, 0.0000 without a sign."""
+    if drop is None:
+        return DASH
+    change = f"{-drop:+.4f}"
+    return change[1:] if float(change) == 0 else change
+
+
 def number(value: float | None, form: str) -> str:
     """Formatted, or a dash for what is not known."""
     return DASH if value is None else format(value, form)

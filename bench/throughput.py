@@ -20,10 +20,10 @@ from segmenter.cores import usable_cores
 from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError
-from segmenter_bench.engines import REFERENCE, TRUTH, choose, misfit, missing
+from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
-from segmenter_bench.runs import command_of, new_run, wide_console, write_run
+from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
 
 TIMED = {
     "labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory:"
@@ -52,7 +52,7 @@ class Options:
     batch: tuple[int, ...] = (1,)
     """Batch sizes."""
     height: int | None = None
-    """With --variant: image height in pixels; the variant's own when left out."""
+    """With --variant: image height in pixels; the variant's own when left out. Engines of a folder have their size."""
     width: int | None = None
     """With --variant: image width in pixels."""
     classes: int = 150
@@ -85,6 +85,12 @@ class Options:
     def __post_init__(self) -> None:
         if (self.folder is None) == (self.variant is None):
             raise ConfigError("pass either --folder ENGINE_FOLDER or --variant NAME, such as --variant Seg-Ti-Mask/16")
+        given = [name for name in ("height", "width") if getattr(self, name) is not None]
+        if self.folder is not None and given:
+            raise ConfigError(
+                f"--{given[0]} {getattr(self, given[0])}: the engines of {self.folder} take images of one size, set"
+                f" when they were exported; leave it out, or fill a folder of that size with `segmenter pipeline`"
+            )
         for name in ("rounds", "min_calls", "images", "classes", *(("threads",) if self.threads is not None else ())):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: wanted at least 1")
@@ -99,6 +105,7 @@ def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
     """
     chosen, threads = choose(options.engine), options.threads or usable_cores()
     subject = _subject(options)
+    _require_batches(options.batch, chosen, subject)
     images = _images(options, subject)
     settings = {
         "threads": threads,
@@ -128,6 +135,20 @@ def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
             " ratios unsure. Ratios by CPU time suffer less; better repeat the run on a quiet machine."
         )
     return run
+
+
+def _require_batches(batches: Sequence[int], chosen: Sequence[Entry], subject: Subject) -> None:
+    """Raises ConfigError, naming the engine that takes most, for a batch no exported or built engine takes.
+
+    One that only some take is theirs to refuse, in their rows.
+    """
+    limits = {row.name: subject.max_batch[row.artifact] for row in chosen if row.artifact in subject.max_batch}
+    if limits and max(batches) > max(limits.values()):
+        name = max(limits, key=lambda name: limits[name])
+        raise ConfigError(
+            f"--batch {max(batches)}: {name} takes at most {limits[name]}, and no exported engine asked for takes more;"
+            " pass smaller batches"
+        )
 
 
 def elsewhere_of(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -204,6 +225,7 @@ def _pace(options: Options) -> Pace:
 
 
 def bench(options: Options) -> int:
+    require_writable(options.out)
     run = throughput(options, command_of("segmenter bench-throughput", None))
     show(run)
     print(write_run(run, options.out))

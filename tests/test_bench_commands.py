@@ -1,6 +1,8 @@
 """The bench on a small network, from engine folder to page."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ from segmenter.config import variant
 from segmenter.datasets import open_dataset
 from segmenter.errors import CheckpointError, ConfigError, VerificationError
 from segmenter.preprocess import normalize
-from segmenter_bench import miou, models, report, throughput
+from segmenter_bench import miou, report, throughput
 from segmenter_bench.models import MARK, open_folder, pictures, random_folder, random_model
-from segmenter_bench.runs import read_run
+from segmenter_bench.runs import read_run, require_writable
+from segmenter_bench.sections import signed
+from segmenter_engines import pipeline
 from segmenter_engines.export import export
 from segmenter_engines.quantize import quantize
+from tests.bench_samples import miou_run
 from tests.networks import small_network
 
 CODES = (0, 200, 7, 90)  # labels between which an interpolation would be seen
@@ -103,11 +108,22 @@ def test_pictures_of_another_size_are_judged_at_their_own(folder, tmp_path, monk
 
 
 def test_commands_say_what_they_want(tmp_path, folder, capsys):
+    (tmp_path / "file").touch()
+    unwritable = str(tmp_path / "file" / "bench")
     for main, arguments, complaint in (
         (throughput.main, [], "pass either --folder ENGINE_FOLDER or --variant NAME"),
         (throughput.main, ["--folder", str(tmp_path)], "no folder 'checkpoint' in it"),
         (throughput.main, ["--folder", str(folder), "--rounds", "0"], "--rounds 0: wanted at least 1"),
         (throughput.main, ["--folder", str(folder), "--batch", "0"], "--batch 0: wanted sizes of at least 1"),
+        (
+            throughput.main,
+            ["--folder", str(folder), "--batch", "1", "999"],
+            "--batch 999: onnxruntime-fp32 takes at most 64",
+        ),
+        (throughput.main, ["--folder", str(folder), "--height", "64"], "--height 64: the engines of"),
+        (throughput.main, ["--folder", str(folder), "--width", "64"], "--width 64: the engines of"),
+        (throughput.main, ["--folder", str(folder), "--out", unwritable], f"--out {unwritable}: cannot write there"),
+        (miou.main, ["--folder", str(folder), "--out", unwritable], f"--out {unwritable}: cannot write there"),
         (throughput.main, ["--folder", str(folder), "--engine", "fastest"], "engine 'fastest' is unknown"),
         (throughput.main, ["--variant", "Seg-XXL"], "variant 'Seg-XXL' is unknown"),
         (miou.main, ["--folder", str(folder), "--examples", "-1"], "--examples -1"),
@@ -139,7 +155,7 @@ def test_random_weights_are_seeded_and_give_labels_worth_comparing(name):
 def test_a_folder_of_random_weights_is_made_once(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        models, "make_artifacts", lambda folder, *size_and_images, say: made.append((folder, size_and_images))
+        pipeline, "make_artifacts", lambda folder, *size_and_images, say: made.append((folder, size_and_images))
     )
     subject = random_folder("Seg-Ti/16", 40, 64, 3, tmp_path)
     assert random_folder("Seg-Ti/16", 40, 64, 3, tmp_path) == subject
@@ -172,6 +188,41 @@ def test_a_required_miou_is_met_by_every_engine_or_refused():
         miou._require([{"engine": "bad", "miou": float("nan")}], 0.0)
     with pytest.raises(VerificationError, match="no engine was judged"):
         miou._require([], 0.0)
+
+
+def test_a_change_of_miou_is_the_engines_minus_pytorchs():
+    assert [signed(drop) for drop in (0.0017, -0.0003, 0.0, 4e-5, -4e-5, None)] == [
+        "-0.0017",
+        "+0.0003",
+        "0.0000",
+        "0.0000",
+        "0.0000",
+        "-",
+    ]
+
+
+def test_the_miou_table_shows_the_sign_of_the_page(capsys):
+    run = miou_run()
+    run["rows"] = [row | {"drop": drop} for row, drop in zip(run["rows"], (0.0017, -0.0003, -1e-9), strict=False)]
+    miou.show(run)
+    printed = capsys.readouterr().out
+    assert "vs PyTorch" in printed
+    lines = {line.split()[0]: line.split() for line in printed.splitlines() if line.strip()}
+    assert [lines[row["engine"]][2] for row in run["rows"]] == ["-0.0017", "+0.0003", "0.0000"]
+
+
+def test_a_run_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    require_writable(tmp_path / "not" / "yet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_benching_a_checkpoint_needs_no_package_of_the_engines():
+    """Where onnx is missing, PyTorch's engines are still benched."""
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'onnxslim', 'openvino')));"
+        "import segmenter_bench.miou, segmenter_bench.throughput, segmenter_bench.worker"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_made_up_pictures_have_the_size_asked_for():

@@ -197,6 +197,11 @@ def test_the_command_writes_the_page_and_prints_the_table(tmp_path, capsys):
 def test_the_command_wants_runs(tmp_path, capsys):
     with pytest.raises(ConfigError, match="no runs"):
         report.report([tmp_path], tmp_path / "report.html", "title", "command")
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(miou_run()))
+    with pytest.raises(ConfigError, match=r"run\.json: is one of the runs"):
+        report.report([run], run, "title", "command")
+    assert read_run(run)["kind"] == "miou"
     assert report.main([str(tmp_path / "gone.json")]) == 2
     assert "error: " in capsys.readouterr().err
 
