@@ -6,6 +6,7 @@ rounded once, to a float, or back to 8 bits with a scale known beforehand, so th
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -230,25 +231,44 @@ def _tile_of(kind: torch.dtype, size: str, device: torch.device) -> Tile:
     return tiles.of_device(OPS[kind], size, device)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a compiled form does: one x scale a row or one in all, GELU, a residual add, 8 bits out."""
+
+    name: str
+    per_row: bool = True
+    gelu: bool = False
+    residual: bool = False
+    requantised: bool = False
+
+
+_DEPLOYED_FORMS = (
+    _Form("row"),
+    _Form("row_gelu", gelu=True),
+    _Form("row_residual", residual=True),
+    _Form("tensor_gelu_requantised", per_row=False, gelu=True, requantised=True),
+)
+
+
 def specialisations(architecture: int) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture: a layer to float16, GELU to 8 bits, a residual add in float16."""
+    """The forms engines launch on an architecture: float16 around a scale a token, or 8 bits to 8 bits."""
     for kind, op in OPS.items():
         if kind == torch.float8_e4m3fn and architecture < FLOAT8_ARCHITECTURE:
             continue
-        for form in ("plain", "gelu", "residual"):
+        for form in _DEPLOYED_FORMS:
             for size in gemm.SIZES:
                 yield _specialisation(kind, form, size, tiles.of_architecture(op, size, architecture))
 
 
-def _specialisation(kind: torch.dtype, form: str, size: str, tile: Tile) -> Specialisation:
+def _specialisation(kind: torch.dtype, form: _Form, size: str, tile: Tile) -> Specialisation:
     described = bool(tile["DESCRIPTORS"])
     BLOCK_M, BLOCK_N, BLOCK_K = tile["BLOCK_M"], tile["BLOCK_N"], tile["BLOCK_K"]
     inner = TYPE_NAMES[kind]
-    outer = inner if form == "gelu" else "fp16"
+    outer = inner if form.requantised else "fp16"
     pointers = set() if described else {"x", "weight", "residual", "out"}
     scales = ("x_scale_ptr", "weight_scale_ptr", "out_scale_ptr")
     return Specialisation(
-        name=f"{OPS[kind]}_{form}_{size}",
+        name=f"{OPS[kind]}_{form.name}_{size}",
         kernel=_quantized_linear,
         types={
             "x": gemm.argument_type(inner, BLOCK_M, BLOCK_K, described),
@@ -261,8 +281,8 @@ def _specialisation(kind: torch.dtype, form: str, size: str, tile: Tile) -> Spec
         },
         constants={
             **{key: tile[key] for key in TILE_KEYS},
-            **{"INTEGER": kind == torch.int8, "PER_ROW": False, "GELU": form == "gelu", "EXACT": False},
-            **{"RESIDUAL": form == "residual", "LARGEST": LARGEST[kind] if form == "gelu" else 0},
+            **{"INTEGER": kind == torch.int8, "PER_ROW": form.per_row, "GELU": form.gelu, "EXACT": False},
+            **{"RESIDUAL": form.residual, "LARGEST": LARGEST[kind] if form.requantised else 0},
             **{"EVEN_K": True, "OUT_DESCRIPTORS": described},
         },
         aligned=frozenset({*scales, "bias_ptr", "N", "K"} | pointers),
