@@ -474,6 +474,17 @@ def test_init(
         assert f"fresh decoder ({there})" in said
 
 
+def test_rates_too_rough_for_a_trained_network_are_warned_of(
+    tmp_path: Path, tiny_model: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tiny_model, tmp_path / "start")
+    rest = ["--init", str(tmp_path / "start"), "--steps", "2", "--eval-every", "0"]
+    for name, gentle in (("sgd", []), ("clip", ["--clip-grad", "1"]), ("adamw", ["--optimizer", "adamw"])):
+        run = [*SMALL, *rest, "--out", str(tmp_path / name), "--optimizer", "sgd", *gentle]
+        assert main(run) == 0
+        assert ("warning: SGD at --lr 0.001 without --clip-grad" in capsys.readouterr().err) is (not gentle)
+
+
 def test_init_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--out", str(tmp_path / "run"), "--steps", "2", "--init", str(tmp_path / "none")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err

@@ -63,6 +63,8 @@ def run_training(options: TrainOptions) -> int:
         folder.begin(record)
         with TrainingLog(options.out, first.step, options.record.tensorboard) as log:
             log.note(line)
+            if record is None and (warning := _rough(options)):
+                log.note(warning)
             try:
                 with _explaining(device):
                     final = trainer.train(log, interruption)
@@ -72,6 +74,21 @@ def run_training(options: TrainOptions) -> int:
             best = _report(folder, final, trainer)
     print(f"mIoU {best['miou'] or 0.0:.4f} at step {best['step']}: {folder.best}")
     return 0
+
+
+def _rough(options: TrainOptions) -> str | None:
+    """A warning where the optimiser can tear a trained network apart within a few updates, None elsewhere.
+
+    A trained encoder's gradients reach norms in the hundreds, a hundred times the decoder's, and plain SGD at 1e-3, made
+    for a fresh decoder, follows them all the way.
+    """
+    rates = options.optimizer
+    if options.network.init is None or rates.optimizer != "sgd" or rates.clip_grad > 0 or rates.backbone_lr is not None:
+        return None
+    return (
+        f"warning: SGD at --lr {rates.lr:g} without --clip-grad can undo what {options.network.init} knows; if the loss"
+        " jumps, start over with --optimizer adamw --lr 3e-4 --backbone-lr 3e-5 --clip-grad 1 --warmup 5"
+    )
 
 
 @contextmanager
