@@ -104,9 +104,8 @@ def _timed(section: Section) -> str:
             f'<p class="hint">{settings.get("threads", "?")} CPU threads for every engine. Each runs in a process'
             f" of its own and they take turns, {settings.get('rounds', '?')} rounds of at least"
             f" {settings.get('burst_seconds', '?')} s after {settings.get('warmup', '?')} untimed calls; images/s is"
-            " the batch over the median call, x official the median over rounds with its quartiles, memory the most the"
-            " process held while running, Python and libraries included. Labels were compared with PyTorch's in the"
-            " same run.</p>"
+            " the batch over the median call, memory the most the process held while running, Python and libraries"
+            " included. Labels were compared with PyTorch's in the same run.</p>"
         )
     return _part("What was timed", "".join(dict.fromkeys(parts)))
 

@@ -5,7 +5,7 @@ from html import escape
 
 from segmenter_bench.page_tables import swatch
 from segmenter_bench.plot import Mark, scatter, symbol
-from segmenter_bench.sections import Line, Section
+from segmenter_bench.sections import Line, Section, speedup_meaning
 
 SHAPES = {"fp32": "circle", "fp16": "square", "bf16": "diamond", "int8": "triangle"}
 FAMILIES = {
@@ -29,7 +29,7 @@ def family(engine: str) -> str:
 
 
 def figures(section: Section, lines: Sequence[Line]) -> str:
-    figures = [figure for figure in (_scatter(lines), _ladder(lines)) if figure]
+    figures = [figure for figure in (_scatter(lines), _ladder(section, lines)) if figure]
     return f'<div class="figures{" two" if len(figures) == 2 else ""}">{"".join(figures)}</div>' if figures else ""
 
 
@@ -67,7 +67,7 @@ def _scatter(lines: Sequence[Line]) -> str:
     )
 
 
-def _ladder(lines: Sequence[Line]) -> str:
+def _ladder(section: Section, lines: Sequence[Line]) -> str:
     rungs = [(one, one.speedup) for one in lines if one.speedup is not None]
     if not rungs:
         return ""
@@ -82,7 +82,11 @@ def _ladder(lines: Sequence[Line]) -> str:
     told = [
         (one.engine, one.speed["describe"].get("does")) for one, _ in rungs if one.speed and one.speed.get("describe")
     ]
-    hint = "".join(f"<p><code>{escape(name)}</code>: {escape(does)}.</p>" for name, does in told if does)
+    throughput = section.of("throughput")
+    assert throughput is not None
+    reference = throughput["settings"].get("reference", "official")
+    hint = f"<p>{escape(speedup_meaning(section.rounds, reference))}</p>"
+    hint += "".join(f"<p><code>{escape(name)}</code>: {escape(does)}.</p>" for name, does in told if does)
     return (
         f'<figure><h3>Times the official way</h3><div class="ladder">{rows}</div>'
         f'<figcaption class="hint">{hint}</figcaption></figure>'

@@ -60,11 +60,10 @@ def _megabytes(one: Line) -> float | None:
 
 
 def _speedup(one: Line) -> str:
-    ratio = one.speed and one.speed.get("ratio")
-    if not ratio:
+    if one.speedup is None:
         return DASH
-    spread = f' <span class="spread">{ratio["low"]:.2f} to {ratio["high"]:.2f}</span>'
-    return f"{ratio['median']:.2f}{spread}"
+    spread = f' <span class="spread">{one.spread[0]:.2f} to {one.spread[1]:.2f}</span>' if one.spread else ""
+    return f"{one.speedup:.2f}{spread}"
 
 
 def heat(section: Section) -> str:

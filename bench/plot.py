@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from html import escape
 
 CHAR, LINE = 6.8, 14  # advance and height of an 11 px label
+NEAR = 20  # a label this close to its mark needs no line
 _MARGIN = {"left": 66, "right": 18, "top": 16, "bottom": 44}
 # around the mark, near before far: dx, dy, anchor
 _PLACES = [
     (dx * far, dy * far + 4, anchor)
-    for far in (1, 2, 3, 4)
+    for far in (1, 2, 3, 4, 5, 6)
     for dx, dy, anchor in (
         (11, 0, "start"),
         (-11, 0, "end"),
@@ -40,7 +41,9 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def scatter(marks: Sequence[Mark], width: int, height: int, reference: float | None = None) -> str:
-    """An SVG of `width` x `height` units: x logarithmic, the Pareto front drawn, labels kept apart where there is room.
+    """An SVG of `width` x `height` units: x logarithmic, the Pareto front drawn, labels inside the plot.
+
+    Labels are kept apart where there is room and left out where there is none, but for that of the fastest sound mark.
 
     reference: mIoU to draw a dashed line at, PyTorch's.
     """
@@ -71,11 +74,11 @@ def scatter(marks: Sequence[Mark], width: int, height: int, reference: float | N
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(mark.x, mark.y) for mark in front))
         parts.append(f'<polyline class="front" points="{path}"/>')
     taken: list[Box] = [(px - 7, py - 7, px + 7, py + 7) for px, py in (at(mark.x, mark.y) for mark in marks)]
-    frame = (left + 1, top - 10, width - 2, bottom - 1)
-    for mark in marks:
-        px, py = at(mark.x, mark.y)
-        parts.append(_symbol(mark, px, py))
-        parts.append(_label(mark, px, py, taken, frame))
+    frame = (left + 1, top - 10, right, bottom - 1)
+    parts += [_symbol(mark, *at(mark.x, mark.y)) for mark in marks]
+    # the fastest first and then the rest of the front: these must be read, and the early ones find room
+    order = dict.fromkeys([*(mark for mark in front[::-1]), *marks])
+    parts += [_label(mark, *at(mark.x, mark.y), taken, frame, mark in front[-1:]) for mark in order]
     middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
     parts.append(
         f'<text class="axis" x="{middle_x:.0f}" y="{height - 6}" text-anchor="middle">images per second</text>'
@@ -117,21 +120,42 @@ def _symbol(mark: Mark, px: float, py: float) -> str:
     return symbol(mark.shape, px, py, style, f"{mark.label}: {mark.x:.3g} images/s, mIoU {mark.y:.4f}")
 
 
-def _label(mark: Mark, px: float, py: float, taken: list[Box], frame: Box) -> str:
-    """The label at the first place that is free, with a line to its mark when it lies far; nothing when none is."""
+def _label(mark: Mark, px: float, py: float, taken: list[Box], frame: Box, always: bool) -> str:
+    """The label at the first place that is free, with a line to its mark when it lies far.
+
+    Where none is: nothing, or, with `always`, above the mark as far as the frame goes, over whatever is there.
+    """
     wide = CHAR * len(mark.label)
+    free: list[tuple[bool, float, float, str, Box]] = []
     for dx, dy, anchor in _PLACES:
         x, y = px + dx, py + dy
         start = x - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
         box = (start, y - LINE + 3, start + wide, y + 3)
         inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
         if inside and not any(_overlap(box, other) for other in taken):
-            taken.append(box)
-            text = f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'
-            if math.hypot(dx, dy - 4) < 20:
-                return text
-            return f'<line class="leader" x1="{px:.1f}" y1="{py:.1f}" x2="{x:.1f}" y2="{y - 4:.1f}"/>{text}'
-    return ""
+            crossed = math.hypot(dx, dy - 4) >= NEAR and not _clear((px, py), (x, y - 4), taken)
+            free.append((crossed, x, y, anchor, box))
+    if free:
+        # the nearest, rather with a line that runs over nothing
+        _, x, y, anchor, box = min(free, key=lambda place: place[0])
+        taken.append(box)
+        text = f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+        if math.hypot(x - px, y - 4 - py) < NEAR:
+            return text
+        return f'<line class="leader" x1="{px:.1f}" y1="{py:.1f}" x2="{x:.1f}" y2="{y - 4:.1f}"/>{text}'
+    if not always:
+        return ""
+    x, y = min(px + wide / 2, frame[2]), max(py - 10, frame[1] + LINE)
+    taken.append((x - wide, y - LINE + 3, x, y + 3))
+    return f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="end">{escape(mark.label)}</text>'
+
+
+def _clear(start: tuple[float, float], end: tuple[float, float], taken: Sequence[Box]) -> bool:
+    """Whether a line from a mark to its label runs over nothing but the mark."""
+    (x0, y0), (x1, y1) = start, end
+    steps = [(x0 + (x1 - x0) * step / 16, y0 + (y1 - y0) * step / 16) for step in range(17)]
+    others = [box for box in taken if not _overlap(box, (x0 - 0.1, y0 - 0.1, x0 + 0.1, y0 + 0.1))]
+    return not any(_overlap(box, (x, y, x, y)) for box in others for x, y in steps)
 
 
 def _overlap(a: Box, b: Box) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from segmenter.errors import DataError
 
 Row = dict[str, Any]
+ENOUGH_ROUNDS = 5  # below, one noisy round moves the median over rounds, and quartiles say nothing
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Line:
     batch: int | None
     speed: Row | None
     accuracy: Row | None
+    reference: Row | None = None  # throughput row of the engine ratios are against, where it was listed
+    rounds: int = 0
 
     @property
     def precision(self) -> str:
@@ -29,8 +32,13 @@ class Line:
 
     @property
     def speedup(self) -> float | None:
+        return speedup(self.speed, self.reference, self.rounds) if self.speed else None
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """Quartiles of the speedup over rounds, where there were enough of them."""
         ratio = self.speed and self.speed.get("ratio")
-        return ratio["median"] if ratio else None
+        return (ratio["low"], ratio["high"]) if ratio and self.rounds >= ENOUGH_ROUNDS else None
 
     @property
     def miou(self) -> float | None:
@@ -96,7 +104,14 @@ class Section:
             if row.get("batch") == batch and row.get("region", "labels") == region
         }
         names = dict.fromkeys([*speed, *(accuracy if batch in (None, *self.batches[:1]) else ())])
-        return [Line(name, batch, speed.get(name), accuracy.get(name)) for name in names]
+        settings = (self.of("throughput") or {}).get("settings", {})
+        reference = speed.get(settings.get("reference", ""))
+        return [Line(name, batch, speed.get(name), accuracy.get(name), reference, self.rounds) for name in names]
+
+    @property
+    def rounds(self) -> int:
+        """Turns each engine had in the throughput run."""
+        return int((self.of("throughput") or {}).get("settings", {}).get("rounds", 0))
 
     def has_region(self, region: str) -> bool:
         return any(row.get("region") == region for row in self._rows("throughput"))
@@ -121,6 +136,33 @@ class Section:
     def _rows(self, kind: str) -> list[Row]:
         run = self.of(kind)
         return list(run["rows"]) if run else []
+
+
+def speedup(row: Row, reference: Row | None, rounds: int) -> float | None:
+    """How many times faster a throughput row is than the reference's, None where they do not compare.
+
+    The median of the rounds' own ratios, which a machine that slows down for a while hardly moves; of few rounds the
+    ratio of the images per second, so that one round cannot put engines in another order than their speed.
+    """
+    ratio, ours, theirs = row.get("ratio"), row.get("timing"), (reference or {}).get("timing")
+    if not ratio:
+        return None
+    if rounds >= ENOUGH_ROUNDS:
+        return float(ratio["median"])
+    if "of_p50" in ratio:
+        return float(ratio["of_p50"])
+    # a run of before that field
+    return float(ours["images_per_s"] / theirs["images_per_s"] if ours and theirs else ratio["median"])
+
+
+def speedup_meaning(rounds: int, reference: str) -> str:
+    """What `speedup` is, for the reader of a page."""
+    if rounds >= ENOUGH_ROUNDS:
+        return (
+            f"Median of how much faster than {reference} each of {rounds} rounds was; in the table with its quartiles."
+            " A machine that slows down for a while moves it less than images/s, so the two may differ a little."
+        )
+    return f"Images/s over {reference}'s; {rounds} rounds are too few for a range."
 
 
 def sections(runs: Iterable[dict[str, Any]]) -> list[Section]:

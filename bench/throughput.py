@@ -24,6 +24,7 @@ from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, mis
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
+from segmenter_bench.sections import number, speedup
 
 TIMED = {
     "labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory:"
@@ -168,7 +169,8 @@ def show(run: dict[str, Any]) -> None:
     )
     for region, meaning in run["timed"].items():
         console.print(f"timed: {meaning}", style="dim", soft_wrap=True)
-        console.print(_table([row for row in run["rows"] if row["region"] == region], settings["reference"]))
+        rows = [row for row in run["rows"] if row["region"] == region]
+        console.print(_table(rows, settings["reference"], settings["rounds"]))
     for row in run["rows"]:
         if row["status"] == "failed":
             console.print(f"[red]failed[/] {row['engine']}, batch {row['batch']}: {row['reason']}", soft_wrap=True)
@@ -183,19 +185,22 @@ def _busy(rows: Sequence[dict[str, Any]]) -> float:
     return max((row["others_busy"] or 0.0 for row in rows), default=0.0)
 
 
-def _table(rows: Sequence[dict[str, Any]], reference: str) -> Table:
+def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
     # CPU time counts threads that only wait, so it is worth a look only where wall time is not to be trusted
-    ratios = {"median": f"x {reference}"} | ({"cpu": "x by CPU"} if _busy(rows) > BUSY else {})
-    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios.values(), "MB", "agree %"):
+    by_cpu = _busy(rows) > BUSY
+    ratios = [f"x {reference}", *(["x by CPU"] if by_cpu else [])]
+    references = {row["batch"]: row for row in rows if row["engine"] == reference}
+    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "agree %"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        timing, speedup, share = row["timing"], row["ratio"], row["agreement"]
+        timing, share = row["timing"], row["agreement"]
         cells = ["-"] * (5 + len(ratios))
         if timing is not None:
             cells = [f"{timing[key]:.4g}" for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
-            cells += [f"{speedup[key]:.2f}" if speedup else "-" for key in ratios]
+            cells.append(number(speedup(row, references.get(row["batch"]), rounds), ".2f"))
+            cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []
             cells.append(f"{row['memory_bytes'] / 1e6:.0f}")
         unjudged = "" if row["agreement_limit"] is not None else " *"
         cells.append("-" if share is None else f"{100 * share:.2f}{unjudged}")

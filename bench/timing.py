@@ -60,12 +60,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster than the reference: median and quartiles over rounds, and the same by CPU time (`cpu`)."""
+    """How many times faster than the reference: median and quartiles over rounds, and the same by CPU time (`cpu`).
+
+    `of_p50` is the ratio of the median calls of all rounds together, which is that of the images per second.
+    """
 
     median: float
     low: float
     high: float
     cpu: float
+    of_p50: float
 
 
 def burst(function: Callable[[], object], seconds: float, min_calls: int, warmup: int = 1) -> Burst:
@@ -110,4 +114,5 @@ def ratio(reference: Sequence[Burst], candidate: Sequence[Burst]) -> Ratio:
     each = [float(np.median(slow.ms)) / float(np.median(fast.ms)) for slow, fast in pairs]
     low, median, high = np.quantile(each, (0.25, 0.5, 0.75))
     cpu = np.median([one.cpu_ms for one in reference]) / np.median([one.cpu_ms for one in candidate])
-    return Ratio(float(median), float(low), float(high), float(cpu))
+    p50, reference_p50 = (np.median([ms for one in bursts for ms in one.ms]) for bursts in (candidate, reference))
+    return Ratio(float(median), float(low), float(high), float(cpu), float(reference_p50 / p50))

@@ -223,6 +223,55 @@ def test_plots_keep_everything_inside(points):
     assert len(ticks) >= 2
 
 
+def labels_of(svg):
+    """Extent of every label along x, by its text; an 11 px monospace letter is at most 6.7 px wide."""
+    found = {}
+    for x, anchor, text in re.findall(r'class="label" x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">([^<]*)<', svg):
+        wide = 6.7 * len(text)
+        start = float(x) - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+        found[text] = start, start + wide
+    return found
+
+
+@pytest.mark.parametrize("crowd", [1, 9, 400])
+@pytest.mark.parametrize("width", [360, 660])
+def test_labels_stay_inside_the_plot_and_the_winner_has_one(width, crowd):
+    marks = [Mark("an-engine-far-behind", 1.0, 0.5, "other", "circle")]
+    marks += [Mark(f"engine-{index:03}-int8", 98 + index / crowd, 0.55, "other", "circle") for index in range(crowd)]
+    marks += [Mark("failed-engine-int8", 105.0, 0.1, "other", "circle", failed=True)]
+    marks += [
+        Mark("openvino-bf16", 99.5, 0.551, "other", "diamond"),
+        Mark("openvino-int8", 100.0, 0.549, "o", "square"),
+    ]
+    labels = labels_of(scatter(marks, width, 360, reference=0.55))
+    assert "openvino-int8" in labels
+    for text, (start, end) in labels.items():
+        assert start >= 66, text
+        assert end <= width - 18, text
+
+
+def test_few_rounds_give_no_range_and_the_order_of_images_per_s():
+    """A round in which official stalled once put the second fastest engine first."""
+    run = throughput_run(batches=(1,))
+    run["settings"]["rounds"] = 3
+    noisy = next(row for row in run["rows"] if row["engine"] == "openvino-bf16")
+    noisy["ratio"] = {"median": 9.87, "low": 4.05, "high": 133.99, "cpu": 9.0}
+    text = rendered(run)[1].text
+    assert "133.99" not in text
+    assert "9.87" not in text
+    assert "Images/s over official's; 3 rounds are too few for a range." in text
+    (section,) = sections([run])
+    speedups = {line.engine: line.speedup for line in section.lines(1)}
+    assert max(speedups, key=lambda name: speedups[name] or 0) == section.best.engine == "openvino-int8"
+    assert speedups["openvino-bf16"] == 10.8 / 1.9
+    noisy["ratio"]["of_p50"] = 5.5
+    assert next(line for line in section.lines(1) if line.engine == "openvino-bf16").speedup == 5.5
+    run["settings"]["rounds"] = 5
+    text = rendered(run)[1].text
+    assert "9.87 4.05 to 133.99" in text
+    assert "Median of how much faster than official each of 5 rounds was" in text
+
+
 @pytest.mark.parametrize("classes", [3, 255, 300])
 def test_label_maps_of_any_number_of_classes_become_pictures(classes):
     import base64

@@ -68,6 +68,8 @@ def test_a_ratio_shows_its_spread_and_ignores_one_stalled_call():
     fast = [Burst([1.0, 1.0, 500.0], 1.0)] * 3
     result = ratio(slow, fast)
     assert (result.low, result.median, result.high) == (9.0, 10.0, 11.0)
+    assert result.of_p50 == 10.0
+    assert ratio([*slow, Burst([30.0] * 4, 1.0)], [*fast, Burst([1.0], 1.0)]).of_p50 == 30.0
 
 
 def test_a_ratio_needs_the_same_rounds():
