@@ -59,7 +59,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path}: no such file; point at a folder holding {CONFIG_NAME} and {WEIGHTS_NAME}"
+            f"{path}: no such file; check the path (a checkpoint is a folder of {CONFIG_NAME} and {WEIGHTS_NAME})"
         ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -106,9 +106,10 @@ def _require_pair(folder: Path, saved_with: str) -> None:
 
 
 def load_weights(model: Segmenter, tensors: dict[str, Tensor], source: Path) -> None:
-    """Put `tensors` into the model, every name and shape matching.
+    """Put `tensors` into the model, every name and shape matching, every value a number.
 
-    Raises CheckpointError naming the first differences: the usual sign of a checkpoint of another variant.
+    Raises CheckpointError naming the first differences, the usual sign of a checkpoint of another variant, or the first
+    tensor that holds a NaN or an infinity.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -125,6 +126,12 @@ def load_weights(model: Segmenter, tensors: dict[str, Tensor], source: Path) -> 
         raise CheckpointError(
             f"{source}: weights do not fit the configuration {model.config.name!r}: {shown}{more};"
             " use the configuration these weights were trained with"
+        )
+    broken = next((name for name in wanted if not bool(torch.isfinite(tensors[name]).all())), None)
+    if broken is not None:
+        raise CheckpointError(
+            f"{source}: {broken} holds values that are no numbers (NaN or infinite), as a training that came apart"
+            " leaves them; use an earlier checkpoint"
         )
     model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
 

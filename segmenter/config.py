@@ -6,6 +6,19 @@ from typing import Any, Literal
 from segmenter.errors import ConfigError
 
 PATCH_SIZES = (8, 14, 16, 32)
+_KINDS = {int: "whole numbers", float: "a number", bool: "true or false", str: "text"}
+
+
+def _require_kinds(part: str, values: dict[str, Any], defaults: object) -> None:
+    """Raises ConfigError for a value of another kind than the field's default; a whole number passes as a float."""
+    for name, value in values.items():
+        default = getattr(defaults, name, value)
+        sequence = isinstance(default, tuple)
+        if sequence and len(value) != len(default):
+            raise ConfigError(f"{part} {name} {value!r}: wanted {len(default)} values, as in {default!r}")
+        for one, like in zip(value, default, strict=True) if sequence else [(value, default)]:
+            if type(one) is not type(like) and (type(one), type(like)) != (int, float):
+                raise ConfigError(f"{part} {name} {value!r}: wanted {_KINDS[type(like)]}, as in {default!r}")
 
 
 def _require_counts(part: str, **counts: int) -> None:
@@ -129,9 +142,12 @@ class SegmenterConfig:
             encoder = dict(values["encoder"])
             encoder["image_size"] = tuple(encoder["image_size"])
             preprocess = {key: tuple(value) for key, value in values["preprocess"].items()}
+            decoder = dict(values["decoder"])
+            _require_kinds("encoder", encoder, EncoderConfig())
+            _require_kinds("decoder", decoder, DecoderConfig())
             return cls(
                 encoder=EncoderConfig(**encoder),
-                decoder=DecoderConfig(**values["decoder"]),
+                decoder=DecoderConfig(**decoder),
                 classes=tuple(values["classes"]),
                 palette=tuple(tuple(colour) for colour in values["palette"]),
                 preprocess=Preprocess(**preprocess),

@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +19,10 @@ import tyro
 import yaml
 from torch import Tensor
 
-from segmenter.checkpoint import VARIANT_NAME, load_weights, read_tensors, save_model
+from segmenter.checkpoint import CONFIG_NAME, OFFICIAL_NAME, VARIANT_NAME, load_weights, read_tensors, save_model
 from segmenter.cli import run
 from segmenter.config import NORMALIZATIONS, DecoderConfig, EncoderConfig, SegmenterConfig
-from segmenter.datasets import DATASETS, classes_of
+from segmenter.datasets import DATASETS, classes_of, layout_of
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.model import Segmenter
 from segmenter.vit import resize_position
@@ -48,6 +49,8 @@ def load_official(path: Path, ops: ModuleType | None = None) -> Segmenter:
     Neither file may run code: the checkpoint is read with `weights_only=True`, the YAML with a safe loader.
     Raises CheckpointError.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; check the path")
     net = _read_variant(path.with_name(VARIANT_NAME))
     config = official_config(net, path.with_name(VARIANT_NAME))
     tensors = {name: tensor for name, tensor in _read_pickle(path).items() if not _HEADS.match(name)}
@@ -129,7 +132,10 @@ def _read_variant(path: Path) -> dict[str, Any]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """The `model` tensors of a PyTorch checkpoint, without running anything in it."""
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch talks of reporting the file to its makers; what follows below is for the user of this one
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
@@ -163,7 +169,11 @@ def load_backbone(path: Path, blocks: int | None = None) -> tuple[EncoderConfig,
         hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
         positions = position.shape[1]
     except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: not a ViT under timm's or DINOv2's key names: {error!r} not found") from error
+        lacking = f"{error.args[0]} is not in it" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path}: not a ViT under timm's or DINOv2's key names ({lacking}); use weights of such a ViT, or convert"
+            " their names"
+        ) from error
     distilled, scaled = "dist_token" in tensors, "blocks.0.ls1.gamma" in tensors
     count = positions - 1 - distilled
     side = math.isqrt(max(count, 0))
@@ -254,11 +264,13 @@ class Options:
     """Make a checkpoint folder from an official checkpoint.pth (with variant.yml) or from ViT weights (safetensors)."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """An official checkpoint.pth, or a .safetensors file under timm's or DINOv2's key names."""
+    """An official checkpoint.pth or its folder, or a .safetensors file under timm's or DINOv2's key names."""
     out: Path
     """Folder to write config.json and model.safetensors to."""
     dataset: str | None = None
     """Dataset whose classes the fresh decoder gets (ViT weights only)."""
+    data: Path | None = None
+    """The dataset's folder; only `folder` needs it, for its list of classes."""
     num_classes: int | None = None
     """Number of anonymous classes instead of a dataset's (ViT weights only)."""
     decoder: Literal["linear", "mask"] = "mask"
@@ -276,8 +288,14 @@ class Options:
 
 
 def import_weights(options: Options) -> int:
-    if options.source.suffix == ".pth":
-        model = load_official(options.source)
+    source = options.source / OFFICIAL_NAME if options.source.is_dir() else options.source
+    if options.source.is_dir() and not source.is_file():
+        raise CheckpointError(
+            f"{options.source}: holds no {OFFICIAL_NAME}; name an official checkpoint, its folder, or a .safetensors"
+            f" file (a folder with {CONFIG_NAME} is a checkpoint already)"
+        )
+    if source.suffix == ".pth":
+        model = load_official(source)
     else:
         if (options.dataset is None) == (options.num_classes is None):
             raise ConfigError("ViT weights have no classes of their own; pass one of --dataset and --num-classes")
@@ -285,7 +303,11 @@ def import_weights(options: Options) -> int:
             raise ConfigError("pass --height and --width together, or neither")
         if options.dataset is not None and options.dataset not in DATASETS:
             raise ConfigError(f"dataset {options.dataset!r}: wanted one of {', '.join(DATASETS)}")
-        classes, palette = classes_of(options.dataset or "", options.num_classes)
+        if options.data is not None and options.dataset not in (None, "shapes"):
+            layout = layout_of(options.dataset, options.data, "train")
+            classes, palette = layout.classes, layout.palette
+        else:
+            classes, palette = classes_of(options.dataset or "", options.num_classes)
         torch.manual_seed(options.seed)
         model = from_backbone(
             options.source,

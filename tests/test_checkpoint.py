@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,36 @@ def test_a_configuration_without_heads_is_named(tmp_path, part):
     values[part]["heads"] = 0
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=rf"config\.json: {part} heads 0"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("encoder", "image_size", ["64", "64"]),
+        ("encoder", "image_size", [64]),
+        ("encoder", "distilled", "no"),
+        ("encoder", "norm_eps", "small"),
+        ("encoder", "depth", 2.5),
+        ("decoder", "dropout", None),
+    ],
+)
+def test_a_configuration_of_the_wrong_kinds_is_named(tmp_path, part, name, value):
+    save_model(small_network(), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values[part][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {part} {name} .*: wanted .*, as in"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(tmp_path, value):
+    model = small_network()
+    with torch.no_grad():
+        model.encoder.blocks[1].norm1.weight[3] = value
+    save_model(model, tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: encoder\.blocks\.1\.norm1\.weight holds values"):
         load_model(tmp_path)
 
 
@@ -145,8 +176,10 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     write_variant(tmp_path)
     write({"model": _RunsCode()}, tmp_path / "checkpoint.pth")
-    with pytest.raises(CheckpointError, match="not loaded"):
-        load_model(tmp_path / "checkpoint.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # ours is the one line to be read
+        with pytest.raises(CheckpointError, match="not loaded"):
+            load_model(tmp_path / "checkpoint.pth")
     assert not (tmp_path / "owned").exists()
 
 
@@ -175,6 +208,11 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, content):
     (tmp_path / "checkpoint.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pth"):
         load_model(tmp_path)
+
+
+def test_a_missing_official_checkpoint_is_what_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nope\.pth: no such file"):
+        load_model(tmp_path / "nope.pth")
 
 
 def test_an_official_checkpoint_needs_its_variant_file(tmp_path):

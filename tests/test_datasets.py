@@ -212,8 +212,8 @@ def test_fixed_classes_have_one_distinct_colour_each() -> None:
 def test_classes_of_unknown_datasets_are_anonymous() -> None:
     assert classes_of("coco", 19)[0][:2] == ("class 0", "class 1")
     assert classes_of("camvid", 12)[0][11] == "class 11"
-    for count in (None, 0):
-        with pytest.raises(ConfigError, match="has no classes of its own"):
+    for count, message in ((None, "pass --data, its folder, or --num-classes"), (0, "wanted at least one class")):
+        with pytest.raises(ConfigError, match=message):
             classes_of("folder", count)
 
 

@@ -83,8 +83,10 @@ def test_position_embeddings_are_resized_as_their_source_does(tmp_path, scaled):
 def test_files_that_are_no_such_vit_are_named(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"conv.weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight"):
+    with pytest.raises(CheckpointError, match=r"\(patch_embed\.proj\.weight is not in it\); use weights"):
         load_backbone(path)
+    with pytest.raises(CheckpointError, match=r"nope\.safetensors: no such file; check the path"):
+        load_backbone(tmp_path / "nope.safetensors")
     save_file({"register_tokens": torch.zeros(1, 4, 8)}, path)
     with pytest.raises(CheckpointError, match="register tokens"):
         load_backbone(path)
@@ -117,9 +119,30 @@ def test_the_command_writes_a_checkpoint(tmp_path, capsys):
     assert model.config.encoder.image_size == (80, 96)
 
 
+def test_the_classes_of_a_folder_dataset(tmp_path, picture_root):
+    path, _ = backbone_file(tmp_path)
+    command = [str(path), "--out", str(tmp_path / "init"), "--dataset", "folder"]
+    assert main([*command, "--data", str(picture_root)]) == 0
+    config = load_model(tmp_path / "init").config
+    assert config.classes == ("ground", "wall", "sky")
+    assert config.palette[0] == (120, 90, 60)
+
+
+def test_the_folder_of_an_official_checkpoint(tmp_path, capsys):
+    folder = tmp_path / "official"
+    folder.mkdir()
+    command = [str(folder), "--out", str(tmp_path / "init")]
+    assert main(command) == 2
+    assert f"{folder}: holds no checkpoint.pth" in capsys.readouterr().err
+    torch.save({"model": {}}, folder / "checkpoint.pth")
+    assert main(command) == 2
+    assert "variant.yml" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--dataset", "folder"], "--data"),
         ([], "--dataset and --num-classes"),
         (["--dataset", "camvid", "--num-classes", "3"], "--dataset and --num-classes"),
         (["--dataset", "mars"], "camvid"),

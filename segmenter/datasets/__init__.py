@@ -77,7 +77,9 @@ def classes_of(name: str, count: int | None = None) -> tuple[tuple[str, ...], tu
     if name in _CLASSES and count in (None, len(_CLASSES[name][0])):
         return _CLASSES[name]
     if count is None or count < 1:
-        raise ConfigError(f"dataset {name!r} has no classes of its own; give their number, 1 or more (got {count})")
+        if count is None:
+            raise ConfigError(f"dataset {name!r} has no classes of its own; pass --data, its folder, or --num-classes")
+        raise ConfigError(f"{count} classes: wanted at least one class")
     return tuple(f"class {index}" for index in range(count)), default_palette(count)
 
 

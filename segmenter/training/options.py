@@ -19,7 +19,7 @@ class NetworkOptions:
     """A variant of the paper, such as Seg-S-Mask/16, from random weights."""
     init: Path | None = None
     """Checkpoint to start from, such as `segmenter pretrained` makes; a decoder of other classes is made anew.
-    After `segmenter probe`, fine-tune gently: --optimizer adamw --lr 3e-4 --backbone-lr 3e-5 --clip-grad 1 --warmup 5."""
+    After `segmenter probe` be gentle: --optimizer adamw --lr 3e-4 --backbone-lr 3e-5 --clip-grad 1 --warmup 5."""
     patch_size: int = 8
     """Patch size of your own network: 8, 14, 16 or 32 pixels."""
     width: int = 128

@@ -7,6 +7,7 @@ Source: linear probing, then fine-tuning (Kumar et al., ICLR 2022).
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ def run_probe(options: Options) -> int:
     train = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
     val = Subset(open_dataset(options.dataset, options.data, "val"), 32)
     require_same_classes(model.config.classes, train, options.checkpoint)
+    # a checkpoint of anonymous classes learns their names and colours here
+    model.config = replace(model.config, classes=train.classes, palette=train.palette)
     size = train[0].image.shape[:2]
     torch.manual_seed(options.seed)
     tokens, labels = encode(model, Fitted(train, (size[0], size[1])), device)

@@ -79,8 +79,8 @@ def run_training(options: TrainOptions) -> int:
 def _rough(options: TrainOptions) -> str | None:
     """A warning where the optimiser can tear a trained network apart within a few updates, None elsewhere.
 
-    A trained encoder's gradients reach norms in the hundreds, a hundred times the decoder's, and plain SGD at 1e-3, made
-    for a fresh decoder, follows them all the way.
+    A trained encoder's gradients reach norms in the hundreds, a hundred times the decoder's, and plain SGD at 1e-3
+    follows them all the way.
     """
     rates = options.optimizer
     if options.network.init is None or rates.optimizer != "sgd" or rates.clip_grad > 0 or rates.backbone_lr is not None:

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,17 +44,18 @@ def test_only_the_decoder_learns_and_it_does(tmp_path, picture_root, decoder):
 
 
 def steps(options):
-    from dataclasses import replace
-
     return replace(options, steps=1), replace(options, steps=60, class_weights=True)
 
 
 def test_the_command_writes_a_checkpoint_that_loads(tmp_path, picture_root, capsys, tiny_model):
+    tiny_model.config = replace(tiny_model.config, classes=("class 0", "class 1", "class 2"))
     save_model(tiny_model, tmp_path / "init")
     command = [str(tmp_path / "init"), "--out", str(tmp_path / "probed"), "--dataset", "folder", "--steps", "5"]
     assert main([*command, "--data", str(picture_root)]) == 0
     assert "mIoU" in capsys.readouterr().out
-    assert load_model(tmp_path / "probed").config == tiny_model.config
+    data = open_dataset("folder", picture_root, "train")
+    named = replace(tiny_model.config, classes=data.classes, palette=data.palette)
+    assert load_model(tmp_path / "probed").config == named
     assert main([*command, "--data", str(picture_root), "--loss-stride", "3"]) == 2
     assert "loss stride 3" in capsys.readouterr().err
 
@@ -69,6 +71,7 @@ def test_the_command_writes_a_checkpoint_that_loads(tmp_path, picture_root, caps
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_saved(tmp_path, picture_root, capsys, tiny_model, options, named):
+    tiny_model.config = replace(tiny_model.config, classes=("class 0", "class 1", "class 2"))
     save_model(tiny_model, tmp_path / "init")
     command = [str(tmp_path / "init"), "--out", str(tmp_path / "probed"), "--dataset", "folder", "--steps", "5"]
     assert main([*command, "--data", str(picture_root), *options]) == 2
