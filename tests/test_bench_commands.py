@@ -220,7 +220,8 @@ def test_benching_a_checkpoint_needs_no_package_of_the_engines():
     """Where onnx is missing, PyTorch's engines are still benched."""
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'onnxslim', 'openvino')));"
-        "import segmenter_bench.miou, segmenter_bench.throughput, segmenter_bench.worker, segmenter_engines.sessions.torch"
+        "import segmenter_bench.miou, segmenter_bench.throughput, segmenter_bench.worker;"
+        "import segmenter_engines.sessions.torch"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
