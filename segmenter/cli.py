@@ -4,6 +4,7 @@ Commands are imported by name and only when asked for, so that `segmenter --help
 """
 
 import difflib
+import errno
 import io
 import os
 import sys
@@ -51,6 +52,14 @@ _EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "pycuda": "pycuda",
+}
+
+_NEXT_STEPS = {
+    errno.ENOSPC: "make room, or choose another path",
+    errno.EACCES: "choose another path, or change its permissions",
+    errno.EISDIR: "name a file, such as one in it",
+    errno.EEXIST: "move it away, or choose another path",
+    errno.ENOTDIR: "it is a file; choose another path",
 }
 
 FAILED = 2
@@ -125,7 +134,10 @@ def _guarded(function: Callable[[], int]) -> int:
             raise
         return _fail(advice)
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        if not (error.filename and error.strerror):
+            return _fail(str(error))
+        next_step = _NEXT_STEPS.get(error.errno or 0, "check the path, or choose another")
+        return _fail(f"{error.filename}: {error.strerror}; {next_step}")
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError
-from segmenter.files import atomic_path
+from segmenter.files import atomic_path, require_writable
 from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class Options:
 def evaluate(options: Options) -> int:
     from segmenter.checkpoint import load_model
 
+    if options.json is not None:
+        require_writable(options.json)
     dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
     model = load_model(options.checkpoint, pick_device(options.inference.device))
     require_same_classes(model.config.classes, dataset, options.checkpoint)

@@ -1,5 +1,6 @@
 """Files that are either whole or not there: everything the project writes goes through here."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -14,10 +15,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The data reach the disk before the name does, so neither a full disk nor a killed process leaves a broken file or
     loses the old one. Parent folders are made.
+    Raises OSError naming `path`, or the parent that is no folder, as `require_writable` does.
     """
     path = Path(path)
+    _require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
@@ -40,6 +47,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Find out before long work whether a file can be put at `path`, leaving nothing behind.
+
+    Raises OSError naming `path` where it is a folder, a device or a pipe, or its folder takes no file, and naming the
+    parent that is no folder.
+    """
+    path = Path(path)
+    _require_replaceable(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _require_replaceable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "a device or a pipe, which no file can replace", str(path))
 
 
 def sha256(path: Path) -> str:

@@ -90,9 +90,18 @@ def test_help_exits_with_0_and_shows_defaults(capsys: pytest.CaptureFixture[str]
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/a.bin"),
             2,
-            "error: runs/a.bin: No space left on device",
+            "error: runs/a.bin: No space left on device; make room, or choose another path",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            2,
+            "error: /x: Permission denied; choose another path, or change its permissions",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "/x"),
+            2,
+            "error: /x: Input/output error; check the path, or choose another",
+        ),
         (OSError("disk vanished"), 2, "error: disk vanished"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (

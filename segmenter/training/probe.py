@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from segmenter.checkpoint import load_model, save_model
+from segmenter.checkpoint import CONFIG_NAME, load_model, save_model
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.decoder import LinearDecoder
 from segmenter.evaluate import evaluate_labels, require_same_classes
+from segmenter.files import require_writable
 from segmenter.inference import Inference, pick_device, predictor
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
@@ -35,6 +36,7 @@ def run_probe(options: Options) -> int:
     Raises ConfigError for impossible options or when the loss stops being a number, and what checkpoints and datasets
     raise.
     """
+    require_writable(options.out / CONFIG_NAME)
     device = torch.device(pick_device(options.device))
     model = load_model(options.checkpoint, str(device))
     require_stride(_stride(options, model), model.config.encoder.patch_size)

@@ -1,0 +1,50 @@
+"""Files are whole or not there, and a place that takes none is named before the work and not after it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from segmenter.evaluate import main as evaluate
+from segmenter.files import atomic_path, require_writable
+from segmenter.probe import main as probe
+
+
+@pytest.mark.parametrize("how", ["check", "write"])
+def test_a_place_that_takes_no_file_is_named(how: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    for path, named, message in (
+        (tmp_path, tmp_path, "Is a directory"),
+        (tmp_path / "pipe", tmp_path / "pipe", "a device or a pipe"),
+        (tmp_path / "file" / "a.json", tmp_path / "file", "Not a directory|File exists"),
+        (Path("/proc/a.json"), Path("/proc/a.json"), "No such file or directory|Permission denied"),
+    ):
+        if path.parts[1] == "proc" and not path.parent.is_dir():
+            continue  # not on this system
+        if how == "check":
+            with pytest.raises(OSError, match=message) as caught:
+                require_writable(path)
+        else:
+            with pytest.raises(OSError, match=message) as caught, atomic_path(path):
+                pass
+        assert Path(caught.value.filename) == named
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    require_writable(tmp_path / "there")
+    require_writable(tmp_path / "a" / "b" / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there").read_text() == "old"
+
+
+def test_commands_refuse_an_impossible_output_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    # the checkpoint is not there either, and what is wrong with the output comes before it is looked for
+    checkpoint = str(tmp_path / "nowhere")
+    assert evaluate(["--checkpoint", checkpoint, "--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory; name a file, such as one in it\n"
+    assert probe([checkpoint, "--dataset", "shapes", "--out", str(tmp_path / "file")]) == 2
+    assert "it is a file; choose another path" in capsys.readouterr().err
