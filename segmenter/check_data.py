@@ -21,16 +21,19 @@ from segmenter.cli import run
 from segmenter.cores import usable_cores
 from segmenter.datasets import IGNORE, SPLITS, layout_of
 from segmenter.datasets.pairs import Layout, list_files, require_same_size
-from segmenter.errors import DataError, ImageError, SegmenterError
+from segmenter.errors import ConfigError, DataError, ImageError, SegmenterError
 from segmenter.images import read_image, read_labels
+
+_SMALLEST_SIDE = 16  # pixels: most networks' patch, and no network takes an image smaller than its own
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: its kind, and a line naming the file and what to do."""
+    """Something wrong: its kind, and a line naming the file and what to do; a warning is not counted."""
 
     kind: str
     message: str
+    warning: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ def check_split(layout: Layout, split: str, progress: bool = True) -> Report:
         for found, counts in shown:
             problems += found
             pixels += counts
+    if pixels.any() and not pixels[:IGNORE].any():
+        message = f"{layout.masks}: every pixel is {IGNORE}, ignored; label some, there is nothing to learn or judge"
+        problems.append(Problem("no labelled pixel", message))
     return Report(split, len(listing.pairs) + len(listing.without_mask), tuple(problems), pixels)
 
 
@@ -92,6 +98,10 @@ def check_pair(layout: Layout, image_path: Path, mask_path: Path) -> tuple[list[
         problems.append(Problem("unusable mask", str(error)))
     except DataError as error:
         problems.append(Problem("label out of range", str(error)))
+    if image is not None and min(image.shape[:2]) < _SMALLEST_SIDE:
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        advice = f"smaller than a patch of {_SMALLEST_SIDE} pixels; leave it out, or use a larger one"
+        problems.append(Problem("small image", f"{image_path}: is {size}, {advice}", warning=True))
     if image is not None and mask is not None:
         try:
             require_same_size(image, mask, image_path, mask_path)
@@ -127,6 +137,10 @@ class Options:
     show: Annotated[int, tyro.conf.arg(metavar="N")] = 20
     """Name at most N files of each kind of problem; 0 names all."""
 
+    def __post_init__(self) -> None:
+        if self.show < 0:
+            raise ConfigError(f"--show {self.show}: wanted a number of files, or 0 for all")
+
 
 def check_data(options: Options) -> int:
     splits = SPLITS if options.split == "all" else (options.split,)
@@ -138,11 +152,12 @@ def check_data(options: Options) -> int:
         print(f"list of classes:\n  {error}")
         return 1
     reports = [check_split(layout, split) for split, layout in layouts.items()]
-    for line in _problem_lines([problem for report in reports for problem in report.problems], options.show):
+    problems = [problem for report in reports for problem in report.problems]
+    for line in _problem_lines(problems, options.show):
         print(line)
     if any(report.pixels.any() for report in reports):
         Console().print(pixel_table(layouts[splits[0]].classes, reports))
-    count = sum(len(report.problems) for report in reports)
+    count = sum(not problem.warning for problem in problems)
     sizes = ", ".join(f"{report.split} {report.images} images" for report in reports)
     print(f"{options.root}: {sizes}; {count or 'no'} problem{'' if count == 1 else 's'}")
     return 1 if count else 0
@@ -150,7 +165,8 @@ def check_data(options: Options) -> int:
 
 def _problem_lines(problems: Sequence[Problem], show: int) -> Iterator[str]:
     for kind, count in Counter(problem.kind for problem in problems).items():
-        yield f"{kind}: {count}"
+        warning = any(problem.kind == kind and problem.warning for problem in problems)
+        yield f"{'warning: ' if warning else ''}{kind}: {count}"
         messages = [problem.message for problem in problems if problem.kind == kind]
         yield from (f"  {message}" for message in messages[: show or None])
         if 0 < show < count:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
-from segmenter.errors import ConfigError
+from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path, require_writable
 from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
 
@@ -39,8 +39,17 @@ def evaluate_labels(predict: Predict, dataset: SegmentationDataset, progress: bo
     console = Console(stderr=True)
     for index in track(range(len(dataset)), "evaluating", console=console, transient=True, disable=not progress):
         sample = dataset[index]
-        matrix.update(predict_named(predict, sample.image, sample.name), sample.labels)
+        matrix.update(predict_named(predict, sample.image, sample.source), sample.labels)
     return matrix
+
+
+def require_labelled(matrix: "ConfusionMatrix", dataset: SegmentationDataset) -> None:
+    """Raises DataError where no pixel of a dataset that was just evaluated has a class, so that nothing was judged."""
+    if not matrix.matrix.any():
+        raise DataError(
+            f"{dataset[0].source}: it has no labelled pixel, nor has any other of the {len(dataset)} images to evaluate"
+            f" on; give pixels classes ({dataset.ignore} is ignored)"
+        )
 
 
 def require_same_classes(classes: Sequence[str], dataset: SegmentationDataset, source: object) -> None:
@@ -124,6 +133,7 @@ def evaluate(options: Options) -> int:
     model = load_model(options.checkpoint, pick_device(options.inference.device))
     require_same_classes(model.config.classes, dataset, options.checkpoint)
     matrix = evaluate_labels(predictor(model, options.inference), dataset)
+    require_labelled(matrix, dataset)
     title = f"{model.config.name} on {options.dataset} {options.split}, {len(dataset)} images"
     Console().print(iou_table(matrix, dataset.classes, title))
     print(

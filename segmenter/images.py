@@ -18,6 +18,7 @@ from segmenter.files import atomic_path
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 Palette = Sequence[tuple[int, int, int]]
 
+_ORIENTATION = 0x0112  # EXIF's tag
 # how a PNG begins: signature, the IHDR chunk's length and name, width and height, bits a sample
 _PNG_START = struct.Struct(">8s4x4s8xB")
 # Pillow stretches greyscale of few bits to 0..255; a mask's values are these times smaller
@@ -58,6 +59,12 @@ def read_labels(path: Path) -> np.ndarray:
         f"{path}: is {image.mode}, and masks must hold class indices; replace each colour by its class's index and save"
         " as greyscale or palette PNG"
     )
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation of a readable picture: 1 where its pixels are stored as they are meant to be seen."""
+    with Image.open(path, formats=("JPEG", "PNG")) as image:
+        return int(image.getexif().get(_ORIENTATION, 1))
 
 
 def picture_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:

@@ -16,7 +16,16 @@ from rich.progress import track
 
 from segmenter.cli import run
 from segmenter.errors import ConfigError, DataError, ImageError
-from segmenter.images import IMAGE_SUFFIXES, overlay, picture_files, read_image, with_legend, write_image, write_labels
+from segmenter.images import (
+    IMAGE_SUFFIXES,
+    orientation,
+    overlay,
+    picture_files,
+    read_image,
+    with_legend,
+    write_image,
+    write_labels,
+)
 from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
 
 
@@ -86,14 +95,20 @@ def predict(options: Options) -> int:
     files = find_images(options.images)
     model = load_model(options.checkpoint, pick_device(options.inference.device))
     label = predictor(model, options.inference)
-    failed = 0
+    failed, turned = 0, []
     console = Console(stderr=True)
     for path in track(files, "predicting", console=console, transient=True):
         try:
             predict_file(label, path, options.out, model.config.classes, model.config.palette, options.alpha)
+            if orientation(path) != 1:
+                turned.append(path)
         except ImageError as error:
             failed += 1
             console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    if turned:
+        more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
+        advice = "labelled and drawn as stored, not turned as EXIF says; turn the pixels first"
+        console.print(f"warning: {turned[0]}{more}: {advice}", markup=False, highlight=False, soft_wrap=True)
     print(f"{len(files) - failed} of {len(files)} images labelled into {options.out}")
     return 1 if failed else 0
 

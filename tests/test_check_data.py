@@ -89,6 +89,27 @@ def test_usage_errors_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([]) == 2
 
 
+def test_images_and_masks_nothing_can_be_learnt_from(picture_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mask in (picture_root / "masks" / "val").iterdir():
+        Image.new("L", (56, 40), 255).save(mask)
+    for kind, mode in (("images", "RGB"), ("masks", "L")):
+        Image.new(mode, (30, 15)).save(picture_root / kind / "train" / "p1.png")
+    assert main([str(picture_root)]) == 1
+    out = capsys.readouterr().out
+    assert "no labelled pixel: 1" in out
+    assert f"{picture_root / 'masks' / 'val'}: every pixel is 255" in out
+    assert "warning: small image: 1" in out
+    assert "train/p1.png: is 30x15, smaller than a patch of 16 pixels" in out
+    assert "; 1 problem\n" in out
+
+
+def test_a_file_and_a_negative_number_are_named(picture_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(picture_root / "classes.txt")]) == 2
+    assert "classes.txt: is a file; a folder dataset is" in capsys.readouterr().err
+    assert main([str(picture_root), "--show", "-1"]) == 2
+    assert "--show -1: wanted a number of files" in capsys.readouterr().err
+
+
 def test_ade20k_on_disk(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(shared / "data" / "ADEChallengeData2016")
     assert main([root, "--dataset", "ade20k", "--split", "val"]) == 0

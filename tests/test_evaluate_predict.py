@@ -165,7 +165,35 @@ def test_evaluate_names_a_bad_image(checkpoint: Path, picture_root: Path, capsys
     Image.new("L", (1, 1)).save(picture_root / "masks" / "val" / "p1.png")
     arguments = ["--checkpoint", str(checkpoint), "--dataset", "folder", "--data", str(picture_root)]
     assert evaluate.main(arguments) == 2
-    assert "p1.png: image 1x1: smaller than one 8x8 patch" in capsys.readouterr().err
+    file = picture_root / "images" / "val" / "p1.png"
+    assert f"error: {file}: image 1x1: smaller than one 8x8 patch" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_a_split_without_labels(
+    checkpoint: Path, picture_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mask in (picture_root / "masks" / "val").iterdir():
+        Image.new("L", (56, 40), 255).save(mask)
+    arguments = ["--checkpoint", str(checkpoint), "--dataset", "folder", "--data", str(picture_root)]
+    assert evaluate.main(arguments) == 2
+    assert f"{picture_root / 'images' / 'val' / 'p0.jpg'}: it has no labelled pixel" in capsys.readouterr().err
+
+
+def test_predict_warns_of_pictures_that_exif_turns(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, turn in (("a.jpg", 1), ("b.jpg", 6), ("c.jpg", 8), ("d.png", None)):
+        exif = Image.Exif()
+        if turn is not None:
+            exif[0x0112] = turn
+        Image.new("RGB", (40, 24)).save(tmp_path / "photos" / name, exif=exif)
+    arguments = ["--checkpoint", str(checkpoint), "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    assert predict.main(arguments) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert f"{tmp_path / 'photos' / 'b.jpg'} and 1 more: labelled and drawn as stored" in warnings[0]
+    assert Image.open(tmp_path / "out" / "labels" / "b.png").size == (40, 24)
 
 
 def test_predict_command(

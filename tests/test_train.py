@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from segmenter import load_model
@@ -362,6 +363,15 @@ def test_other_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert train(tmp_path, "--steps", "2", "--resume", "never") == 0
     assert list(losses(tmp_path)) == [1, 2]
     assert metrics(tmp_path)["step"] == 2
+
+
+def test_validation_without_labels_is_refused(
+    tmp_path: Path, picture_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mask in (picture_root / "masks" / "val").iterdir():
+        Image.new("L", (56, 40), 255).save(mask)
+    folder = ["--dataset", "folder", "--data", str(picture_root), "--steps", "2"]
+    assert "no labelled pixel" in refuse(capsys, tmp_path / "run", *folder)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -65,7 +65,7 @@ def layout_of(name: str, root: Path | None, split: str) -> Layout:
         raise ConfigError(f"dataset {name} lies on disk; name its folder with --data")
     layout, expected = _ON_DISK[name]
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; {expected}")
+        raise DataError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; {expected}")
     return layout(root, split)
 
 

@@ -28,4 +28,4 @@ class Fitted:
         if sample.image.shape[:2] == self.size:
             return sample
         labels = Image.fromarray(sample.labels).resize((self.size[1], self.size[0]), Image.Resampling.NEAREST)
-        return Sample(fit(sample.image, self.size), np.asarray(labels), sample.name)
+        return Sample(fit(sample.image, self.size), np.asarray(labels), sample.name, sample.file)

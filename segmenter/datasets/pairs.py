@@ -138,7 +138,7 @@ class PairedDataset:
         image, mask = read_image(image_path), read_labels(mask_path)
         require_same_size(image, mask, image_path, mask_path)
         name = image_path.relative_to(self.layout.images).as_posix()
-        return Sample(image, self.layout.to_labels(mask, mask_path), name)
+        return Sample(image, self.layout.to_labels(mask, mask_path), name, image_path)
 
 
 def _named(root: Path, suffixes: tuple[str, ...], template: str, layout: Layout) -> Iterator[tuple[str, Path]]:

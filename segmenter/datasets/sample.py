@@ -1,6 +1,7 @@
 """What every dataset is made of: samples, and the few names a dataset answers to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,11 +14,19 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled picture. image: uint8 RGB [H, W, 3]; labels: uint8 [H, W], 255 to ignore; name: for messages."""
+    """One labelled picture. image: uint8 RGB [H, W, 3]; labels: uint8 [H, W], 255 to ignore.
+
+    name: within its dataset; file: where it lies, if it does; source: either, for messages.
+    """
 
     image: np.ndarray
     labels: np.ndarray
     name: str
+    file: Path | None = None
+
+    @property
+    def source(self) -> str:
+        return self.name if self.file is None else str(self.file)
 
 
 class SegmentationDataset(Protocol):

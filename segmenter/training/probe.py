@@ -19,7 +19,7 @@ from segmenter.checkpoint import CONFIG_NAME, load_model, save_model
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.decoder import LinearDecoder
-from segmenter.evaluate import evaluate_labels, require_same_classes
+from segmenter.evaluate import evaluate_labels, require_labelled, require_same_classes
 from segmenter.files import require_writable
 from segmenter.inference import Inference, pick_device, predictor
 from segmenter.model import Segmenter
@@ -52,6 +52,7 @@ def run_probe(options: Options) -> int:
     loss = fit_decoder(model, tokens, labels, options, device)
     save_model(model, options.out)
     matrix = evaluate_labels(predictor(model, Inference(device=options.device)), val)
+    require_labelled(matrix, val)
     print(f"{options.out}: loss {loss:.3f}, mIoU {matrix.miou:.4f} on {len(val)} validation images")
     return 0
 

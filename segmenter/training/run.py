@@ -10,7 +10,7 @@ import torch
 from segmenter.checkpoint import CONFIG_NAME, read_config
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError
-from segmenter.evaluate import evaluate_labels, summary
+from segmenter.evaluate import evaluate_labels, require_labelled, summary
 from segmenter.inference import Inference, pick_device, predictor
 from segmenter.model import Segmenter
 from segmenter.training import ops_cpu
@@ -39,7 +39,9 @@ def run_training(options: TrainOptions) -> int:
     inference = Inference(window=options.record.eval_window)
 
     def judge(model: Segmenter) -> Metrics:
-        return summary(evaluate_labels(predictor(model, inference), val, progress=False), val.classes)
+        matrix = evaluate_labels(predictor(model, inference), val, progress=False)
+        require_labelled(matrix, val)
+        return summary(matrix, val.classes)
 
     folder, interruption = RunFolder(options.out), Interruption()
     with folder.locked(), interruption.listening():
