@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attention(qkv: Tensor, heads: int) -> Tensor:
-    """`softmax(q k^T D^-0.5) v`: [B, N, 3C], packed (3, A, D), to [B, N, C]."""
+def attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+    """`softmax(q k^T D^-0.5) v`, probabilities dropped out: [B, N, 3C], packed (3, A, D), to [B, N, C]."""
     q, k, v = _unpacked(qkv, heads)
-    return _packed(F.scaled_dot_product_attention(q, k, v))
+    return _packed(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout))
 
 
 def attention_backward(grad: Tensor, qkv: Tensor, heads: int) -> Tensor:
