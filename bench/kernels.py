@@ -86,6 +86,8 @@ def rivals_of(workload: "Workload") -> Iterator[Rival]:
     """Ours first, then PyTorch's ways, those that are installed."""
     yield Rival(OURS, workload.launch)
     yield Rival("eager", workload.plain)
+    # all workloads are one code object, which Dynamo compiles so many times and then, silently, no more
+    torch.compiler.reset()
     yield Rival("compiled", torch.compile(workload.plain, dynamic=False))
     if workload.op == "attention":
         for name, backend in SDPA.items():

@@ -83,6 +83,21 @@ def test_rivals_compute_what_they_are_judged_by(op: str, monkeypatch: pytest.Mon
         assert row["status"] == "ok" or row["provider"].startswith("sdpa-")
 
 
+def test_every_workload_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, right = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: right(function, backend=backend, **options))
+    for count in range(1, 12):
+        workload = workloads.add_layernorm(1, count, 16, torch.float16)
+        (rival,) = (one for one in rivals_of(workload) if one.name == "compiled")
+        rival.call(*workload.arguments(torch.device("cpu")))
+        assert len(compiled) == count
+
+
 def test_a_run_is_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workload = workloads.add_layernorm(2, 5, 64, torch.float16)
     settings = {"dtype": "fp16", "ceilings": {"tflops": {"float": 700.0}, "gb_per_s": 4000.0}}
