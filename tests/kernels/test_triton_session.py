@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from segmenter.checkpoint import save_model
+from segmenter.checkpoint import load_model, save_model
 from segmenter.config import IMAGENET
 from segmenter.datasets import Sample, open_dataset
 from segmenter.datasets.fitted import Fitted
@@ -115,12 +116,20 @@ def test_graphs_of_many_shapes_come_and_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the interpreter, about the NaN
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_scores_that_are_no_numbers_are_an_error(tmp_path: Path, precision: str) -> None:
-    network = small_network()
-    with torch.no_grad():
-        network.encoder.norm.weight[0] = float("nan")
-    save_model(network, tmp_path / "checkpoint")
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize("layer", ["encoder.norm", "encoder.blocks.0.mlp.fc1"])
+def test_scores_that_are_no_numbers_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, layer: str
+) -> None:
+    def broken(path: Path, **options: Any) -> Segmenter:
+        """As the reader of checkpoints would not let it through."""
+        network = load_model(path, **options)
+        with torch.no_grad():
+            network.get_parameter(f"{layer}.weight").view(-1)[0] = float("nan")
+        return network
+
+    monkeypatch.setattr(module, "load_model", broken)
+    save_model(small_network(), tmp_path / "checkpoint")
     with (
         open_session(tmp_path / "checkpoint", "triton", threads=1, precision=precision) as session,
         pytest.raises(EngineError, match=f"triton-{precision}, small: scores that are no numbers"),

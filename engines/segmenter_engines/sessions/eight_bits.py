@@ -25,7 +25,8 @@ class EightBitLinear:
     def __init__(self, linear: nn.Linear, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
         weight = linear.weight.detach().to(device)
         largest = weight.abs().amax(dim=1)
-        self.scale = torch.where(largest > 0, largest, 1.0) / _LARGEST[kind]  # [O]
+        # a NaN stays one, and then so do its channel's answers
+        self.scale = torch.where(largest == 0, 1.0, largest) / _LARGEST[kind]  # [O]
         scaled = weight / self.scale[:, None]
         self.weight = (scaled.round() if kind == torch.int8 else scaled).to(kind)
         self.bias = linear.bias.detach().to(device, dtype)
