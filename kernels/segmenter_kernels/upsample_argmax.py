@@ -56,11 +56,12 @@ def _kernel(
     if first < last:
         j = tl.maximum(j, 0)
         y = (first + tl.arange(0, BLOCK_Y))[:, None]
-        weight = tl.maximum((2 * y + 1) * h - H - 2 * j * H, 0).to(tl.float32) / (2 * H).to(tl.float32)
+        # a side of 1 is a constant to the compiler, which has no .to()
+        weight = tl.maximum((2 * y + 1) * h - H - 2 * j * H, 0).to(tl.float32) / tl.cast(2 * H, tl.float32)
         x = (block * BLOCK_X + tl.arange(0, BLOCK_X))[None, :]
         across = tl.maximum((2 * tl.minimum(x, columns - 1) + 1) * w - W, 0)
         i = across // (2 * W)
-        fraction = (across - 2 * i * W).to(tl.float32) / (2 * W).to(tl.float32)
+        fraction = (across - 2 * i * W).to(tl.float32) / tl.cast(2 * W, tl.float32)
         masks_ptr += b.to(tl.int64) * stride_b + j.to(tl.int64) * stride_h
         left_ptr = masks_ptr + i.to(tl.int64) * stride_w
         right_ptr = masks_ptr + tl.minimum(i + 1, w - 1).to(tl.int64) * stride_w

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import segmenter_kernels
 from segmenter_kernels import cubin
+from segmenter_kernels.add_layernorm import DEPLOYED_WIDTHS
 from segmenter_kernels.aot import table
 from segmenter_kernels.compiling import OPS, Compiled, compile_kernel, faults, specialisations
 from segmenter_kernels.specialisation import Specialisation
@@ -50,10 +52,17 @@ GOOD = Compiled(
 
 
 def compiler(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return python("-m", "segmenter_kernels.aot", *map(str, arguments))
+
+
+def script(text: str) -> subprocess.CompletedProcess[str]:
+    return python("-c", textwrap.dedent(text))
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(segmenter_kernels.__file__).parents[1])
-    command = [sys.executable, "-m", "segmenter_kernels.aot", *map(str, arguments)]
-    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    return subprocess.run([sys.executable, *arguments], env=environment, text=True, capture_output=True, check=False)
 
 
 @pytest.mark.slow
@@ -117,6 +126,40 @@ def test_names_are_unique_and_begin_with_their_op() -> None:
         names = [each.name for each in specialisations(architecture)]
         assert len(set(names)) == len(names)
         assert all(name.startswith(OPS) for name in names)
+
+
+def test_widths_are_whole_tiles_where_no_mask_guards_them() -> None:
+    # descriptors fill what hangs over an edge with zeros; pointers read it
+    for architecture in ARCHITECTURES:
+        for each in specialisations(architecture):
+            if each.constants.get("EVEN_K") and each.types["x"].startswith("*"):
+                step = each.constants["BLOCK_K"]
+            elif each.name.startswith("mask_scores") and each.constants["EVEN"]:
+                step = each.constants["BLOCK_C"]
+            else:
+                continue
+            for width in DEPLOYED_WIDTHS:
+                assert width % step == 0, f"{each.name} on {architecture}: {width} in steps of {step}"
+                assert 4 * width % step == 0
+
+
+def test_integers_of_one_compile() -> None:
+    # the compiler takes an integer that is 1 at a launch for a constant
+    result = script(
+        """
+        from dataclasses import replace
+        from segmenter_kernels.compiling import compile_kernel, faults
+        from segmenter_kernels.upsample_argmax import specialisations
+
+        form = next(specialisations(80))
+        integers = tuple(name for name, kind in form.types.items() if kind == "i32")
+        for ones in (("H", "W"), ("h", "w"), ("K",), integers):
+            types = {name: kind for name, kind in form.types.items() if name not in ones}
+            constants = {**form.constants, **dict.fromkeys(ones, 1)} | ({"GROUP": 1} if "K" in ones else {})
+            assert faults(compile_kernel(replace(form, types=types, constants=constants), 80)) == [], ones
+        """
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_compiling_while_interpreting_is_refused() -> None:
