@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from segmenter_kernels import checks, tiles
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
@@ -130,6 +131,7 @@ class _AddLayerNorm(torch.autograd.Function):
         return z, y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
         C = z.shape[-1]

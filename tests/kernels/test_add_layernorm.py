@@ -24,6 +24,14 @@ def test_gradients_agree_with_float64(shape: tuple[int, ...], dtype: torch.dtype
     judge_gradients(segmenter_kernels.add_layernorm, ops.add_layernorm, tensors, 1e-6)
 
 
+def test_a_second_gradient_is_refused() -> None:
+    leaves = [x.requires_grad_() for x in inputs((2, 64), (2, 64), (64,), (64,), dtype=torch.float32)]
+    y = segmenter_kernels.add_layernorm(*leaves, 1e-6)[1]
+    (grad,) = torch.autograd.grad(y.square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_a_row_of_nan_leaves_the_others_bit_equal() -> None:
     x, r, weight, bias = inputs((1, 9, 200), (1, 9, 200), (200,), (200,), dtype=torch.float16)
     clean = segmenter_kernels.add_layernorm(x, r, weight, bias, 1e-6)[1]
