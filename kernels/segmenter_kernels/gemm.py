@@ -161,7 +161,10 @@ def described(tile: Tile, *matrices: Tensor) -> bool:
 
 def argument(x: Tensor, rows: int, columns: int, described: bool) -> Any:
     """A matrix as a kernel takes it: its descriptor, or itself."""
-    return TensorDescriptor.from_tensor(x, [rows, columns]) if described else x
+    if not described:
+        return x
+    # not x.stride(): contiguous tensors have any stride along an axis of length 1
+    return TensorDescriptor(x, list(x.shape), [x.shape[1], 1], [rows, columns])
 
 
 def argument_type(name: str, rows: int, columns: int, described: bool) -> str:

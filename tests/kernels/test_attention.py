@@ -177,6 +177,14 @@ def test_descriptors_need_an_aligned_address() -> None:
         attention(x, 1, tile=tile_of(x.dtype, 64, 90))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_stride_along_an_axis_of_one_is_contiguous(architecture: int) -> None:
+    (qkv,) = inputs((1, 5, 192), dtype=torch.float16)
+    odd = torch.empty_strided((1, 5, 192), (7, 192, 1), dtype=qkv.dtype, device=qkv.device).copy_(qkv)
+    tile = tile_of(qkv.dtype, 64, architecture)
+    assert torch.equal(attention(odd, 1, tile=tile), attention(qkv, 1, tile=tile))
+
+
 @pytest.mark.parametrize("D", HEAD_DIMS)
 def test_two_parts_make_a_head(D: int) -> None:
     assert sum(parts(D)) == D

@@ -130,6 +130,14 @@ def test_nothing_is_written_past_the_output(monkeypatch: pytest.MonkeyPatch, arc
     assert (memory[M:] == 7).all()
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_stride_along_an_axis_of_one_is_contiguous(architecture: int) -> None:
+    x, weight, bias = inputs((5, 64), (1, 64), (1,), dtype=torch.float16)
+    odd = torch.empty_strided((1, 64), (3, 1), dtype=weight.dtype, device=weight.device).copy_(weight)
+    tile = tile_of(architecture, "plain_small")
+    assert torch.equal(linear_gelu(x, odd, bias, tile=tile), linear_gelu(x, weight, bias, tile=tile))
+
+
 def test_no_rows_launch_nothing() -> None:
     x, weight, bias = inputs((0, 3, 64), (8, 64), (8,), dtype=torch.float32)
     assert linear_gelu(x, weight, bias).shape == (0, 3, 8)
