@@ -1,5 +1,6 @@
 """The `triton` engine: a small trained network on real images, labelled as PyTorch labels them in fp32."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def test_a_call_leaves_earlier_labels_alone(tmp_path: Path) -> None:
         assert session.describe()["precision"] == "fp16"
         with pytest.raises(EngineError, match="wanted uint8 RGB"):
             session(np.zeros((64, 64), np.uint8))
+
+
+def test_closing_gives_back_the_network_at_once(tmp_path: Path) -> None:
+    save_model(small_network(), tmp_path / "checkpoint")
+    with open_session(tmp_path / "checkpoint", "triton", threads=1) as session:
+        assert isinstance(session, module.TritonSession)
+        network = weakref.ref(session._model)
+    assert network() is None
+    session.close()
 
 
 @pytest.mark.gpu

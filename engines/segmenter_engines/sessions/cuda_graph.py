@@ -2,12 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _WARMUPS = 2  # compiling kernels and choosing cuBLAS algorithms must not be captured
+_CAPTURE = Lock()  # beginning one waits for the whole device, which a capture in another thread would not survive
 
 
 class Captured:
@@ -19,12 +21,15 @@ class Captured:
         self._stream, self._graph = stream, torch.cuda.CUDAGraph()
         self._staged = torch.empty_like(images).pin_memory()
         self._input = torch.empty_like(images, device="cuda")
+        # weights and constants may still be on their way there
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._input.copy_(images)
             for _ in range(_WARMUPS):
                 function(self._input)
         stream.synchronize()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+        # other threads may allocate meanwhile
+        with _CAPTURE, torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._outputs = function(self._input)
         self._results = tuple(torch.empty_like(x, device="cpu").pin_memory() for x in self._outputs)
 
@@ -59,6 +64,3 @@ class Graphs:
             self._captured[shape] = Captured(self._function, images, self._stream, self._pool)
         self._captured.move_to_end(shape)
         return self._captured[shape](images)
-
-    def clear(self) -> None:
-        self._captured.clear()

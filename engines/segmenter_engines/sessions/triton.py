@@ -38,7 +38,7 @@ class TritonSession(Session):
         model.fold_layer_scale()
         if precision in KINDS:
             quantize_blocks(model, KINDS[precision], self._device, self._dtype)
-        self._model = model.to(self._device, self._dtype).requires_grad_(False)
+        self._model: Any = model.to(self._device, self._dtype).requires_grad_(False)
         super().__init__(replace(Spec.of_config(model.config), precision=precision), threads)
         self._run: Any = self._forward if INTERPRETED else Graphs(self._forward)
 
@@ -82,8 +82,8 @@ class TritonSession(Session):
         }
 
     def close(self) -> None:
-        if isinstance(self._run, Graphs):
-            self._run.clear()
+        # each holds the other, and memory of the device
+        self._model = self._run = None
 
 
 def _device(precision: str) -> torch.device:
