@@ -33,7 +33,7 @@ def same_dtype(op: str, allowed: Sequence[torch.dtype], **tensors: Tensor) -> to
 
 
 def on_gpu(op: str, **tensors: Tensor) -> None:
-    """Raises ValueError unless all tensors are on one CUDA device (or on the CPU, under Triton's interpreter)."""
+    """Raises ValueError unless all tensors are on the current GPU (or on the CPU, under Triton's interpreter)."""
     (first, x), *others = tensors.items()
     wanted = "cpu" if INTERPRETED else "cuda"
     require(
@@ -43,6 +43,13 @@ def on_gpu(op: str, **tensors: Tensor) -> None:
     )
     for name, other in others:
         require(other.device == x.device, op, f"{name} is on {other.device} and {first} on {x.device}; move one")
+    if wanted == "cuda":
+        current = torch.cuda.current_device()  # where Triton launches, wherever the tensors are
+        require(
+            x.device.index == current,
+            op,
+            f"{first} is on {x.device} and the current GPU is {current}; use `with torch.cuda.device({x.device.index}):`",
+        )
 
 
 def contiguous(op: str, **tensors: Tensor) -> None:
