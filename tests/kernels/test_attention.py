@@ -8,6 +8,7 @@ from segmenter import ops
 from segmenter_kernels import attention, attention_backward, tiles
 from segmenter_kernels.attention import candidates
 from segmenter_kernels.packed import HEAD_DIMS, case, parts
+from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge, judge_gradients, poisoned
 
 NAN = float("nan")
@@ -146,7 +147,7 @@ def test_a_gradient_of_another_shape_is_named() -> None:
 
 def test_nothing_launches_nothing() -> None:
     for shape in ((0, 5, 192), (2, 0, 192)):
-        assert attention(torch.empty(shape, dtype=torch.float16), 1).shape == (*shape[:2], 64)
+        assert attention(torch.empty(shape, dtype=torch.float16, device=DEVICE), 1).shape == (*shape[:2], 64)
 
 
 def strided(x: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ def test_wrong_input_is_named(change, heads: int, dropout: float, message: str) 
 
 
 def test_descriptors_need_an_aligned_address() -> None:
-    x = torch.zeros(5 * 192 + 1, dtype=torch.float16)[1:].view(1, 5, 192)
+    x = torch.zeros(5 * 192 + 1, dtype=torch.float16, device=DEVICE)[1:].view(1, 5, 192)
     with pytest.raises(ValueError, match=r"attention: qkv starts at an address .*; call .clone\(\) first"):
         attention(x, 1, tile=tile_of(x.dtype, 64, 90))
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,6 +8,7 @@ import segmenter_kernels
 from segmenter import ops
 from segmenter_kernels import tiles
 from segmenter_kernels.mask_scores import candidates, case_of, split
+from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge
 
 # B, N, K, C: one or two parts of classes, odd lengths, widths that are no multiple of a tile's
@@ -90,19 +93,22 @@ def strided(x: Tensor) -> Tensor:
     return x.mT.contiguous().mT
 
 
+ones = partial(torch.ones, device=DEVICE)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t | {"patches": t["patches"][0]}, r"patches \[9, 16\]: want \[B, N, C\]"),
         (lambda t: t | {"classes": t["classes"][:1]}, r"classes \[1, 5, 16\]: want \[2, 'any', 16\]"),
         (lambda t: t | {"classes": t["classes"][:, :0]}, r"classes \[2, 0, 16\]: want 1 to 1024 classes"),
-        (lambda t: t | {"classes": torch.ones(2, 1025, 16)}, "classes .*: want 1 to 1024 classes"),
+        (lambda t: t | {"classes": ones(2, 1025, 16)}, "classes .*: want 1 to 1024 classes"),
         (lambda t: t | {"weight": t["weight"][:4]}, r"weight \[4\]: want \[5\]"),
         (lambda t: t | {"bias": t["bias"].half()}, "bias is torch.float16 and patches torch.float32"),
         (lambda t: {name: x.int() for name, x in t.items()}, "patches is torch.int32; this op takes float16"),
         (lambda t: t | {"patches": strided(t["patches"])}, "patches has strides .*; want its last axis contiguous"),
         (lambda t: t | {"classes": strided(t["classes"])}, "classes has strides .*; want its last axis contiguous"),
-        (lambda t: t | {"weight": torch.ones(10)[::2]}, "weight has strides"),
+        (lambda t: t | {"weight": ones(10)[::2]}, "weight has strides"),
         (lambda t: t | {"patches": t["patches"].requires_grad_()}, "patches needs a gradient"),
         (lambda t: t | {"patches": t["patches"][..., :0], "classes": t["classes"][..., :0]}, ".*at least 1 channel"),
     ],

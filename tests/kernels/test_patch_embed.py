@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,30 +138,33 @@ def test_no_images_launch_nothing() -> None:
     assert segmenter_kernels.patch_embed(*arguments(0, 16, 16, 8, 16, 1, torch.float32)).shape == (0, 5, 16)
 
 
+ones = partial(torch.ones, device=DEVICE)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": torch.ones(24, 3, 64)}, r"weight \[24, 3, 64\]: want \[C, 3, P, P\]"),
-        ({"weight": torch.ones(24, 1, 8, 8)}, r"weight \[24, 1, 8, 8\]: want \['any', 3, 8, 8\]"),
-        ({"weight": torch.ones(24, 3, 4, 4)}, r"weight \[24, 3, 4, 4\]: want patches of 8, 14, 16 or 32"),
-        ({"weight": torch.ones(0, 3, 8, 8)}, "weight .*: want at least 1 channel"),
-        ({"image": torch.ones(1, 1, 16, 24)}, r"image \[1, 1, 16, 24\]: want \['any', 3, 'any', 'any'\]"),
-        ({"image": torch.ones(1, 3, 17, 24)}, "image 17x24: want sides that are multiples of 8; pad it"),
-        ({"image": torch.ones(1, 3, 0, 24)}, "image 0x24: want at least 1x1"),
-        ({"image": torch.ones(1, 3, 8, 24)}, r"position \[1, 7, 24\]: want \[1, 4, 24\]"),
-        ({"image": torch.ones(1, 3, 16, 24).half()}, "image is torch.float16 and weight torch.float32"),
-        ({"image": torch.ones(1, 3, 24, 16).mT}, "image has strides"),
-        ({"image": torch.ones(1, 3, 16, 24, dtype=torch.uint8)}, r"image .*: want \['any', 'any', 'any', 3\]"),
-        ({"image": torch.ones(1, 16, 24, 3, dtype=torch.uint8)}, "mean None, std None: a uint8 image needs 3 numbers"),
+        ({"weight": ones(24, 3, 64)}, r"weight \[24, 3, 64\]: want \[C, 3, P, P\]"),
+        ({"weight": ones(24, 1, 8, 8)}, r"weight \[24, 1, 8, 8\]: want \['any', 3, 8, 8\]"),
+        ({"weight": ones(24, 3, 4, 4)}, r"weight \[24, 3, 4, 4\]: want patches of 8, 14, 16 or 32"),
+        ({"weight": ones(0, 3, 8, 8)}, "weight .*: want at least 1 channel"),
+        ({"image": ones(1, 1, 16, 24)}, r"image \[1, 1, 16, 24\]: want \['any', 3, 'any', 'any'\]"),
+        ({"image": ones(1, 3, 17, 24)}, "image 17x24: want sides that are multiples of 8; pad it"),
+        ({"image": ones(1, 3, 0, 24)}, "image 0x24: want at least 1x1"),
+        ({"image": ones(1, 3, 8, 24)}, r"position \[1, 7, 24\]: want \[1, 4, 24\]"),
+        ({"image": ones(1, 3, 16, 24).half()}, "image is torch.float16 and weight torch.float32"),
+        ({"image": ones(1, 3, 24, 16).mT}, "image has strides"),
+        ({"image": ones(1, 3, 16, 24, dtype=torch.uint8)}, r"image .*: want \['any', 'any', 'any', 3\]"),
+        ({"image": ones(1, 16, 24, 3, dtype=torch.uint8)}, "mean None, std None: a uint8 image needs 3 numbers"),
         (
-            {"image": torch.ones(1, 16, 24, 3, dtype=torch.uint8), "mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)},
+            {"image": ones(1, 16, 24, 3, dtype=torch.uint8), "mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)},
             "mean .*: a uint8 image needs 3 numbers",
         ),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "mean and std are for uint8 images"),
-        ({"image": torch.ones(1, 3, 1, 1).expand(1, 3, 2**15, 2**15)}, "image 32768x32768: too large"),
-        ({"bias": torch.ones(23)}, r"bias \[23\]: want \[24\]"),
-        ({"tokens": torch.ones(1, 1, 23)}, r"tokens \[1, 1, 23\]: want \[1, 'any', 24\]"),
-        ({"weight": torch.ones(24, 3, 8, 8, requires_grad=True)}, "weight needs a gradient"),
+        ({"image": ones(1, 3, 1, 1).expand(1, 3, 2**15, 2**15)}, "image 32768x32768: too large"),
+        ({"bias": ones(23)}, r"bias \[23\]: want \[24\]"),
+        ({"tokens": ones(1, 1, 23)}, r"tokens \[1, 1, 23\]: want \[1, 'any', 24\]"),
+        ({"weight": ones(24, 3, 8, 8, requires_grad=True)}, "weight needs a gradient"),
     ],
 )
 def test_wrong_input_is_named(change, message) -> None:

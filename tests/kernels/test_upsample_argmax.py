@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ import segmenter_kernels
 from segmenter import ops
 from segmenter_kernels import tiles
 from segmenter_kernels.upsample_argmax import candidates
+from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import DTYPES, budget, inputs, poisoned
 
 # masks, size, crop: integer ratios and others, one source pixel, 1:1, and downscaling
@@ -146,24 +149,27 @@ def test_no_images_launch_nothing() -> None:
     assert segmenter_kernels.upsample_argmax(inputs((0, 3, 2, 2), dtype=torch.float32)[0], (8, 8)).shape == (0, 8, 8)
 
 
+ones = partial(torch.ones, device=DEVICE)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"masks": torch.ones(3, 4, 4)}, r"masks \[3, 4, 4\]: want \[B, K, h, w\]"),
-        ({"masks": torch.ones(1, 0, 4, 4)}, r"masks \[1, 0, 4, 4\]: want 1 to 32767 classes"),
-        ({"masks": torch.ones(1, 32768, 1, 1)}, ".*want 1 to 32767 classes"),
-        ({"masks": torch.ones(1, 3, 0, 4)}, "masks 0x4 to 8x8: want sides of at least 1"),
+        ({"masks": ones(3, 4, 4)}, r"masks \[3, 4, 4\]: want \[B, K, h, w\]"),
+        ({"masks": ones(1, 0, 4, 4)}, r"masks \[1, 0, 4, 4\]: want 1 to 32767 classes"),
+        ({"masks": ones(1, 32768, 1, 1)}, ".*want 1 to 32767 classes"),
+        ({"masks": ones(1, 3, 0, 4)}, "masks 0x4 to 8x8: want sides of at least 1"),
         ({"size": (8, 0)}, "masks 4x4 to 8x0: want sides of at least 1"),
         ({"size": (8, 2**28)}, ".*too large"),
         ({"crop": (9, 8)}, "crop 9x8: want a part of 8x8"),
         ({"crop": (8, 0)}, "crop 8x0: want a part of 8x8"),
-        ({"masks": torch.ones(1, 3, 4, 4, dtype=torch.int32)}, "masks is torch.int32; this op takes float16"),
+        ({"masks": ones(1, 3, 4, 4, dtype=torch.int32)}, "masks is torch.int32; this op takes float16"),
         ({"masks": torch.ones(1, 3, 4, 4, device="meta")}, "masks is on meta"),
-        ({"masks": torch.ones(1, 3, 4, 4, requires_grad=True)}, "masks needs a gradient"),
+        ({"masks": ones(1, 3, 4, 4, requires_grad=True)}, "masks needs a gradient"),
     ],
 )
 def test_wrong_input_is_named(change, message) -> None:
-    good = {"masks": torch.ones(1, 3, 4, 4), "size": (8, 8)}
+    good = {"masks": ones(1, 3, 4, 4), "size": (8, 8)}
     with pytest.raises(ValueError, match=f"upsample_argmax: {message}"):
         segmenter_kernels.upsample_argmax(**good | change)
 
