@@ -21,10 +21,10 @@ class Quantiles:
 
 
 def copies(arguments: Sequence[Any], device: torch.device) -> list[tuple[Any, ...]]:
-    """The arguments and as many copies of their tensors as cannot stay in the GPU's L2 cache together."""
+    """The arguments and as many copies of their tensors as take twice the GPU's L2 cache together."""
     bytes_each = sum(x.numel() * x.element_size() for x in arguments if isinstance(x, Tensor))
     cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    count = min(64, 1 + 2 * cache_bytes // max(bytes_each, 1))
+    count = min(_MOST_CALLS, 1 + 2 * cache_bytes // max(bytes_each, 1))
     cloned = [tuple(x.clone() if isinstance(x, Tensor) else x for x in arguments) for _ in range(count - 1)]
     return [tuple(arguments), *cloned]
 

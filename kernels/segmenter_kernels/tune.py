@@ -12,8 +12,12 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -108,19 +112,70 @@ def candidates(workload: Workload, architecture: int) -> list[Tile]:
     return list(_CANDIDATES[workload.key](architecture, workload))
 
 
-def _compiles(job: tuple[str, str, int]) -> str | None:
-    """In a process of its own: fills Triton's cache, and what crashes there leaves the timing process whole."""
+def _compiles(job: tuple[str, str, int]) -> tuple[str | None, bool]:
+    """In a process of its own: fills Triton's cache, and what crashes there leaves the timing process whole.
+
+    Returns why the tile cannot be used, and whether its process still can: CUDA never recovers from an illegal access.
+    """
     key, case, index = job
     same = cases(workloads.OPS)[key, case]
     device = torch.device("cuda")
-    return why_not(same[0], candidates(same[0], tiles.architecture_of(device))[index], same[0].arguments(device))
+    reason = why_not(same[0], candidates(same[0], tiles.architecture_of(device))[index], same[0].arguments(device))
+    if reason is not None:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return reason, False
+    return reason, True
 
 
-def tune(key: str, case: str, same: Sequence[Workload], pool: ProcessPoolExecutor) -> tuple[Tile, str]:
+class Workers:
+    """Processes that try one tile each at a time; one that a bad tile kills or spoils is replaced, for it alone."""
+
+    def __init__(self, count: int) -> None:
+        self._threads = ThreadPoolExecutor(count)
+        self._free: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(_process())
+
+    def map(self, function: Callable[[Any], tuple[str | None, bool]], jobs: Iterable[Any]) -> list[str | None]:
+        """What `function` says of each job, in order; it also says whether its process can go on."""
+        return list(self._threads.map(partial(self._try, function), jobs))
+
+    def _try(self, function: Callable[[Any], tuple[str | None, bool]], job: Any) -> str | None:
+        process, usable = self._free.get(), True
+        try:
+            reason, usable = process.submit(function, job).result()
+        except BrokenProcessPool:
+            reason, usable = "its process died", False
+        finally:
+            if not usable:
+                process.shutdown(wait=False)
+                process = _process()
+            self._free.put(process)
+        return reason
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        while not self._free.empty():
+            self._free.get().shutdown()
+
+
+def _process() -> ProcessPoolExecutor:
+    # spawned: a forked process cannot use CUDA; it starts with its first job
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def tune(key: str, case: str, same: Sequence[Workload], workers: Workers) -> tuple[Tile, str]:
     """The best tile of a case, and a line about it. Raises RuntimeError when no candidate works."""
     device = torch.device("cuda")
     tried = candidates(same[0], tiles.architecture_of(device))
-    reasons = list(pool.map(_compiles, [(key, case, index) for index in range(len(tried))]))
+    reasons = workers.map(_compiles, [(key, case, index) for index in range(len(tried))])
     left = [index for index, reason in enumerate(reasons) if reason is None]
     data = [timing.copies(workload.arguments(device), device) for workload in same]
     times: dict[int, list[float]] = {}
@@ -154,10 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpu, status = torch.cuda.get_device_name(), 0
     architecture = tiles.architecture_of(torch.device("cuda"))
     runnable = [op for op in options.op if workloads.runs_on(op, architecture)]
-    with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with Workers(options.workers) as workers:
         for (key, case), same in cases(runnable).items():
             try:
-                tile, line = tune(key, case, same, pool)
+                tile, line = tune(key, case, same, workers)
             except RuntimeError as error:
                 print(f"error: {error}", file=sys.stderr)
                 status = 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from segmenter_engines.sessions import cuda_graph
 
 
-class Stream:
+class FakeStream:
     def __init__(self, events: list[str]) -> None:
         self._events = events
 
@@ -36,8 +36,8 @@ class Cuda:
     def CUDAGraph(self) -> Any:
         return SimpleNamespace(replay=lambda: self.events.append("replays"))
 
-    def Stream(self) -> Stream:
-        return Stream(self.events)
+    def Stream(self) -> FakeStream:
+        return FakeStream(self.events)
 
     def graph_pool_handle(self) -> None:
         return None
@@ -46,11 +46,11 @@ class Cuda:
         return "the current stream"
 
     @contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
+    def stream(self, stream: FakeStream) -> Iterator[None]:
         yield
 
     @contextmanager
-    def graph(self, graph: Any, pool: Any, stream: Stream, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(self, graph: Any, pool: Any, stream: FakeStream, capture_error_mode: str = "global") -> Iterator[None]:
         self.modes.append(capture_error_mode)
         self.capturing += 1
         self.most_capturing = max(self.most_capturing, self.capturing)

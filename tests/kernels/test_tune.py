@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import segmenter_kernels
-from segmenter_kernels import tiles, tune, workloads
+from segmenter_kernels import tiles, timing, tune, workloads
 from segmenter_kernels.judging import judge
 from segmenter_kernels.workloads import OPS, Workload
 from tests.kernels.conftest import DEVICE
@@ -104,6 +105,48 @@ def test_a_tile_that_fails_or_answers_wrong_is_left_out(monkeypatch: pytest.Monk
     right = segmenter_kernels.add_layernorm
     monkeypatch.setattr(segmenter_kernels, "add_layernorm", lambda *x, tile: [y + 0.1 for y in right(*x, tile=tile)])
     assert str(tune.why_not(workload, tile, arguments)).startswith("error 0.1")
+
+
+def test_a_tile_that_kills_or_spoils_its_process_is_the_only_one_lost() -> None:
+    process = "str(__import__('os').getpid())"
+    whole, spoils, dies = f"({process}, True)", f"({process}, False)", "__import__('os')._exit(1)"
+    with tune.Workers(1) as workers:
+        found = workers.map(eval, [whole, spoils, whole, dies, whole, whole])
+        (again,) = workers.map(eval, [whole])
+    assert found[0] == found[1]
+    assert found[3] == "its process died"
+    assert len({found[1], found[2], found[4]}) == 3
+    assert found[4] == found[5] == again
+
+
+@pytest.mark.parametrize(("raised", "usable"), [(None, True), (RuntimeError("illegal memory access"), False)])
+def test_a_process_knows_that_it_is_spoiled(
+    monkeypatch: pytest.MonkeyPatch, raised: RuntimeError | None, usable: bool
+) -> None:
+    workload = replace(SMALL["add_layernorm"], draw=lambda normal: ())
+
+    def synchronize() -> None:
+        if raised:
+            raise raised
+
+    monkeypatch.setattr(tune, "cases", lambda ops: {("add_layernorm", "64"): [workload]})
+    monkeypatch.setattr(tune, "candidates", lambda *_: [{}])
+    monkeypatch.setattr(tune.tiles, "architecture_of", lambda device: 90)
+    monkeypatch.setattr(Workload, "arguments", lambda self, device: ())
+    monkeypatch.setattr(tune, "why_not", lambda *_: "wrong")
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert tune._compiles(("add_layernorm", "64", 0)) == ("wrong", usable)
+
+
+def test_what_is_timed_is_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_bytes = 50 << 20
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=cache_bytes))
+    small = torch.zeros(1, 150, 32, 32, dtype=HALF)
+    found = timing.copies((small, (512, 512)), torch.device("cuda"))
+    assert len({each[0].data_ptr() for each in found}) == len(found)
+    assert sum(each[0].nbytes for each in found) >= 2 * cache_bytes
+    assert {each[1] for each in found} == {(512, 512)}
+    assert len(timing.copies((torch.zeros(1, dtype=HALF),), torch.device("cuda"))) <= 2000
 
 
 def test_the_best_tile_is_best_relative_to_the_best_of_each_workload() -> None:
