@@ -45,11 +45,9 @@ def on_gpu(op: str, **tensors: Tensor) -> None:
         require(other.device == x.device, op, f"{name} is on {other.device} and {first} on {x.device}; move one")
     if wanted == "cuda":
         current = torch.cuda.current_device()  # where Triton launches, wherever the tensors are
-        require(
-            x.device.index == current,
-            op,
-            f"{first} is on {x.device} and the current GPU is {current}; use `with torch.cuda.device({x.device.index}):`",
-        )
+        here = x.device.index
+        message = f"{first} is on {x.device} and the current GPU is {current}; use `with torch.cuda.device({here}):`"
+        require(here == current, op, message)
 
 
 def contiguous(op: str, **tensors: Tensor) -> None:
