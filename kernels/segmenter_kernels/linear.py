@@ -122,8 +122,12 @@ def _checked(
 
 
 def case_of(epilogue: str, M: int, N: int, dtype: torch.dtype) -> str:
-    """The name of a problem in the tile data: GELU takes time of its own, and its products are the shallow ones."""
-    return "fp32" if dtype == torch.float32 else f"{'gelu' if epilogue == 'gelu' else 'plain'}_{gemm.size_of(M, N)}"
+    """The name of a problem in the tile data.
+
+    GELU takes time of its own, and its products are the shallow ones; its slope takes registers of its own.
+    """
+    kind = epilogue if epilogue in ("gelu", "gelu_grad") else "plain"
+    return "fp32" if dtype == torch.float32 else f"{kind}_{gemm.size_of(M, N)}"
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None, epilogue: str, tile: Tile | None) -> Tensor:

@@ -162,6 +162,26 @@ def test_integers_of_one_compile() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
+def test_the_slope_of_gelu_keeps_its_budget() -> None:
+    # only training launches it, so no specialisation is its own
+    result = script(
+        """
+        from segmenter_kernels.compiling import compile_kernel, faults
+        from segmenter_kernels.gemm import SIZES
+        from segmenter_kernels.linear import _specialisation
+        from segmenter_kernels.tiles import ARCHITECTURES, of_architecture
+
+        for architecture in ARCHITECTURES:
+            for size in SIZES:
+                tile = of_architecture("linear", f"gelu_grad_{size}", architecture)
+                form = _specialisation("fp16", "gelu_grad", size, tile)
+                assert faults(compile_kernel(form, architecture)) == [], (architecture, size)
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_compiling_while_interpreting_is_refused() -> None:
     if not segmenter_kernels.checks.INTERPRETED:
         pytest.skip("this process compiles kernels for its GPU and does not interpret them")
