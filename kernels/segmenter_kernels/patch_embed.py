@@ -23,8 +23,11 @@ from segmenter_kernels.tiles import Tile
 OP = "patch_embed"
 PATCH_SIZES = (8, 14, 16, 32)
 MAX_ELEMENTS = 2**31  # of one image, so that offsets in it fit int32
-# patch size, bytes read at a time (0: floats)
-DEPLOYED_FORMS = ((8, 0), (14, 0), (16, 0), (32, 0), (16, 4), (14, 1))
+# patch size, bytes read at a time (0: floats), whether the sides are multiples of it
+DEPLOYED_FORMS = (
+    *((8, 0, True), (14, 0, True), (16, 0, True), (32, 0, True)),
+    *((8, 4, True), (16, 4, True), (16, 4, False), (32, 4, True), (14, 1, False)),
+)
 
 
 @triton.jit
@@ -155,7 +158,7 @@ def _kernel(
 
     total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
     keep = (m < M)[:, None] & (col < C)[None, :]
-    place = (E + n)[:, None] * C + col[None, :]
+    place = (E + n).to(tl.int64)[:, None] * C + col[None, :]
     total += tl.load(position_ptr + place, keep, 0.0).to(tl.float32)
     image_stride = tl.cast(E + grid, tl.int64) * C
     tl.store(out_ptr + b[:, None] * image_stride + place, total.to(out_ptr.dtype.element_ty), keep)
@@ -280,14 +283,15 @@ def candidates(architecture: int, case: str) -> Iterator[Tile]:
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture: floats, whole patches by words, any pixels by bytes."""
+    """The forms engines launch on an architecture: floats, pixels by words, any pixels by bytes."""
     pointers = ("weight_ptr", "bias_ptr", "position_ptr", "tokens_ptr", "out_ptr")
     integers = ("M", "H", "W", "h", "w", "C", "E")
     factors = ("scale_0", "scale_1", "scale_2", "shift_0", "shift_1", "shift_2")
     for dtype in DEPLOYED:
-        for P, BYTES in DEPLOYED_FORMS:
+        for P, BYTES, EVEN in DEPLOYED_FORMS:
             tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0), architecture)
             read, name = {0: (f"*{TYPE_NAMES[dtype]}", ""), 1: ("*u8", "_uint8_any"), 4: ("*i32", "_uint8")}[BYTES]
+            name += "_uneven" if BYTES == 4 and not EVEN else ""
             yield Specialisation(
                 name=f"{OP}_{TYPE_NAMES[dtype]}_p{P}{name}",
                 kernel=_kernel,
@@ -298,7 +302,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                     **dict.fromkeys(factors, "fp32"),
                 },
                 constants={
-                    **{"BYTES": BYTES, "EVEN": BYTES != 1, "P": P, "WIDE": triton.next_power_of_2(P)},
+                    **{"BYTES": BYTES, "EVEN": EVEN, "P": P, "WIDE": triton.next_power_of_2(P)},
                     **{name: tile[name] for name in ("ROWS", "BLOCK_M", "BLOCK_C")},
                     **{"PRECISION": "tf32"},
                 },

@@ -26,7 +26,8 @@ OP = "upsample_argmax"
 MAX_K = 32767
 MAX_SIDES = 2**29  # source side times target side, so that positions fit int32
 MAX_ROWS = 16  # output rows between two source rows that have a case of their own
-DEPLOYED_CASES = (("8", False), ("16", False), ("16", True))  # with confidence or not
+# with confidence or not, type of the labels
+DEPLOYED_CASES = (("8", False, "u8"), ("16", False, "u8"), ("16", False, "i16"), ("16", True, "u8"))
 
 
 @triton.jit
@@ -170,13 +171,14 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
     """The forms engines launch on an architecture: channels-last masks (stride 1 along the classes)."""
     integers = ("K", "h", "w", "H", "W", "rows", "columns", "intervals", "chunks", "stride_b", "stride_h", "stride_w")
     for dtype in DEPLOYED:
-        for case, confidence in DEPLOYED_CASES:
+        for case, confidence, labels in DEPLOYED_CASES:
             tile = tiles.of_architecture(OP, case, architecture)
+            suffix = ("_int16" if labels == "i16" else "") + ("_confidence" if confidence else "")
             yield Specialisation(
-                name=f"{OP}_{TYPE_NAMES[dtype]}_r{case}{'_confidence' if confidence else ''}",
+                name=f"{OP}_{TYPE_NAMES[dtype]}_r{case}{suffix}",
                 kernel=_kernel,
                 types={
-                    **{"masks_ptr": f"*{TYPE_NAMES[dtype]}", "labels_ptr": "*u8"},
+                    **{"masks_ptr": f"*{TYPE_NAMES[dtype]}", "labels_ptr": f"*{labels}"},
                     **({"confidence_ptr": "*fp32"} if confidence else {}),
                     **dict.fromkeys(integers, "i32"),
                 },
