@@ -128,6 +128,17 @@ def test_names_are_unique_and_begin_with_their_op() -> None:
         assert all(name.startswith(OPS) for name in names)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pixels_of_every_patch_size_and_more_than_256_classes_have_a_form(architecture: int) -> None:
+    forms = list(specialisations(architecture))
+    patches = [form.constants for form in forms if form.name.startswith("patch_embed")]
+    words = {(each["P"], each["EVEN"]) for each in patches if each["BYTES"] == 4}
+    assert words >= {(8, True), (16, True), (32, True), (16, False)}  # 360x480 is no multiple of 16
+    assert 14 in {each["P"] for each in patches if each["BYTES"] == 1}
+    labels = {form.types["labels_ptr"] for form in forms if form.name.startswith("upsample_argmax")}
+    assert labels == {"*u8", "*i16"}
+
+
 def test_widths_are_whole_tiles_where_no_mask_guards_them() -> None:
     # descriptors fill what hangs over an edge with zeros; pointers read it
     for architecture in ARCHITECTURES:
