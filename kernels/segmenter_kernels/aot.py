@@ -22,7 +22,7 @@ from typing import Any
 import triton
 
 from segmenter_kernels import compiling, tiles
-from segmenter_kernels.compiling import PTX_FALLBACK, Compiled, faults
+from segmenter_kernels.compiling import JUDGED_WITH, PTX_FALLBACK, Compiled, faults
 
 FORMAT = 1
 
@@ -160,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(kernels))
+    if not triton.__version__.startswith(f"{JUDGED_WITH}."):
+        print(f"note: the budget is held with Triton {JUDGED_WITH}; this is {triton.__version__}", file=sys.stderr)
     return 1 if any(faults(kernel) for kernel in kernels) else 0
 
 

@@ -31,6 +31,7 @@ OPS = (
     "quantized_linear",
     "upsample_argmax",
 )
+JUDGED_WITH = "3.8"  # other versions of Triton allocate other registers: some forms spill with them, and stay right
 PTX_FALLBACK = 80  # PTX of the oldest architecture runs on every newer one, those not known yet included
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 

@@ -9,15 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import triton
 
 import segmenter_kernels
 from segmenter_kernels import cubin
 from segmenter_kernels.add_layernorm import DEPLOYED_WIDTHS
 from segmenter_kernels.aot import table
-from segmenter_kernels.compiling import OPS, Compiled, compile_kernel, faults, specialisations
+from segmenter_kernels.compiling import JUDGED_WITH, OPS, Compiled, compile_kernel, faults, specialisations
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import ARCHITECTURES
 
+JUDGED = pytest.mark.skipif(
+    not triton.__version__.startswith(f"{JUDGED_WITH}."),
+    reason=f"machine code is judged as Triton {JUDGED_WITH} makes it; this is {triton.__version__}",
+)
 SPECIALISATION = Specialisation(
     name="toy",
     kernel=None,
@@ -66,6 +71,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@JUDGED
 def test_every_kernel_keeps_its_budget_on_every_architecture(capsys: pytest.CaptureFixture[str]) -> None:
     result = compiler()
     with capsys.disabled():
@@ -174,6 +180,7 @@ def test_integers_of_one_compile() -> None:
 
 
 @pytest.mark.slow
+@JUDGED
 def test_the_slope_of_gelu_keeps_its_budget() -> None:
     # only training launches it, so no specialisation is its own
     result = script(
