@@ -4,8 +4,10 @@ import json
 import warnings
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from segmenter.cpu import int8_saturates
 from segmenter.errors import EngineError
@@ -22,6 +24,24 @@ def logits_in_float64(images):
         return model(normalize(images, model.config.preprocess).double()).numpy()
 
 
+def layernorm_in_one_pass() -> bool:
+    """Whether this ONNX Runtime takes variance as mean square less squared mean: 1.23, the last for Python 3.10, does.
+
+    A row of mean 10 and deviation 1 then comes out 5e-5 off, a hundred times what two passes leave.
+    """
+    node = helper.make_node("LayerNormalization", ["x", "weight"], ["y"], axis=-1, epsilon=1e-6)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [64, 32]) for name in "xy")
+    ones = numpy_helper.from_array(np.ones(32, np.float32), "weight")
+    graph = helper.make_graph([node], "norm", [x], [y], [ones])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 9
+    rows = np.random.default_rng(0).normal(10, 1, (64, 32)).astype(np.float32)
+    wide = rows.astype(np.float64)
+    truth = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-6)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return bool(np.abs(session.run(None, {"x": rows})[0] - truth).max() > 5e-6)
+
+
 @pytest.mark.parametrize("engine", ["compiled", "onnxruntime", "openvino"])
 def test_fp32_engines_label_as_pytorch_does(engine_folder, reference, engine):
     path = engine_folder / ("checkpoint" if engine == "compiled" else "model.fp32.onnx")
@@ -35,9 +55,10 @@ def test_fp32_engines_label_as_pytorch_does(engine_folder, reference, engine):
         assert len(np.unique(labels)) > 1
         assert (labels != reference(images)).mean() <= 1e-3
         # PyTorch's own rounding is one draw, another order of sums is another: twice each
+        times = 16 if engine == "onnxruntime" and layernorm_in_one_pass() else 4
         truth = logits_in_float64(images)
         rounding = np.abs(reference.logits(images) - truth).max()
-        assert np.abs(session.logits(images) - truth).max() <= 4 * rounding
+        assert np.abs(session.logits(images) - truth).max() <= times * rounding
         assert np.array_equal(session(images[0]), labels[0])
         facts = session.describe()
     assert facts["engine"] == engine
