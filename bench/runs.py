@@ -4,7 +4,6 @@ import json
 import math
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from segmenter import files
 from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path
 from segmenter_bench import machine
@@ -55,12 +55,8 @@ def require_writable(folder: Path) -> None:
 
     Raises ConfigError naming the folder.
     """
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        files.require_writable(folder / "run.json")
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot write there ({error.strerror}); pass another folder") from error
 

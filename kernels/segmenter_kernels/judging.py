@@ -23,10 +23,15 @@ class Verdict:
         return self.error <= self.budget  # false for NaN
 
 
+def budget(own: float, truth: Tensor, dtype: torch.dtype) -> float:
+    """Largest error allowed: twice the plain op's own at that dtype, and at least one ulp of the largest value."""
+    return max(2 * own, float(truth.abs().max()) * torch.finfo(dtype).eps)
+
+
 def judge(
     workload: Workload, answer: Any, arguments: tuple[Any, ...], plain: Callable[..., Any] | None = None
 ) -> Verdict:
-    """Judge an answer: twice the plain op's own error at that dtype is allowed, at least an ulp of the largest value.
+    """Judge an answer by its `budget`.
 
     Labels are judged by what the logit of each lacks to the largest one there. plain: what was computed, where that is
     not the op.
@@ -37,11 +42,11 @@ def judge(
     if workload.op == "upsample_argmax":
         truth = F.interpolate(wide[0], size=wide[1], mode="bilinear", align_corners=False)
         error, own = (_lacking(truth, labels[:1]) for labels in (answer, plain(*one)))
-        return Verdict(error, max(2 * own, _ulp(truth, workload.dtype)))
+        return Verdict(error, budget(own, truth, workload.dtype))
     verdicts = []
     for ours, theirs, truth in zip(*map(_tuple, (answer, plain(*one), plain(*wide))), strict=True):
         error, own = (float((x[:1].double() - truth).abs().max()) for x in (ours, theirs))
-        verdicts.append(Verdict(error, max(2 * own, _ulp(truth, workload.dtype))))
+        verdicts.append(Verdict(error, budget(own, truth, workload.dtype)))
     return max(verdicts, key=lambda verdict: verdict.error / verdict.budget if verdict.right else float("inf"))
 
 
@@ -51,10 +56,6 @@ def _batched(x: Tensor, arguments: tuple[Any, ...]) -> bool:
 
 def _tuple(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
-def _ulp(truth: Tensor, dtype: torch.dtype) -> float:
-    return float(truth.abs().max()) * torch.finfo(dtype).eps
 
 
 def _lacking(logits: Tensor, labels: Tensor) -> float:

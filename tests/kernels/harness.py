@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segmenter_kernels import tiles
+from segmenter_kernels import judging, tiles
 from tests.kernels.conftest import DEVICE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,9 +46,8 @@ def _poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def budget(eager: Tensor, truth: Tensor) -> float:
-    """Largest error a kernel may have: twice eager's own, and no less than one ulp of the largest value."""
-    own = float((eager.double() - truth).abs().max())
-    return max(2 * own, float(truth.abs().max()) * torch.finfo(eager.dtype).eps)
+    """Largest error a kernel may have where eager's answer is that far from the truth."""
+    return judging.budget(float((eager.double() - truth).abs().max()), truth, eager.dtype)
 
 
 def judge(kernel: Callable[..., Any], eager: Callable[..., Any], tensors: Sequence[Tensor], *rest: Any) -> None:

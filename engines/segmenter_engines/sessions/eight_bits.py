@@ -16,19 +16,14 @@ from segmenter.vit import Block
 
 KINDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LINEAR = {torch.int8: segmenter_kernels.linear_int8, torch.float8_e4m3fn: segmenter_kernels.linear_fp8}
-_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class EightBitLinear:
     """A linear layer, its weights in `kind` on `device`. [..., I] -> [..., O] of the same 16-bit type."""
 
     def __init__(self, linear: nn.Linear, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
-        weight = linear.weight.detach().to(device)
-        largest = weight.abs().amax(dim=1)
-        # a NaN stays one, and then so do its channel's answers
-        self.scale = torch.where(largest == 0, 1.0, largest) / _LARGEST[kind]  # [O]
-        scaled = weight / self.scale[:, None]
-        self.weight = (scaled.round() if kind == torch.int8 else scaled).to(kind)
+        # a row of the weights is an output channel, as a row of activations is a token
+        self.weight, self.scale = segmenter_kernels.quantize(linear.weight.detach().to(device), dtype=kind)
         self.bias = linear.bias.detach().to(device, dtype)
         self.kind = kind
 
