@@ -67,7 +67,7 @@ def open_folder(folder: Path) -> Subject:
         )
     config = read_config(checkpoint / CONFIG_NAME)
     found = manifests(folder)
-    sizes = [(manifest.height, manifest.width) for manifest in found.values()]
+    sizes = [manifest.size for manifest in found.values()]
     size = sizes[0] if sizes else config.encoder.image_size
     max_batch = {name: manifest.batch[2] for name, manifest in found.items()}
     return Subject(folder, config, size, max_batch, not (folder / MARK).exists(), sha256(checkpoint / WEIGHTS_NAME))

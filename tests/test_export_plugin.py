@@ -138,7 +138,12 @@ def test_a_16_bit_graph_with_a_linear_decoder(tmp_path: Path) -> None:
     command = [str(tmp_path / "checkpoint"), "--out", str(tmp_path / "m.onnx"), "--precision", "fp16"]
     assert export_command.main([*command, "--lowering", "plugin"]) == 0
     manifest = read_manifest(tmp_path / "m.onnx")
-    assert (manifest.precision, manifest.details["lowering"]) == ("fp16", "plugin")
+    assert manifest.precision == "fp16"
+    assert manifest.plugins == (
+        "SegmenterAttention",
+        "SegmenterPatchEmbed",
+        "SegmenterUpsampleArgmax",
+    )
     model = onnx.load(tmp_path / "m.onnx")
     assert len(nodes_of(model, "SegmenterAttention")) == network.config.encoder.depth
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -150,7 +155,7 @@ def test_a_16_bit_graph_with_a_linear_decoder(tmp_path: Path) -> None:
 
 
 def test_lowering_is_native_unless_asked_otherwise(network: Segmenter, tmp_path: Path) -> None:
-    assert export(network, tmp_path / "m.onnx", height=H, width=W).details["lowering"] == "native"
+    assert export(network, tmp_path / "m.onnx", height=H, width=W).plugins == ()
     assert {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node} == {""}
     with pytest.raises(EngineError, match="lowering 'fused': export knows native and plugin"):
         export(network, tmp_path / "m.onnx", lowering="fused")

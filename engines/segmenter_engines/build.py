@@ -101,7 +101,7 @@ def build(
         if tensor.name not in outputs:
             network.unmark_output(tensor)
     profile = builder.create_optimization_profile()
-    profile.set_shape("images", *((count, 3, base.height, base.width) for count in batch))
+    profile.set_shape("images", *((count, 3, *base.size) for count in batch))
     config = builder.create_builder_config()
     config.add_optimization_profile(profile)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

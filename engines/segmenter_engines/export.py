@@ -26,12 +26,21 @@ from segmenter.cli import run
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.model import Segmenter
-from segmenter_engines.manifest import Manifest, command_line, machine_name, versions_of, vouched, weights_of
+from segmenter_engines.manifest import (
+    NORMALIZED,
+    Manifest,
+    command_line,
+    machine_name,
+    versions_of,
+    vouched,
+    weights_of,
+)
 from segmenter_engines.weight_names import name_weights
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPSET = 20  # the first with Gelu as one op; every runtime used here reads it
 LOWERINGS = ("native", "plugin")
+PLUGIN_DOMAIN = "segmenter"
 INPUT = "images"
 MAX_BATCH = 64
 
@@ -107,8 +116,9 @@ def export(
         source={"checkpoint": _source(checkpoint)},
         model=config.name,
         patch_size=config.encoder.patch_size,
-        height=height,
-        width=width,
+        input=NORMALIZED,
+        height=(height, height, height),
+        width=(width, width, width),
         batch=(1, 1, MAX_BATCH),
         outputs=("labels", "masks", *(("logits",) if logits else ())),
         classes=config.classes,
@@ -117,7 +127,8 @@ def export(
         command=command_line(),
         versions=versions_of("onnx", "onnxscript", "onnxslim"),
         machine=machine_name(),
-        details={"opset": OPSET, "nodes": len(graph.graph.node), "lowering": lowering},
+        plugins=tuple(sorted({node.op_type for node in graph.graph.node if node.domain == PLUGIN_DOMAIN})),
+        details={"opset": OPSET, "nodes": len(graph.graph.node)},
     )
     manifest.write(out)
     return manifest
@@ -231,7 +242,7 @@ def export_checkpoint(options: Options) -> int:
         lowering=options.lowering,
     )
     print(
-        f"{options.out}: {manifest.precision}, images {manifest.height}x{manifest.width}, "
+        f"{options.out}: {manifest.precision}, images {manifest.size[0]}x{manifest.size[1]}, "
         f"{len(manifest.classes)} classes, {options.out.stat().st_size / 1e6:.1f} MB"
     )
     return 0

@@ -58,7 +58,7 @@ def manifests(folder: Path) -> dict[str, Manifest]:
         parent = found.get(MADE_OF.get(name, ""))
         if parent is not None and manifest.source.get("onnx") != vouched(parent.sha256):
             raise EngineError(f"{folder / name}: made of another graph than the {parent.artifact} beside it; {advice}")
-    sizes = {f"{manifest.height}x{manifest.width}" for manifest in found.values()}
+    sizes = {"x".join(map(str, manifest.size)) for manifest in found.values()}
     if len(sizes) > 1:
         raise EngineError(f"{folder}: its engines take images of {' and '.join(sorted(sizes))}; {advice}")
     return found

@@ -13,7 +13,8 @@ from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.packages import installed
 
-FORMAT = 1
+FORMAT = 2
+PIXELS, NORMALIZED = "pixels", "normalized"
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class Manifest:
     artifact: str  # file name, in the same folder
     kind: str  # onnx or plan
     engine: str  # runtime it was made for; "any" for a plain ONNX
-    precision: str  # fp32, fp16, bf16 or int8
+    precision: str  # fp32, fp16, bf16, int8 or fp8
     sha256: str
     source: dict[str, str]  # hashes of what it was made from: the checkpoint, and the graph unless it was made of that
     model: str  # name of the configuration
     patch_size: int
-    height: int  # pixels of the images it takes
-    width: int
+    input: str  # PIXELS: uint8 [B, H, W, 3]; NORMALIZED: float32 [B, 3, H, W], as `preprocess` makes it
+    height: tuple[int, int, int]  # min, opt, max pixels of the images it takes; three times the same for a fixed size
+    width: tuple[int, int, int]
     batch: tuple[int, int, int]  # min, opt, max
     outputs: tuple[str, ...]
     classes: tuple[str, ...]
@@ -38,9 +40,21 @@ class Manifest:
     command: str
     versions: dict[str, str]
     machine: str
+    plugins: tuple[str, ...] = ()  # custom ops its runtime must bring, such as SegmenterAttention
+    compute_capabilities: tuple[str, ...] = ()  # of the GPUs a plan runs on: "9.0" that alone, "8.0+" and later ones
     details: dict[str, Any] = field(default_factory=dict)  # calibration, builder options, ...
     verification: dict[str, Any] | None = None
     format: int = FORMAT
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels: the one it takes, or the one it is tuned for."""
+        return self.height[1], self.width[1]
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(H, W) in pixels when it takes that size alone, else None."""
+        return self.size if self.height[0] == self.height[2] and self.width[0] == self.width[2] else None
 
     def write(self, artifact: Path) -> None:
         with atomic_path(manifest_path(artifact)) as temporary:
@@ -66,7 +80,7 @@ def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
                 f"{path}: manifest format {values.get('format')}, wanted {FORMAT}; make the artifact again"
             )
         values["preprocess"] = Preprocess(**{key: tuple(value) for key, value in values["preprocess"].items()})
-        for key in ("batch", "outputs", "classes"):
+        for key in ("height", "width", "batch", "outputs", "classes", "plugins", "compute_capabilities"):
             values[key] = tuple(values[key])
         values["palette"] = tuple(tuple(colour) for colour in values["palette"])
         manifest = Manifest(**values)

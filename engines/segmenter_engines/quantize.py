@@ -157,9 +157,9 @@ def _chosen(source: Path, graph: onnx.GraphProto, exclude: Sequence[str]) -> lis
 
 
 def _batch(image: np.ndarray, base: Manifest) -> np.ndarray:
-    if image.shape[:2] != (base.height, base.width):
+    if image.shape[:2] != base.size:
         raise EngineError(
-            f"calibration image {image.shape[0]}x{image.shape[1]}: the graph takes {base.height}x{base.width};"
+            f"calibration image {image.shape[0]}x{image.shape[1]}: the graph takes {base.size[0]}x{base.size[1]};"
             " resize it"
         )
     return normalize(image, base.preprocess).numpy()
@@ -274,7 +274,7 @@ def calibration_images(dataset: SegmentationDataset, count: int, size: tuple[int
 def quantize_graph(options: Options) -> int:
     base = read_manifest(options.source)
     samples = open_dataset(options.dataset, options.data, options.split)
-    images = calibration_images(samples, options.images, (base.height, base.width))
+    images = calibration_images(samples, options.images, base.size)
     manifest = quantize(
         options.source,
         options.out,

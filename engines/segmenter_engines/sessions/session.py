@@ -43,7 +43,7 @@ class Spec:
             manifest.model,
             manifest.precision,
             manifest.patch_size,
-            (manifest.height, manifest.width),
+            manifest.fixed_size,
             manifest.batch[2],
             manifest.classes,
             manifest.palette,
