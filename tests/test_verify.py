@@ -100,7 +100,7 @@ def test_engines_of_another_network_are_noticed(engine_folder, mixed):
     assert read_manifest(mixed / INT8).source["checkpoint"] == weights == f"sha256:{open_folder(mixed).sha256}"
     whole = read_manifest(mixed / FP32)
     for spoilt, message in (
-        (replace(whole, height=H + 1), r"images of 56x72 and 57x72"),
+        (replace(whole, height=(H + 1,) * 3), r"images of 56x72 and 57x72"),
         (replace(whole, sha256="0"), rf"{INT8}: made of another graph than the {FP32} beside it"),
         (replace(whole, source={}), rf"{FP32}: made of other weights \(nothing\)"),
     ):
