@@ -8,6 +8,7 @@
 #include <string>
 
 #include "segmenter_trt/normalize.h"
+#include "segmenter_trt/resize.h"
 #include "segmenter_trt/simd.h"
 #include "segmenter_trt/upsample_argmax.h"
 #include "segmenter_trt/version.h"
@@ -108,6 +109,20 @@ py::array_t<float> normalize(const py::object& images, const py::object& scale, 
   return planes;
 }
 
+py::array_t<std::uint8_t> resize(const py::object& image, std::int64_t height, std::int64_t width, int threads) {
+  const auto pixels = checked<std::uint8_t>(image, "image", "uint8 [H, W, 3]", 3);
+  if (pixels.shape(2) != 3) throw py::value_error("image " + describe(pixels) + ": wanted uint8 [H, W, 3]");
+  const trt::ImagesView view = {pixels.data(), 1, pixels.shape(0), pixels.shape(1)};
+  trt::check_sizes(view, trt::Size{height, width});
+  py::array_t<std::uint8_t> resized({height, width, std::int64_t{3}});
+  std::uint8_t* const data = resized.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    trt::resize(view, {data, height, width}, threads);
+  }
+  return resized;
+}
+
 py::dict build_info() {
   const trt::BuildInfo info = trt::build_info();
   py::dict described;
@@ -144,4 +159,9 @@ is NaN, infinite or beyond 8e37.)");
 images: uint8 [B, H, W, 3], C-contiguous; scale, shift: float32 [3]; out_height, out_width: the images' by default, larger
 ones are filled with zeros below and to the right; threads and simd as in upsample_argmax.
 Returns float32 [B, 3, out_height, out_width]. Raises TypeError and ValueError as upsample_argmax does.)");
+  module.def("resize", &resize, py::arg("image"), py::arg("height"), py::arg("width"), py::arg("threads") = 0,
+             R"(A uint8 RGB image resized bilinearly, bit for bit as Pillow's Image.resize(..., BILINEAR) does it.
+
+image: uint8 [H, W, 3], C-contiguous; height, width: pixels; threads as in upsample_argmax.
+Returns uint8 [height, width, 3]. Raises TypeError and ValueError as upsample_argmax does.)");
 }

@@ -1,7 +1,7 @@
 """Segmenter's compiled routines: what must be fast outside the network, on any CPU, with numpy arrays in and out."""
 
 try:
-    from segmenter_trt._native import __version__, build_info, normalize, upsample_argmax
+    from segmenter_trt._native import __version__, build_info, normalize, resize, upsample_argmax
 except ModuleNotFoundError as error:
     if error.name != "segmenter_trt._native":
         raise
@@ -10,4 +10,4 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["__version__", "build_info", "normalize", "upsample_argmax"]
+__all__ = ["__version__", "build_info", "normalize", "resize", "upsample_argmax"]
