@@ -119,8 +119,14 @@ int main(int count, char** values) {
     std::fprintf(stderr, "usage: session_program TASK ENGINE RUNTIME B H W IMAGES RESULT ...\n");
     return 2;
   }
-  const Arguments given = {values[1],            values[2],            values[3], std::atoll(values[4]),
-                           std::atoll(values[5]), std::atoll(values[6]), values[7], values[8],
+  const Arguments given = {values[1],
+                           values[2],
+                           values[3],
+                           std::atoll(values[4]),
+                           std::atoll(values[5]),
+                           std::atoll(values[6]),
+                           values[7],
+                           values[8],
                            {values + 9, values + count}};
   try {
     trt::EngineOptions options;
