@@ -77,6 +77,16 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cpp_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build folder of the C++ library with its tests and programs, once for all tests that need one."""
+    from tests.cpp_build import build
+
+    folder = tmp_path_factory.mktemp("cpp")
+    build(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def reference(engine_folder: Path) -> Iterator[Any]:
     """The network of `engine_folder` in PyTorch."""
