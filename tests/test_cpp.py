@@ -1,10 +1,7 @@
 """The C++ tests: built plainly and with sanitizers, fuzzed for a few seconds, and read by clang-tidy."""
 
-import importlib.util
-import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,6 @@ pytestmark = pytest.mark.slow
 def pass_all(folder: Path, onnx: Path) -> str:
     """Run a build's tests, the address of an exported graph among what they know."""
     environment = os.environ | {"SEGMENTER_TRT_TEST_ONNX": str(onnx)}
-    # unread memory of a thread that died with the process is no leak of ours; everything else is
     result = run("ctest", "--test-dir", folder, "--output-on-failure", "--verbose", env=environment)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr
     return result.stdout
@@ -66,15 +62,13 @@ def test_fuzzing_the_manifest_finds_nothing(engine_folder: Path, tmp_path: Path)
     assert fuzzed.returncode == 0, fuzzed.stderr[-4000:]
 
 
-def test_clang_tidy_finds_nothing(cpp_library: Path, tmp_path: Path) -> None:
+def test_clang_tidy_finds_nothing(cpp_library: Path) -> None:
     tidy = clang("clang-tidy")
     if tidy is None:
         pytest.skip("clang-tidy is not installed; apt-get install clang-tidy")
-    commands = json.loads((cpp_library / "compile_commands.json").read_text())
-    sources = sorted({c["file"] for c in commands if f"{ROOT}/csrc/src/" in c["file"]})
-    # clang's parser needs the attributes, not the vectors, of GCC's; these two are one header of vector code
-    sources = [source for source in sources if "kernels_" not in source]
-    assert len(sources) > 10
+    # those that read what others wrote, or share memory between threads; the rest is arithmetic, and would take minutes
+    names = ("backends", "engine", "manifest", "onnx_outputs", "openvino_api", "openvino_backend", "session", "workers")
+    sources = [ROOT / "csrc" / "src" / f"{name}.cc" for name in names]
     result = run(tidy, "--quiet", "-p", cpp_library, *sources)
     assert result.returncode == 0, result.stdout[-6000:]
 
@@ -82,12 +76,9 @@ def test_clang_tidy_finds_nothing(cpp_library: Path, tmp_path: Path) -> None:
 def test_the_json_headers_are_named_when_they_are_missing(tmp_path: Path) -> None:
     if not shutil.which("cmake"):
         pytest.skip("cmake is not installed")
-    result = subprocess.run(
-        ["cmake", "-S", ROOT, "-B", tmp_path, "-DSEGMENTER_TRT_JSON=OFF", "-DPython_EXECUTABLE=/bin/false",
-         "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if importlib.util.find_spec("nlohmann_json") and Path("/usr/include/nlohmann").exists():
+    if any((Path(prefix) / "include/nlohmann/json.hpp").is_file() for prefix in ("/usr", "/usr/local")):
         pytest.skip("the system has nlohmann/json.hpp")
+    absent = ("-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON")
+    result = run("cmake", "-S", ROOT, "-B", tmp_path, *absent)
     assert result.returncode != 0
-    assert "pip install nlohmann-json" in result.stderr.replace("\n  ", " ")
+    assert "pip install nlohmann-json" in " ".join(result.stderr.split())

@@ -93,7 +93,16 @@ def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {"pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE", "Makefile", "constraints.txt"}
     # folders that hold sources and nothing a build leaves behind
-    for folder in ("segmenter", "engines", "csrc/include", "csrc/src", "csrc/bindings", "csrc/cmake", "csrc/examples"):
+    for folder in (
+        "segmenter",
+        "engines",
+        "csrc/include",
+        "csrc/src",
+        "csrc/bindings",
+        "csrc/cmake",
+        "csrc/examples",
+        "csrc/tests",
+    ):
         wanted |= {
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*")
