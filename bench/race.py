@@ -3,7 +3,7 @@
 import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,11 +87,13 @@ def race(
     regions: Sequence[str],
     pace: Pace,
     trained: bool,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """One row for each listed engine, batch size and timed region, in that nesting from the outside in.
 
     images: uint8 RGB [H, W, 3], all of one size; labels are compared with those PyTorch gives each image alone, so that
     a batch whose rows influence each other shows. trained: whether agreement of 8 and 16 bit engines means anything.
+    keep: called with the rows so far after each batch size, so that a run that is cut has them.
     Raises EngineError when the truth itself is not among the contestants.
     """
     truth = next((one for one in contestants if one.entry.name == TRUTH), None)
@@ -125,6 +127,7 @@ def race(
                 for one in contestants
                 if one.listed
             ]
+            keep(rows)
     return rows
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = "segmenter-bench/1"
-KINDS = ("throughput", "miou", "kernels", "stages")
+KINDS = ("throughput", "miou", "kernels", "stages", "machine")
 REQUIRED = ("schema", "kind", "created", "command", "machine", "model", "settings", "rows", "unavailable")
 
 

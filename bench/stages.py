@@ -5,7 +5,6 @@ Stages are named ranges of PyTorch's profiler around the ops and layers of the n
 """
 
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from segmenter.errors import ConfigError, Unavailable
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter.vit import Attention, Block
+from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings, wait
 from segmenter_bench.models import pictures, random_model
 from segmenter_bench.roofline import STAGES, Stage, stages
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
@@ -101,40 +101,6 @@ class _Ranges:
         return call
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """What this machine was measured to do: a large matrix product at the network's type, and a large copy."""
-
-    tflops: float
-    gb_per_s: float  # read and written
-
-
-def ceilings(device: torch.device, dtype: torch.dtype, side: int, copied_bytes: int) -> Ceilings:
-    """Measure a product of two `side` x `side` matrices and a copy of `copied_bytes`; the best of several."""
-    a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))
-    product_s = _best_seconds(lambda: a @ b.mT, device)
-    source = torch.zeros(copied_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_s = _best_seconds(lambda: target.copy_(source), device)
-    return Ceilings(2 * side**3 / product_s / 1e12, 2 * copied_bytes / copy_s / 1e9)
-
-
-def _best_seconds(call: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
-    times = []
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return min(times[2:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def network(
     model: Segmenter, ranges: _Ranges | None, device: torch.device, dtype: torch.dtype
 ) -> Callable[..., Tensor]:
@@ -165,7 +131,7 @@ def measured_stages(
     for _ in range(rounds):
         with profile(activities=activities) as profiled:
             run(images)
-            _wait(device)
+            wait(device)
         sums: dict[str, float] = defaultdict(float)
         for event in profiled.key_averages():
             if event.key.startswith(PREFIX):
@@ -258,9 +224,9 @@ def profiled(options: Options, command: str) -> dict[str, Any]:
     ranges.watch(watched)
     run, plain = network(watched, ranges, device, dtype), network(bare, None, device, dtype)
     same = bool((run(images) == plain(images)).all())
-    whole_ms = _best_seconds(lambda: plain(images), device, options.rounds + 2) * 1e3
+    whole_ms = best_seconds(lambda: plain(images), device, options.rounds) * 1e3
     took = measured_stages(run, images, device, options.rounds)
-    limits = ceilings(device, dtype, *((8192, 1 << 30) if device.type == "cuda" else (1536, 1 << 28)))
+    limits = ceilings(device, dtype)
     settings = {
         "ops": options.ops,
         "dtype": dtype_name,

@@ -5,7 +5,7 @@ survive a machine whose speed drifts.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
 from segmenter_bench.sections import number, speedup
+from segmenter_engines.folder import CHECKPOINT
 
 TIMED = {
     "labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory:"
@@ -99,13 +100,16 @@ class Options:
             raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
 
 
-def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
+def throughput(
+    options: Options, command: str = "throughput", keep: Callable[[dict[str, Any]], object] = lambda run: None
+) -> dict[str, Any]:
     """Measure and return the run, see `segmenter_bench.runs`; nothing is written but engine folders of random weights.
 
+    keep: called with the run as far as it is after each batch size.
     Raises ConfigError, CheckpointError or DataError for what the options name, EngineError when PyTorch itself fails.
     """
     chosen, threads = choose(options.engine), options.threads or usable_cores()
-    subject = _subject(options)
+    subject = _subject(options, any(entry.artifact != CHECKPOINT for entry in chosen))
     _require_batches(options.batch, chosen, subject)
     images = _images(options, subject)
     settings = {
@@ -124,7 +128,12 @@ def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
     fitting = [entry for entry in chosen if entry.name not in misfits]
     with opened(fitting, choose((REFERENCE, TRUTH)), subject.folder, threads) as (contestants, unavailable):
         run["unavailable"] = unavailable + [{"engine": name, "reason": reason} for name, reason in misfits.items()]
-        run["rows"] = race(contestants, images, options.batch, regions, _pace(options), subject.trained)
+
+        def so_far(rows: list[dict[str, Any]]) -> None:
+            run["rows"] = rows
+            keep(run)
+
+        race(contestants, images, options.batch, regions, _pace(options), subject.trained, so_far)
     if elsewhere := elsewhere_of(run["rows"]):
         run["notes"].append(
             f"No ratio for {', '.join(elsewhere)}: not on the device {REFERENCE} ran on; how much faster one device is"
@@ -208,13 +217,14 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table
     return table
 
 
-def _subject(options: Options) -> Subject:
+def _subject(options: Options, artifacts: bool) -> Subject:
     if options.folder is not None:
         return open_folder(options.folder)
     assert options.variant is not None
     side = variant(options.variant).encoder.image_size
     return random_folder(
-        options.variant, options.height or side[0], options.width or side[1], options.classes, options.cache
+        *(options.variant, options.height or side[0], options.width or side[1], options.classes, options.cache),
+        artifacts=artifacts,
     )
 
 
@@ -231,7 +241,9 @@ def _pace(options: Options) -> Pace:
 
 def bench(options: Options) -> int:
     require_writable(options.out)
-    run = throughput(options, command_of("segmenter bench-throughput", None))
+    # written as it grows: a run that is cut keeps the batch sizes it has
+    command = command_of("segmenter bench-throughput", None)
+    run = throughput(options, command, lambda run: write_run(run, options.out))
     show(run)
     print(write_run(run, options.out))
     absent = missing(options.engine, [one["engine"] for one in run["unavailable"]])

@@ -9,8 +9,9 @@ import torch
 
 from segmenter.checkpoint import save_model
 from segmenter_bench import stages as command
+from segmenter_bench.ceilings import Ceilings
 from segmenter_bench.roofline import STAGES, stages
-from segmenter_bench.stages import Ceilings, Options, profiled, rows
+from segmenter_bench.stages import Options, profiled, rows
 from tests.networks import small_network
 
 
