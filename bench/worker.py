@@ -19,7 +19,7 @@ import numpy as np
 
 from segmenter.errors import EngineError, SegmenterError
 from segmenter_bench.engines import Engine, Entry, open_entry
-from segmenter_bench.machine import forget_peak_memory, peak_memory_bytes
+from segmenter_bench.machine import energy_meter, forget_peak_memory, peak_memory_bytes
 from segmenter_bench.timing import Burst, burst
 
 # every runtime used here reads one of these before it starts its threads
@@ -116,14 +116,18 @@ class _Served:
     def __init__(self) -> None:
         self.engine: Engine
         self.timed: Callable[[], object]
+        self.meter: Callable[[], float] | None = None
 
     def open(self, entry: Entry, folder: Path, threads: int) -> dict[str, Any]:
         start = time.perf_counter()
         self.engine = open_entry(entry, folder, threads)
+        describe = self.engine.describe()
+        # GPUs that only wait while the CPU works would say nothing of an engine
+        self.meter = energy_meter() if describe.get("device", "cpu") != "cpu" else None
         return {
             "seconds": time.perf_counter() - start,
             "memory_bytes": peak_memory_bytes(),
-            "describe": self.engine.describe(),
+            "describe": describe,
         }
 
     def labels(self, images: np.ndarray) -> np.ndarray:
@@ -139,7 +143,7 @@ class _Served:
             self.timed()
 
     def burst(self, seconds: float, min_calls: int) -> Burst:
-        return burst(self.timed, seconds, min_calls)
+        return burst(self.timed, seconds, min_calls, meter=self.meter)
 
     def memory(self) -> int:
         return peak_memory_bytes()
