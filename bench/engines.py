@@ -111,10 +111,10 @@ def open_entry(entry: Entry, folder: Path, threads: int) -> Engine:
 
 
 def open_with_session(artifact: Path, engine: str, floats: str | None, threads: int) -> Engine:
-    """Through `segmenter_engines.open_session`."""
-    from segmenter_engines import open_session
+    """Through `segmenter_engines.sessions.open_engine`: whoever benches judges its labels in the same run."""
+    from segmenter_engines.sessions import open_engine
 
-    return open_session(artifact, engine, threads=threads, precision=floats)
+    return open_engine(artifact, engine, threads=threads, precision=floats)
 
 
 def open_official(artifact: Path, engine: str, floats: str | None, threads: int) -> Engine:

@@ -17,7 +17,7 @@ from segmenter_bench.engines import REFERENCE, TRUTH, Entry
 from segmenter_bench.machine import busy_seconds, process_seconds
 from segmenter_bench.timing import Burst, Ratio, Timing, ratio, take_turns
 from segmenter_bench.worker import Worker
-from segmenter_engines.verify import LIMITS
+from segmenter_engines.limits import LIMITS
 
 SETTLE_SECONDS = 0.02  # runtimes keep their threads spinning for a moment after a call
 

@@ -87,10 +87,13 @@ def test_graphs_a_plan_cannot_be_built_from_are_named(engine_folder, tmp_path):
         build(engine_folder / "model.fp16.onnx", tmp_path / "x.engine")
     manifest = read_manifest(engine_folder / "model.fp16.onnx")
     broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"no graph")
-    replace(manifest, artifact=broken.name, sha256=sha256(broken)).write(broken)
-    with pytest.raises(EngineError, match="cannot parse"):
-        build(broken, tmp_path / "x.plan")
+    graph = onnx.load(engine_folder / "model.fp16.onnx")
+    graph.graph.node[-1].op_type = "Nonsense"
+    for content, complaint in ((b"no graph", "is no ONNX graph"), (graph.SerializeToString(), "cannot parse")):
+        broken.write_bytes(content)
+        replace(manifest, artifact=broken.name, sha256=sha256(broken)).write(broken)
+        with pytest.raises(EngineError, match=complaint):
+            build(broken, tmp_path / "x.plan")
     assert not (tmp_path / "x.plan").exists()
 
 
@@ -112,9 +115,9 @@ def test_artifacts_and_engines_that_do_not_fit_are_named(engine_folder, tmp_path
         open_session(tmp_path / "nothing")
     with pytest.raises(EngineError, match="no such engine file"):
         open_session(tmp_path / "nothing.onnx")
-    copy = tmp_path / "copy.onnx"
+    copy = tmp_path / "model.fp32.onnx"
     shutil.copy(engine_folder / "model.fp32.onnx", copy)
-    with pytest.raises(EngineError, match=r"no manifest copy\.onnx\.json"):
+    with pytest.raises(EngineError, match=r"no manifest model\.fp32\.onnx\.json"):
         open_session(copy)
     shutil.copy(manifest_path(engine_folder / "model.fp32.onnx"), manifest_path(copy))
     copy.write_bytes(copy.read_bytes() + b"x")
@@ -142,12 +145,12 @@ def test_requests_export_and_quantize_refuse(engine_folder, tmp_path):
 
 
 def test_what_an_artifact_is_made_of_is_never_written_over(engine_folder, tmp_path):
-    source = shutil.copy(engine_folder / "model.fp32.onnx", tmp_path / "model.onnx")
+    source = shutil.copy(engine_folder / "model.fp32.onnx", tmp_path / "model.fp32.onnx")
     shutil.copy(manifest_path(engine_folder / "model.fp32.onnx"), manifest_path(source))
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     before = sha256(source)
-    for out in (source, tmp_path / "link" / "model.onnx"):
-        with pytest.raises(EngineError, match=r"model\.onnx: is the file it would be made of"):
+    for out in (source, tmp_path / "link" / "model.fp32.onnx"):
+        with pytest.raises(EngineError, match=r"model\.fp32\.onnx: is the file it would be made of"):
             quantize(source, out, pictures(1))
     with pytest.raises(EngineError, match=r"model\.txt: what is written here is named \*\.onnx"):
         quantize(source, tmp_path / "model.txt", pictures(1))

@@ -29,6 +29,7 @@ from segmenter_engines.manifest import (
     require_out,
     versions_of,
 )
+from segmenter_engines.verified import graph_verification
 
 ENGINE = "tensorrt-rtx"
 MODULE = "tensorrt_rtx"
@@ -124,7 +125,7 @@ def build(
         command=command_line(),
         versions=versions_of("tensorrt-rtx", "onnx"),
         machine=machine_name(),
-        verification=None,
+        verification=graph_verification(base),
         details={**base.details, "layers": layer_report([text for _, text in log.messages])},
     )
     manifest.write(out)
