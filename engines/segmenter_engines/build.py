@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import tyro
 
 from segmenter.cli import run
+from segmenter.datasets import Subset, open_dataset
 from segmenter.errors import EngineError, Unavailable
 from segmenter.files import atomic_path, sha256
+from segmenter_engines.limits import IMAGES
 from segmenter_engines.manifest import (
     Manifest,
     command_line,
@@ -177,10 +179,22 @@ class Options:
     """Outputs of the graph the plan keeps: labels, masks, logits."""
     workspace_mib: int | None = None
     """Limit of the builder's scratch memory in MiB, at least 1; none when left out."""
+    checkpoint: Path | None = None
+    """Checkpoint the graph was exported from: the build then ends with a verification, of the graph where no GPU is."""
+    dataset: str | None = None
+    """Dataset of the verification images (validation split): shapes, folder, camvid, ade20k."""
+    data: Path | None = None
+    """Root folder of the dataset."""
+    verify_images: int = IMAGES
+    """Number of verification images, spread evenly over the split; 0 for all."""
 
 
 def build_plan(options: Options) -> int:
-    limit = options.workspace_mib
+    limit, samples = options.workspace_mib, None
+    if (options.checkpoint is None) != (options.dataset is None):
+        raise EngineError("--checkpoint and --dataset belong together: pass both to verify the plan, or neither")
+    if options.dataset is not None:
+        samples = Subset(open_dataset(options.dataset, options.data, "val"), options.verify_images)
     manifest = build(
         options.source,
         options.out,
@@ -194,6 +208,10 @@ def build_plan(options: Options) -> int:
         f" {layers['total']} layers, {layers['fused_attention']} fused attention kernels;"
         f" TensorRT-RTX {version('tensorrt-rtx')}"
     )
+    if samples is not None and options.checkpoint is not None:
+        from segmenter_engines.verify import verify_build  # which needs what builds do not
+
+        print(f"{len(samples)} images: {verify_build(options.out, options.source, options.checkpoint, samples).line()}")
     return 0
 
 

@@ -13,16 +13,23 @@ from segmenter.errors import EngineError
 MAX_BYTES = (1 << 31) - 1  # protobuf's own limit
 
 
-def require_self_contained(path: Path) -> None:
-    """See that a graph can be read whole and holds all its values.
+def require_size(path: Path) -> None:
+    """See that a graph is no larger than a protobuf can be.
 
-    Raises EngineError when it is larger than a protobuf can be, is none, or names values in another file.
+    Raises EngineError when it is.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise EngineError(f"{path}: {size} bytes, an ONNX file holds at most {MAX_BYTES}; export a smaller variant")
+
+
+def require_self_contained(path: Path) -> None:
+    """See that a graph holds all its values.
+
+    Raises EngineError when it is no graph, or names values in another file.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise EngineError(f"{path}: {size} bytes, an ONNX file holds at most {MAX_BYTES}; export a smaller variant")
     try:
         model = onnx.ModelProto.FromString(path.read_bytes())
     except DecodeError as error:

@@ -22,6 +22,9 @@ LIMITS = {
     "fp8": Limit(miou_drop=0.002, disagreement=0.1, rows=0.01),
     "int8": Limit(miou_drop=0.005, disagreement=0.1, rows=0.01),
 }
+# Verified on so many where nothing else is said. The drop is judged as it is measured, whatever its standard error: on
+# CamVid, ViT-S, int8 that loses 0.30 points on all 101 images lost 0.40 +- 0.12 on 16 and 0.29 +- 0.09 on 32.
+IMAGES = 32
 SPEEDUP = 1.05  # times the images per second of floating point that 8 bits must reach to be worth what they cost
 
 

@@ -33,7 +33,7 @@ from segmenter.config import Preprocess
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.packages import installed
-from segmenter_engines.graph_checks import require_self_contained
+from segmenter_engines.graph_checks import require_self_contained, require_size
 from segmenter_engines.manifest_fields import FORMAT, MAX_BYTES, NORMALIZED, PIXELS, FieldError, read_fields
 
 __all__ = ["NORMALIZED", "PIXELS", "Manifest", "read_manifest"]
@@ -125,6 +125,8 @@ def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
             f"{path}: is the manifest of {manifest.artifact}; give both files their names back, or make them again"
         )
     if check_hash:
+        if manifest.kind == "onnx":
+            require_size(artifact)  # before it is read at all
         if sha256(artifact) != manifest.sha256:
             raise EngineError(
                 f"{artifact}: is not the file its manifest vouches for (SHA-256 differs); make both again"

@@ -39,6 +39,7 @@ from segmenter_engines.folder import (
     manifests,
     write_reason,
 )
+from segmenter_engines.limits import IMAGES
 from segmenter_engines.quantize import calibration_images, quantize
 from segmenter_engines.sessions import Session, open_engine
 from segmenter_engines.verdict import record
@@ -190,7 +191,7 @@ class Options:
     """Number of calibration images."""
     method: Method = "minmax"
     """How activation ranges are found."""
-    verify_images: int = 16
+    verify_images: int = IMAGES
     """Number of verification images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
     threads: int | None = None
     """CPU threads; all cores when left out."""
