@@ -1,8 +1,8 @@
 """Hostile files put to the public entry points, in a process of its own: `python -m tests.hostile FOLDER ENGINES`.
 
-The process may hold 2 GiB of address space; where its imports take more than 1.5 GiB (PyTorch with CUDA), 1 GiB more
-than those. Every runtime is a stand-in that counts who asks it to read anything. Writes, as JSON on
-stdout, what became of each file, how often a runtime was called, and whether code in a file was run.
+The process may hold 2 GiB of address space; where its imports take more than 1.5 GiB (PyTorch with CUDA), 1 GiB more.
+Every runtime is a stand-in that counts who asks it to read anything. Writes, as JSON on stdout, what became of each
+file, how often a runtime was called, and whether code in a file was run.
 """
 
 import json

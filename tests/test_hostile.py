@@ -1,4 +1,4 @@
-"""Forged, damaged and hostile files: each refused in one line, before a runtime reads it, in bounded memory and time."""
+"""Forged, damaged, hostile files: each refused in one line, before a runtime reads it, in bounded memory and time."""
 
 import json
 import subprocess
