@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from segmenter.checkpoint import save_model
 from segmenter.cpu import cpu_flags
@@ -15,11 +16,12 @@ from segmenter.files import sha256
 from segmenter_bench.models import open_folder
 from segmenter_engines import open_session
 from segmenter_engines import verify as verify_command
+from segmenter_engines.build import build
 from segmenter_engines.folder import FP16, FP32, INT8, INT8_TENSORRT, manifests
 from segmenter_engines.limits import LIMITS, Limit
 from segmenter_engines.manifest import manifest_path, read_manifest
 from segmenter_engines.verdict import Verdict
-from segmenter_engines.verify import open_as_shipped, verify
+from segmenter_engines.verify import open_as_shipped, verify, verify_build
 from tests.networks import CLASSES, small_network
 from tests.small_engines import H, pictures
 
@@ -92,6 +94,26 @@ def test_the_labels_a_plan_ships_are_verified(engine_folder, reference, tmp_path
     with open_session(tmp_path / "model.onnx", threads=1) as session:
         assert not verify(session, reference, samples, limit=LIMITS["int8"]).faults
         assert verdict.cpu_flags == tuple(cpu_flags())
+
+
+@pytest.mark.tensorrt
+def test_a_build_ends_with_a_verdict(engine_folder, reference, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    graph, plan = tmp_path / FP32, tmp_path / "m.plan"
+    for path in (graph, manifest_path(graph)):
+        shutil.copy(engine_folder / path.name, path)
+    build(graph, plan)
+    verdict = verify_build(plan, graph, engine_folder / "checkpoint", Pictures(reference), threads=1)
+    assert verdict.faults == []
+    found = read_manifest(plan).verification
+    if torch.cuda.is_available():
+        assert found["tensorrt-rtx-fp32"]["passed"]
+    else:
+        assert set(found) == {"graph:onnxruntime-fp32"}
+        assert found["graph:onnxruntime-fp32"]["sha256"] == read_manifest(graph).sha256
+    save_model(small_network(seed=1), tmp_path / "other")
+    with pytest.raises(EngineError, match="made of other weights"):
+        verify_build(plan, graph, tmp_path / "other", Pictures(reference), threads=1)
 
 
 @pytest.fixture
