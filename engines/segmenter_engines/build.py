@@ -5,20 +5,17 @@ what it made (layers, fused attention kernels, int8 products) goes into the mani
 attention is no longer fused is slower than fp16 and nothing else would show it.
 """
 
-import functools
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from segmenter.cli import run
-from segmenter.errors import EngineError, Unavailable
+from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter_engines.manifest import (
     Manifest,
@@ -29,40 +26,9 @@ from segmenter_engines.manifest import (
     require_out,
     versions_of,
 )
+from segmenter_engines.tensorrt_api import builder_log, strongly_typed_network, tensorrt
 
 ENGINE = "tensorrt-rtx"
-MODULE = "tensorrt_rtx"
-
-
-def tensorrt() -> Any:
-    """The TensorRT-RTX module.
-
-    Raises Unavailable when it is not installed or its libraries do not load.
-    """
-    try:
-        return import_module(MODULE)
-    except (ImportError, OSError) as error:
-        raise Unavailable(f"engine {ENGINE}: {error}; pip install 'segmenter-trt[{ENGINE}]'") from error
-
-
-@functools.cache
-def builder_log() -> Any:
-    """The process's one logger: TensorRT keeps the first it is given. `messages` holds what it said, newest last."""
-    trt = tensorrt()
-
-    class Log(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[tuple[Any, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.messages.append((severity, message))
-
-        def errors(self) -> str:
-            kinds = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-            return "; ".join(" ".join(text.split()) for severity, text in self.messages if severity in kinds)
-
-    return Log()
 
 
 def build(
@@ -87,10 +53,10 @@ def build(
         raise EngineError(f"workspace of {workspace_bytes >> 20} MiB: wanted 1 to {1 << 30}; leave it out for no limit")
     base = read_manifest(source)
     _check(base, source, batch, outputs)
-    trt, log = tensorrt(), builder_log()
-    log.messages.clear()
+    trt, log = tensorrt(ENGINE), builder_log(ENGINE)
+    log.clear()
     builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = strongly_typed_network(trt, builder)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(source)):
         faults = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -122,7 +88,7 @@ def build(
         batch=batch,
         outputs=tuple(outputs),
         command=command_line(),
-        versions=versions_of("tensorrt-rtx", "onnx"),
+        versions=versions_of("onnx") | {ENGINE: trt.__version__},
         machine=machine_name(),
         verification=None,
         details={**base.details, "layers": layer_report([text for _, text in log.messages])},
@@ -191,7 +157,7 @@ def build_plan(options: Options) -> int:
     print(
         f"{options.out}: {manifest.precision}, {options.out.stat().st_size / 1e6:.1f} MB,"
         f" {layers['total']} layers, {layers['fused_attention']} fused attention kernels;"
-        f" TensorRT-RTX {version('tensorrt-rtx')}"
+        f" TensorRT-RTX {manifest.versions[ENGINE]}"
     )
     return 0
 

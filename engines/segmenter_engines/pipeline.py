@@ -20,7 +20,7 @@ from segmenter.config import SegmenterConfig
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
 from segmenter.evaluate import require_same_classes
-from segmenter_engines.build import ENGINE, MODULE, build
+from segmenter_engines.build import build
 from segmenter_engines.calibrate import Method
 from segmenter_engines.export import export
 from segmenter_engines.folder import (
@@ -40,7 +40,10 @@ from segmenter_engines.folder import (
 )
 from segmenter_engines.quantize import calibration_images, quantize
 from segmenter_engines.sessions import open_session
+from segmenter_engines.tensorrt_api import ENGINES
 from segmenter_engines.verify import open_as_shipped, record, verify
+
+ENGINE = "tensorrt-rtx"  # of the plans
 
 # what is verified where; a plan without a GPU is vouched for by the graph it was built from, in ONNX Runtime
 VERIFIED = (
@@ -134,8 +137,10 @@ def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | 
 
 
 def _missing(name: str, absent: Mapping[str, Absence]) -> Absence | None:
-    if name in PLANS and find_spec(MODULE) is None:
-        return Absence(f"the package {MODULE} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False)
+    if name in PLANS and find_spec(ENGINES[ENGINE].module) is None:
+        return Absence(
+            f"the package {ENGINES[ENGINE].module} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False
+        )
     parent = MADE_OF.get(name, "")
     if parent in absent:
         return Absence(f"{parent}, which it is made of, could not be made", fault=False)  # said once, of that one

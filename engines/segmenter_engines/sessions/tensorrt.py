@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from segmenter.errors import EngineError, Unavailable
-from segmenter_engines.build import ENGINE, builder_log, tensorrt
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.tensorrt_api import builder_log, tensorrt
 
+ENGINE = "tensorrt-rtx"
 OLDEST = (8, 0)  # compute capability of the first GPUs plans are built for
 
 
@@ -26,13 +27,13 @@ class TensorRTSession(Session):
         super().__init__(Spec.of_manifest(manifest), threads)
         self._refuse(precision)
         _require_gpu()
-        trt = tensorrt()
+        trt = tensorrt(ENGINE)
         self._trt = trt
         built, here = manifest.versions.get("tensorrt-rtx"), trt.__version__
         if built != here:
             raise EngineError(f"{path}: built with TensorRT-RTX {built}, this is {here}; build it again")
-        log = builder_log()
-        log.messages.clear()
+        log = builder_log(ENGINE)
+        log.clear()
         self._runtime = trt.Runtime(log)
         self._engine: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -68,7 +69,7 @@ class TensorRTSession(Session):
                 results[name] = torch.empty(shape, dtype=kinds[self._engine.get_tensor_dtype(name)], device="cuda")
                 self._context.set_tensor_address(name, results[name].data_ptr())
             if not self._context.execute_async_v3(self._stream.cuda_stream):
-                raise EngineError(f"{ENGINE}: execution failed: {builder_log().errors() or 'no reason given'}")
+                raise EngineError(f"{ENGINE}: execution failed: {builder_log(ENGINE).errors() or 'no reason given'}")
         self._stream.synchronize()
         return results[wanted]
 
