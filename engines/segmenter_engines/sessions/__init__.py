@@ -18,6 +18,7 @@ ENGINES = {
     "onnxruntime": ("segmenter_engines.sessions.onnxruntime", "OnnxRuntimeSession", "engines"),
     "openvino": ("segmenter_engines.sessions.openvino", "OpenVinoSession", "engines"),
     "tensorrt-rtx": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt-rtx"),
+    "tensorrt": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt"),
 }
 
 

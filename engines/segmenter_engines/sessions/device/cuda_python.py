@@ -30,7 +30,7 @@ class CudaPythonDevice(Device):
         else:
             device = _call(driver.cuDeviceGet(0))
             context = _call(driver.cuDevicePrimaryCtxRetain(device))
-            weakref.finalize(self, driver.cuDevicePrimaryCtxRelease, device)
+            weakref.finalize(self, driver.cuDevicePrimaryCtxRelease, device).atexit = False
         self._context, self.index = context, int(device)
         self.name = "cuda-python"
         self.gpu = _call(driver.cuDeviceGetName(128, device)).split(b"\0")[0].decode()
@@ -80,7 +80,7 @@ class CudaPythonDevice(Device):
     def stream(self) -> Stream:
         native = _call(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         stream = Stream(int(native), native)
-        weakref.finalize(stream, self._release(driver.cuStreamDestroy, native))
+        self._destroy_with(stream, driver.cuStreamDestroy, native)
         return stream
 
     def foreign(self, stream: Any) -> Stream:
@@ -89,7 +89,7 @@ class CudaPythonDevice(Device):
 
     def record(self, stream: Stream) -> Any:
         event = _Event(_call(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)))
-        weakref.finalize(event, self._release(driver.cuEventDestroy, event.native))
+        self._destroy_with(event, driver.cuEventDestroy, event.native)
         _call(driver.cuEventRecord(event.native, stream.native))
         return event
 
@@ -127,8 +127,12 @@ class CudaPythonDevice(Device):
         def launch(stream: Stream) -> None:
             _call(driver.cuGraphLaunch(executable, stream.native))
 
-        weakref.finalize(launch, self._release(driver.cuGraphExecDestroy, executable))
+        self._destroy_with(launch, driver.cuGraphExecDestroy, executable)
         return launch
+
+    def _destroy_with(self, holder: Any, function: Callable[[Any], Any], handle: Any) -> None:
+        # not at interpreter exit: sessions that are still open close then, and need it
+        weakref.finalize(holder, self._release(function, handle)).atexit = False
 
     def _release(self, function: Callable[[Any], Any], handle: Any) -> Callable[[], None]:
         """For finalizers, which run in any thread. A fault is nobody's to mend then: CUDA has told it before."""

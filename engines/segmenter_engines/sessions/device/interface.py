@@ -15,7 +15,7 @@ LEGACY, PER_THREAD = 1, 2  # handles of the two default streams, in CUDA's drive
 class Memory:
     """Bytes on the device, or page-locked on the host, where `array` (uint8) views them.
 
-    Given back by `free`, when nobody holds it any more, or at interpreter exit, and once only.
+    Given back by `free` or when nobody holds it any more, and once only.
     """
 
     def __init__(
@@ -24,6 +24,8 @@ class Memory:
         self.pointer, self.nbytes, self.native = pointer, nbytes, native
         self._array = array
         self._released = weakref.finalize(self, release)
+        # at interpreter exit whoever has work under way in it waits for that first, and then frees it
+        self._released.atexit = False
 
     @property
     def array(self) -> np.ndarray:
