@@ -31,7 +31,7 @@ class FakeCuda(Device):
         self.live, self.dead, self.faults = {}, [], []
         self.queues = {LEGACY: Queue()}
         self.capture_fails = False
-        self.captures = self.launches = 0
+        self.captures = self.launches = self.copies = 0
 
     @contextmanager
     def current(self):
@@ -62,6 +62,7 @@ class FakeCuda(Device):
     def copy(self, target, source, nbytes, stream):
         self._here()
         assert nbytes <= min(target.nbytes, source.nbytes)
+        self.copies += 1
         to, of = target.pointer, source.pointer
 
         def work():

@@ -98,7 +98,7 @@ class FakeTensorRT:
         self.deserialized = self.alive = 0
         self.contexts = []
         self.enqueue_fails = self.nan = self.refuses_plan = self.not_capturable = False
-        self.log = SimpleNamespace(clear=self._clear, errors=lambda: "; ".join(self.said))
+        self.log = SimpleNamespace(clear=self._clear, errors=lambda: "; ".join(" ".join(text.split()) for text in self.said))
         self.said = []
         self.creators, self.loaded = [], []
         self.library_brings = ()

@@ -128,6 +128,7 @@ class TensorRTSession(Session):
             if failure is not None:
                 raise failure
         finally:
+            failure = None  # or the error and this frame hold each other, and with them the plan
             if not self._runner.closed:
                 with self._device.current():
                     for lane in lanes:
@@ -138,7 +139,7 @@ class TensorRTSession(Session):
         """Labels of images that are on the device already, without a copy in or out, and without waiting.
 
         images: any array there with `__dlpack__` or `__cuda_array_interface__`, in C order: uint8 RGB [B, H, W, 3] for
-        a plan that takes pixels, else normalised float32 [B, 3, H, W]; not to be written to before the labels are whole.
+        a plan that takes pixels, else normalised float32 [B, 3, H, W]; not written to before the labels are whole.
         stream: where to compute, a handle or another library's stream; the session's own when None. Returns [B, H, W]
         in the plan's own type: uint8, int32 when K > 256. Scores that are no numbers go unseen here.
         Raises EngineError for another dtype, shape, size, batch, layout or device, and where the plan gives no labels.

@@ -132,4 +132,6 @@ def handle_of(stream: Any) -> int:
     for name in ("cuda_stream", "ptr", "handle"):
         if hasattr(stream, name):
             return int(getattr(stream, name)) or LEGACY
-    raise TypeError(f"stream {type(stream).__name__}: wanted a handle or a stream of PyTorch, CuPy, PyCUDA or cuda.core")
+    raise TypeError(
+        f"stream {type(stream).__name__}: wanted a handle or a stream of PyTorch, CuPy, PyCUDA or cuda.core"
+    )

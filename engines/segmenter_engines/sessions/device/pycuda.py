@@ -29,9 +29,7 @@ class PyCudaDevice(Device):
             device = driver.Context.get_device()
             pci = device.pci_bus_id()
         # PyCUDA does not tell a device's number
-        self.index = next(
-            index for index in range(driver.Device.count()) if driver.Device(index).pci_bus_id() == pci
-        )
+        self.index = next(index for index in range(driver.Device.count()) if driver.Device(index).pci_bus_id() == pci)
         self.name, self.gpu, self.capability = f"pycuda {VERSION_TEXT}", device.name(), device.compute_capability()
         version = driver.get_driver_version()
         self.driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
