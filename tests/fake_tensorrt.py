@@ -54,6 +54,7 @@ def confidence_of(masks, size):
 def write_plan(path, engine="tensorrt-rtx", **changes):
     """A plan of the fake and its manifest. changes: of the manifest's fields, and `classes` as a number."""
     classes = changes.pop("classes", 5)
+    recorded = {name: changes.pop(name) for name in ("details", "compute_capabilities") if name in changes}
     facts = {
         "input": "normalized",
         "outputs": ("labels",),
@@ -85,6 +86,7 @@ def write_plan(path, engine="tensorrt-rtx", **changes):
         versions={engine: VERSIONS[engine]},
         machine="fake",
         **facts,
+        **recorded,
     )
     manifest.write(path)
     return path
@@ -98,7 +100,9 @@ class FakeTensorRT:
         self.deserialized = self.alive = 0
         self.contexts = []
         self.enqueue_fails = self.nan = self.refuses_plan = self.not_capturable = False
-        self.log = SimpleNamespace(clear=self._clear, errors=lambda: "; ".join(" ".join(text.split()) for text in self.said))
+        self.log = SimpleNamespace(
+            clear=self._clear, errors=lambda: "; ".join(" ".join(text.split()) for text in self.said)
+        )
         self.said = []
         self.creators, self.loaded = [], []
         self.library_brings = ()

@@ -5,17 +5,30 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from segmenter.errors import EngineError
+import segmenter_trt
+from segmenter.errors import EngineError, Unavailable
+from segmenter.files import sha256
 from segmenter_engines import open_session
+from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import plan as plans
 from segmenter_engines.sessions import tensorrt as module
 from segmenter_engines.sessions.tensorrt import TensorRTSession
 from tests.fake_cuda import FakeCuda
-from tests.fake_tensorrt import VERSIONS, FakeTensorRT, confidence_of, labels_of, masks_of, normalized, write_plan
+from tests.fake_tensorrt import (
+    VERSIONS,
+    Engine,
+    FakeTensorRT,
+    confidence_of,
+    labels_of,
+    masks_of,
+    normalized,
+    write_plan,
+)
 from tests.small_engines import pictures
 
 H, W = 40, 56
@@ -261,6 +274,68 @@ def test_two_sessions_of_a_plan_in_two_threads(machine, tmp_path):
         thread.join(60)
     assert wrong == []
     assert machine.trt["tensorrt-rtx"].deserialized <= 2  # 1 where they overlap
+
+
+@pytest.mark.parametrize("engine", sorted(VERSIONS))
+def test_plugins_are_loaded_first_and_once(machine, tmp_path, monkeypatch, engine):
+    trt, library = machine.trt[engine], tmp_path / "libplugins.so"
+    library.write_bytes(b"plugins")
+    trusted = {"plugin_library": {"name": library.name, "sha256": sha256(library)}}
+    path = write_plan(tmp_path / "m.plan", engine, plugins=("SegmenterAttention", "SegmenterLinear"), details=trusted)
+    with pytest.raises(EngineError, match=r"needs the plugin library libplugins\.so"):
+        open_session(path, threads=1)
+    monkeypatch.setattr(segmenter_trt, "plugin_library", lambda: str(library), raising=False)
+    trt.library_brings = ("SegmenterAttention",)
+    with pytest.raises(EngineError, match=r"libplugins\.so: does not bring SegmenterLinear to TensorRT"):
+        open_session(path, threads=1)
+    assert trt.deserialized == 0
+    trt.library_brings, trt.loaded[:] = ("SegmenterLinear",), []
+    for _ in range(2):
+        with open_session(path, threads=1) as session:
+            assert np.array_equal(session(shots(1)), labels_of(shots(1), 5))
+    assert trt.loaded == [str(library)]
+    with TensorRTSession(path, 1, plugins=library):
+        pass
+    library.write_bytes(b"others")
+    with pytest.raises(EngineError, match="SHA-256"):
+        open_session(path, threads=1)
+
+
+def test_what_cannot_be_opened_is_named_and_leaves_nothing(machine, tmp_path, monkeypatch, plan):
+    trt = machine.trt["tensorrt-rtx"]
+    trt.refuses_plan = True
+    with pytest.raises(EngineError, match=r"model\.fp16\.plan: TensorRT-RTX cannot load it: magic tag does not match"):
+        open_session(plan, threads=1)
+    trt.refuses_plan = False
+    monkeypatch.setattr(Engine, "create_execution_context", lambda engine, how: None)
+    with pytest.raises(EngineError, match="TensorRT-RTX makes no context: no reason given"):
+        open_session(plan, threads=1)
+    monkeypatch.undo()
+    with pytest.raises(EngineError, match="precision 'int8': tensorrt-rtx computes in what its artifact holds, fp16"):
+        open_session(plan, threads=1, precision="int8")
+
+
+def test_what_is_not_as_the_manifest_says_is_named(machine, tmp_path, plan):
+    machine.cuda.capability = (7, 5)
+    with pytest.raises(Unavailable, match="engine tensorrt-rtx: Fake GPU is older than Ampere"):
+        open_session(plan, threads=1)
+    machine.cuda.capability = (8, 6)
+    path = write_plan(tmp_path / "m.plan", compute_capabilities=("9.0",))
+    with pytest.raises(EngineError, match=r"built for GPUs of compute capability 9\.0, this one has 8\.6"):
+        open_session(path, threads=1)
+    plan.write_bytes(plan.read_bytes()[:-1])
+    with pytest.raises(EngineError, match="is not the file its manifest vouches for"):
+        open_session(plan, threads=1)
+    path = write_plan(tmp_path / "m.plan", outputs=("logits",))
+    with pytest.raises(EngineError, match=r"m\.plan: gives logits; a session needs labels or masks of a plan"):
+        open_session(path, threads=1)
+    path = write_plan(tmp_path / "m.plan")
+    replace(read_manifest(path), outputs=("labels", "masks")).write(path)
+    with pytest.raises(
+        EngineError, match=r"says normalized in, labels, masks out, the plan itself images FLOAT, labels"
+    ):
+        open_session(path, threads=1)
+    assert machine.trt["tensorrt-rtx"].deserialized == 1
 
 
 def test_a_closed_session_says_so(machine, plan):

@@ -65,20 +65,15 @@ def test_an_error_of_the_images_comes_after_the_labels_before_it(machine, plan, 
         got = []
         with pytest.raises(OSError, match="no such picture"):
             got.extend(session.stream(fails_at(count, OSError("no such picture"))))
-            raise AssertionError
-        # `extend` keeps what came before the error
         assert len(got) == count
-        held = len(machine.cuda.live)
         assert np.array_equal(session(shots(1)), labels_of(shots(1), 5))
-    assert held > 0
 
 
 def test_an_image_that_does_not_fit_ends_a_stream_after_those_that_do(machine, plan):  # noqa: F811
     got = []
     with open_session(plan, threads=1) as session:
         with pytest.raises(EngineError, match=r"image 40x57: this engine takes 40x56"):
-            for labels in session.stream([shots(1), shots(1, seed=1), np.zeros((H, W + 1, 3), np.uint8), shots(1)]):
-                got.append(labels)
+            got.extend(session.stream([shots(1), shots(1, seed=1), np.zeros((H, W + 1, 3), np.uint8), shots(1)]))
         assert len(got) == 2
         assert len(list(session.stream([shots(1)]))) == 1
 
@@ -96,11 +91,9 @@ def test_an_engine_that_fails_in_a_stream_ends_it(machine, plan):  # noqa: F811
     got = []
     with open_session(plan, threads=1) as session:
         with pytest.raises(EngineError, match="execution failed: enqueueV3: no room"):
-            for labels in session.stream(source()):
-                got.append(labels)
-        assert [np.array_equal(labels, labels_of(shots(1, seed=seed), 5)) for seed, labels in enumerate(got)] == [
-            True
-        ] * 2
+            got.extend(session.stream(source()))
+        assert len(got) == 2
+        assert all(np.array_equal(labels, labels_of(shots(1, seed=seed), 5)) for seed, labels in enumerate(got))
         trt.enqueue_fails = False
         assert np.array_equal(session(shots(1)), labels_of(shots(1), 5))
 

@@ -171,6 +171,7 @@ class Runner:
             self._borrowed.clear()
             for thing in self.owned:
                 thing.free()
+            self.owned.clear()
             for known in self._known.values():
                 self._forget(known)
             self._known.clear()
