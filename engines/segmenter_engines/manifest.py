@@ -56,9 +56,13 @@ class Manifest:
         """(H, W) in pixels when it takes that size alone, else None."""
         return self.size if self.height[0] == self.height[2] and self.width[0] == self.width[2] else None
 
+    def text(self) -> str:
+        """What its file holds."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
     def write(self, artifact: Path) -> None:
         with atomic_path(manifest_path(artifact)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            temporary.write_text(self.text())
 
 
 def manifest_path(artifact: Path) -> Path:

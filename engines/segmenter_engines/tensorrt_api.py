@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from segmenter.errors import EngineError, Unavailable
+from segmenter_engines.plugin_library import name_rtx_libraries
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def tensorrt(engine: str) -> Any:
     chosen = product(engine)
     advice = f"pip install 'segmenter-trt[{chosen.extra}]'"
     try:
+        if engine == "tensorrt-rtx":
+            name_rtx_libraries()
         trt = import_module(chosen.module)
     except (ImportError, OSError) as error:
         raise Unavailable(f"engine {engine}: {' '.join(str(error).split())}; {advice}") from error
