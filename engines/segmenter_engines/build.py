@@ -47,7 +47,7 @@ def build(
     workspace_bytes: int | None = None,
     level: int | None = None,
     timing_cache: str | None = None,
-    plugin_libraries: Sequence[Path | str] = (),
+    plugin_library: Path | str | None = None,
     gpus: Sequence[str] = (),
     refit: bool = False,
     report: bool = False,
@@ -60,8 +60,8 @@ def build(
     tensorrt (10 or 11, on a GPU). batch, height, width: min, opt and max; what the graph takes when None, of batches at
     most 8. outputs: of the graph's, those the plan keeps. workspace_bytes: limit of the builder's scratch memory, at
     least 1 MiB; None for no limit. level: of optimisation, 0 (quick build) to 5 (fast plan). timing_cache: folder of
-    tensorrt's kernel timings, `none`, or None for the user's cache. plugin_libraries: paths of libraries that bring the
-    graph's Segmenter* ops. gpus: see `gpu_targets.set_targets`. refit: weights can be replaced later. report: the layer
+    tensorrt's kernel timings, `none`, or None for the user's cache. plugin_library: path of the library that brings
+    the graph's Segmenter* ops. gpus: see `gpu_targets.set_targets`. refit: weights can be replaced later. report: the layer
     report as an HTML page too. watcher: told of the builder's phases. say: takes what is worth a line.
     Raises EngineError when an option is out of range, or the graph does not fit, cannot be parsed or built, naming the
     node where it is known; Unavailable without the engine's package.
@@ -82,7 +82,7 @@ def build(
         workspace_bytes=workspace_bytes,
         level=level,
         timing_caches=cache_folder(timing_cache, engine),
-        plugin_libraries=tuple(map(Path, plugin_libraries)),
+        plugin_library=None if plugin_library is None else Path(plugin_library),
         plugins=base.plugins,
         gpus=tuple(gpus),
         refit=refit,
@@ -103,19 +103,18 @@ def build(
         machine=machine_name(),
         compute_capabilities=built.compute_capabilities,
         verification=None,
-        details={**base.details, **_details(recipe, built)},
+        details={**base.details, **_details(recipe)},
     )
     _write(out, manifest, _report(manifest, built), built, report)
     return read_manifest(out, check_hash=False)
 
 
-def _details(recipe: Recipe, built: Built) -> dict[str, object]:
-    libraries = {library.name: sha256(library) for library in recipe.plugin_libraries}
-    details: dict[str, object] = {"refit": recipe.refit, "split_projections": built.split}
+def _details(recipe: Recipe) -> dict[str, object]:
+    details: dict[str, object] = {"refit": recipe.refit}
     if recipe.level is not None:
         details["level"] = recipe.level
-    if libraries:
-        details["plugin_libraries"] = libraries
+    if recipe.plugin_library is not None:
+        details["plugin_library"] = {"name": recipe.plugin_library.name, "sha256": sha256(recipe.plugin_library)}
     return details
 
 
@@ -186,8 +185,8 @@ class Options:
     """Builder optimisation level, 0 (quick build) to 5 (fast plan); the runtime's own, 3, when left out."""
     timing_cache: str | None = None
     """Folder of tensorrt's kernel timings, or none; the user's cache folder when left out. tensorrt-rtx has none."""
-    plugin_library: tuple[Path, ...] = ()
-    """Libraries that bring the Segmenter* ops of a graph exported with --lowering plugin. Their code runs here."""
+    plugin_library: Path | None = None
+    """Library that brings the Segmenter* ops of a graph exported with --lowering plugin. Its code runs here."""
     gpus: tuple[str, ...] = ()
     """tensorrt-rtx: compute capabilities such as 8.6 12.0, all from 8.0 when left out. tensorrt: 8.0+ for all since
     Ampere, the GPU of this machine when left out."""
@@ -211,7 +210,7 @@ def build_plan(options: Options) -> int:
             workspace_bytes=None if limit is None else limit << 20,
             level=options.level,
             timing_cache=options.timing_cache,
-            plugin_libraries=options.plugin_library,
+            plugin_library=options.plugin_library,
             gpus=options.gpus,
             refit=options.refit,
             report=options.report,

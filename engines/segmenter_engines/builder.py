@@ -18,7 +18,6 @@ from segmenter_engines.layer_roles import Layer
 from segmenter_engines.layers import layers_in_json, layers_in_text
 from segmenter_engines.plugin_library import load_plugins
 from segmenter_engines.shape_profile import Profile
-from segmenter_engines.split_projections import split_projections
 from segmenter_engines.tensorrt_api import builder_log, strongly_typed_network, tensorrt
 from segmenter_engines.timing_cache import attach, cache_file, keep
 
@@ -35,7 +34,7 @@ class Recipe:
     workspace_bytes: int | None
     level: int | None
     timing_caches: Path | None  # their folder
-    plugin_libraries: tuple[Path, ...]
+    plugin_library: Path | None
     plugins: tuple[str, ...]  # ops the graph needs
     gpus: tuple[str, ...]
     refit: bool
@@ -51,7 +50,6 @@ class Built:
     layers: tuple[Layer, ...]
     told_by: str  # "engine inspector" or "builder's log"
     compute_capabilities: tuple[str, ...]
-    split: int  # products that became one a part
 
 
 def build_in_memory(
@@ -72,14 +70,13 @@ def build_in_memory(
     trt, log = tensorrt(engine), builder_log(engine)
     log.clear()
     try:
-        load_plugins(trt, engine, recipe.plugin_libraries, recipe.plugins, log)
+        load_plugins(trt, engine, recipe.plugin_library, recipe.plugins, log)
         builder = _builder(trt, engine, log)
         network = strongly_typed_network(trt, builder)
         model = _model(source, engine)
-        wanted = asked(model.graph)  # before products are split: a projection is one layer, however it runs
-        split = split_projections(model)
+        wanted = asked(model.graph)
         # held until the plan is built: the network refers to its parser's weights
-        parser = _parsed(trt, network, log, source, model if split else None, engine)
+        parser = _parsed(trt, network, log, source, engine)
         name = _shape_input(network, profile)
         _keep_outputs(network, outputs)
         config = _config(trt, builder, recipe)
@@ -98,7 +95,7 @@ def build_in_memory(
         layers, told_by = _layers(trt, engine, plan, lines, log, [name], outputs)
     finally:
         log.clear()  # some megabytes
-    return Built(memoryview(plan), trt.__version__, wanted, layers, told_by, capabilities, split)
+    return Built(memoryview(plan), trt.__version__, wanted, layers, told_by, capabilities)
 
 
 def _builder(trt: Any, engine: str, log: Any) -> Any:
@@ -118,10 +115,9 @@ def _model(source: Path, engine: str) -> onnx.ModelProto:
         raise EngineError(f"{source}: {engine} cannot parse it: no ONNX graph; export it again") from error
 
 
-def _parsed(trt: Any, network: Any, log: Any, source: Path, changed: onnx.ModelProto | None, engine: str) -> Any:
+def _parsed(trt: Any, network: Any, log: Any, source: Path, engine: str) -> Any:
     parser = trt.OnnxParser(network, log)
-    read = parser.parse_from_file(str(source)) if changed is None else parser.parse(changed.SerializeToString())
-    if not read:
+    if not parser.parse_from_file(str(source)):
         faults = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"{fault.node_name()}: {' '.join(fault.desc().split())}" for fault in faults[:3])
         raise EngineError(f"{source}: {engine} cannot parse it: {told or log.errors()}")

@@ -14,33 +14,29 @@ from segmenter.errors import EngineError
 _loaded: set[tuple[str, Path]] = set()  # a registry refuses what it has
 
 
-def load_plugins(trt: Any, engine: str, libraries: Sequence[Path | str], needed: Sequence[str], log: Any) -> None:
-    """Load plugin libraries and see that they bring every op a graph or plan needs.
+def load_plugins(trt: Any, engine: str, library: Path | None, needed: Sequence[str], log: Any) -> None:
+    """Load a plugin library and see that every op is there a graph or plan needs.
 
     trt: the engine's module. needed: op names, such as SegmenterAttention. A library runs its code here: load those
     alone that you trust.
     Raises EngineError, naming them, for a library that cannot be loaded, or ops that none brings.
     """
     registry = trt.get_plugin_registry()
-    for library in map(Path, libraries):
-        if not library.is_file():
-            raise EngineError(f"plugin library {library}: no such file; pass the path of the built library")
-        key = (engine, library.resolve())
-        if key in _loaded:
-            continue
+    if library is not None and not library.is_file():
+        raise EngineError(f"plugin library {library}: no such file; pass the path of the built library")
+    if library is not None and (engine, library.resolve()) not in _loaded:
         before = len(log.messages)
         # a library without setLoggerFinder gives None and no word
-        if registry.load_library(str(key[1])) is None:
+        if registry.load_library(str(library.resolve())) is None:
             raise EngineError(
-                f"plugin library {library}: {engine} cannot load it: {_reason(key[1], log, before)}; build it against"
-                f" the headers of {engine} {trt.__version__}"
+                f"plugin library {library}: {engine} cannot load it: {_reason(library.resolve(), log, before)}; build it"
+                f" against the headers of {engine} {trt.__version__}"
             )
-        _loaded.add(key)
+        _loaded.add((engine, library.resolve()))
     known = {creator.name for creator in registry.all_creators}
     missing = sorted(set(needed) - known)
     if missing:
-        given = ", ".join(str(library) for library in libraries)
-        told = f"which {given} does not bring" if given else "which come from a plugin library"
+        told = f"which {library} does not bring" if library else "which come from a plugin library"
         raise EngineError(
             f"{engine}: ops {', '.join(missing)} are needed, {told}; pass --plugin-library PATH, or export with"
             " --lowering native"
