@@ -61,8 +61,8 @@ def build(
     most 8. outputs: of the graph's, those the plan keeps. workspace_bytes: limit of the builder's scratch memory, at
     least 1 MiB; None for no limit. level: of optimisation, 0 (quick build) to 5 (fast plan). timing_cache: folder of
     tensorrt's kernel timings, `none`, or None for the user's cache. plugin_library: path of the library that brings
-    the graph's Segmenter* ops. gpus: see `gpu_targets.set_targets`. refit: weights can be replaced later. report: the layer
-    report as an HTML page too. watcher: told of the builder's phases. say: takes what is worth a line.
+    the graph's Segmenter* ops. gpus: see `gpu_targets.set_targets`. refit: weights can be replaced later. report: the
+    layer report as an HTML page too. watcher: told of the builder's phases. say: takes what is worth a line.
     Raises EngineError when an option is out of range, or the graph does not fit, cannot be parsed or built, naming the
     node where it is known; Unavailable without the engine's package.
     """

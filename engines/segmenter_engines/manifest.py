@@ -56,6 +56,11 @@ class Manifest:
         """(H, W) in pixels when it takes that size alone, else None."""
         return self.size if self.height[0] == self.height[2] and self.width[0] == self.width[2] else None
 
+    @property
+    def plugin_library(self) -> dict[str, str] | None:
+        """`name` and `sha256` of the plugin library a plan was built with, None when it was built without one."""
+        return self.details.get("plugin_library")
+
     def text(self) -> str:
         """What its file holds."""
         return json.dumps(asdict(self), indent=1) + "\n"

@@ -29,8 +29,8 @@ def load_plugins(trt: Any, engine: str, library: Path | None, needed: Sequence[s
         # a library without setLoggerFinder gives None and no word
         if registry.load_library(str(library.resolve())) is None:
             raise EngineError(
-                f"plugin library {library}: {engine} cannot load it: {_reason(library.resolve(), log, before)}; build it"
-                f" against the headers of {engine} {trt.__version__}"
+                f"plugin library {library}: {engine} cannot load it: {_reason(library.resolve(), log, before)}; build"
+                f" it against the headers of {engine} {trt.__version__}"
             )
         _loaded.add((engine, library.resolve()))
     known = {creator.name for creator in registry.all_creators}
