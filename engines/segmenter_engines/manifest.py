@@ -61,9 +61,13 @@ class Manifest:
         """`name` and `sha256` of the plugin library a plan was built with, None when it was built without one."""
         return self.details.get("plugin_library")
 
+    def text(self) -> str:
+        """What its file holds."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
     def write(self, artifact: Path) -> None:
         with atomic_path(manifest_path(artifact)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            temporary.write_text(self.text())
 
 
 def manifest_path(artifact: Path) -> Path:

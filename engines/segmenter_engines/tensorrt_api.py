@@ -8,17 +8,15 @@ on the module that `tensorrt` returns; what differs is here. Where each fact is 
 - 11: headers and Python bindings 11.1. Every network is strongly typed, STRONGLY_TYPED is deprecated and ignored, and
   the precision flags are gone. Enum values moved: names alone are used.
 - RTX: 1.7.1 itself. An API like 11's, with compute capabilities to build for, and a builder that needs no GPU.
-- A plan's first bytes: `trtexec --getPlanVersionOnly` of 11.1 for TensorRT, plans of 1.7.1 for RTX. Both hold the four
-  parts of the version in bytes 24 to 27; the tag in front differs.
 """
 
 import functools
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from segmenter.errors import EngineError, Unavailable
+from segmenter_engines.plugin_library import name_rtx_libraries
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,12 @@ class Product:
     name: str  # as NVIDIA writes it
     module: str  # what Python imports
     extra: str  # of this project's, that installs it
-    tag: bytes  # the first bytes of its plans
-    builds_without_gpu: bool
 
 
 ENGINES = {
-    "tensorrt-rtx": Product("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx", b"vtrt", True),
-    "tensorrt": Product("TensorRT", "tensorrt", "tensorrt", b"ftrt", False),
+    "tensorrt-rtx": Product("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx"),
+    "tensorrt": Product("TensorRT", "tensorrt", "tensorrt"),
 }
-HEADER_BYTES = 28
 
 
 def product(engine: str) -> Product:
@@ -57,6 +52,8 @@ def tensorrt(engine: str) -> Any:
     chosen = product(engine)
     advice = f"pip install 'segmenter-trt[{chosen.extra}]'"
     try:
+        if engine == "tensorrt-rtx":
+            name_rtx_libraries()
         trt = import_module(chosen.module)
     except (ImportError, OSError) as error:
         raise Unavailable(f"engine {engine}: {' '.join(str(error).split())}; {advice}") from error
@@ -92,20 +89,3 @@ def strongly_typed_network(trt: Any, builder: Any) -> Any:
     """An empty network whose precision is what its tensors say."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # may go once it is ignored
     return builder.create_network(0 if flag is None else 1 << int(flag))
-
-
-def plan_version(plan: Path | str) -> tuple[str, str]:
-    """(engine, version) of the library that built a plan, such as ("tensorrt-rtx", "1.7.1.116"), by its first bytes.
-
-    Nothing is deserialised and no library is loaded.
-    Raises EngineError when the file does not begin as a plan does, OSError when it cannot be read.
-    """
-    with Path(plan).open("rb") as file:
-        head = file.read(HEADER_BYTES)
-    for engine, known in ENGINES.items():
-        if len(head) == HEADER_BYTES and head.startswith(known.tag):
-            return engine, ".".join(map(str, head[24:28]))
-    raise EngineError(
-        f"{plan}: does not begin as a plan of {' or '.join(known.name for known in ENGINES.values())} does; build it"
-        " again with `segmenter build`"
-    )
