@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: fp32, fp16 and int8 graphs."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import onnxruntime
 from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Mode, Session, Spec
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     """Options with every optimisation on, `threads` CPU threads (all cores when None), and warnings kept quiet."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
     options.log_severity_level = 3
     flags = cpu_flags()
     # exact products of uint8 and int8, where they would overflow or nothing is known; with VNNI they only cost, 10 %
@@ -27,22 +27,31 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
 
 
 class OnnxRuntimeSession(Session):
-    """An exported graph in ONNX Runtime, cut after its class masks."""
+    """An exported graph in ONNX Runtime, cut after its class masks.
+
+    mode: `latency` shares the threads over each layer; `throughput` gives each image of a batch a thread of its own,
+    which need not wait for the others after every layer, and leaves a single image with one.
+    """
 
     engine = "onnxruntime"
+    modes = ("latency", "throughput")
     _outputs: tuple[str, ...] = ("masks",)
 
-    def __init__(self, path: Path, threads: int, precision: str | None = None) -> None:
+    def __init__(self, path: Path, threads: int, precision: str | None = None, mode: Mode = "latency") -> None:
         manifest = read_manifest(path)
         super().__init__(Spec.of_manifest(manifest), threads)
         self._refuse(precision)
+        self.mode = self._splitting(mode)
+        self._workers = ThreadPoolExecutor(threads) if mode == "throughput" else None
         graph = onnx.load(path)
         # ONNX Runtime computes every output a graph has; without this one it drops the upsampling too
         for output in [output for output in graph.graph.output if output.name not in self._outputs]:
             graph.graph.output.remove(output)
         try:
             self._session = onnxruntime.InferenceSession(
-                graph.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
+                graph.SerializeToString(),
+                session_options(1 if self._workers else threads),
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # onnxruntime's exceptions share no narrower base
             raise EngineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {error}") from error
@@ -51,7 +60,16 @@ class OnnxRuntimeSession(Session):
         return self._run(x)["masks"]
 
     def _run(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, {"images": x}), strict=True))
+        if self._workers is None or len(x) == 1:
+            results = self._session.run(self._outputs, {"images": x})
+        else:
+            rows = self._workers.map(lambda row: self._session.run(self._outputs, {"images": row[None]}), x)
+            results = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        return dict(zip(self._outputs, results, strict=True))
+
+    def close(self) -> None:
+        if self._workers is not None:
+            self._workers.shutdown()
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"onnxruntime {onnxruntime.__version__}"}
