@@ -100,9 +100,8 @@ class FakeTensorRT:
         self.deserialized = self.alive = 0
         self.contexts = []
         self.enqueue_fails = self.nan = self.refuses_plan = self.not_capturable = False
-        self.log = SimpleNamespace(
-            clear=self._clear, errors=lambda: "; ".join(" ".join(text.split()) for text in self.said)
-        )
+        self.log = SimpleNamespace(messages=[], clear=self._clear)
+        self.log.errors = lambda: "; ".join(" ".join(text.split()) for text in self.said)
         self.said = []
         self.creators, self.loaded = [], []
         self.library_brings = ()
@@ -126,6 +125,7 @@ class FakeTensorRT:
     def load_library(self, path):
         self.loaded.append(path)
         self.creators += self.library_brings
+        return object()
 
     def _deserialize(self, plan):
         self.deserialized += 1

@@ -102,16 +102,19 @@ def test_masks_logits_and_confidence(machine, tmp_path):
     with open_session(path, threads=1) as session:
         assert np.array_equal(session.masks(normalized(images)), masks)
         assert session.logits(images).shape == (2, 5, H, W)
-        labels, confidence = session.with_confidence(images)
-        assert np.array_equal(labels, labels_of(images, 5))
+        confidence = session.confidence(images)
         assert confidence.dtype == np.float32
         assert np.array_equal(confidence, confidence_of(masks, (H, W)))
-        assert session.with_confidence(images[0])[1].shape == (H, W)
-    with open_session(write_plan(tmp_path / "n.plan", input="pixels"), threads=1) as session:
-        with pytest.raises(EngineError, match="gives labels only; build it with confidence among its --outputs"):
-            session.with_confidence(images)
-        with pytest.raises(EngineError, match="gives labels only; build it with masks"):
-            session.logits(images)
+        assert session.confidence(images[0]).shape == (H, W)
+    with open_session(write_plan(tmp_path / "n.plan", input="pixels", outputs=("masks",)), threads=1) as session:
+        assert np.array_equal(session.masks(images), masks)
+        expected = session.logits(images).max(1)
+        assert session.confidence(images).shape == expected.shape  # made of the masks
+    with (
+        open_session(write_plan(tmp_path / "o.plan", input="pixels"), threads=1) as session,
+        pytest.raises(EngineError, match="gives labels only; build it with masks among its --outputs"),
+    ):
+        session.confidence(images)
 
 
 def test_more_classes_than_a_byte_counts(machine, tmp_path):
@@ -200,7 +203,7 @@ def test_a_failing_enqueue_is_named_and_over_with_the_next_call(machine, plan, b
 def test_scores_that_are_no_numbers_are_an_error(machine, tmp_path, outputs):
     machine.trt["tensorrt-rtx"].nan = True
     with open_session(write_plan(tmp_path / "m.plan", outputs=outputs), threads=1) as session:
-        ask = session.with_confidence if "confidence" in outputs else session
+        ask = session.confidence if "confidence" in outputs else session
         with pytest.raises(EngineError, match=r"tensorrt-rtx-fp16, small: .*(no numbers|[nN]a[nN])"):
             ask(shots(1))
         if "confidence" not in outputs:
@@ -215,7 +218,7 @@ def test_scores_that_are_no_numbers_are_an_error(machine, tmp_path, outputs):
         (np.zeros((1, H, W, 4), np.uint8), "wanted uint8 RGB"),
         (np.zeros((1, H, W + 1, 3), np.uint8), f"image {H}x{W + 1}: this engine takes {H}x{W}"),
         (np.zeros((5, H, W, 3), np.uint8), "batch of 5: this engine takes at most 4"),
-        (np.zeros((1, H, W, 3), np.uint8), "batch of 1: this plan takes 2 to 4; build it for that batch"),
+        (np.zeros((1, H, W, 3), np.uint8), "batch of 1: this engine takes at least 2"),
     ],
 )
 def test_images_a_plan_does_not_take_are_named(machine, tmp_path, images, message):
@@ -229,10 +232,10 @@ def test_images_a_plan_does_not_take_are_named(machine, tmp_path, images, messag
 def test_a_size_outside_the_range_is_named(machine, tmp_path):
     path = write_plan(tmp_path / "m.plan", height=(32, 48, 64), width=(32, 48, 96))
     with open_session(path, threads=1) as session:
-        with pytest.raises(EngineError, match="image 72x48: this plan takes 32x32 to 64x96; resize it, or build"):
+        with pytest.raises(EngineError, match="image 72x48: this engine takes 32 to 64 by 32 to 96; resize it"):
             session(shots(1, 72, 48))
         # where the plan and its manifest are not of one mind, the plan says so
-        session._manifest = session._manifest.__class__(**{**vars(session._manifest), "height": (32, 48, 80)})
+        session.spec = replace(session.spec, height=(32, 48, 80))
         with pytest.raises(EngineError, match=r"images \(1, 3, 72, 48\): outside this plan's profile"):
             session(shots(1, 72, 48))
 
@@ -286,10 +289,10 @@ def test_plugins_are_loaded_first_and_once(machine, tmp_path, monkeypatch, engin
         open_session(path, threads=1)
     monkeypatch.setattr(segmenter_trt, "plugin_library", lambda: str(library), raising=False)
     trt.library_brings = ("SegmenterAttention",)
-    with pytest.raises(EngineError, match=r"libplugins\.so: does not bring SegmenterLinear to TensorRT"):
+    with pytest.raises(EngineError, match=r"ops SegmenterLinear are needed, which .*libplugins\.so does not bring"):
         open_session(path, threads=1)
     assert trt.deserialized == 0
-    trt.library_brings, trt.loaded[:] = ("SegmenterLinear",), []
+    trt.creators.append("SegmenterLinear")
     for _ in range(2):
         with open_session(path, threads=1) as session:
             assert np.array_equal(session(shots(1)), labels_of(shots(1), 5))

@@ -1,6 +1,5 @@
 """Plans on the GPU: deserialised once a file and device, shared by every session that runs them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from segmenter.errors import EngineError
 from segmenter_engines.manifest import PIXELS, Manifest
 from segmenter_engines.plan_checks import check_plan, rebuild_command
+from segmenter_engines.plugin_library import load_plugins
 from segmenter_engines.sessions.device import Device, Memory
 from segmenter_engines.tensorrt_api import builder_log, product, tensorrt
 
@@ -108,8 +108,8 @@ def acquire(path: Path, manifest: Manifest, device: Device, plugins: Path | None
         content = check_plan(path, manifest, trt.__version__, device.capability, plugins)
         plan = _OPEN.get(key)
         if plan is None:
-            if manifest.plugins and plugins is not None:
-                load_plugins(trt, manifest.engine, plugins, manifest.plugins)
+            if manifest.plugins:
+                load_plugins(trt, manifest.engine, plugins, manifest.plugins, builder_log(manifest.engine))
             plan = _OPEN[key] = Plan(key, trt, path, manifest, content)
         plan.sessions += 1
         return plan
@@ -122,23 +122,3 @@ def release(plan: Plan) -> None:
         if not plan.sessions:
             del _OPEN[plan.key]
             plan.close()
-
-
-def load_plugins(trt: Any, engine: str, library: Path, wanted: Sequence[str]) -> None:
-    """Have the runtime's registry know the custom ops of a library, once a process.
-
-    Raises EngineError when it does not know them afterwards.
-    """
-    registry, log = trt.get_plugin_registry(), builder_log(engine)
-    missing = set(wanted) - {creator.name for creator in registry.all_creators}
-    if not missing:
-        return
-    log.clear()
-    # an answer of None alone says neither what failed nor that anything did
-    registry.load_library(str(library))
-    missing -= {creator.name for creator in registry.all_creators}
-    if missing:
-        raise EngineError(
-            f"{library}: does not bring {', '.join(sorted(missing))} to {product(engine).name}"
-            f" ({log.errors() or 'no reason given'}); install segmenter-trt built with its plugins"
-        )

@@ -75,25 +75,6 @@ class TensorRTSession(Session):
         # labels alone do not show that a score was no number
         self._needed = tuple(name for name in ("labels", "masks") if name in manifest.outputs)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        batch = self._checked(images)
-        with self._at_work():
-            labels = self._labels_of(self._through(self._fed(batch), self._needed), batch.shape[1:3])
-        return labels[0] if images.ndim == 3 else labels
-
-    def with_confidence(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels as by calling the session, and the winner's softmax probability, float32 of the same shape.
-
-        Raises EngineError where the plan does not give it.
-        """
-        self._require_output("confidence")
-        batch = self._checked(images)
-        with self._at_work():
-            results = self._through(self._fed(batch), (*self._needed, "confidence"))
-            self._require_numbers(bool(np.isfinite(results["confidence"]).all()))
-            labels, confidence = self._labels_of(results, batch.shape[1:3]), results["confidence"]
-        return (labels[0], confidence[0]) if images.ndim == 3 else (labels, confidence)
-
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Labels of images or batches, in their order, while later ones are being uploaded and computed.
 
@@ -118,7 +99,7 @@ class TensorRTSession(Session):
                 try:
                     batch = self._checked(image)
                     with self._at_work():
-                        lanes[index % 2].submit(self._fed(batch), self._needed)
+                        lanes[index % 2].submit(self._feed(batch), self._needed)
                 except EngineError as error:
                     failure = error
                     break
@@ -149,14 +130,16 @@ class TensorRTSession(Session):
             runner, device = self._runner, self._device
             work = runner.stream if stream is None else device.foreign(stream)
             view = view_of(images, device, work)
-            wanted, axes = runner.plan.types[INPUT], "[B, H, W, 3]" if self._pixels else "[B, 3, H, W]"
-            channels = view.shape[3 if self._pixels else 1] if len(view.shape) == 4 else 0
+            pixels = self.spec.input == PIXELS
+            wanted, axes = runner.plan.types[INPUT], "[B, H, W, 3]" if pixels else "[B, 3, H, W]"
+            channels = view.shape[3 if pixels else 1] if len(view.shape) == 4 else 0
             if view.dtype != wanted or channels != 3:
                 raise EngineError(f"images {view.dtype} {view.shape}: this plan takes {wanted} {axes} on the device")
             if not view.contiguous or view.pointer % ALIGNMENT:
                 what = f"start at a multiple of {ALIGNMENT} bytes" if view.contiguous else "lie in C order without gaps"
                 raise EngineError(f"images {view.shape} do not {what}, which a plan needs; pass a copy")
-            self._require_profile(view.shape[0], *(view.shape[1:3] if self._pixels else view.shape[2:]))
+            self._require_size((view.shape[1], view.shape[2]) if pixels else (view.shape[2], view.shape[3]))
+            self._require_batch(view.shape[0])
             outputs = runner.outputs(view.shape)
             memory = {
                 name: device.allocate(runner.plan.types[name].itemsize * prod(shape), work)
@@ -178,7 +161,6 @@ class TensorRTSession(Session):
             "driver": self._device.driver,
             "device_library": self._device.name,
             "profile": {"batch": manifest.batch, "height": manifest.height, "width": manifest.width},
-            "input": manifest.input,
             "outputs": manifest.outputs,
             "labels_by": "the plan" if self._plan_labels else "segmenter_trt.upsample_argmax",
             "numbers_checked": "masks" in manifest.outputs,
@@ -191,19 +173,22 @@ class TensorRTSession(Session):
     def close(self) -> None:
         self._close()
 
+    def _labels(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        with self._at_work():
+            return self._labels_of(self._through(x, self._needed), size)
+
     def _masks(self, x: np.ndarray) -> np.ndarray:
         self._require_output("masks")
-        if self._pixels:
-            raise EngineError(f"{self.name}, {self.spec.model}: takes pixels, not normalised images; ask it for labels")
         with self._at_work():
-            return self._through(np.ascontiguousarray(x), ("masks",))["masks"].astype(np.float32, copy=False)
+            return self._through(x, ("masks",))["masks"].astype(np.float32, copy=False)
 
-    @property
-    def _pixels(self) -> bool:
-        return self._manifest.input == PIXELS
-
-    def _fed(self, batch: np.ndarray) -> np.ndarray:
-        return batch if self._pixels else self._normalize(batch)
+    def _confidence(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if "confidence" not in self._manifest.outputs:
+            return super()._confidence(x, size)
+        with self._at_work():
+            confidence = self._through(x, ("confidence",))["confidence"]
+        self._require_numbers(bool(np.isfinite(confidence).all()))
+        return confidence.astype(np.float32, copy=False)
 
     def _through(self, x: np.ndarray, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
         self._lane.submit(x, wanted)
@@ -211,33 +196,17 @@ class TensorRTSession(Session):
 
     def _arrived(self, lane: Lane, image: np.ndarray) -> np.ndarray:
         with self._at_work():
-            labels = self._labels_of(lane.collect(), image.shape[-3:-1])
+            labels = self._labels_of(lane.collect(), (image.shape[-3], image.shape[-2]))
         return labels[0] if image.ndim == 3 else labels
 
-    def _labels_of(self, results: dict[str, np.ndarray], size: tuple[int, ...]) -> np.ndarray:
-        H, W = size
+    def _labels_of(self, results: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
         if not self._plan_labels:
             masks = results["masks"].astype(np.float32, copy=False)
-            return segmenter_trt.upsample_argmax(masks, self._padded(H, W), (H, W), threads=self.threads)
+            return segmenter_trt.upsample_argmax(masks, self._padded(*size), size, threads=self.threads)
         if "masks" in results:
             self._require_numbers(bool(np.isfinite(results["masks"]).all()))
         wanted = np.int16 if label_dtype(len(self.classes)).itemsize > 1 else np.uint8
         return results["labels"].astype(wanted, copy=False)
-
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        batch = super()._checked(images)
-        self._require_profile(*batch.shape[:3])
-        return batch
-
-    def _require_profile(self, B: int, H: int, W: int) -> None:
-        batch, height, width = self._manifest.batch, self._manifest.height, self._manifest.width
-        if not (height[0] <= H <= height[2] and width[0] <= W <= width[2]):
-            sizes = f"{height[0]}x{width[0]}"
-            if self.spec.size is None:
-                sizes += f" to {height[2]}x{width[2]}"
-            raise EngineError(f"image {H}x{W}: this plan takes {sizes}; resize it, or build the plan for that size")
-        if not batch[0] <= B <= batch[2]:
-            raise EngineError(f"batch of {B}: this plan takes {batch[0]} to {batch[2]}; build it for that batch")
 
     def _require_output(self, name: str) -> None:
         if name not in self._manifest.outputs:
