@@ -53,6 +53,7 @@ _EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "pycuda": "pycuda",
+    "cuda": "cuda-python",
 }
 
 _NEXT_STEPS = {

@@ -46,10 +46,10 @@ class Graph:
             for _ in range(_WARMUPS):
                 enqueue()
             device.synchronize(stream)
-            # of TensorRT-RTX alone
+            # TensorRT-RTX can tell
             can = getattr(self._context, "is_stream_capturable", None)
             if can is not None and not can(stream.handle):
-                raise EngineError("TensorRT-RTX says this plan cannot be captured")
+                raise EngineError(f"{plan.name} says this plan cannot be captured")
             self._launch: Callable[[Stream], None] = device.capture(stream, enqueue)
             undone.pop_all()
 
