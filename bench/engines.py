@@ -53,6 +53,9 @@ TABLE = (
     Entry("openvino-int8", INT8, "openvino", "int8"),
     Entry("tensorrt-rtx-fp16", PLAN_FP16, "tensorrt-rtx", "fp16"),
     Entry("tensorrt-rtx-int8", PLAN_INT8, "tensorrt-rtx", "int8"),
+    # the same files, where they were built for the other runtime
+    Entry("tensorrt-fp16", PLAN_FP16, "tensorrt", "fp16"),
+    Entry("tensorrt-int8", PLAN_INT8, "tensorrt", "int8"),
 )
 REFERENCE = "official"  # ratios are against it
 TRUTH = "eager"  # labels are compared with its

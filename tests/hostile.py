@@ -29,6 +29,7 @@ from segmenter.files import sha256
 from segmenter_engines import open_session
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import Manifest, manifest_path, read_manifest
+from segmenter_engines.plan_checks import check_plan
 from segmenter_engines.quantize import quantize
 
 GIB = 1 << 30
@@ -215,6 +216,14 @@ def lying_safetensors(folder: Path, honest: Path) -> dict[str, Path]:
     return found
 
 
+def opened(path: Path, engine: str) -> None:
+    """Open it; of a plan, do what its session does between the GPU, which is not here, and the runtime."""
+    if engine == "tensorrt-rtx":
+        check_plan(path, read_manifest(path, check_hash=False), "1.7.1.116", None)
+    else:
+        open_session(path, engine, threads=1)
+
+
 def flipped(path: Path, engines: tuple[str, ...]) -> str:
     """Flip one bit of a byte at `FLIPS` places spread over a file, and open it each time; the first outcome unlike."""
     content = path.read_bytes()
@@ -224,7 +233,7 @@ def flipped(path: Path, engines: tuple[str, ...]) -> str:
             file.seek(place)
             file.write(bytes([content[place] ^ (1 << index % 8)]))
         for engine in engines if index % 100 == 0 else engines[:1]:
-            told = outcome(lambda engine=engine: open_session(path, engine, threads=1))
+            told = outcome(lambda engine=engine: opened(path, engine))
             if "is not the file its manifest vouches for" not in told:
                 return f"byte {place}, {engine}: {told}"
         with path.open("rb+") as file:

@@ -25,8 +25,9 @@ class Sound(Session):
     engine = "sound"
 
     def __init__(self, precision="fp32", max_batch=4):
+        batch = None if max_batch is None else (1, 1, max_batch)
         palette = ((0, 0, 0),) * len(CLASSES)
-        super().__init__(Spec("m", precision, P, None, max_batch, CLASSES, palette, Preprocess()), 1)
+        super().__init__(Spec("m", precision, P, None, None, batch, CLASSES, palette, Preprocess()), 1)
 
     def _masks(self, x):
         B, _, H, W = x.shape

@@ -28,7 +28,7 @@ def require_self_contained(path: Path) -> None:
     Raises EngineError when it is no graph, or names values in another file.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.ModelProto.FromString(path.read_bytes())

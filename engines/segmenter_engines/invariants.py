@@ -3,13 +3,14 @@
 TensorRT has shipped batches wrong in all rows but the first, with every check on one image passed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
+from segmenter_engines.manifest import PIXELS
 from segmenter_engines.sessions.session import Session
 
 BATCHES = (2, 3)  # and the largest
@@ -45,8 +46,15 @@ def check_invariants(session: Session, images: Sequence[np.ndarray], alone: Sequ
     pairs = [(image, labels) for image, labels in zip(images, alone, strict=True) if image.shape == images[0].shape]
     sizes = _sizes(session)
     worst = max((_row_disagreement(session, pairs, size) for size in sizes), default=None)
-    three = np.stack([pairs[row % len(pairs)][0] for row in range(min(3, max((1, *sizes))))])
+    rows = next((size for size in sizes if size >= 3), max((1, *sizes)))
+    three = np.stack([pairs[row % len(pairs)][0] for row in range(rows)])
     return Invariants(sizes, worst, *_repeated_and_spoilt(session, three))
+
+
+def one_at_a_time(session: Session) -> Callable[[np.ndarray], np.ndarray]:
+    """Image -> labels; an engine that takes no fewer than so many at once gets the image that many times."""
+    least = session.spec.batch[0] if session.spec.batch is not None else 1
+    return session if least == 1 else lambda image: session(np.stack([image] * least))[0]
 
 
 def _sizes(session: Session) -> tuple[int, ...]:
@@ -54,7 +62,8 @@ def _sizes(session: Session) -> tuple[int, ...]:
     if session.describe()["device"] == "cpu":
         most = min(most or LARGEST_ON_CPU, LARGEST_ON_CPU)
     wanted = {*BATCHES, most} if most else {*BATCHES}
-    return tuple(sorted(size for size in wanted if 1 < size <= (most or size)))
+    least = session.spec.batch[0] if session.spec.batch is not None else 1
+    return tuple(sorted(size for size in wanted if size > 1 and least <= size <= (most or size)))
 
 
 def _row_disagreement(session: Session, pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: int) -> float:
@@ -64,13 +73,16 @@ def _row_disagreement(session: Session, pairs: Sequence[tuple[np.ndarray, np.nda
 
 
 def _repeated_and_spoilt(session: Session, images: np.ndarray) -> tuple[bool | None, bool | None, bool | None]:
-    x = normalize(images, session.spec.preprocess).numpy()
+    pixels = session.spec.input == PIXELS
+    x = images if pixels else normalize(images, session.spec.preprocess).numpy()
     try:
         first, second = session.masks(x), session.masks(x)
     except EngineError:
         # an engine that gives labels alone: they tell whether it repeats itself, and cannot tell what is no number
         return bool(np.array_equal(session(images), session(images))), None, None
     repeatable = bool(np.array_equal(first, second))
+    if pixels:
+        return repeatable, None, None  # no byte is NaN
     row, others = len(x) // 2, [index for index in range(len(x)) if index != len(x) // 2]
     spoilt = x.copy()
     spoilt[row] = np.nan

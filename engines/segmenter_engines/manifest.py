@@ -83,6 +83,18 @@ class Manifest:
         """`name` and `sha256` of the plugin library a plan was built with, None when it was built without one."""
         return self.details.get("plugin_library")
 
+    def text(self) -> str:
+        """What its file holds.
+
+        Raises EngineError when `read_manifest` would refuse it.
+        """
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        try:
+            read_fields(text.encode())
+        except FieldError as error:
+            raise EngineError(f"manifest of {self.artifact}: cannot be written: {error}") from error
+        return text
+
     def write(self, artifact: Path) -> None:
         """Write it beside its artifact.
 
@@ -91,13 +103,8 @@ class Manifest:
         path = manifest_path(artifact)
         if self.artifact != artifact.name:
             raise EngineError(f"{path}: cannot be written: it is the manifest of {self.artifact}")
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        try:
-            read_fields(text.encode())
-        except FieldError as error:
-            raise EngineError(f"{path}: cannot be written: {error}") from error
         with atomic_path(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(self.text())
 
 
 def manifest_path(artifact: Path) -> Path:

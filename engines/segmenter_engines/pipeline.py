@@ -21,7 +21,7 @@ from segmenter.config import SegmenterConfig
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
 from segmenter.evaluate import require_same_classes
-from segmenter_engines.build import ENGINE, MODULE, build
+from segmenter_engines.build import build
 from segmenter_engines.calibrate import Method
 from segmenter_engines.export import export
 from segmenter_engines.folder import (
@@ -42,9 +42,12 @@ from segmenter_engines.folder import (
 from segmenter_engines.limits import IMAGES
 from segmenter_engines.quantize import calibration_images, quantize
 from segmenter_engines.sessions import Session, open_engine
+from segmenter_engines.tensorrt_api import ENGINES
 from segmenter_engines.verdict import record
 from segmenter_engines.verified import carry
 from segmenter_engines.verify import Judged, at_size_of, judge, open_as_shipped, verify
+
+ENGINE = "tensorrt-rtx"  # of the plans
 
 # what is verified where; a plan without a GPU is vouched for by the graph it was built from, in ONNX Runtime
 VERIFIED = (
@@ -124,7 +127,7 @@ def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | 
             try:
                 with ExitStack() as stack:
                     session = stack.enter_context(open_as_shipped(folder / name, engine, threads, precision))
-                    size, rival = session.spec.size, _rival(folder, name, engine, threads, stack)
+                    size, rival = session.spec.usual_size, _rival(folder, name, engine, threads, stack)
                     if size not in known:
                         known[size] = judge(reference, at_size_of(session, samples))
                     verdict = verify(session, reference, samples, rival=rival, expected=known[size])
@@ -154,8 +157,10 @@ def _rival(folder: Path, name: str, engine: str, threads: int | None, stack: Exi
 
 
 def _missing(name: str, absent: Mapping[str, Absence]) -> Absence | None:
-    if name in PLANS and find_spec(MODULE) is None:
-        return Absence(f"the package {MODULE} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False)
+    if name in PLANS and find_spec(ENGINES[ENGINE].module) is None:
+        return Absence(
+            f"the package {ENGINES[ENGINE].module} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False
+        )
     parent = MADE_OF.get(name, "")
     if parent in absent:
         return Absence(f"{parent}, which it is made of, could not be made", fault=False)  # said once, of that one

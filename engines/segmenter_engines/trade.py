@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
 
+from segmenter_engines.invariants import one_at_a_time
 from segmenter_engines.limits import SPEEDUP
 from segmenter_engines.sessions.session import Session
 
@@ -40,7 +42,7 @@ class Trade:
 
 def time_trade(session: Session, rival: Session, images: Sequence[np.ndarray]) -> Trade:
     """Time an engine against its rival on images, uint8 RGB [H, W, 3], one at a time."""
-    calls = [lambda engine=engine: engine(images[0]) for engine in (session, rival)]
+    calls = [partial(one_at_a_time(engine), images[0]) for engine in (session, rival)]
     for call in calls:
         call()  # the first builds and allocates
     repeats = [max(1, round(BURST_S / max(_seconds(call, 1), 1e-6))) for call in calls]

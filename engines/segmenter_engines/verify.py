@@ -19,7 +19,7 @@ from segmenter.errors import EngineError, Unavailable, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
 from segmenter.metrics import ConfusionMatrix
-from segmenter_engines.invariants import LARGEST_ON_CPU, check_invariants
+from segmenter_engines.invariants import LARGEST_ON_CPU, check_invariants, one_at_a_time
 from segmenter_engines.limits import IMAGES, Limit, limit_of
 from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
 from segmenter_engines.sampling import drop_error
@@ -51,12 +51,12 @@ def judge(session: Session, samples: SegmentationDataset) -> Judged:
         labels.append(found)
         matrices.append(matrix)
 
-    return Judged(labels, matrices, evaluate_labels(session, samples, progress=False, each=keep).miou)
+    return Judged(labels, matrices, evaluate_labels(one_at_a_time(session), samples, progress=False, each=keep).miou)
 
 
 def at_size_of(session: Session, samples: SegmentationDataset) -> SegmentationDataset:
     """Samples at the one size an engine takes; as they are for an engine that takes any."""
-    return samples if session.spec.size is None else Fitted(samples, session.spec.size)
+    return samples if session.spec.usual_size is None else Fitted(samples, session.spec.usual_size)
 
 
 def verify(

@@ -7,7 +7,7 @@ from pathlib import Path
 from segmenter.cores import usable_cores
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Mode, Session, Spec
 from segmenter_engines.verified import unverified
 
 __all__ = ["ENGINES", "Session", "Spec", "open_engine", "open_session"]
@@ -20,6 +20,7 @@ ENGINES = {
     "onnxruntime": ("segmenter_engines.sessions.onnxruntime", "OnnxRuntimeSession", "engines"),
     "openvino": ("segmenter_engines.sessions.openvino", "OpenVinoSession", "engines"),
     "tensorrt-rtx": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt-rtx"),
+    "tensorrt": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt"),
 }
 
 
@@ -31,12 +32,13 @@ def open_session(
     precision: str | None = None,
     require_verified: bool = False,
     require_signature: Path | str | None = None,
+    mode: Mode = "latency",
 ) -> Session:
     """Open an artifact as a `Session`, and warn (RuntimeWarning) when it is not verified in that engine.
 
-    path, engine, threads, precision: as of `open_engine`. require_verified: refuse instead of warning. A checkpoint is
-    what engines are verified against, and needs no verdict. require_signature: a public Ed25519 key (PEM) that the
-    artifact's manifest must be signed for, see `segmenter_engines.signing`.
+    path, engine, threads, precision, mode: as of `open_engine`. require_verified: refuse instead of warning. A
+    checkpoint is what engines are verified against, and needs no verdict. require_signature: a public Ed25519 key (PEM)
+    that the artifact's manifest must be signed for, see `segmenter_engines.signing`.
     Raises EngineError as `open_engine` does, and when what is required is not there.
     """
     path = Path(path)
@@ -44,7 +46,7 @@ def open_session(
         from segmenter_engines import signing
 
         signing.require_signature(path, Path(require_signature))
-    session = open_engine(path, engine, threads=threads, precision=precision)
+    session = open_engine(path, engine, threads=threads, precision=precision, mode=mode)
     reason = None if _is_checkpoint(path) else unverified(read_manifest(path, check_hash=False), session.name)
     if reason is not None:
         advice = f"{path}: {reason}; run `segmenter verify` on this machine"
@@ -56,13 +58,19 @@ def open_session(
 
 
 def open_engine(
-    path: Path | str, engine: str | None = None, *, threads: int | None = None, precision: str | None = None
+    path: Path | str,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    mode: Mode = "latency",
 ) -> Session:
     """Open an artifact as a `Session`, verified or not: for who judges it anyway.
 
     path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`, `triton`), an exported .onnx
     (`onnxruntime`, `openvino`), or a .plan (`tensorrt-rtx`). engine: one of `ENGINES`; None takes the first that fits
     the path. threads: CPU threads, all cores when None. precision: see the engine's class.
+    mode: `latency`, or `throughput` for the engines that run images of a batch beside each other.
     Raises EngineError, in one line, when the engine is unknown or does not fit the path, and Unavailable when this
     machine lacks what it needs.
     """
@@ -82,7 +90,10 @@ def open_engine(
         raise Unavailable(
             f"engine {engine}: the package {error.name} is not installed; pip install 'segmenter-trt[{extra}]'"
         ) from error
-    session: Session = kind(path, threads or usable_cores(), precision)
+    if mode not in kind.modes:
+        raise EngineError(f"mode {mode!r}: engine {engine} knows {' and '.join(kind.modes)}; pass one of them")
+    chosen = {} if mode == "latency" else {"mode": mode}  # most engines have but one
+    session: Session = kind(path, threads or usable_cores(), precision, **chosen)
     return session
 
 
