@@ -17,8 +17,9 @@ class Limit:
 LIMITS = {
     "fp32": Limit(miou_drop=0.001, disagreement=0.001, rows=0.001),
     "fp16": Limit(miou_drop=0.001, disagreement=0.01, rows=0.001),
-    # 8 bits of mantissa where fp16 has 11: labels near a tie turn more often, to the better as often as to the worse
-    "bf16": Limit(miou_drop=0.002, disagreement=0.02, rows=0.005),
+    # 8 bits of mantissa where fp16 has 11: more labels near a tie turn, to the better as often as the worse. PyTorch's
+    # bf16 on CamVid (ViT-S, 101 images): 0.00 points lost with a standard error of 0.01, 0.13 % of pixels otherwise
+    "bf16": Limit(miou_drop=0.001, disagreement=0.02, rows=0.005),
     "fp8": Limit(miou_drop=0.002, disagreement=0.1, rows=0.01),
     "int8": Limit(miou_drop=0.005, disagreement=0.1, rows=0.01),
 }
