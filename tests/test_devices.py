@@ -47,6 +47,7 @@ def test_nvidias_own_bindings_drive_a_session(tmp_path):
     assert found["streamed"]
     assert found["on_device"]
     assert found["handed_on"]
+    assert found["capture"].endswith("operation not permitted when stream is capturing")
     assert found["dlpack_device"] == [2, 0]
     assert found["device_library"] == "cuda-python"
     assert (found["device"], found["driver"], found["compute_capability"]) == ("Fake H100", "CUDA 13.0", "9.0")
