@@ -73,6 +73,11 @@ def test_without_a_device_every_library_says_why(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_library_nobody_knows_is_named():
+    with pytest.raises(EngineError, match="library 'opencl' drives no GPU here; choose of torch, pycuda, cuda-python"):
+        open_device("tensorrt", ["opencl"])
+
+
 def test_without_a_driver_nothing_is_imported(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")

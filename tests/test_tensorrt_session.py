@@ -41,7 +41,7 @@ class Machine:
         self.cuda = FakeCuda()
         self.trt = {engine: FakeTensorRT(self.cuda, engine) for engine in VERSIONS}
         monkeypatch.setattr(module, "require_driver", lambda engine: None)
-        monkeypatch.setattr(module, "open_device", lambda engine: self.cuda)
+        monkeypatch.setattr(module, "open_device", lambda engine, libraries: self.cuda)
         monkeypatch.setattr(plans, "tensorrt", self.trt.__getitem__)
         monkeypatch.setattr(plans, "builder_log", lambda engine: self.trt[engine].log)
 
