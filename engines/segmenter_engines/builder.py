@@ -148,6 +148,9 @@ def _config(trt: Any, builder: Any, recipe: Recipe) -> Any:
         config.builder_optimization_level = recipe.level
     if recipe.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # of TensorRT-RTX: a plan that takes memory of its own as it runs cannot be captured as a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     return config
 
 
