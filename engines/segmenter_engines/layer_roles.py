@@ -133,7 +133,8 @@ def _writes_an_output(layer: Layer, place: Place) -> bool:
 
 
 def _of_no_images(layer: Layer, place: Place) -> bool:
-    return not any(tensor.name in place.of_images for tensor in layer.inputs)
+    """All of its inputs are known to come from constants and sizes."""
+    return all(tensor.name in place.makers and tensor.name not in place.of_images for tensor in layer.inputs)
 
 
 def _feeds_attention(layer: Layer, place: Place) -> bool:
