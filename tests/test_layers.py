@@ -48,7 +48,7 @@ LINES = (
     line("__mye1_myl0_0", "shape_call"),
     line("cast_hvar", "cast", [("n", "Int64", (1,))], outputs=[("m", "Int64", (1,))]),
     line("__myl_CastReplConc_myl0_1", "kgen", [("images", "Float", (-1, 3, 8, 8))], outputs=[("x0", "Half", (-1, 4))]),
-    line("conv_myl0_2", "correlation", [("x0", "Half", (-1, 4))], [("k", "Half", (8, 4, 2, 2))], [("y", "Half", (1,))]),
+    line("conv_myl0_2", "correlation", [("x0", "Half", (-1, 4))], [("k", "Half", (8, 4, 2, 2))], [("x", "Half", (1,))]),
     line("a_myl0_3", "gemm", [X], [W8, ("alpha", "Float", (1,))], [("q", "Half", (-1, 64))], ["node_a"]),
     # the activation in 8 bits and the weight dequantised: a product in 16 bits
     line(
