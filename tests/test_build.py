@@ -289,6 +289,17 @@ def test_tensorrt_10_and_11_build_the_same_strongly_typed_plan(fake, source, tmp
     assert not report.faults()
 
 
+def test_a_builder_that_does_not_start_is_one_line(fake, source, tmp_path, monkeypatch):
+    def without_gpu(log):
+        log.log(fake.ILogger.INTERNAL_ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(fake, "Builder", without_gpu)
+    with pytest.raises(EngineError, match=r"its builder does not start: CUDA init.*--engine tensorrt-rtx"):
+        build(source, tmp_path / "m.plan", engine="tensorrt")
+    assert not (tmp_path / "m.plan").exists()
+
+
 def test_a_plan_of_tensorrt_is_for_the_gpu_it_was_built_on(fake, source, tmp_path):
     assert build(source, tmp_path / "m.plan", engine="tensorrt").compute_capabilities == ("8.9",)
     with pytest.raises(EngineError, match=r"--gpus 8\.6: engine tensorrt builds for the GPU it runs on"):

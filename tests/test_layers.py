@@ -85,7 +85,7 @@ def test_layers_are_read_and_named_by_what_they_do():
 
 
 def report_of(layers, linears, precision="int8", attentions=2):
-    wanted = Asked(attentions, 0, linears)
+    wanted = Asked(attentions, linears)
     return LayerReport("m.plan", "0" * 64, "tensorrt-rtx", "1", precision, "builder's log", attentions,
                        linears_of(wanted, layers), layers)  # fmt: skip
 

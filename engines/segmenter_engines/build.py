@@ -188,8 +188,7 @@ class Options:
     plugin_library: Path | None = None
     """Library that brings the Segmenter* ops of a graph exported with --lowering plugin. Its code runs here."""
     gpus: tuple[str, ...] = ()
-    """tensorrt-rtx: compute capabilities such as 8.6 12.0, all from 8.0 when left out. tensorrt: 8.0+ for all since
-    Ampere, the GPU of this machine when left out."""
+    """Compute capabilities such as 8.6 12.0, all from 8.0 when left out; of tensorrt 8.0+, or this machine's GPU."""
     refit: bool = False
     """Build so that weights can be replaced later."""
     report: bool = False

@@ -90,7 +90,7 @@ def _with_role(layer: Layer) -> Layer:
         return replace(layer, role="host")
     if re.search(r"mha|fused_attention|flash_attention", layer.name.lower()):
         return replace(layer, role="attention", precision=_widest([tensor.type for tensor in layer.inputs]))
-    if "plugin" in kind:
+    if "plugin" in kind or kind == "custom_layer":
         return replace(layer, role="plugin")
     if "conv" in kind or kind == "correlation":
         return replace(layer, role="convolution", precision=_multiplied_in(layer))

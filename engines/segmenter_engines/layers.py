@@ -76,6 +76,7 @@ class LayerReport:
             "attentions": self.attentions,
             "fused_attention": self.fused_attentions,
             **dict(sorted(products.items())),
+            "plugins": len(self.of("plugin")),
             "reformat": len(self.of("reformat")),
             "cast": len(self.of("cast")),
             "unexplained": len(self.unexplained),
