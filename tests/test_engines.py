@@ -41,7 +41,9 @@ def test_the_graph_is_whole_and_explains_itself(engine_folder):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_labels_masks_and_logits_come_out_of_any_onnx_runtime(engine_folder, reference, tmp_path, batch):
-    export(engine_folder / "checkpoint", tmp_path / "model.onnx", height=H, width=W, logits=True)
+    export(
+        engine_folder / "checkpoint", tmp_path / "model.onnx", height=H, width=W, outputs=("labels", "masks", "logits")
+    )
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     images = pictures(batch)
     feed = normalize(images, reference.spec.preprocess).numpy()

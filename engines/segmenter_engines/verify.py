@@ -96,8 +96,8 @@ def verify(
     _require_equal_classes(session, reference, session.name, reference.name)
     if not len(samples):
         raise EngineError("no images to verify on; pass at least one")
-    if session.spec.size is not None:
-        samples = Fitted(samples, session.spec.size)
+    if session.spec.usual_size is not None:
+        samples = Fitted(samples, session.spec.usual_size)
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def remember(predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:

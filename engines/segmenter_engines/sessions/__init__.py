@@ -6,7 +6,7 @@ from pathlib import Path
 from segmenter.cores import usable_cores
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Mode, Session, Spec
 
 __all__ = ["ENGINES", "Session", "Spec", "open_session"]
 
@@ -22,13 +22,19 @@ ENGINES = {
 
 
 def open_session(
-    path: Path | str, engine: str | None = None, *, threads: int | None = None, precision: str | None = None
+    path: Path | str,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    mode: Mode = "latency",
 ) -> Session:
     """Open an artifact as a `Session`.
 
     path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`, `triton`), an exported .onnx
     (`onnxruntime`, `openvino`), or a .plan (`tensorrt-rtx`). engine: one of `ENGINES`; None takes the first that fits
     the path. threads: CPU threads, all cores when None. precision: see the engine's class.
+    mode: `latency`, or `throughput` for the engines that run images of a batch beside each other.
     Raises EngineError, in one line, when the engine is unknown or does not fit the path, and Unavailable when this
     machine lacks what it needs.
     """
@@ -48,7 +54,10 @@ def open_session(
         raise Unavailable(
             f"engine {engine}: the package {error.name} is not installed; pip install 'segmenter-trt[{extra}]'"
         ) from error
-    session: Session = kind(path, threads or usable_cores(), precision)
+    if mode not in kind.modes:
+        raise EngineError(f"mode {mode!r}: engine {engine} knows {' and '.join(kind.modes)}; pass one of them")
+    chosen = {} if mode == "latency" else {"mode": mode}  # most engines have but one
+    session: Session = kind(path, threads or usable_cores(), precision, **chosen)
     return session
 
 
