@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from segmenter_bench.engines import Engine, Entry, open_entry
 from segmenter_bench.machine import forget_peak_memory, peak_memory_bytes
 from segmenter_bench.timing import Burst, burst
 from segmenter_engines.manifest import PIXELS
+
+if TYPE_CHECKING:
+    from segmenter_engines import Session
 
 # every runtime used here reads one of these before it starts its threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -121,11 +124,13 @@ class _Served:
     def open(self, entry: Entry, folder: Path, threads: int) -> dict[str, Any]:
         start = time.perf_counter()
         self.engine = open_entry(entry, folder, threads)
-        return {
+        facts = {
             "seconds": time.perf_counter() - start,
             "memory_bytes": peak_memory_bytes(),
             "describe": self.engine.describe(),
+            "logits": hasattr(self.engine, "logits"),
         }
+        return facts | {"resident_bytes": peak_memory_bytes() if forget_peak_memory() else None}
 
     def labels(self, images: np.ndarray) -> np.ndarray:
         return np.array(self.engine(images))
@@ -133,6 +138,8 @@ class _Served:
     def prepare(self, images: np.ndarray, region: str, warmup: int) -> None:
         if region == "labels":
             self.timed = lambda: self.engine(images)
+        elif region == "logits":
+            self.timed = lambda: cast("Session", self.engine).logits(images).argmax(axis=1)
         else:
             self.timed = self._network(images)
         forget_peak_memory()

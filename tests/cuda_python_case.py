@@ -7,6 +7,7 @@ import ctypes
 import json
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,11 @@ def main(folder):
         device = open_device("tensorrt-rtx", ["cuda-python"])
         with device.current():
             stream = device.stream()
-            array = Array(device, stream, normalized(images))
+            try:
+                device.capture(stream, partial(device.synchronize, stream))
+            except RuntimeError as error:
+                found["capture"] = str(error)
+            array = Array(device, stream, normalized(images))  # on a stream that is no longer captured
         labels = session.run_device(array, stream.handle)
         found["on_device"] = bool(np.array_equal(labels.numpy(), expected))
         found["handed_on"] = labels.__cuda_array_interface__["stream"] == stream.handle

@@ -1,5 +1,7 @@
 """A GPU of host memory whose streams are lazy: work waits until somebody waits for it, so a missing wait shows.
 
+While one stream is waited for, every other one goes on too, a step at a time, so far as it need not wait itself.
+
 New memory is filled with 0xAB and freed memory with 0xDD; what touches memory that is not live, or calls without the
 device current, is a fault. Its memory is DLPack's kind 1, the host, so NumPy itself takes what it makes.
 """
@@ -19,6 +21,7 @@ class Queue:
 
     def __init__(self):
         self.work, self.put, self.done, self.recorded = deque(), 0, 0, None
+        self.busy = False
 
 
 class FakeCuda(Device):
@@ -89,7 +92,7 @@ class FakeCuda(Device):
 
     def wait(self, stream, event):
         self._here()
-        self.put(stream.handle, lambda: self._drain(*event))
+        self.put(stream.handle, event)
 
     def finish(self, event):
         self._here()
@@ -131,7 +134,7 @@ class FakeCuda(Device):
         return self.queues[handle].recorded is not None
 
     def put(self, handle, work):
-        """Work at the end of a stream, or in the graph that is being captured of it."""
+        """Work, or an event to wait for, at the end of a stream, or in the graph that is being captured of it."""
         with self.lock:
             queue = self.queues[handle]
             if queue.recorded is not None:
@@ -181,9 +184,23 @@ class FakeCuda(Device):
         with self.lock:
             queue = self.queues[handle]
             while queue.done < until:
-                work = queue.work.popleft()
-                queue.done += 1
-                work()
+                for other in list(self.queues.values()):
+                    if other is not queue and other.work and not other.busy and self._may(other.work[0]):
+                        self._step(other)
+                if queue.done < until:
+                    self._step(queue)
+
+    def _may(self, work):
+        return callable(work) or self.queues[work[0]].done >= work[1]
+
+    def _step(self, queue):
+        work, queue.busy = queue.work.popleft(), True
+        if callable(work):
+            work()
+        else:
+            self._drain(*work)
+        queue.busy = False
+        queue.done += 1
 
     def _here(self):
         if not getattr(self.thread, "depth", 0):

@@ -1,7 +1,8 @@
 """A TensorRT whose plans compute class masks from the mean colours of patches, in the memory of a `FakeCuda`.
 
 As the real one: contexts refuse shapes outside the profile, compute where addresses point when the stream gets there,
-must be enqueued once for a shape before a capture, need their scratch memory, and break graphs when changed after it.
+must be enqueued once for a shape before a capture, need their scratch memory for themselves from beginning to end, and
+break graphs when changed after it.
 """
 
 import json
@@ -229,6 +230,13 @@ class Context:
             found = cuda.bytes_at(addresses[name], nbytes)
             return None if found is None else found.view(dtypes[kinds[name]]).reshape(size)
 
+        mark = np.frombuffer(np.random.default_rng().bytes(8), np.uint8)
+
+        def begin():
+            room = cuda.bytes_at(self.scratch, SCRATCH_BYTES)
+            if room is not None:
+                room[:8] = mark
+
         def work():
             if captured and version != self.version:
                 cuda.faults.append("a graph whose context was changed since")
@@ -236,6 +244,8 @@ class Context:
             images = at("images", shape)
             if images is None or room is None:
                 return
+            if not np.array_equal(room[:8], mark):
+                cuda.faults.append("scratch memory somebody else computes in")
             pixels = self.engine.facts["input"] == "pixels"
             masks = masks_of(normalized(images) if pixels else images.copy(), self.engine.facts["classes"])
             if trt.nan:
@@ -253,5 +263,6 @@ class Context:
                 else:
                     target[...] = segmenter_trt.upsample_argmax(np.nan_to_num(masks), padded, size, threads=1)
 
+        cuda.put(handle, begin)
         cuda.put(handle, work)
         return True

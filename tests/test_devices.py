@@ -47,6 +47,7 @@ def test_nvidias_own_bindings_drive_a_session(tmp_path):
     assert found["streamed"]
     assert found["on_device"]
     assert found["handed_on"]
+    assert found["capture"].endswith("operation not permitted when stream is capturing")
     assert found["dlpack_device"] == [2, 0]
     assert found["device_library"] == "cuda-python"
     assert (found["device"], found["driver"], found["compute_capability"]) == ("Fake H100", "CUDA 13.0", "9.0")
@@ -70,6 +71,11 @@ def test_without_a_device_every_library_says_why(monkeypatch):
     with pytest.raises(Unavailable, match=told) as caught:
         open_device("tensorrt")
     assert "\n" not in str(caught.value)
+
+
+def test_a_library_nobody_knows_is_named():
+    with pytest.raises(EngineError, match="library 'opencl' drives no GPU here; choose of torch, pycuda, cuda-python"):
+        open_device("tensorrt", ["opencl"])
 
 
 def test_without_a_driver_nothing_is_imported(monkeypatch):

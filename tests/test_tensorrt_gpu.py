@@ -9,9 +9,9 @@ from segmenter.preprocess import normalize
 from segmenter_engines import open_session
 from segmenter_engines.build import build
 from segmenter_engines.limits import LIMITS
-from segmenter_engines.sessions import tensorrt as module
 from segmenter_engines.sessions.device import LIBRARIES, open_device, require_driver
 from segmenter_engines.sessions.device.array import DeviceArray
+from segmenter_engines.sessions.tensorrt import TensorRTSession
 from tests.small_engines import H, W, pictures
 
 LIMIT = LIMITS["fp16"].disagreement
@@ -32,19 +32,18 @@ def plan(engine_folder, tmp_path_factory):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("graphs", [True, False])
-def test_a_plan_labels_as_pytorch_does(plan, reference, monkeypatch, library, graphs):
+def test_a_plan_labels_as_pytorch_does(plan, reference, library, graphs):
     try:
         device = open_device("tensorrt-rtx", [library])
     except Unavailable as error:
         pytest.skip(str(error))
-    monkeypatch.setattr(module, "open_device", lambda engine: device)
     batches = [pictures(1 + seed % 3, seed=seed) for seed in range(9)]
     truth = [reference(images) for images in batches]
 
     def wrong(labels, images):
         return np.mean([np.mean(a != b) for a, b in zip(labels, images, strict=True)])
 
-    with module.TensorRTSession(plan, 1, graphs=graphs) as session:
+    with TensorRTSession(plan, 1, graphs=graphs, libraries=[library]) as session:
         assert wrong([session(images) for images in batches], truth) <= LIMIT
         assert wrong(list(session.stream(batches)), truth) <= LIMIT
         facts = session.describe()

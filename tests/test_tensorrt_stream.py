@@ -29,6 +29,16 @@ def test_labels_of_a_stream_come_in_order(machine, tmp_path, graphs, takes):  # 
         assert np.array_equal(session(batches[0]), labels_of(batches[0], 5))
 
 
+def test_graphs_that_go_while_they_are_under_way(machine, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("segmenter_engines.sessions.runner.CAPACITY", 1)
+    path = write_plan(tmp_path / "m.plan", height=(32, 48, 64), width=(32, 48, 64))
+    batches = [shots(1, 32 + 16 * (turn // 3 % 2), 48, seed=turn) for turn in range(12)]
+    with open_session(path, threads=1) as session:
+        for batch, labels in zip(batches, session.stream(batches), strict=True):
+            assert np.array_equal(labels, labels_of(batch, 5))
+    assert machine.cuda.captures == 4
+
+
 def test_a_stream_computes_while_the_caller_prepares(machine, plan):  # noqa: F811
     asked = []
 
@@ -210,6 +220,31 @@ def test_images_are_held_until_they_have_been_read(machine, plan):  # noqa: F811
         labels = session.run_device(Cupy(machine.cuda, normalized(shots(1))))
         gc.collect()
         assert np.array_equal(labels.numpy(), labels_of(shots(1), 5))
+
+
+def test_work_on_several_streams_takes_turns(machine, plan):  # noqa: F811
+    cuda, results = machine.cuda, []
+    with open_session(plan, threads=1) as session:
+        with cuda.current():
+            others = [cuda.stream().handle for _ in range(2)]
+        for turn in range(6):
+            pixels = shots(1, seed=turn)
+            images = Cupy(cuda, normalized(pixels))
+            results.append((session.run_device(images, [*others, None][turn % 3]), labels_of(pixels, 5)))
+            del images
+        assert np.array_equal(session(shots(2)), labels_of(shots(2), 5))
+        last = session.run_device(Cupy(cuda, normalized(shots(1))), others[0])
+    results.append((last, labels_of(shots(1), 5)))
+    assert all(np.array_equal(labels.numpy(), expected) for labels, expected in results)
+
+
+def test_a_consumer_that_overlooks_the_stream_still_finds_labels(machine, plan):  # noqa: F811
+    cuda = machine.cuda
+    with open_session(plan, threads=1) as session:
+        labels = session.run_device(Cupy(cuda, normalized(shots(1))))
+        pointer = labels.__cuda_array_interface__["data"][0]
+        cuda._drain(LEGACY, cuda.queues[LEGACY].put)
+        assert np.array_equal(cuda.bytes_at(pointer, H * W).reshape(1, H, W), labels_of(shots(1), 5))
 
 
 def test_consumers_streams_wait_for_the_labels_and_makers_are_waited_for(machine, plan):  # noqa: F811

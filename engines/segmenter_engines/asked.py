@@ -15,7 +15,6 @@ TYPES: dict[int, str] = {
     TensorProto.INT8: "int8",
     TensorProto.FLOAT8E4M3FN: "fp8",
 }
-PLUGIN_ATTENTION = "SegmenterAttention"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Asked:
     """Attentions and linear layers of a graph."""
 
     attentions: int  # a softmax between two products, or one Attention node
-    plugin_attentions: int  # SegmenterAttention nodes
     linears: tuple[Linear, ...]
 
 
@@ -53,8 +51,7 @@ def asked(graph: onnx.GraphProto) -> Asked:
         or (node.op_type == "Softmax" and readers.get(node.output[0]) == "MatMul")
         for node in graph.node
     )
-    plugins = sum(node.op_type == PLUGIN_ATTENTION for node in graph.node)
-    return Asked(attentions, plugins, tuple(linears))
+    return Asked(attentions, tuple(linears))
 
 
 def _weight(node: NodeProto, constants: dict[str, int], made_by: dict[str, NodeProto]) -> tuple[str, str]:

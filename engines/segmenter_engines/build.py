@@ -19,8 +19,8 @@ from segmenter.errors import EngineError
 from segmenter.files import atomic_paths, sha256
 from segmenter_engines.build_progress import Bar, Watcher, progress_bar
 from segmenter_engines.builder import LEVELS, Built, Recipe, build_in_memory
-from segmenter_engines.layers import LayerReport, linears_of, report_path
-from segmenter_engines.layers_page import page, page_path
+from segmenter_engines.layers import LayerReport, linears_of, page_path, report_path
+from segmenter_engines.layers_page import page
 from segmenter_engines.limits import IMAGES
 from segmenter_engines.manifest import (
     Manifest,
@@ -191,8 +191,7 @@ class Options:
     plugin_library: Path | None = None
     """Library that brings the Segmenter* ops of a graph exported with --lowering plugin. Its code runs here."""
     gpus: tuple[str, ...] = ()
-    """tensorrt-rtx: compute capabilities such as 8.6 12.0, all from 8.0 when left out. tensorrt: 8.0+ for all since
-    Ampere, the GPU of this machine when left out."""
+    """Compute capabilities such as 8.6 12.0, all from 8.0 when left out; of tensorrt 8.0+, or this machine's GPU."""
     refit: bool = False
     """Build so that weights can be replaced later."""
     report: bool = False

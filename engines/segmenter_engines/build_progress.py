@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
@@ -85,8 +85,10 @@ def run_stoppable(work: Callable[[], Result], stop: threading.Event) -> Result:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:
-            return future.result()
+            # in turns: a wait without end is not woken by a signal that another thread gets
+            while not future.done():
+                wait([future], timeout=0.2)
         except KeyboardInterrupt:
             stop.set()
-            future.exception()
-            raise
+            raise  # leaving the pool waits for the work to end
+        return future.result()

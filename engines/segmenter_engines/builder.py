@@ -73,12 +73,10 @@ def build_in_memory(
         load_plugins(trt, engine, recipe.plugin_library, recipe.plugins, log)
         builder = _builder(trt, engine, log)
         network = strongly_typed_network(trt, builder)
-        model = _model(source, engine)
-        wanted = asked(model.graph)
+        graph, whole = _graph(source, engine, outputs)
         # held until the plan is built: the network refers to its parser's weights
-        parser = _parsed(trt, network, log, source, engine)
+        parser = _parsed(trt, network, log, source, None if whole else graph, engine)
         name = _shape_input(network, profile)
-        _keep_outputs(network, outputs)
         config = _config(trt, builder, recipe)
         capabilities = set_targets(trt, config, engine, recipe.gpus, recipe.precision)
         shapes = builder.create_optimization_profile()
@@ -87,7 +85,9 @@ def build_in_memory(
         cache = _attach_cache(trt, config, recipe, log, say)
         plan = _run(trt, builder, network, config, watcher)
         if plan is None:
-            raise EngineError(f"{source}: {engine} cannot build it: {log.errors() or 'no reason given'}")
+            # RTX 1.7.1 compiles kernels that take other weights when it builds, and for that it needs a GPU
+            advice = "; leave --refit out, or build on a GPU" if recipe.refit and not gpu_here()[0] else ""
+            raise EngineError(f"{source}: {engine} cannot build it: {log.errors() or 'no reason given'}{advice}")
         del parser
         if cache is not None:
             keep(config, cache, say)
@@ -95,7 +95,7 @@ def build_in_memory(
         layers, told_by = _layers(trt, engine, plan, lines, log, [name], outputs)
     finally:
         log.clear()  # some megabytes
-    return Built(memoryview(plan), trt.__version__, wanted, layers, told_by, capabilities)
+    return Built(memoryview(plan), trt.__version__, asked(graph.graph), layers, told_by, capabilities)
 
 
 def _builder(trt: Any, engine: str, log: Any) -> Any:
@@ -108,16 +108,35 @@ def _builder(trt: Any, engine: str, log: Any) -> Any:
         ) from error
 
 
-def _model(source: Path, engine: str) -> onnx.ModelProto:
+def _graph(source: Path, engine: str, outputs: Sequence[str]) -> tuple[onnx.ModelProto, bool]:
+    """The graph with those outputs alone and what they need, and whether that is all of it.
+
+    An output merely unmarked in the network will not do: uint8, as labels are, is for inputs and outputs alone.
+    """
     try:
-        return onnx.load(source)
+        model = onnx.load(source)
     except DecodeError as error:
         raise EngineError(f"{source}: {engine} cannot parse it: no ONNX graph; export it again") from error
+    graph = model.graph
+    kept = [output for output in graph.output if output.name in outputs]
+    if len(kept) == len(graph.output):
+        return model, True
+    del graph.output[:]
+    graph.output.extend(kept)
+    wanted = {output.name for output in kept}
+    nodes = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    return model, False
 
 
-def _parsed(trt: Any, network: Any, log: Any, source: Path, engine: str) -> Any:
+def _parsed(trt: Any, network: Any, log: Any, source: Path, part: onnx.ModelProto | None, engine: str) -> Any:
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(source)):
+    if not (parser.parse(part.SerializeToString()) if part else parser.parse_from_file(str(source))):
         faults = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"{fault.node_name()}: {' '.join(fault.desc().split())}" for fault in faults[:3])
         raise EngineError(f"{source}: {engine} cannot parse it: {told or log.errors()}")
@@ -132,13 +151,6 @@ def _shape_input(network: Any, profile: Profile) -> str:
     return name
 
 
-def _keep_outputs(network: Any, outputs: Sequence[str]) -> None:
-    for index in reversed(range(network.num_outputs)):
-        tensor = network.get_output(index)
-        if tensor.name not in outputs:
-            network.unmark_output(tensor)
-
-
 def _config(trt: Any, builder: Any, recipe: Recipe) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers with their types, for the report
@@ -148,6 +160,9 @@ def _config(trt: Any, builder: Any, recipe: Recipe) -> Any:
         config.builder_optimization_level = recipe.level
     if recipe.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # of TensorRT-RTX: a plan that takes memory of its own as it runs cannot be captured as a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     return config
 
 

@@ -32,7 +32,7 @@ from segmenter_engines.manifest import (
     vouched,
     weights_of,
 )
-from segmenter_engines.trace import OPSET, Translations, trace
+from segmenter_engines.trace import Translations, trace
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOWERINGS = ("native", "plugin")
@@ -123,7 +123,7 @@ def export(
         versions=versions_of("onnx", "onnxscript", "onnxslim"),
         machine=machine_name(),
         plugins=tuple(sorted({node.op_type for node in graph.graph.node if node.domain == PLUGIN_DOMAIN})),
-        details={"opset": OPSET, "nodes": len(graph.graph.node)},
+        details={"opset": _opset(graph), "nodes": len(graph.graph.node)},
     )
     manifest.write(out)
     return manifest
@@ -142,7 +142,7 @@ def _outputs(wanted: Sequence[str]) -> tuple[str, ...]:
 
 def _span(name: str, value: Sides, least: int, otherwise: str) -> Span:
     """`value` as (min, opt, max). Raises EngineError for an unordered one, or one that begins below `least`."""
-    numbers = (value, value, value) if isinstance(value, int) else tuple(value)
+    numbers = tuple(value) if isinstance(value, Sequence) else (value, value, value)
     told = f"{name} {' '.join(map(str, dict.fromkeys(numbers)))}"
     if len(numbers) != 3 or not all(isinstance(number, int) for number in numbers):
         raise EngineError(f"{told}: wanted one whole number, or three: smallest, usual, largest")
@@ -171,6 +171,10 @@ def _loaded(checkpoint: Path | str | Segmenter, ops: ModuleType | None) -> Segme
         model.fold_layer_scale()
     model.load_state_dict(checkpoint.state_dict())
     return model
+
+
+def _opset(graph: onnx.ModelProto) -> int:
+    return next(entry.version for entry in graph.opset_import if entry.domain == "")
 
 
 def _source(checkpoint: Path | str | Segmenter) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path
+from segmenter_engines.layers import page_path, report_path
 from segmenter_engines.manifest import Manifest, manifest_path, read_manifest, require_checkpoint, vouched
 from segmenter_engines.signing import signature_path
 
@@ -42,7 +43,8 @@ def clear(folder: Path) -> None:
     """Remove every artifact with what lies beside it, so that nothing of an older checkpoint is taken for a newer's."""
     for name in ARTIFACTS:
         artifact = folder / name
-        for path in (manifest_path(artifact), artifact, reason_path(artifact), signature_path(artifact)):
+        beside = (reason_path(artifact), signature_path(artifact), report_path(artifact), page_path(artifact))
+        for path in (manifest_path(artifact), artifact, *beside):
             path.unlink(missing_ok=True)
 
 

@@ -61,7 +61,10 @@ class Place:
         self.makers: dict[str, list[Layer]] = {}
         self.readers: dict[str, list[Layer]] = {}
         self.inputs, self.outputs = set(inputs), set(outputs)
+        self.of_images = set(inputs)  # tensors that depend on the images; layers come in the order they run in
         for layer in layers:
+            if any(tensor.name in self.of_images for tensor in layer.inputs):
+                self.of_images.update(tensor.name for tensor in layer.outputs)
             for tensor in layer.outputs:
                 self.makers.setdefault(tensor.name, []).append(layer)
             for tensor in layer.inputs:
@@ -87,7 +90,7 @@ def _with_role(layer: Layer) -> Layer:
         return replace(layer, role="host")
     if re.search(r"mha|fused_attention|flash_attention", layer.name.lower()):
         return replace(layer, role="attention", precision=_widest([tensor.type for tensor in layer.inputs]))
-    if "plugin" in kind:
+    if "plugin" in kind or kind == "custom_layer":
         return replace(layer, role="plugin")
     if "conv" in kind or kind == "correlation":
         return replace(layer, role="convolution", precision=_multiplied_in(layer))
@@ -129,6 +132,11 @@ def _writes_an_output(layer: Layer, place: Place) -> bool:
     return any(tensor.name in place.outputs for tensor in layer.outputs)
 
 
+def _of_no_images(layer: Layer, place: Place) -> bool:
+    """All of its inputs are known to come from constants and sizes."""
+    return all(tensor.name in place.makers and tensor.name not in place.of_images for tensor in layer.inputs)
+
+
 def _feeds_attention(layer: Layer, place: Place) -> bool:
     """Directly, or through one more such layer: k is scaled on its way."""
     following = place.after(layer)
@@ -167,7 +175,11 @@ def _of_activations(layer: Layer, place: Place) -> bool:
     """Whether both sides of a product depend on the images: no weights, also none that are dequantised at run time."""
     if layer.role != "product" or any(sum(side != 1 for side in tensor.shape) >= 2 for tensor in layer.constants):
         return False
-    return all(maker.inputs for maker in place.before(layer))
+    return all(tensor.name in place.of_images for tensor in layer.inputs)
+
+
+def _finishes_a_product(layer: Layer, place: Place) -> bool:
+    return bool(SCALES & set(steps(layer))) and any(one.role == "product" for one in place.before(layer))
 
 
 def _reorders_tokens(layer: Layer, place: Place) -> bool:
@@ -178,10 +190,12 @@ def _reorders_tokens(layer: Layer, place: Place) -> bool:
 REASONS: tuple[tuple[Rule, str], ...] = (
     (_reads_the_images, "the images, into the graph's precision and the channels its convolution takes"),
     (_writes_an_output, "an output, from the type it is computed in to the one promised"),
+    (_of_no_images, "constants laid out anew, or position embeddings resized for images of another size"),
     (_feeds_attention, "q, k or v: bias and scale, laid out by heads for the attention kernel"),
     (_follows_attention, "heads of the attention put side by side again"),
     (_pads_a_side, "an odd number of tokens, padded to what a product's kernel reads at once"),
     (_feeds_unfused_attention, "q, k or v laid out by heads for an attention that is not fused"),
     (_follows_unfused_attention, "heads of an attention that is not fused put side by side again"),
+    (_finishes_a_product, "scale and bias of a product, its tokens put into another order on the way"),
     (_reorders_tokens, "tokens put from one order of batch and place into the other"),
 )

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segmenter.errors import EngineError
-from segmenter_engines.asked import Asked
 from segmenter_engines.layer_roles import Layer, Tensor, classify
+
+if TYPE_CHECKING:  # reading a report needs no onnx
+    from segmenter_engines.asked import Asked
 
 FORMAT = 1
 # what the runtimes call their types
@@ -74,6 +76,7 @@ class LayerReport:
             "attentions": self.attentions,
             "fused_attention": self.fused_attentions,
             **dict(sorted(products.items())),
+            "plugins": len(self.of("plugin")),
             "reformat": len(self.of("reformat")),
             "cast": len(self.of("cast")),
             "unexplained": len(self.unexplained),
@@ -109,6 +112,11 @@ def report_path(plan: Path) -> Path:
     return plan.with_name(plan.name + ".layers.json")
 
 
+def page_path(plan: Path) -> Path:
+    """Where it lies as an HTML page."""
+    return plan.with_name(plan.name + ".layers.html")
+
+
 def read_report(plan: Path, digest: str) -> LayerReport:
     """The layer report beside a plan. digest: the plan's SHA-256 as its manifest has it.
 
@@ -140,7 +148,7 @@ def _layer(values: dict[str, Any]) -> Layer:
     return Layer(**{**values, **tensors, "onnx": tuple(values["onnx"])})
 
 
-def linears_of(wanted: Asked, layers: Sequence[Layer]) -> tuple[Ran, ...]:
+def linears_of(wanted: "Asked", layers: Sequence[Layer]) -> tuple[Ran, ...]:
     """How each linear layer of a graph runs, by the ONNX nodes that its products name."""
     ran: dict[str, set[str]] = {}
     for layer in layers:

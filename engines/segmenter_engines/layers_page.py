@@ -20,11 +20,6 @@ ROLES = {
 }
 
 
-def page_path(plan: Path) -> Path:
-    """Where a plan's page lies."""
-    return plan.with_name(plan.name + ".layers.html")
-
-
 def page(report: LayerReport) -> str:
     """The whole document."""
     style = Path(__file__).with_name("layers_page.css").read_text(encoding="utf-8")

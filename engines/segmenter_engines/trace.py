@@ -16,7 +16,8 @@ from segmenter_engines.graph import Graph, Span, is_range
 from segmenter_engines.manifest import NORMALIZED, PIXELS
 from segmenter_engines.weight_names import name_weights
 
-OPSET = 20  # the first with Gelu as one op; every runtime used here reads it
+OPSETS = {torch.bfloat16: 22}  # the first whose Conv takes it
+OPSET = 20  # of other types: the first with Gelu as one op; every runtime used here reads it
 INPUT = "images"
 
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
@@ -49,7 +50,7 @@ def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translat
             dynamic_shapes={INPUT: free},
             input_names=[INPUT],
             output_names=list(module.outputs),
-            opset_version=OPSET,
+            opset_version=OPSETS.get(module.dtype, OPSET),
             custom_translation_table=dict(table),
             verbose=False,
         )

@@ -26,6 +26,10 @@ class Lane:
         self._pending: tuple[Any, dict[str, Shape]] | None = None
         runner.owned.append(self)
 
+    @property
+    def device_bytes(self) -> int:
+        return sum(memory.nbytes for memory in self._on_device.values())
+
     def submit(self, x: np.ndarray, wanted: Sequence[str]) -> None:
         """Begin a batch, as the plan takes it; `wanted` are the outputs to bring back."""
         runner, device = self._runner, self._device

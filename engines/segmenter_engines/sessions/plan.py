@@ -74,6 +74,10 @@ class Plan:
         """What the runtime has logged of errors."""
         return builder_log(self.key[0]).errors() or "no reason given"
 
+    def quieten(self) -> None:
+        """Forget what the runtime has logged: a service runs for months, and it may have a word to every enqueue."""
+        builder_log(self.key[0]).clear()
+
     def close(self) -> None:
         # an engine goes before the runtime that made it
         self._cache = self._engine = None

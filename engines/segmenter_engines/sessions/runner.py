@@ -94,7 +94,8 @@ class Runner:
     def device_bytes(self) -> int:
         """Device memory the session itself holds: scratch and buffers, without the plan's weights."""
         graphs = [known.graph for known in self._known.values() if known.graph is not None]
-        return self._scratch.nbytes + sum(memory.nbytes for graph in graphs for memory in graph.buffers.values())
+        captured = sum(memory.nbytes for graph in graphs for memory in graph.buffers.values())
+        return self._scratch.nbytes + captured + sum(each.device_bytes for each in self.owned)
 
     def context(self, fixed_kernels: bool) -> Any:
         return self.plan.context(self._scratch, fixed_kernels)
@@ -150,6 +151,7 @@ class Runner:
                 raise EngineError(f"{self.plan.name}: {name} at {address:#x} refused: {self.plan.complaint()}")
 
     def enqueue(self, context: Any, stream: Stream) -> None:
+        self.plan.quieten()
         if not context.execute_async_v3(stream.handle):
             raise EngineError(f"{self.plan.name}: execution failed: {self.plan.complaint()}")
 

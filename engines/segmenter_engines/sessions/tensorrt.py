@@ -2,7 +2,7 @@
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -14,7 +14,7 @@ import segmenter_trt
 from segmenter.errors import EngineError, Unavailable
 from segmenter.ops import label_dtype
 from segmenter_engines.manifest import PIXELS, read_manifest
-from segmenter_engines.sessions.device import Device, open_device, require_driver
+from segmenter_engines.sessions.device import LIBRARIES, Device, open_device, require_driver
 from segmenter_engines.sessions.device.array import DeviceArray, view_of
 from segmenter_engines.sessions.lane import Lane
 from segmenter_engines.sessions.plan import INPUT, acquire, release
@@ -41,9 +41,11 @@ class TensorRTSession(Session):
         *,
         graphs: bool = True,
         plugins: Path | None = None,
+        libraries: Sequence[str] = tuple(LIBRARIES),
     ) -> None:
         """graphs: whether shapes that come again are captured as CUDA graphs. plugins: the library of custom ops; that
-        of `segmenter_trt` when None.
+        of `segmenter_trt` when None. libraries: what may drive the GPU, the first that can; arrays of PyCUDA's own
+        context need it to.
         """
         manifest = read_manifest(path, check_hash=False)  # `acquire` checks it, of the bytes it loads
         self.engine = manifest.engine
@@ -54,7 +56,7 @@ class TensorRTSession(Session):
         require_driver(self.engine)
         if not {"labels", "masks"} & set(manifest.outputs):
             raise EngineError(f"{path}: gives {', '.join(manifest.outputs)}; a session needs labels or masks of a plan")
-        self._device: Device = open_device(self.engine)
+        self._device: Device = open_device(self.engine, libraries)
         if self._device.capability < OLDEST:
             raise Unavailable(
                 f"engine {self.engine}: {self._device.gpu} is older than Ampere; run the plan on a later GPU"

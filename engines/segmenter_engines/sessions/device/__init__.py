@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from segmenter.errors import Unavailable
+from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.sessions.device.interface import LEGACY, Device, Memory, Stream
 
 __all__ = ["LEGACY", "LIBRARIES", "Device", "Memory", "Stream", "open_device", "require_driver"]
@@ -36,10 +36,12 @@ def require_driver(engine: str) -> None:
 def open_device(engine: str, libraries: Sequence[str] = tuple(LIBRARIES)) -> Device:
     """The calling thread's GPU, through the first of `libraries` that can.
 
-    Raises Unavailable, with what each said, where none can.
+    Raises Unavailable, with what each said, where none can, and EngineError for a name that is none of `LIBRARIES`.
     """
     said = []
     for name in libraries:
+        if name not in LIBRARIES:
+            raise EngineError(f"library {name!r} drives no GPU here; choose of {', '.join(LIBRARIES)}")
         module, kind = LIBRARIES[name]
         try:
             device: Device = getattr(import_module(module), kind)()
