@@ -30,6 +30,8 @@ from segmenter_engines.folder import CHECKPOINT
 TIMED = {
     "labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory:"
     " normalise, network, upsample, argmax",
+    "logits": "uint8 RGB images [B, H, W, 3] in host memory to labels [B, H, W] in host memory, the long way:"
+    " normalise, network, float32 logits [B, K, H, W] at image resolution, NumPy's argmax of them",
     "network": "normalised float32 images [B, 3, H, W] in host memory to class masks [B, K, h, w] on the patch grid",
 }
 RANDOM_NOTE = (
@@ -43,7 +45,10 @@ BUSY = 0.05  # share of the cores others may take before the run says so
 
 @dataclass(frozen=True)
 class Options:
-    """Images per second, latency percentiles and memory of engines, with a correctness check in the same run."""
+    """Images per second, latency percentiles and memory of engines, with a correctness check in the same run.
+
+    MB is the most memory an engine's process held, +MB how much of it is beyond what it held once opened.
+    """
 
     folder: Path | None = None
     """Engine folder of a trained checkpoint (checkpoint/, model.*.onnx, model.*.plan)."""
@@ -63,6 +68,8 @@ class Options:
     """CPU threads of every engine; all usable cores when left out."""
     network: bool = False
     """Time the network alone as well: normalised images to class masks on the patch grid."""
+    logits: bool = False
+    """Time the way through logits as well: images to logits at image resolution to their argmax; for its memory."""
     dataset: str | None = None
     """Dataset of the images (shapes, folder, camvid, ade20k); made-up scenes when left out."""
     data: Path | None = None
@@ -121,7 +128,8 @@ def throughput(
         **asdict(_pace(options)),
     }
     run = new_run("throughput", command, subject.facts(), settings)
-    regions = ("labels", "network") if options.network else ("labels",)
+    # logits last: their memory is large, and not all of it is given back
+    regions = ("labels", *(("network",) if options.network else ()), *(("logits",) if options.logits else ()))
     run["timed"] = {region: TIMED[region] for region in regions}
     run["notes"] = [] if subject.trained else [RANDOM_NOTE]
     misfits = {entry.name: reason for entry in chosen if (reason := misfit(entry, subject.size))}
@@ -201,16 +209,17 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table
     by_cpu = _busy(rows) > BUSY
     ratios = [f"x {reference}", *(["x by CPU"] if by_cpu else [])]
     references = {row["batch"]: row for row in rows if row["engine"] == reference}
-    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "agree %"):
+    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "+MB", "agree %"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         timing, share = row["timing"], row["agreement"]
-        cells = ["-"] * (5 + len(ratios))
+        cells = ["-"] * (6 + len(ratios))
         if timing is not None:
             cells = [f"{timing[key]:.4g}" for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
             cells.append(number(speedup(row, references.get(row["batch"]), rounds), ".2f"))
             cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []
-            cells.append(f"{row['memory_bytes'] / 1e6:.0f}")
+            extra = row["extra_memory_bytes"]
+            cells += [f"{row['memory_bytes'] / 1e6:.0f}", number(None if extra is None else extra / 1e6, ".0f")]
         unjudged = "" if row["agreement_limit"] is not None else " *"
         cells.append("-" if share is None else f"{100 * share:.2f}{unjudged}")
         table.add_row(row["engine"], str(row["batch"]), *cells, style="red" if row["status"] == "failed" else None)

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from segmenter.errors import EngineError, SegmenterError
 from segmenter_bench.engines import Engine, Entry, open_entry
 from segmenter_bench.machine import energy_meter, forget_peak_memory, peak_memory_bytes
 from segmenter_bench.timing import Burst, burst
+from segmenter_engines.manifest import PIXELS
+
+if TYPE_CHECKING:
+    from segmenter_engines import Session
 
 # every runtime used here reads one of these before it starts its threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -124,11 +128,13 @@ class _Served:
         describe = self.engine.describe()
         # GPUs that only wait while the CPU works would say nothing of an engine
         self.meter = energy_meter() if describe.get("device", "cpu") != "cpu" else None
-        return {
+        facts = {
             "seconds": time.perf_counter() - start,
             "memory_bytes": peak_memory_bytes(),
             "describe": describe,
+            "logits": hasattr(self.engine, "logits"),
         }
+        return facts | {"resident_bytes": peak_memory_bytes() if forget_peak_memory() else None}
 
     def labels(self, images: np.ndarray) -> np.ndarray:
         return np.array(self.engine(images))
@@ -136,6 +142,8 @@ class _Served:
     def prepare(self, images: np.ndarray, region: str, warmup: int) -> None:
         if region == "labels":
             self.timed = lambda: self.engine(images)
+        elif region == "logits":
+            self.timed = lambda: cast("Session", self.engine).logits(images).argmax(axis=1)
         else:
             self.timed = self._network(images)
         forget_peak_memory()
@@ -149,6 +157,8 @@ class _Served:
         return peak_memory_bytes()
 
     def _network(self, images: np.ndarray) -> Callable[[], object]:
+        if self.engine.describe().get("input") == PIXELS:
+            return lambda: self.engine.masks(images)
         # any normalised values do: only the time is looked at
         x = np.ascontiguousarray((images.astype(np.float32) / 127.5 - 1.0).transpose(0, 3, 1, 2))
         return lambda: self.engine.masks(x)

@@ -24,6 +24,7 @@ from segmenter.files import atomic_path, sha256
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import Method, Range, channel_peaks, ranges
 from segmenter_engines.manifest import (
+    PIXELS,
     Manifest,
     command_line,
     derived_from,
@@ -162,7 +163,7 @@ def _batch(image: np.ndarray, base: Manifest) -> np.ndarray:
             f"calibration image {image.shape[0]}x{image.shape[1]}: the graph takes {base.size[0]}x{base.size[1]};"
             " resize it"
         )
-    return normalize(image, base.preprocess).numpy()
+    return image[None] if base.input == PIXELS else normalize(image, base.preprocess).numpy()
 
 
 def insert_qdq(graph: onnx.GraphProto, chosen: Sequence[Linear], found: dict[str, Range], target: Target) -> None:
