@@ -29,7 +29,7 @@ COMMANDS = {
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 ONNX, from calibration images"),
     "build": ("segmenter_engines.build", "ONNX to a TensorRT plan"),
-    "layers": ("segmenter_engines.show_layers", "what a plan's layers are: fused, converted, in which precision"),
+    "layers": ("segmenter_engines.layers", "what a plan's layers are: fused, converted, in which precision"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
     "sign": ("segmenter_engines.signing", "sign an engine's manifest with an Ed25519 key"),
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),

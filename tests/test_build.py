@@ -21,7 +21,7 @@ from segmenter_engines import build as build_command
 from segmenter_engines import builder, open_session, tensorrt_api
 from segmenter_engines.build import build
 from segmenter_engines.build_progress import run_stoppable
-from segmenter_engines.layers import read_report, report_path
+from segmenter_engines.layer_report import read_report, report_path
 from segmenter_engines.manifest import manifest_path, read_manifest
 from segmenter_engines.tensorrt_api import builder_log, tensorrt
 from segmenter_engines.timing_cache import cache_file

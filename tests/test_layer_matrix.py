@@ -21,7 +21,7 @@ from segmenter.config import variant
 from segmenter.model import Segmenter
 from segmenter_engines.build import build
 from segmenter_engines.export import export
-from segmenter_engines.layers import read_report
+from segmenter_engines.layer_report import read_report
 from segmenter_engines.quantize import quantize
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")

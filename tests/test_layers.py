@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_engines import build as build_command
-from segmenter_engines import show_layers
+from segmenter_engines import layers as layers_command
 from segmenter_engines.asked import Asked, Linear, asked
 from segmenter_engines.build import build
-from segmenter_engines.layers import (
+from segmenter_engines.layer_report import (
     LayerReport,
     layers_in_json,
     layers_in_text,
@@ -176,9 +176,9 @@ def test_int8_on_an_fp32_base_fuses_nothing_and_the_report_says_so(engine_folder
     assert report.fused_attentions == 0
     assert report.counts()["products_fp32"] >= 6  # both products of every attention
     assert any("products run in fp32" in fault for fault in report.faults())
-    assert show_layers.main([str(plan)]) == 0
+    assert layers_command.main([str(plan)]) == 0
     assert "0 of 3 attentions are one kernel" in capsys.readouterr().out
-    assert show_layers.main([str(plan), "--strict"]) == 2
+    assert layers_command.main([str(plan), "--strict"]) == 2
     assert "error: " in capsys.readouterr().err
 
 
@@ -187,7 +187,7 @@ def test_the_command_and_its_page(engine_folder, tmp_path, capsys):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     plan, page = tmp_path / "m.plan", tmp_path / "m.html"
     build(engine_folder / "model.fp16.onnx", plan)
-    assert show_layers.main([str(plan), "--all", "--html", str(page), "--strict"]) == 0
+    assert layers_command.main([str(plan), "--all", "--html", str(page), "--strict"]) == 0
     said = capsys.readouterr().out
     assert "3 of 3 attentions are one kernel" in said
     assert "all runs as the graph asks" in said
@@ -204,9 +204,9 @@ def test_the_command_and_its_page(engine_folder, tmp_path, capsys):
         (None, "no layer report m.plan.layers.json beside it"),
     ):  # fmt: skip
         path.unlink() if wrong is None else path.write_text(wrong)
-        assert show_layers.main([str(plan)]) == 2
+        assert layers_command.main([str(plan)]) == 2
         assert message in capsys.readouterr().err
-    assert show_layers.main([str(engine_folder / "model.fp16.onnx")]) == 2
+    assert layers_command.main([str(engine_folder / "model.fp16.onnx")]) == 2
     assert "is a graph; pass a plan" in capsys.readouterr().err
     with pytest.raises(EngineError, match="build the plan again"):
         read_report(plan, "")

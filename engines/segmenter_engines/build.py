@@ -19,7 +19,7 @@ from segmenter.errors import EngineError
 from segmenter.files import atomic_paths, sha256
 from segmenter_engines.build_progress import Bar, Watcher, progress_bar
 from segmenter_engines.builder import LEVELS, Built, Recipe, build_in_memory
-from segmenter_engines.layers import LayerReport, linears_of, page_path, report_path
+from segmenter_engines.layer_report import LayerReport, linears_of, page_path, report_path
 from segmenter_engines.layers_page import page
 from segmenter_engines.limits import IMAGES
 from segmenter_engines.manifest import (

@@ -14,8 +14,8 @@ from segmenter.errors import EngineError
 from segmenter_engines.asked import Asked, asked
 from segmenter_engines.build_progress import Watcher, monitor, run_stoppable
 from segmenter_engines.gpu_targets import gpu_here, set_targets
+from segmenter_engines.layer_report import layers_in_json, layers_in_text
 from segmenter_engines.layer_roles import Layer
-from segmenter_engines.layers import layers_in_json, layers_in_text
 from segmenter_engines.plugin_library import load_plugins
 from segmenter_engines.shape_profile import Profile
 from segmenter_engines.tensorrt_api import builder_log, strongly_typed_network, tensorrt

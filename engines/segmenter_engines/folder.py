@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path
-from segmenter_engines.layers import page_path, report_path
+from segmenter_engines.layer_report import page_path, report_path
 from segmenter_engines.manifest import Manifest, manifest_path, read_manifest, require_checkpoint, vouched
 from segmenter_engines.signing import signature_path
 

@@ -1,228 +1,94 @@
-"""What a builder made of a graph: every layer, what it does and in which precision, held against what was asked.
+"""`segmenter layers`: what a plan's layers are, from the report that `segmenter build` left beside it."""
 
-The text is the same from two sources: a plan's engine inspector, where the plan can be loaded, and the builder's log
-where it cannot, as on a machine without a GPU. TensorRT's inspector is read as JSON, in the form of 10 and of 11.
-"""
-
-import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from segmenter.cli import run
 from segmenter.errors import EngineError
-from segmenter_engines.layer_roles import Layer, Tensor, classify
-
-if TYPE_CHECKING:  # reading a report needs no onnx
-    from segmenter_engines.asked import Asked
-
-FORMAT = 1
-# what the runtimes call their types
-TYPES = {
-    "float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16", "int8": "int8",
-    "fp8": "fp8", "int32": "int32", "int64": "int64", "uint8": "uint8", "bool": "bool",
-}  # fmt: skip
+from segmenter.files import atomic_path
+from segmenter_engines.layer_report import LayerReport, read_report
+from segmenter_engines.layers_page import page, reasons
+from segmenter_engines.manifest import read_manifest
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A linear layer of the graph and how it runs."""
+class Options:
+    """Say what a plan's layers are: what is fused, what only moves or converts data and why, precision by layer."""
 
-    name: str  # of the parameter: encoder.blocks.0.attn.qkv
-    asked: str  # precision the graph says
-    ran: str  # precision of the product, "" when no product names it
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """Every layer of a plan, and the graph's linear layers and attentions beside them."""
-
-    plan: str  # file name
-    sha256: str  # of the plan
-    engine: str
-    version: str
-    precision: str
-    source: str  # "engine inspector" or "builder's log"
-    attentions: int  # that the graph asks for
-    linears: tuple[Ran, ...]
-    layers: tuple[Layer, ...]
-    format: int = FORMAT
-
-    def of(self, role: str) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.layers if layer.role == role)
-
-    @property
-    def fused_attentions(self) -> int:
-        """Attentions that are one kernel."""
-        return len(self.of("attention"))
-
-    @property
-    def lost(self) -> tuple[Ran, ...]:
-        """Linear layers that run in another precision than the graph says."""
-        return tuple(linear for linear in self.linears if linear.ran != linear.asked)
-
-    @property
-    def unexplained(self) -> tuple[Layer, ...]:
-        """Layers that only move or convert data, and nobody knows why."""
-        return tuple(layer for layer in self.layers if layer.role in ("reformat", "cast") and not layer.reason)
-
-    def counts(self) -> dict[str, int]:
-        """Numbers for the manifest: layers, attentions, products by precision, layers that move or convert data."""
-        products = Counter(f"products_{layer.precision}" for layer in self.of("product"))
-        return {
-            "total": len(self.layers),
-            "attentions": self.attentions,
-            "fused_attention": self.fused_attentions,
-            **dict(sorted(products.items())),
-            "plugins": len(self.of("plugin")),
-            "reformat": len(self.of("reformat")),
-            "cast": len(self.of("cast")),
-            "unexplained": len(self.unexplained),
-            "linears": len(self.linears),
-            "linears_lost": len(self.lost),
-        }
-
-    def faults(self) -> tuple[str, ...]:
-        """What is slower than the graph promises, a line each. An fp32 attention is never fused, and is no fault."""
-        if not self.layers:
-            return (f"the {self.source} tells of no layers",)
-        found = []
-        if self.precision != "fp32" and self.fused_attentions < self.attentions:
-            found.append(f"{self.fused_attentions} of {self.attentions} attentions are one fused kernel")
-        if self.lost:
-            ran = Counter(f"{one.asked} in {one.ran or 'no product of its own'}" for one in self.lost)
-            told = ", ".join(f"{count} {how}" for how, count in ran.items())
-            found.append(f"{len(self.lost)} of {len(self.linears)} linear layers run otherwise than asked: {told}")
-        floats = [layer for layer in self.of("product") if layer.precision == "fp32"]
-        if self.precision != "fp32" and floats:
-            found.append(f"{len(floats)} products run in fp32")
-        if self.unexplained:
-            found.append(f"{len(self.unexplained)} layers only move or convert data, for no known reason")
-        return tuple(found)
-
-    def text(self) -> str:
-        """What its file holds."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+    plan: Annotated[Path, tyro.conf.Positional]
+    """The .plan, with the layer report that `segmenter build` wrote beside it."""
+    all: bool = False
+    """List every layer."""
+    html: Path | None = None
+    """Write the report as an HTML page here too."""
+    strict: bool = False
+    """Exit with 2 when something runs otherwise than the graph asks."""
 
 
-def report_path(plan: Path) -> Path:
-    """Where a plan's layer report lies."""
-    return plan.with_name(plan.name + ".layers.json")
+def show_layers(options: Options) -> int:
+    manifest = read_manifest(options.plan)
+    if manifest.kind != "plan":
+        raise EngineError(f"{options.plan}: is a graph; pass a plan, or build one with `segmenter build`")
+    report = read_report(options.plan, manifest.sha256)
+    console = Console()
+    _summary(console, report)
+    if options.all:
+        _every_layer(console, report)
+    if options.html is not None:
+        with atomic_path(options.html) as temporary:
+            temporary.write_text(page(report), encoding="utf-8")
+    faults = report.faults()
+    for fault in faults:
+        console.print(f"slower than the graph asks: {fault}", style="red", markup=False)
+    if faults and options.strict:
+        raise EngineError(f"{options.plan}: {'; '.join(faults)}")
+    if not faults:
+        console.print("all runs as the graph asks")
+    return 0
 
 
-def page_path(plan: Path) -> Path:
-    """Where it lies as an HTML page."""
-    return plan.with_name(plan.name + ".layers.html")
-
-
-def read_report(plan: Path, digest: str) -> LayerReport:
-    """The layer report beside a plan. digest: the plan's SHA-256 as its manifest has it.
-
-    Raises EngineError when there is none, it is not one, or it is of another plan.
-    """
-    path = report_path(plan)
-    again = "build the plan again with `segmenter build`"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise EngineError(f"{path}: layer report format {values['format']}, wanted {FORMAT}; {again}")
-        values["linears"] = tuple(Ran(**one) for one in values["linears"])
-        values["layers"] = tuple(_layer(one) for one in values["layers"])
-        report = LayerReport(**values)
-    except FileNotFoundError as error:
-        raise EngineError(f"{plan}: no layer report {path.name} beside it; {again}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{path}: not a layer report ({type(error).__name__}: {error}); {again}") from error
-    if report.sha256 != digest:
-        raise EngineError(f"{path}: is of another plan than {plan.name} (SHA-256 differs); {again}")
-    return report
-
-
-def _layer(values: dict[str, Any]) -> Layer:
-    tensors = {
-        key: tuple(Tensor(one["name"], tuple(one["shape"]), one["type"]) for one in values[key])
-        for key in ("inputs", "constants", "outputs")
-    }
-    return Layer(**{**values, **tensors, "onnx": tuple(values["onnx"])})
-
-
-def linears_of(wanted: "Asked", layers: Sequence[Layer]) -> tuple[Ran, ...]:
-    """How each linear layer of a graph runs, by the ONNX nodes that its products name."""
-    ran: dict[str, set[str]] = {}
-    for layer in layers:
-        if layer.role == "product":
-            for node in layer.onnx:
-                ran.setdefault(re.sub(r"/\d+$", "", node), set()).add(layer.precision)  # parts of a split product
-    return tuple(
-        Ran(linear.name, linear.precision, "+".join(sorted(ran.get(linear.node, ())))) for linear in wanted.linears
+def _summary(console: Console, report: LayerReport) -> None:
+    console.print(
+        f"{report.plan}: {report.precision}, {report.engine} {report.version}, {len(report.layers)} layers, told by the"
+        f" {report.source}",
+        markup=False,
+        soft_wrap=True,
     )
+    console.print(f"{report.fused_attentions} of {report.attentions} attentions are one kernel")
+    counts = report.counts()
+    products = {name.removeprefix("products_"): count for name, count in counts.items() if name.startswith("products_")}
+    console.print("products: " + ", ".join(f"{count} in {name}" for name, count in products.items()))
+    kept = len(report.linears) - len(report.lost)
+    console.print(f"{kept} of {len(report.linears)} linear layers run in the precision the graph says")
+    table = Table("layers", "only move or convert data because they are")
+    for count, reason in reasons(report):
+        table.add_row(count, reason)
+    console.print(table)
+    for one in report.lost:
+        ran = one.ran or "no product of its own"
+        console.print(f"  {one.name}: asked {one.asked}, ran {ran}", markup=False, soft_wrap=True)
 
 
-def layers_in_text(lines: Iterable[str], inputs: Sequence[str], outputs: Sequence[str]) -> tuple[Layer, ...]:
-    """Layers of an inspector's text or a builder's log; other lines are passed over. inputs, outputs: of the graph."""
-    found = []
-    for line in lines:
-        head = re.match(r"Name: (.*?), LayerType: ([^,]*)", line)
-        if head is not None:
-            found.append(
-                Layer(
-                    name=head[1],
-                    kind=head[2],
-                    inputs=_tensors(line, "Inputs"),
-                    constants=_tensors(line, "Constants"),
-                    outputs=_tensors(line, "Outputs"),
-                    onnx=_nodes(line.rpartition("Metadata: ")[2]),
-                )
-            )
-    return classify(found, inputs, outputs)
-
-
-def layers_in_json(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[Layer, ...]:
-    """Layers of an inspector's JSON; () where it holds their names alone, as a plan built without details does."""
-    entries = json.loads(text).get("Layers", [])
-    if not all(isinstance(entry, dict) for entry in entries):
-        return ()
-    found = [
-        Layer(
-            name=str(entry.get("Name", "")),
-            kind=str(entry.get("LayerType", "")),
-            inputs=tuple(map(_json_tensor, entry.get("Inputs", ()))),
-            constants=tuple(map(_json_tensor, entry.get("Constants", ()))),
-            outputs=tuple(map(_json_tensor, entry.get("Outputs", ()))),
-            onnx=_nodes(str(entry.get("Metadata", ""))),
+def _every_layer(console: Console, report: LayerReport) -> None:
+    for layer in report.layers:
+        sides = " -> ".join(
+            ", ".join(f"{tensor.type}{list(tensor.shape)}" for tensor in tensors)
+            for tensors in ((*layer.inputs, *layer.constants), layer.outputs)
         )
-        for entry in entries
-    ]
-    return classify(found, inputs, outputs)
+        told = f"{layer.role:11} {layer.precision:5} {layer.name}  {sides}  {layer.reason or ' '.join(layer.onnx)}"
+        console.print(told.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
-def _tensors(line: str, side: str) -> tuple[Tensor, ...]:
-    # shapes and strides are brackets of their own inside
-    block = re.search(rf"{side}: \[((?:[^\[\]]|\[[^\]]*\])*)\]", line)
-    if block is None:
-        return ()
-    return tuple(
-        Tensor(found[1], _shape(found[2]), type_name(found[3]))
-        for found in re.finditer(r"\{ ?Name: (.*?), .*?Dimensions: \[(.*?)\].*?[Dd]ata[Tt]ype: ([^,}]*)", block[0])
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(show_layers, Options, argv)
 
 
-def _json_tensor(entry: dict[str, Any]) -> Tensor:
-    kind = entry.get("DataType") or entry.get("Datatype") or entry.get("Format/Datatype") or ""
-    return Tensor(str(entry.get("Name", "")), tuple(entry.get("Dimensions", ())), type_name(str(kind)))
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
-
-
-def type_name(said: str) -> str:
-    """fp16 of Half, or of "Row major linear FP16 format"; what is not known stays as it was said."""
-    words = [TYPES[word] for word in re.findall(r"\w+", said.lower()) if word in TYPES]
-    return words[0] if words else said.strip()
-
-
-def _nodes(metadata: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\[ONNX Layer: (.*?)\]", metadata))
+if __name__ == "__main__":
+    sys.exit(main())

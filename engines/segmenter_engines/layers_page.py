@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from segmenter_engines.layer_report import LayerReport
 from segmenter_engines.layer_roles import Layer, Tensor
-from segmenter_engines.layers import LayerReport
 
 ROLES = {
     "attention": "attention in one kernel",
