@@ -11,7 +11,8 @@ from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import ranges
 from segmenter_engines.export import export
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.quantize import linears, quantize
+from segmenter_engines.qdq import linears
+from segmenter_engines.quantize import quantize
 from tests.networks import small_network
 from tests.small_engines import network, pictures
 
@@ -55,10 +56,10 @@ def test_smoothing_changes_nothing_in_floating_point_and_tames_outliers(engine_f
     spiky = tmp_path / "spiky.onnx"
     onnx.save(model, spiky)
     batches = [normalize(picture, read_manifest(path).preprocess).numpy() for picture in pictures(2)]
-    before = channel_peaks(spiky, list(fed), batches)
+    before = channel_peaks(onnx.load(spiky), list(fed), batches)
     smooth(model.graph, fed, before, 0.5)
     onnx.save(model, tmp_path / "smoothed.onnx")
-    after = channel_peaks(tmp_path / "smoothed.onnx", list(fed), batches)
+    after = channel_peaks(model, list(fed), batches)
     name = norm.output[0]
     assert before[name].max() / np.median(before[name]) > 20
     assert after[name].max() / np.median(after[name]) < 10
@@ -133,11 +134,12 @@ def test_options_that_quantise_nothing_or_nonsense_are_refused(engine_folder, tm
 
 def test_ranges_span_what_was_seen(engine_folder):
     path = engine_folder / "model.fp32.onnx"
-    names = [layer.activation for layer in linears(onnx.load(path).graph)]
+    model = onnx.load(path)
+    names = [layer.activation for layer in linears(model.graph)]
     preprocess = read_manifest(path).preprocess
     one, two = ([normalize(picture, preprocess).numpy()] for picture in pictures(2))
-    alone, other, both = (ranges(path, names, batches) for batches in (one, two, one + two))
-    clipped = ranges(path, names, one, "percentile", 99.0)
+    alone, other, both = (ranges(model, names, batches) for batches in (one, two, one + two))
+    clipped = ranges(model, names, one, "percentile", percentile=99.0)
     for name in names:
         assert both[name] == alone[name].union(other[name])
         assert alone[name].low <= clipped[name].low <= 0.0 <= clipped[name].high <= alone[name].high

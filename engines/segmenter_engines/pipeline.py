@@ -38,7 +38,8 @@ from segmenter_engines.folder import (
     manifests,
     write_reason,
 )
-from segmenter_engines.quantize import calibration_images, quantize
+from segmenter_engines.quantize import quantize
+from segmenter_engines.recipe import calibration_images
 from segmenter_engines.sessions import open_session
 from segmenter_engines.verify import open_as_shipped, record, verify
 
