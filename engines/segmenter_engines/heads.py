@@ -20,13 +20,23 @@ def split_by_heads(graph: onnx.GraphProto) -> int:
         for name in node.input:
             readers.setdefault(name, []).append(node)
 
+    def width_of(name: str) -> int:
+        """Channels of what a linear layer gives, with its bias or without; 0 for anything else."""
+        node = made_by.get(name)
+        while node is not None and node.op_type == "Add":
+            node = next((made_by[one] for one in node.input if one in made_by), None)
+        linear = node is not None and node.op_type == "MatMul" and node.input[1] in constants
+        return int(constants[node.input[1]].dims[-1]) if linear and node is not None else 0
+
     def heads_of(split: onnx.NodeProto) -> tuple[int, int] | None:
         """(A, D) when each output of a split is read by a reshape to [B, N, A, D] alone, else None."""
         parts = [readers.get(name, []) for name in split.output]
         if any(len(part) != 1 or part[0].op_type != "Reshape" for part in parts):
             return None
         shapes = {_last_two(part[0].input[1], constants, made_by) for part in parts}
-        return shapes.pop() if len(shapes) == 1 else None
+        heads = shapes.pop() if len(shapes) == 1 else None
+        # with one head the exporter reshapes to [B, 1, N, D] and needs no transpose: another pattern, left alone
+        return heads if heads is not None and 3 * heads[0] * heads[1] == width_of(split.input[0]) else None
 
     nodes: list[onnx.NodeProto] = []
     parted: set[str] = set()
