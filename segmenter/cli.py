@@ -29,6 +29,7 @@ COMMANDS = {
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
     "sensitivity": ("segmenter_engines.sensitivity", "what each layer costs when it alone is quantised"),
+    "qat": ("segmenter_engines.qat", "fine-tune a checkpoint under the rounding of a quantised graph"),
     "build": ("segmenter_engines.build", "ONNX to a TensorRT plan"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),

@@ -62,6 +62,7 @@ UINT8 = Format(TensorProto.UINT8, 0.0, 255.0)
 # what QuantizeLinear saturates at is -128, while a fitted scale uses 127 either way
 INT8 = Format(TensorProto.INT8, -128.0, 127.0)
 FP8 = Format(TensorProto.FLOAT8E4M3FN, -448.0, 448.0)
+FORMATS = {form.element: form for form in (UINT8, INT8, FP8)}
 
 
 def activation_format(precision: Precision, target: Target) -> Format:

@@ -51,6 +51,11 @@ def names(word: str, weight: str) -> bool:
     return f".{word}." in f".{weight}."
 
 
+def layer_name(weight: str) -> str:
+    """A layer by its place in the network: encoder.blocks.0.mlp.fc1."""
+    return weight.removeprefix("model.").removesuffix(".weight")
+
+
 def insert_qdq(
     graph: onnx.GraphProto, chosen: Sequence[Linear], found: dict[str, Range], activations: Format, weights: Format
 ) -> None:

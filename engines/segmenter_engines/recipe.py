@@ -17,7 +17,7 @@ from segmenter.datasets.fitted import fit
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import METHODS, Method, channel_peaks, ranges
-from segmenter_engines.formats import FP8, INT8, UINT8, Precision, Target, activation_format, weight_format
+from segmenter_engines.formats import FORMATS, Precision, Target, activation_format, weight_format
 from segmenter_engines.heads import split_by_heads
 from segmenter_engines.histogram import Range
 from segmenter_engines.manifest import PIXELS, Manifest, read_manifest
@@ -134,7 +134,7 @@ def calibrated_like(source: Path, other: Path) -> Calibrated:
         raise EngineError(f"{other}: quantises {strange[0]}, which {source} has not; pass a graph of the same network")
     spans = {}
     for weight, layer in found.items():
-        form = next(form for form in (UINT8, INT8, FP8) if form.element == layer.element)
+        form = FORMATS[layer.element]
         low = -form.high if not form.one_sided else form.low - layer.zero
         spans[known[weight].activation] = Range(low * layer.scale, (form.high - layer.zero) * layer.scale)
     return Calibrated(source, base, recipe, target, model, tuple(found), spans, 0)

@@ -21,6 +21,7 @@ from segmenter.errors import EngineError
 from segmenter.files import atomic_path, require_writable
 from segmenter_engines.judge import Judge
 from segmenter_engines.manifest import command_line, derived_from, machine_name, read_manifest, versions_of
+from segmenter_engines.qdq import layer_name
 from segmenter_engines.recipe import Calibrated, Recipe, calibrated, calibration_images
 
 KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -34,11 +35,6 @@ class Cost:
     layers: int
     sqnr_db: float
     miou: float
-
-
-def layer_name(weight: str) -> str:
-    """A layer by its parameter's name: encoder.blocks.0.mlp.fc1."""
-    return weight.removeprefix("model.").removesuffix(".weight")
 
 
 def groups(layers: Sequence[str]) -> dict[str, list[str]]:
