@@ -72,11 +72,12 @@ def _spans(
     model: onnx.ModelProto, wanted: list[str], batches: Iterable[np.ndarray], threads: int | None
 ) -> dict[str, Range]:
     graph = _copy(model)
-    watched = [_reduce(graph, name, kind) for name in wanted for kind in ("ReduceMin", "ReduceMax")]
+    # the sum because the other two pass over a NaN
+    watched = [_reduce(graph, name, kind) for name in wanted for kind in ("ReduceMin", "ReduceMax", "ReduceSum")]
     found: dict[str, Range] = {}
     for values in _watch(graph, watched, batches, threads):
-        for name, low, high in zip(wanted, values[::2], values[1::2], strict=True):
-            _require_numbers(name, float(low), float(high))
+        for name, low, high, total in zip(wanted, values[::3], values[1::3], values[2::3], strict=True):
+            _require_numbers(name, float(low), float(high), float(total))
             # zero must be exactly representable, so it is always inside
             found[name] = Range(float(low), float(high)).union(found.get(name, Range(0.0, 0.0)))
     if not found:
@@ -99,8 +100,8 @@ def _watch(
         yield session.run(watched, {feed: batch})
 
 
-def _require_numbers(name: str, low: float, high: float) -> None:
-    if not (np.isfinite(low) and np.isfinite(high)):
+def _require_numbers(name: str, *values: float) -> None:
+    if not np.isfinite(values).all():
         raise EngineError(
             f"activation {name}: values that are no numbers on a calibration image; the checkpoint's weights are"
             " broken, see `segmenter evaluate`"

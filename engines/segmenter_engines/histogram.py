@@ -9,7 +9,7 @@ import torch
 from segmenter_engines.formats import Format
 
 _BINS = 1 << 14  # over [-reach, reach]; a tail a hundred times the bulk leaves that 80 bins a side
-_SHARES = np.geomspace(1.0, 0.02, 72)  # of the whole range, tried by the mse method: 5.5 % apart
+_SHARES: list[float] = np.geomspace(1.0, 0.02, 72).tolist()  # of the whole range, tried by the mse method: 5.5 % apart
 _KL_BINS, _KL_LEVELS, _KL_STRIDE = 2048, 128, 16  # as the method was published
 
 
