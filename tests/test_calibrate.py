@@ -31,6 +31,10 @@ def test_a_histogram_grows_without_losing_a_value(bulk: np.ndarray) -> None:
     assert grown.seen == whole.seen == Range(float(min(small.min(), large.min())), 20.0)
     assert grown.reach < 2 * 20.0
     # where the values lie is known to a bin, whatever came first
+    moved = filled(small, np.array([20.0], np.float32))
+    width = 2 * moved.reach / moved.counts.size
+    mean = (moved.centres * moved.counts).sum() / moved.counts.sum()
+    assert abs(mean - np.append(small, 20.0).mean(dtype=np.float64)) < 0.5 * width
     for percentile in (90.0, 99.9):
         exact = np.percentile(np.concatenate((small, large)), percentile)
         for histogram in (grown, whole):

@@ -36,9 +36,10 @@ class Search:
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest records it: of the ranking, the layers kept and the first one that is not."""
+        rows = [cost.to_dict(self.reference_miou) for cost in self.ranking[: len(self.kept) + 1]]
         return {
-            "kept": [asdict(cost) for cost in self.ranking[: len(self.kept)]],
-            "next": asdict(self.ranking[len(self.kept)]),
+            "kept": rows[:-1],
+            "next": rows[-1],
             "max_drop": self.max_drop,
             "reference_miou": self.reference_miou,
             "images": self.images,

@@ -36,6 +36,16 @@ class Cost:
     sqnr_db: float
     miou: float
 
+    def to_dict(self, reference: float) -> dict[str, Any]:
+        """As JSON takes it, with the drop from a reference mIoU; SQNR is None where nothing changed at all."""
+        return {
+            "name": self.name,
+            "layers": self.layers,
+            "sqnr_db": round(self.sqnr_db, 2) if math.isfinite(self.sqnr_db) else None,
+            "miou": round(self.miou, 6),
+            "drop": round(reference - self.miou, 6),
+        }
+
 
 def groups(layers: Sequence[str]) -> dict[str, list[str]]:
     """Layers that go together: every block, every kind of layer, and all."""
@@ -79,19 +89,8 @@ def report(ready: Calibrated, judge: Judge) -> dict[str, Any]:
         "calibration_images": ready.images,
         "images": len(judge),
         "reference_miou": judge.reference,
-        "layers": [_row(cost, judge) for cost in layers],
-        "groups": [_row(cost, judge) for cost in together],
-    }
-
-
-def _row(cost: Cost, judge: Judge) -> dict[str, Any]:
-    sqnr = round(cost.sqnr_db, 2) if math.isfinite(cost.sqnr_db) else None  # None: nothing changed
-    return {
-        "name": cost.name,
-        "layers": cost.layers,
-        "sqnr_db": sqnr,
-        "miou": round(cost.miou, 6),
-        "drop": round(judge.reference - cost.miou, 6),
+        "layers": [cost.to_dict(judge.reference) for cost in layers],
+        "groups": [cost.to_dict(judge.reference) for cost in together],
     }
 
 
