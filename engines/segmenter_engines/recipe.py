@@ -4,7 +4,7 @@ From one such graph versions are written with any of its layers in 8 bits: all o
 or all but a few.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -97,23 +97,27 @@ def calibrated(source: Path, images: Iterable[np.ndarray], recipe: Recipe, threa
     model = onnx.load(source)
     split_by_heads(model.graph)
     chosen = _chosen(source, model.graph, recipe.exclude)
-    batches = [graph_input(image, base) for image in images]
-    if not batches:
+    pictures = list(images)
+    if not pictures:
         raise EngineError("no calibration images; pass at least one, typically 16 to 64")
+
+    def batches() -> Iterator[np.ndarray]:  # floats of one image at a time: they take four times the memory
+        return (graph_input(picture, base) for picture in pictures)
+
     fed = norm_fed(model.graph, [layer.weight for layer in chosen]) if recipe.smoothing else {}
     if fed:
-        smooth(model.graph, fed, channel_peaks(model, list(fed), batches, threads), recipe.smoothing)
+        smooth(model.graph, fed, channel_peaks(model, list(fed), batches(), threads), recipe.smoothing)
     spans = ranges(
         model,
         activations_of(chosen),
-        batches,
+        batches(),
         recipe.method,
         percentile=recipe.percentile,
         form=activation_format(recipe.precision, target),
         threads=threads,
     )
     weights = tuple(dict.fromkeys(layer.weight for layer in chosen))
-    return Calibrated(source, base, recipe, target, model, weights, spans, len(batches))
+    return Calibrated(source, base, recipe, target, model, weights, spans, len(pictures))
 
 
 def calibrated_like(source: Path, other: Path) -> Calibrated:
