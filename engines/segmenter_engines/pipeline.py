@@ -40,7 +40,8 @@ from segmenter_engines.folder import (
     write_reason,
 )
 from segmenter_engines.limits import IMAGES
-from segmenter_engines.quantize import calibration_images, quantize
+from segmenter_engines.quantize import quantize
+from segmenter_engines.recipe import calibration_images
 from segmenter_engines.sessions import Session, open_engine
 from segmenter_engines.tensorrt_api import ENGINES
 from segmenter_engines.verdict import record
