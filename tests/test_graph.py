@@ -142,15 +142,18 @@ def test_pixels_between_sizes_are_quantised_at_the_usual_one(ranged_folder, refe
 
 
 @pytest.mark.parametrize(("precision", "engine"), [("fp16", "onnxruntime"), ("bf16", "openvino")])
-def test_16_bit_graphs_between_sizes_are_as_close_as_pytorch(tmp_path, precision, engine):
-    """ONNX Runtime has no bfloat16 on a CPU."""
-    path, dtype = tmp_path / "m.onnx", {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    export(network(), path, height=HEIGHTS, width=WIDTHS, precision=precision, outputs=OUTPUTS)
+def test_16_bit_graphs_between_sizes_are_as_close_as_fixed_ones(tmp_path, precision, engine):
+    """In one runtime, which may round between more ops than PyTorch does; ONNX Runtime has no bfloat16 on a CPU."""
     images = normalize(pictures(2), network().config.preprocess)
     with torch.no_grad():
-        truth, eager = network().double()(images.double()), network().to(dtype)(images.to(dtype)).double()
-    logits = dict(zip(OUTPUTS, runtime(path, engine)({"images": images.numpy()}), strict=True))["logits"]
-    assert (torch.from_numpy(logits) - truth).square().mean() <= 4 * (eager - truth).square().mean()
+        truth = network().double()(images.double()).numpy()
+    errors = []
+    for height, width in ((56, 72), (HEIGHTS, WIDTHS)):
+        path = tmp_path / "m.onnx"
+        export(network(), path, height=height, width=width, precision=precision, outputs=OUTPUTS)
+        logits = dict(zip(OUTPUTS, runtime(path, engine)({"images": images.numpy()}), strict=True))["logits"]
+        errors.append(np.sqrt(np.square(logits - truth).mean()))
+    assert errors[1] <= 2 * errors[0]
 
 
 def test_an_official_checkpoint_between_sizes_gives_its_logits(shared, tmp_path, capsys):
