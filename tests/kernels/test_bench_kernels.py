@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from segmenter.cli import main as segmenter
-from segmenter_bench.kernels import Ceilings, Rival, ceilings_of, rivals_of, rows_of, show
+from segmenter_bench.kernel_race import Ceilings, Rival, ceilings_of, rivals_of, rows_of
+from segmenter_bench.kernels import show
 from segmenter_bench.runs import new_run, write_run
 from segmenter_kernels import aot, workloads
 from segmenter_kernels.timing import Quantiles

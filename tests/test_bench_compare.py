@@ -1,0 +1,114 @@
+"""Comparing two speed runs: real changes are told, noise is not, and runs that do not compare are named."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segmenter.errors import DataError
+from segmenter_bench import compare as command
+from segmenter_bench.compare import compare
+from tests.bench_samples import throughput_run
+
+ROUNDS, CALLS = 12, 5
+
+
+def timed_run(speeds: dict[str, float], noise: float, seed: int, drift: bool = False) -> dict[str, Any]:
+    """A run whose machine slows down by the round where `drift`, the same for all engines of a round."""
+    random = np.random.default_rng(seed)
+    run = throughput_run(batches=(1,))
+    run["rows"] = [row for row in run["rows"] if row["engine"] in speeds]
+    machine = np.linspace(1.0, 2.0, ROUNDS) if drift else np.ones(ROUNDS)
+    for row in run["rows"]:
+        ms = 1000.0 / speeds[row["engine"]]
+        jitter = np.exp(noise * random.standard_normal((ROUNDS, 1)))
+        row["rounds_ms"] = (ms * machine[:, None] * jitter * np.ones((1, CALLS))).tolist()
+    return run
+
+
+SPEEDS = {"official": 2.0, "openvino-int8": 16.0, "onnxruntime-fp32": 5.0}
+
+
+def verdicts(baseline: dict[str, Any], candidate: dict[str, Any], tolerance: float = 0.1) -> dict[str, str]:
+    return {one.engine: one.verdict for one in compare(baseline, candidate, tolerance).changes}
+
+
+def test_a_slower_engine_is_told_and_the_others_are_the_same() -> None:
+    baseline = timed_run(SPEEDS, 0.03, seed=0)
+    candidate = timed_run(SPEEDS | {"openvino-int8": 11.0}, 0.03, seed=1)
+    assert verdicts(baseline, candidate) == {"openvino-int8": "slower", "onnxruntime-fp32": "same"}
+    assert verdicts(candidate, baseline) == {"openvino-int8": "faster", "onnxruntime-fp32": "same"}
+
+
+def test_a_machine_that_slows_down_changes_nothing() -> None:
+    baseline, candidate = timed_run(SPEEDS, 0.03, seed=0), timed_run(SPEEDS, 0.03, seed=1, drift=True)
+    assert set(verdicts(baseline, candidate).values()) == {"same"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_alone_is_never_called_slower(seed: int) -> None:
+    baseline, candidate = timed_run(SPEEDS, 0.3, seed), timed_run(SPEEDS, 0.3, 100 + seed)
+    assert "slower" not in verdicts(baseline, candidate, tolerance=0.25).values()
+
+
+def test_an_interval_wider_than_the_tolerance_is_unsure() -> None:
+    baseline, candidate = timed_run(SPEEDS, 0.5, seed=0), timed_run(SPEEDS, 0.5, seed=1)
+    assert set(verdicts(baseline, candidate, tolerance=0.02).values()) == {"unsure"}
+
+
+def test_engines_of_one_run_alone_are_named() -> None:
+    whole = timed_run(SPEEDS, 0.03, seed=0)
+    part = timed_run({name: SPEEDS[name] for name in ("official", "onnxruntime-fp32")}, 0.03, seed=1)
+    assert compare(whole, part, 0.1).apart == ["openvino-int8, batch 1: not timed in the candidate"]
+    assert compare(part, whole, 0.1).apart == ["openvino-int8, batch 1: not timed in the baseline"]
+
+
+def changed(run: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    other = copy.deepcopy(run)
+    *parents, last = path.split(".")
+    place = other
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return other
+
+
+def test_runs_that_do_not_compare_are_named() -> None:
+    run = timed_run(SPEEDS, 0.03, seed=0)
+    for path, value, message in (
+        ("model.name", "other", "network 'Seg-S-Mask/14' in the baseline and 'other' in the candidate"),
+        ("model.height", 512, "height 360 in the baseline and 512"),
+        ("settings.threads", 1, "threads 8 in the baseline and 1"),
+        ("settings.reference", "eager", "reference 'official' in the baseline and 'eager'"),
+        ("kind", "miou", "candidate: a miou run"),
+        ("rows", [], "official, which speeds are measured against, was not timed"),
+    ):
+        with pytest.raises(DataError, match=message):
+            compare(run, changed(run, path, value), 0.1)
+    short = copy.deepcopy(run)
+    for row in short["rows"]:
+        row["rounds_ms"] = row["rounds_ms"][:2]
+    with pytest.raises(DataError, match=r"has 2 rounds; wanted at least 3.*--rounds 6"):
+        compare(run, short, 0.1)
+
+
+def test_the_command_exits_by_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {}
+    for name, speed, seed in (("a", 16.0, 0), ("b", 16.0, 1), ("c", 8.0, 2)):
+        files[name] = str(tmp_path / f"{name}.json")
+        run = timed_run(SPEEDS | {"openvino-int8": speed}, 0.03, seed)
+        Path(files[name]).write_text(json.dumps(run), encoding="utf-8")
+    assert command.main([files["a"], files["b"]]) == 0
+    assert "same" in capsys.readouterr().out
+    assert command.main([files["a"], files["c"]]) == 2
+    captured = capsys.readouterr()
+    assert "openvino-int8 0.49x (batch 1)" in captured.err
+    assert command.main([files["a"], files["c"], "--tolerance", "2"]) == 0
+    capsys.readouterr()
+    assert command.main([files["a"], files["b"], "--tolerance", "0"]) == 2
+    assert "--tolerance 0.0: wanted above 0" in capsys.readouterr().err
+    assert command.main([files["a"], str(tmp_path / "none.json")]) == 2
+    assert "none.json: No such file" in capsys.readouterr().err
