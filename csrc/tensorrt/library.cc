@@ -74,8 +74,8 @@ Library::Library(const fs::path& place) : handle_(nullptr) {
     if (told.empty()) told = dlerror();
   }
   if (handle_ == nullptr) {
-    throw Unavailable(std::string("engine ") + kEngine + ": " + told + "; pip install " + kPackage + ", or name its library in " +
-                      kVariable);
+    throw Unavailable(std::string("engine ") + kEngine + ": " + told + "; pip install " + kPackage +
+                      ", or name its library in " + kVariable);
   }
   const std::int32_t major = part(handle_, "getInferLibMajorVersion");
   const std::int32_t minor = part(handle_, "getInferLibMinorVersion");
@@ -84,8 +84,9 @@ Library::Library(const fs::path& place) : handle_(nullptr) {
              std::to_string(part(handle_, "getInferLibBuildVersion"));
   // interfaces grow within a major version, at their ends
   if (major != NV_TENSORRT_MAJOR || minor < NV_TENSORRT_MINOR) {
-    throw Unavailable(std::string("engine ") + kEngine + ": the library is " + version_ + ", and this backend was compiled for " +
-                      std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) +
+    throw Unavailable(std::string("engine ") + kEngine + ": the library is " + version_ +
+                      ", and this backend was compiled for " + std::to_string(NV_TENSORRT_MAJOR) + "." +
+                      std::to_string(NV_TENSORRT_MINOR) +
                       "; compile it with the headers of that library (-DTENSORRT_INCLUDE_DIR)");
   }
 }
@@ -95,13 +96,15 @@ void Library::require_built_with_this(const Manifest& manifest, const std::strin
   const std::string built = found == manifest.versions.end() ? "an unknown version" : found->second;
   if (built == version_) return;
   throw ArtifactError(artifact + ": built with " + kEngine + " " + built + ", this is " + version_ +
-                      "; build it again here: segmenter build MODEL.onnx --out " + manifest.artifact + " --engine " + kEngine);
+                      "; build it again here: segmenter build MODEL.onnx --out " + manifest.artifact + " --engine " +
+                      kEngine);
 }
 
 std::unique_ptr<nvinfer1::IRuntime> Library::make_runtime(Log& log) const {
   const auto make = function<void*(void*, std::int32_t)>(handle_, "createInferRuntime_INTERNAL");
   auto* const runtime = make == nullptr ? nullptr : static_cast<nvinfer1::IRuntime*>(make(&log, NV_TENSORRT_VERSION));
-  if (runtime == nullptr) throw Unavailable(std::string("engine ") + kEngine + " " + version_ + " does not start: " + log.take());
+  if (runtime == nullptr)
+    throw Unavailable(std::string("engine ") + kEngine + " " + version_ + " does not start: " + log.take());
   return std::unique_ptr<nvinfer1::IRuntime>(runtime);
 }
 

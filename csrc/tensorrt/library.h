@@ -35,8 +35,8 @@ class Log final : public nvinfer1::ILogger {
 
 class Library {
  public:
-  // Opens it: `place` is the library or its folder; empty asks the environment variable SEGMENTER_TRT_TENSORRT, then the
-  // system. Throws Unavailable where there is none, or one of another version than the headers.
+  // Opens it: `place` is the library or its folder; empty asks the environment variable SEGMENTER_TRT_TENSORRT, then
+  // the system. Throws Unavailable where there is none, or one of another version than the headers.
   explicit Library(const std::filesystem::path& place);
 
   // major.minor.patch.build

@@ -74,10 +74,12 @@ std::size_t bytes_of(nvinfer1::DataType type) {
 // The type a tensor of our plans has; the manifest settles what the images are.
 bool fits(const Tensor& tensor, Input input) {
   if (tensor.name == kImages) {
-    return tensor.input && tensor.type == (input == Input::pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT);
+    return tensor.input &&
+           tensor.type == (input == Input::pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT);
   }
   if (tensor.input) return false;
-  if (tensor.name == kLabels) return tensor.type == nvinfer1::DataType::kUINT8 || tensor.type == nvinfer1::DataType::kINT32;
+  if (tensor.name == kLabels)
+    return tensor.type == nvinfer1::DataType::kUINT8 || tensor.type == nvinfer1::DataType::kINT32;
   return tensor.type == nvinfer1::DataType::kFLOAT;
 }
 
@@ -127,10 +129,10 @@ void Plan::require_device(const Manifest& manifest, const std::string& artifact)
   const auto& wanted = manifest.compute_capabilities;
   const auto capability = capability_of(driver_, device_);
   if (std::any_of(wanted.begin(), wanted.end(), [&](const std::string& one) { return holds(one, capability); })) return;
-  throw ArtifactError(artifact + ": built for GPUs of compute capability " + (wanted.empty() ? "unknown" : joined(wanted)) +
-                      ", " + device_name_ + " has " + std::to_string(capability.first) + "." +
-                      std::to_string(capability.second) + "; build it again for this GPU: segmenter build MODEL.onnx --out " +
-                      manifest.artifact + " --engine " + kEngine);
+  throw ArtifactError(
+      artifact + ": built for GPUs of compute capability " + (wanted.empty() ? "unknown" : joined(wanted)) + ", " +
+      device_name_ + " has " + std::to_string(capability.first) + "." + std::to_string(capability.second) +
+      "; build it again for this GPU: segmenter build MODEL.onnx --out " + manifest.artifact + " --engine " + kEngine);
 }
 
 void Plan::load_plugins(const Manifest& manifest, const EngineOptions& options) {
@@ -146,7 +148,8 @@ void Plan::load_plugins(const Manifest& manifest, const EngineOptions& options) 
   }
   for (const std::string& name : manifest.plugins) {
     if (registry.getCreator(name.c_str(), "1", "segmenter") == nullptr) {
-      throw Unavailable(library.string() + ": has no plugin " + name + "; build the library of this version of segmenter_trt");
+      throw Unavailable(library.string() + ": has no plugin " + name +
+                        "; build the library of this version of segmenter_trt");
     }
   }
 }
@@ -158,7 +161,8 @@ void Plan::read_tensors(const Manifest& manifest, const std::string& artifact) {
   for (std::int32_t index = 0; index < engine_->getNbIOTensors(); ++index) {
     const char* const name = engine_->getIOTensorName(index);
     const nvinfer1::DataType type = engine_->getTensorDataType(name);
-    const Tensor tensor = {name, type, bytes_of(type), engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT};
+    const Tensor tensor = {name, type, bytes_of(type),
+                           engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT};
     if (!fits(tensor, input_)) refuse("tensor " + tensor.name + " has a type or direction");
     if (!tensor.input && !manifest.gives(tensor.name)) refuse("output " + tensor.name);
     tensors_.push_back(tensor);
@@ -172,7 +176,8 @@ void Plan::read_tensors(const Manifest& manifest, const std::string& artifact) {
 }
 
 bool Plan::gives(const char* output) const noexcept {
-  return std::any_of(tensors_.begin(), tensors_.end(), [&](const Tensor& one) { return !one.input && one.name == output; });
+  return std::any_of(tensors_.begin(), tensors_.end(),
+                     [&](const Tensor& one) { return !one.input && one.name == output; });
 }
 
 Description Plan::describe() const {
@@ -197,7 +202,8 @@ SharedWorkspace& Plan::shared_workspace() const {
   if (!workspace_.last) {
     workspace_.bytes = engine_->getDeviceMemorySizeV2();
     // TensorRT takes no empty memory
-    workspace_.memory = cuda::device_memory(driver_, static_cast<std::size_t>(std::max<std::int64_t>(workspace_.bytes, 1)));
+    workspace_.memory =
+        cuda::device_memory(driver_, static_cast<std::size_t>(std::max<std::int64_t>(workspace_.bytes, 1)));
     workspace_.last = cuda::event(driver_);
   }
   return workspace_;

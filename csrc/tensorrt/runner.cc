@@ -44,7 +44,7 @@ struct PlanRunner::Place {
   std::vector<Port> ports;
   std::vector<std::int16_t> labels;  // of more classes than a byte holds, which a plan writes as int32
   cuda::GraphExec graph;
-  bool warm = false;          // whether it ran once: TensorRT may allocate at the first call, which no capture allows
+  bool warm = false;       // whether it ran once: TensorRT may allocate at the first call, which no capture allows
   bool capturable = true;  // until a capture fails
 
   Port& port(const char* name) {
@@ -84,8 +84,9 @@ void PlanRunner::set_shape(const ImageShape& shape) {
   if (shape == shape_) return;
   shape_ = {};
   if (!context_->setInputShape(kImages, dims_of(shape, plan_.input()))) {
-    throw InputError("images " + std::to_string(shape.B) + "x" + std::to_string(shape.H) + "x" + std::to_string(shape.W) +
-                     ": outside this plan's profile (" + plan_.log().take() + "); build it for that shape");
+    throw InputError("images " + std::to_string(shape.B) + "x" + std::to_string(shape.H) + "x" +
+                     std::to_string(shape.W) + ": outside this plan's profile (" + plan_.log().take() +
+                     "); build it for that shape");
   }
   shape_ = shape;
 }
@@ -95,7 +96,8 @@ PlanRunner::Port PlanRunner::port(const Tensor& tensor) {
   made.bytes = count(made.dims) * tensor.element_bytes;
   if (made.bytes == 0) throw RunError(std::string(kEngine) + ": tensor " + tensor.name + " has no size");
   made.device = cuda::device_memory(driver_, made.bytes);
-  if (tensor.input || tensor.name == kLabels || tensor.name == kMasks) made.host = cuda::pinned_memory(driver_, made.bytes);
+  if (tensor.input || tensor.name == kLabels || tensor.name == kMasks)
+    made.host = cuda::pinned_memory(driver_, made.bytes);
   return made;
 }
 
@@ -136,12 +138,14 @@ void PlanRunner::network(cuda::StreamHandle stream) {
 void PlanRunner::work(Place& place, cuda::StreamHandle stream) {
   for (Port& one : place.ports) {
     if (!one.tensor->input) continue;
-    cuda::check(driver_, driver_.MemcpyHtoDAsync(one.device.get(), one.host.get(), one.bytes, stream), "images to the GPU");
+    cuda::check(driver_, driver_.MemcpyHtoDAsync(one.device.get(), one.host.get(), one.bytes, stream),
+                "images to the GPU");
   }
   network(stream);
   for (Port& one : place.ports) {
     if (one.tensor->input || !one.host) continue;
-    cuda::check(driver_, driver_.MemcpyDtoHAsync(one.host.get(), one.device.get(), one.bytes, stream), "results from the GPU");
+    cuda::check(driver_, driver_.MemcpyDtoHAsync(one.host.get(), one.device.get(), one.bytes, stream),
+                "results from the GPU");
   }
 }
 
@@ -203,7 +207,8 @@ HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) 
   HostOutputs outputs{};
   if (plan_.gives(kMasks)) {
     const Port& masks = here.port(kMasks);
-    outputs.masks = {static_cast<const float*>(masks.host.get()), masks.dims.d[0], masks.dims.d[1], masks.dims.d[2], masks.dims.d[3]};
+    outputs.masks = {static_cast<const float*>(masks.host.get()), masks.dims.d[0], masks.dims.d[1], masks.dims.d[2],
+                     masks.dims.d[3]};
   }
   if (plan_.gives(kLabels)) {
     const Port& labels = here.port(kLabels);

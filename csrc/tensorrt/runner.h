@@ -40,8 +40,8 @@ class PlanRunner final : public Runner {
   SharedWorkspace* shared_ = nullptr;  // null with scratch memory of its own
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   cuda::Stream stream_;
-  cuda::Event passed_;  // behind the last call on a stream of the caller's
-  bool outside_ = false;  // whether there was one that this session's own stream has not waited for
+  cuda::Event passed_;       // behind the last call on a stream of the caller's
+  bool outside_ = false;     // whether there was one that this session's own stream has not waited for
   std::list<Place> places_;  // the last used in front
   ImageShape shape_{};       // that the context is set to
 };

@@ -63,17 +63,28 @@ int submit(void* stream, Work work) {
   return 0;
 }
 
-#define GUARD(name) \
+#define GUARD(name)                                    \
   if (const int status = failing(name)) return status; \
   const std::lock_guard lock(mutex)
 
-int Init(unsigned) { GUARD("Init"); return 0; }
+int Init(unsigned) {
+  GUARD("Init");
+  return 0;
+}
 int GetErrorString(int status, const char** text) {
   *text = status == kInvalidContext ? "invalid device context" : "a fake error";
   return 0;
 }
-int DeviceGetCount(int* count) { GUARD("DeviceGetCount"); *count = devices; return 0; }
-int DeviceGet(int* device, int ordinal) { GUARD("DeviceGet"); *device = ordinal; return 0; }
+int DeviceGetCount(int* count) {
+  GUARD("DeviceGetCount");
+  *count = devices;
+  return 0;
+}
+int DeviceGet(int* device, int ordinal) {
+  GUARD("DeviceGet");
+  *device = ordinal;
+  return 0;
+}
 int DeviceGetName(char* name, int length, int) {
   GUARD("DeviceGetName");
   std::strncpy(name, "Fake GPU", static_cast<std::size_t>(length));
@@ -91,9 +102,21 @@ int DevicePrimaryCtxRetain(void** context, int) {
   *context = &counts;
   return 0;
 }
-int DevicePrimaryCtxRelease(int) { GUARD("DevicePrimaryCtxRelease"); --counts.contexts; return 0; }
-int CtxPushCurrent(void*) { GUARD("CtxPushCurrent"); ++depth; return 0; }
-int CtxPopCurrent(void**) { GUARD("CtxPopCurrent"); --depth; return 0; }
+int DevicePrimaryCtxRelease(int) {
+  GUARD("DevicePrimaryCtxRelease");
+  --counts.contexts;
+  return 0;
+}
+int CtxPushCurrent(void*) {
+  GUARD("CtxPushCurrent");
+  ++depth;
+  return 0;
+}
+int CtxPopCurrent(void**) {
+  GUARD("CtxPopCurrent");
+  --depth;
+  return 0;
+}
 int MemAlloc(Address* address, std::size_t bytes) {
   GUARD("MemAlloc");
   if (depth < 1) return kInvalidContext;
@@ -135,12 +158,14 @@ int copy(void* to, const void* from, std::size_t bytes, void* stream) {
 }
 int MemcpyHtoDAsync(Address to, const void* from, std::size_t bytes, void* stream) {
   GUARD("MemcpyHtoDAsync");
-  if (!inside(device_blocks, reinterpret_cast<void*>(to), bytes) || !inside(pinned_blocks, from, bytes)) return kInvalidValue;
+  if (!inside(device_blocks, reinterpret_cast<void*>(to), bytes) || !inside(pinned_blocks, from, bytes))
+    return kInvalidValue;
   return copy(reinterpret_cast<void*>(to), from, bytes, stream);
 }
 int MemcpyDtoHAsync(void* to, Address from, std::size_t bytes, void* stream) {
   GUARD("MemcpyDtoHAsync");
-  if (!inside(device_blocks, reinterpret_cast<void*>(from), bytes) || !inside(pinned_blocks, to, bytes)) return kInvalidValue;
+  if (!inside(device_blocks, reinterpret_cast<void*>(from), bytes) || !inside(pinned_blocks, to, bytes))
+    return kInvalidValue;
   return copy(to, reinterpret_cast<void*>(from), bytes, stream);
 }
 int StreamCreate(void** stream, unsigned) {
@@ -159,7 +184,10 @@ int StreamSynchronize(void* stream) {
   GUARD("StreamSynchronize");
   return static_cast<Stream*>(stream)->capturing ? kInvalidValue : 0;
 }
-int StreamWaitEvent(void*, void* event, unsigned) { GUARD("StreamWaitEvent"); return event == nullptr ? kInvalidValue : 0; }
+int StreamWaitEvent(void*, void* event, unsigned) {
+  GUARD("StreamWaitEvent");
+  return event == nullptr ? kInvalidValue : 0;
+}
 int StreamBeginCapture(void* stream, int) {
   GUARD("StreamBeginCapture");
   static_cast<Stream*>(stream)->capturing = std::make_unique<Graph>();
@@ -180,10 +208,26 @@ int StreamEndCapture(void* stream, void** graph) {
   ++counts.graphs;
   return 0;
 }
-int EventCreate(void** event, unsigned) { GUARD("EventCreate"); *event = new int; ++counts.events; return 0; }
-int EventRecord(void* event, void*) { GUARD("EventRecord"); return event == nullptr ? kInvalidValue : 0; }
-int EventSynchronize(void* event) { GUARD("EventSynchronize"); return event == nullptr ? kInvalidValue : 0; }
-int EventDestroy(void* event) { GUARD("EventDestroy"); delete static_cast<int*>(event); --counts.events; return 0; }
+int EventCreate(void** event, unsigned) {
+  GUARD("EventCreate");
+  *event = new int;
+  ++counts.events;
+  return 0;
+}
+int EventRecord(void* event, void*) {
+  GUARD("EventRecord");
+  return event == nullptr ? kInvalidValue : 0;
+}
+int EventSynchronize(void* event) {
+  GUARD("EventSynchronize");
+  return event == nullptr ? kInvalidValue : 0;
+}
+int EventDestroy(void* event) {
+  GUARD("EventDestroy");
+  delete static_cast<int*>(event);
+  --counts.events;
+  return 0;
+}
 int GraphInstantiateWithFlags(void** exec, void* graph, unsigned long long) {
   GUARD("GraphInstantiateWithFlags");
   *exec = new Graph(*static_cast<Graph*>(graph));
@@ -196,19 +240,52 @@ int GraphLaunch(void* exec, void* stream) {
   for (const Work& work : static_cast<Graph*>(exec)->works) submit(stream, work);
   return 0;
 }
-int GraphExecDestroy(void* exec) { GUARD("GraphExecDestroy"); delete static_cast<Graph*>(exec); --counts.execs; return 0; }
-int GraphDestroy(void* graph) { GUARD("GraphDestroy"); delete static_cast<Graph*>(graph); --counts.graphs; return 0; }
+int GraphExecDestroy(void* exec) {
+  GUARD("GraphExecDestroy");
+  delete static_cast<Graph*>(exec);
+  --counts.execs;
+  return 0;
+}
+int GraphDestroy(void* graph) {
+  GUARD("GraphDestroy");
+  delete static_cast<Graph*>(graph);
+  --counts.graphs;
+  return 0;
+}
 
 const std::map<std::string, void*>& functions() {
-#define NAMED(name) {"cu" #name, reinterpret_cast<void*>(&name)}
-  static const std::map<std::string, void*> found = {
-      NAMED(Init), NAMED(GetErrorString), NAMED(DeviceGetCount), NAMED(DeviceGet), NAMED(DeviceGetName),
-      NAMED(DeviceGetAttribute), NAMED(DevicePrimaryCtxRetain), NAMED(DevicePrimaryCtxRelease), NAMED(CtxPushCurrent),
-      NAMED(CtxPopCurrent), NAMED(MemAlloc), NAMED(MemFree), NAMED(MemHostAlloc), NAMED(MemFreeHost),
-      NAMED(MemcpyHtoDAsync), NAMED(MemcpyDtoHAsync), NAMED(StreamCreate), NAMED(StreamDestroy),
-      NAMED(StreamSynchronize), NAMED(StreamWaitEvent), NAMED(StreamBeginCapture), NAMED(StreamEndCapture),
-      NAMED(EventCreate), NAMED(EventRecord), NAMED(EventSynchronize), NAMED(EventDestroy),
-      NAMED(GraphInstantiateWithFlags), NAMED(GraphLaunch), NAMED(GraphExecDestroy), NAMED(GraphDestroy)};
+#define NAMED(name) \
+  { "cu" #name, reinterpret_cast<void*>(&name) }
+  static const std::map<std::string, void*> found = {NAMED(Init),
+                                                     NAMED(GetErrorString),
+                                                     NAMED(DeviceGetCount),
+                                                     NAMED(DeviceGet),
+                                                     NAMED(DeviceGetName),
+                                                     NAMED(DeviceGetAttribute),
+                                                     NAMED(DevicePrimaryCtxRetain),
+                                                     NAMED(DevicePrimaryCtxRelease),
+                                                     NAMED(CtxPushCurrent),
+                                                     NAMED(CtxPopCurrent),
+                                                     NAMED(MemAlloc),
+                                                     NAMED(MemFree),
+                                                     NAMED(MemHostAlloc),
+                                                     NAMED(MemFreeHost),
+                                                     NAMED(MemcpyHtoDAsync),
+                                                     NAMED(MemcpyDtoHAsync),
+                                                     NAMED(StreamCreate),
+                                                     NAMED(StreamDestroy),
+                                                     NAMED(StreamSynchronize),
+                                                     NAMED(StreamWaitEvent),
+                                                     NAMED(StreamBeginCapture),
+                                                     NAMED(StreamEndCapture),
+                                                     NAMED(EventCreate),
+                                                     NAMED(EventRecord),
+                                                     NAMED(EventSynchronize),
+                                                     NAMED(EventDestroy),
+                                                     NAMED(GraphInstantiateWithFlags),
+                                                     NAMED(GraphLaunch),
+                                                     NAMED(GraphExecDestroy),
+                                                     NAMED(GraphDestroy)};
 #undef NAMED
   return found;
 }

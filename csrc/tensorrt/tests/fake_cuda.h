@@ -7,10 +7,10 @@ extern "C" {
 
 struct FakeCudaCounts {
   int device_memory, pinned_memory, streams, events, graphs, execs;  // alive
-  int contexts;                                                        // retained
-  int pushed;                                                          // current contexts of this thread
-  int launches;                                                        // of graphs, ever
-  int captures;                                                        // begun, ever
+  int contexts;                                                      // retained
+  int pushed;                                                        // current contexts of this thread
+  int launches;                                                      // of graphs, ever
+  int captures;                                                      // begun, ever
 };
 
 FakeCudaCounts fake_cuda_counts();

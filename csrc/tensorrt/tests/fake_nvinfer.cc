@@ -49,7 +49,8 @@ struct Job {
 int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
   if (!job.facts.normalized) return static_cast<const unsigned char*>(job.images)[((b * job.H + y) * job.W + x) * 3];
   // mean 0, standard deviation 1: a colour is its 255th
-  return static_cast<int>(std::lround(static_cast<const float*>(job.images)[((b * 3) * job.H + y) * job.W + x] * 255.0f));
+  return static_cast<int>(
+      std::lround(static_cast<const float*>(job.images)[((b * 3) * job.H + y) * job.W + x] * 255.0f));
 }
 
 void compute(void* data) {
@@ -60,8 +61,10 @@ void compute(void* data) {
       for (std::int64_t x = 0; x < job.W; ++x) {
         const std::int64_t at = (b * job.H + y) * job.W + x;
         if (job.labels == nullptr) continue;
-        if (job.facts.wide) static_cast<std::int32_t*>(job.labels)[at] = red(job, b, y, x) % K;
-        else static_cast<unsigned char*>(job.labels)[at] = static_cast<unsigned char>(red(job, b, y, x) % K);
+        if (job.facts.wide)
+          static_cast<std::int32_t*>(job.labels)[at] = red(job, b, y, x) % K;
+        else
+          static_cast<unsigned char*>(job.labels)[at] = static_cast<unsigned char>(red(job, b, y, x) % K);
       }
     }
     if (job.masks == nullptr) continue;
@@ -93,7 +96,8 @@ class Context final : public nvinfer1::StubContext {
   }
   Dims getTensorShape(char const* name) const noexcept override {
     if (name == std::string("labels")) return Dims{3, {B_, H_, W_}};
-    if (name == std::string("masks")) return Dims{4, {B_, facts_.K, (H_ + facts_.P - 1) / facts_.P, (W_ + facts_.P - 1) / facts_.P}};
+    if (name == std::string("masks"))
+      return Dims{4, {B_, facts_.K, (H_ + facts_.P - 1) / facts_.P, (W_ + facts_.P - 1) / facts_.P}};
     return facts_.normalized ? Dims{4, {B_, 3, H_, W_}} : Dims{4, {B_, H_, W_, 3}};
   }
   bool setTensorAddress(char const* name, void* data) noexcept override {
@@ -138,7 +142,9 @@ class Engine final : public nvinfer1::StubEngine {
     if (facts.masks) names_.push_back("masks");
   }
   std::int32_t getNbIOTensors() const noexcept override { return static_cast<std::int32_t>(names_.size()); }
-  char const* getIOTensorName(std::int32_t index) const noexcept override { return names_[static_cast<std::size_t>(index)]; }
+  char const* getIOTensorName(std::int32_t index) const noexcept override {
+    return names_[static_cast<std::size_t>(index)];
+  }
   DataType getTensorDataType(char const* name) const noexcept override {
     if (name == std::string("labels")) return facts_.wide ? DataType::kINT32 : DataType::kUINT8;
     return name == std::string("images") && !facts_.normalized ? DataType::kUINT8 : DataType::kFLOAT;
@@ -146,7 +152,8 @@ class Engine final : public nvinfer1::StubEngine {
   nvinfer1::TensorIOMode getTensorIOMode(char const* name) const noexcept override {
     return name == std::string("images") ? nvinfer1::TensorIOMode::kINPUT : nvinfer1::TensorIOMode::kOUTPUT;
   }
-  nvinfer1::IExecutionContext* createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy strategy) noexcept override {
+  nvinfer1::IExecutionContext* createExecutionContext(
+      nvinfer1::ExecutionContextAllocationStrategy strategy) noexcept override {
     return new Context(facts_, strategy != nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
   }
   std::int64_t getDeviceMemorySizeV2() const noexcept override { return 4096; }
@@ -170,7 +177,9 @@ class Registry final : public nvinfer1::StubRegistry {
                                                 nvinfer1::AsciiChar const* const) noexcept override {
     // only compared with null
     static char here;
-    return loaded_ && name == std::string("SegmenterAttention") ? reinterpret_cast<nvinfer1::IPluginCreatorInterface*>(&here) : nullptr;
+    return loaded_ && name == std::string("SegmenterAttention")
+               ? reinterpret_cast<nvinfer1::IPluginCreatorInterface*>(&here)
+               : nullptr;
   }
 
  private:

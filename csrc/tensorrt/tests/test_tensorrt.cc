@@ -33,7 +33,8 @@ Manifest manifest_of(const std::string& plan) {
   manifest.outputs = {"labels"};
   if (plan.find("masks") != std::string::npos) manifest.outputs.push_back("masks");
   manifest.classes = {"a", "b", "c", "d", "e"};
-  manifest.versions = {{"tensorrt", std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + ".1.48"}};
+  manifest.versions = {
+      {"tensorrt", std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + ".1.48"}};
   manifest.compute_capabilities = {"8.0+"};
   return manifest;
 }
@@ -212,9 +213,8 @@ TEST_F(Tensorrt, ImagesOnTheDeviceAreLabelledThere) {
     EXPECT_EQ(labels_of(runner->run(kShape, other.data(), Wanted::labels), kShape), expected(other));
     EXPECT_EQ(enqueue(), expected(pixels));
   }
-  expect_told("an address that is not the device's", [&] {
-    runner->enqueue(kShape, pixels.data(), reinterpret_cast<void*>(labels.get()), stream.get());
-  });
+  expect_told("an address that is not the device's",
+              [&] { runner->enqueue(kShape, pixels.data(), reinterpret_cast<void*>(labels.get()), stream.get()); });
 }
 
 TEST_F(Tensorrt, SessionsShareAWorkspaceByTakingTurns) {
@@ -253,7 +253,8 @@ TEST_F(Tensorrt, ThreadsWithASessionEach) { many_threads(false); }
 TEST_F(Tensorrt, ThreadsThatShareAWorkspace) { many_threads(true); }
 
 TEST_F(Tensorrt, FailuresOfTheDriverAreNamedAndNothingIsLost) {
-  const char* const functions[] = {"MemAlloc", "MemHostAlloc", "MemcpyHtoDAsync", "MemcpyDtoHAsync", "StreamSynchronize", "CtxPushCurrent"};
+  const char* const functions[] = {"MemAlloc",        "MemHostAlloc",      "MemcpyHtoDAsync",
+                                   "MemcpyDtoHAsync", "StreamSynchronize", "CtxPushCurrent"};
   const Bytes pixels = picture(kShape, 9);
   for (const char* const function : functions) {
     const auto plan = open();
@@ -292,10 +293,12 @@ TEST_F(Tensorrt, AFailingNetworkIsToldInTensorRtsWords) {
   const auto runner = plan->make_runner({});
   const Bytes pixels = picture(kShape, 11);
   fake_cuda_fail("submit", 700, 1);
-  expect_told("tensorrt: the network failed: the stream refused", [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
+  expect_told("tensorrt: the network failed: the stream refused",
+              [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
   fake_cuda_fail("submit", 0, 0);
-  expect_told("5x16x24: outside this plan's profile (outside the profile)",
-              [&] { runner->run({5, 16, 24}, pixels.data(), Wanted::labels); });
+  expect_told("5x16x24: outside this plan's profile (outside the profile)", [&] {
+    runner->run({5, 16, 24}, pixels.data(), Wanted::labels);
+  });
   EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels));
 }
 
@@ -342,7 +345,8 @@ TEST_F(Tensorrt, PluginsAreLoadedBeforeThePlan) {
   Manifest manifest = manifest_of(kPlan);
   manifest.plugins = {"SegmenterAttention"};
   EngineOptions options;
-  expect_told("plugins SegmenterAttention: no libsegmenter_trt_plugin.so found", [&] { open(kPlan, manifest, options); });
+  expect_told("plugins SegmenterAttention: no libsegmenter_trt_plugin.so found",
+              [&] { open(kPlan, manifest, options); });
   options.plugins = "/lib/plugins.so";
   EXPECT_NO_THROW(open(kPlan, manifest, options));
   options.plugins = "/lib/missing.so";
