@@ -1,0 +1,216 @@
+#include "plan.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+#include "runner.h"
+#include "segmenter_trt/errors.h"
+
+namespace segmenter_trt::tensorrt {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kPluginVariable[] = "SEGMENTER_TRT_PLUGINS";
+constexpr char kPluginFile[] = "libsegmenter_trt_plugin.so";
+
+cuda::DeviceNumber device_numbered(const cuda::Driver& driver, int ordinal) {
+  int count = 0;
+  cuda::check(driver, driver.DeviceGetCount(&count), "GPUs");
+  if (ordinal < 0 || ordinal >= count) {
+    throw InputError("device " + std::to_string(ordinal) + ": this machine has " + std::to_string(count) +
+                     " GPU(s), numbered from 0");
+  }
+  cuda::DeviceNumber device = 0;
+  cuda::check(driver, driver.DeviceGet(&device, ordinal), "GPU");
+  return device;
+}
+
+std::string name_of(const cuda::Driver& driver, cuda::DeviceNumber device) {
+  char name[256] = {};
+  cuda::check(driver, driver.DeviceGetName(name, sizeof name - 1, device), "GPU's name");
+  return name;
+}
+
+std::pair<int, int> capability_of(const cuda::Driver& driver, cuda::DeviceNumber device) {
+  int major = 0, minor = 0;
+  cuda::check(driver, driver.DeviceGetAttribute(&major, cuda::kComputeCapabilityMajor, device), "compute capability");
+  cuda::check(driver, driver.DeviceGetAttribute(&minor, cuda::kComputeCapabilityMinor, device), "compute capability");
+  return {major, minor};
+}
+
+// "8.0+" and "9.0", as manifests have them; false for what is neither.
+bool holds(const std::string& wanted, std::pair<int, int> capability) {
+  const bool later = wanted.ends_with('+');
+  std::string_view digits(wanted.data(), wanted.size() - later);
+  const auto dot = digits.find('.');
+  if (dot == std::string_view::npos) return false;
+  const std::pair<int, int> asked = {std::atoi(std::string(digits.substr(0, dot)).c_str()),
+                                     std::atoi(std::string(digits.substr(dot + 1)).c_str())};
+  return later ? capability >= asked : capability == asked;
+}
+
+std::string joined(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
+  return text;
+}
+
+std::size_t bytes_of(nvinfer1::DataType type) {
+  switch (type) {
+    case nvinfer1::DataType::kFLOAT:
+    case nvinfer1::DataType::kINT32:
+      return 4;
+    case nvinfer1::DataType::kUINT8:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+// The type a tensor of our plans has; the manifest settles what the images are.
+bool fits(const Tensor& tensor, Input input) {
+  if (tensor.name == kImages) {
+    return tensor.input &&
+           tensor.type == (input == Input::pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT);
+  }
+  if (tensor.input) return false;
+  if (tensor.name == kLabels)
+    return tensor.type == nvinfer1::DataType::kUINT8 || tensor.type == nvinfer1::DataType::kINT32;
+  return tensor.type == nvinfer1::DataType::kFLOAT;
+}
+
+fs::path plugin_library(const EngineOptions& options) {
+  if (!options.plugins.empty()) return options.plugins;
+  if (const char* const named = std::getenv(kPluginVariable)) return named;
+  Dl_info info;
+  if (dladdr(reinterpret_cast<const void*>(&plugin_library), &info) != 0 && info.dli_fname != nullptr) {
+    std::error_code ignored;
+    const fs::path beside = fs::absolute(info.dli_fname, ignored).parent_path() / kPluginFile;
+    if (fs::exists(beside, ignored)) return beside;
+  }
+  return {};
+}
+
+}  // namespace
+
+Plan::Plan(const BackendRequest& request)
+    : driver_(cuda::driver()),
+      device_(device_numbered(driver_, request.options.device)),
+      device_name_(name_of(driver_, device_)),
+      context_(driver_, device_),
+      library_(request.options.runtime),
+      input_(request.manifest.input) {
+  const std::string artifact = request.artifact.string();
+  require_device(request.manifest, artifact);
+  library_.require_built_with_this(request.manifest, artifact);
+  const cuda::Current current(driver_, context_);
+  runtime_ = library_.make_runtime(log_);
+  load_plugins(request.manifest, request.options);
+  engine_.reset(runtime_->deserializeCudaEngine(request.bytes.data(), request.bytes.size()));
+  if (engine_ == nullptr) throw ArtifactError(artifact + ": " + kEngine + " cannot load it: " + log_.take());
+  read_tensors(request.manifest, artifact);
+}
+
+Plan::~Plan() {
+  // what is given back belongs to this context
+  const bool pushed = driver_.CtxPushCurrent(context_.get()) == 0;
+  workspace_.memory = {};
+  workspace_.last = {};
+  engine_.reset();
+  runtime_.reset();
+  if (cuda::Context popped = nullptr; pushed) driver_.CtxPopCurrent(&popped);
+}
+
+void Plan::require_device(const Manifest& manifest, const std::string& artifact) {
+  const auto& wanted = manifest.compute_capabilities;
+  const auto capability = capability_of(driver_, device_);
+  if (std::any_of(wanted.begin(), wanted.end(), [&](const std::string& one) { return holds(one, capability); })) return;
+  throw ArtifactError(
+      artifact + ": built for GPUs of compute capability " + (wanted.empty() ? "unknown" : joined(wanted)) + ", " +
+      device_name_ + " has " + std::to_string(capability.first) + "." + std::to_string(capability.second) +
+      "; build it again for this GPU: segmenter build MODEL.onnx --out " + manifest.artifact + " --engine " + kEngine);
+}
+
+void Plan::load_plugins(const Manifest& manifest, const EngineOptions& options) {
+  if (manifest.plugins.empty()) return;
+  const fs::path library = plugin_library(options);
+  const std::string wanted = "plugins " + joined(manifest.plugins);
+  if (library.empty()) {
+    throw Unavailable(wanted + ": no " + kPluginFile + " found; name it in the options or in " + kPluginVariable);
+  }
+  nvinfer1::IPluginRegistry& registry = runtime_->getPluginRegistry();
+  if (registry.loadLibrary(library.c_str()) == nullptr) {
+    throw Unavailable(wanted + ": " + kEngine + " cannot load " + library.string() + ": " + log_.take());
+  }
+  for (const std::string& name : manifest.plugins) {
+    if (registry.getCreator(name.c_str(), "1", "segmenter") == nullptr) {
+      throw Unavailable(library.string() + ": has no plugin " + name +
+                        "; build the library of this version of segmenter_trt");
+    }
+  }
+}
+
+void Plan::read_tensors(const Manifest& manifest, const std::string& artifact) {
+  const auto refuse = [&](const std::string& what) {
+    throw ArtifactError(artifact + ": " + what + ", which its manifest does not say; build it again");
+  };
+  for (std::int32_t index = 0; index < engine_->getNbIOTensors(); ++index) {
+    const char* const name = engine_->getIOTensorName(index);
+    const nvinfer1::DataType type = engine_->getTensorDataType(name);
+    const Tensor tensor = {name, type, bytes_of(type),
+                           engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT};
+    if (!fits(tensor, input_)) refuse("tensor " + tensor.name + " has a type or direction");
+    if (!tensor.input && !manifest.gives(tensor.name)) refuse("output " + tensor.name);
+    tensors_.push_back(tensor);
+  }
+  for (const std::string& name : manifest.outputs) {
+    if (!gives(name.c_str())) throw ArtifactError(artifact + ": has no output " + name + "; build it again");
+  }
+  if (std::none_of(tensors_.begin(), tensors_.end(), [](const Tensor& one) { return one.input; })) {
+    throw ArtifactError(artifact + ": takes no images; build it again");
+  }
+}
+
+bool Plan::gives(const char* output) const noexcept {
+  return std::any_of(tensors_.begin(), tensors_.end(),
+                     [&](const Tensor& one) { return !one.input && one.name == output; });
+}
+
+Description Plan::describe() const {
+  Description facts{};
+  facts.engine = kEngine;
+  facts.runtime = std::string(kEngine) + " " + library_.version();
+  facts.device = device_name_;
+  return facts;
+}
+
+std::unique_ptr<nvinfer1::IExecutionContext> Plan::make_context(bool shared) const {
+  const std::lock_guard lock(mutex_);
+  using Strategy = nvinfer1::ExecutionContextAllocationStrategy;
+  std::unique_ptr<nvinfer1::IExecutionContext> made(
+      engine_->createExecutionContext(shared ? Strategy::kUSER_MANAGED : Strategy::kSTATIC));
+  if (made == nullptr) throw RunError(std::string(kEngine) + ": no execution context: " + log_.take());
+  return made;
+}
+
+SharedWorkspace& Plan::shared_workspace() const {
+  const std::lock_guard lock(mutex_);
+  if (!workspace_.last) {
+    workspace_.bytes = engine_->getDeviceMemorySizeV2();
+    // TensorRT takes no empty memory
+    workspace_.memory =
+        cuda::device_memory(driver_, static_cast<std::size_t>(std::max<std::int64_t>(workspace_.bytes, 1)));
+    workspace_.last = cuda::event(driver_);
+  }
+  return workspace_;
+}
+
+std::unique_ptr<Runner> Plan::make_runner(const SessionOptions& options) const {
+  return std::make_unique<PlanRunner>(*this, options);
+}
+
+}  // namespace segmenter_trt::tensorrt

@@ -1,0 +1,80 @@
+// A plan deserialised on a device: what all sessions of an engine share.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "library.h"
+#include "owners.h"
+
+namespace segmenter_trt::tensorrt {
+
+inline constexpr char kImages[] = "images";
+inline constexpr char kLabels[] = "labels";
+inline constexpr char kMasks[] = "masks";
+
+// A tensor the plan reads or writes.
+struct Tensor {
+  std::string name;
+  nvinfer1::DataType type;
+  std::size_t element_bytes;
+  bool input;
+};
+
+// Scratch memory of the network that sessions share by taking turns, on the device as well as on the host.
+struct SharedWorkspace {
+  std::mutex mutex;
+  cuda::DeviceMemory memory;
+  std::int64_t bytes = 0;
+  cuda::Event last;  // recorded behind the last session that used it
+};
+
+class Plan final : public Backend {
+ public:
+  // Throws Unavailable for what this machine lacks, ArtifactError for a plan it cannot load, InputError for options.
+  explicit Plan(const BackendRequest& request);
+  ~Plan() override;
+
+  Input input() const noexcept override { return input_; }
+  bool gives_labels() const noexcept override { return gives(kLabels); }
+  Description describe() const override;
+  std::unique_ptr<Runner> make_runner(const SessionOptions& options) const override;
+
+  const cuda::Driver& driver() const noexcept { return driver_; }
+  const cuda::PrimaryContext& context() const noexcept { return context_; }
+  const std::vector<Tensor>& tensors() const noexcept { return tensors_; }
+  bool gives(const char* output) const noexcept;
+  Log& log() const noexcept { return log_; }
+
+  // A context of the engine's with scratch memory of its own, or none when `shared`. Throws RunError.
+  std::unique_ptr<nvinfer1::IExecutionContext> make_context(bool shared) const;
+  // Made at the first call. Throws RunError.
+  SharedWorkspace& shared_workspace() const;
+
+ private:
+  void require_device(const Manifest& manifest, const std::string& artifact);
+  void load_plugins(const Manifest& manifest, const EngineOptions& options);
+  void read_tensors(const Manifest& manifest, const std::string& artifact);
+
+  const cuda::Driver& driver_;
+  cuda::DeviceNumber device_;
+  std::string device_name_;
+  cuda::PrimaryContext context_;
+  Library library_;
+  Input input_;
+  mutable Log log_;
+  std::unique_ptr<nvinfer1::IRuntime> runtime_;
+  std::unique_ptr<nvinfer1::ICudaEngine> engine_;  // goes before its runtime
+  std::vector<Tensor> tensors_;
+  mutable std::mutex mutex_;  // of the two below: TensorRT makes one context at a time
+  mutable SharedWorkspace workspace_;
+};
+
+}  // namespace segmenter_trt::tensorrt

@@ -1,0 +1,254 @@
+#include "runner.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "segmenter_trt/errors.h"
+
+namespace segmenter_trt::tensorrt {
+namespace {
+
+constexpr std::size_t kMostShapes = 8;  // each keeps its memory and its graph
+
+nvinfer1::Dims dims_of(const ImageShape& shape, Input input) {
+  nvinfer1::Dims dims{};
+  dims.nbDims = 4;
+  const std::int64_t pixels[] = {shape.B, shape.H, shape.W, 3}, planes[] = {shape.B, 3, shape.H, shape.W};
+  std::copy_n(input == Input::pixels ? pixels : planes, 4, dims.d);
+  return dims;
+}
+
+std::size_t count(const nvinfer1::Dims& dims) {
+  std::size_t product = 1;
+  for (int axis = 0; axis < dims.nbDims; ++axis) {
+    if (dims.d[axis] < 0) return 0;
+    product *= static_cast<std::size_t>(dims.d[axis]);
+  }
+  return product;
+}
+
+void* pointer(cuda::Address address) { return reinterpret_cast<void*>(address); }
+
+}  // namespace
+
+struct PlanRunner::Port {
+  const Tensor* tensor;
+  nvinfer1::Dims dims;
+  std::size_t bytes;
+  cuda::DeviceMemory device;
+  cuda::PinnedMemory host;  // of images, labels and masks
+};
+
+struct PlanRunner::Place {
+  ImageShape shape;
+  std::vector<Port> ports;
+  std::vector<std::int16_t> labels;  // of more classes than a byte holds, which a plan writes as int32
+  cuda::GraphExec graph;
+  bool warm = false;       // whether it ran once: TensorRT may allocate at the first call, which no capture allows
+  bool capturable = true;  // until a capture fails
+
+  Port& port(const char* name) {
+    return *std::find_if(ports.begin(), ports.end(), [&](const Port& one) { return one.tensor->name == name; });
+  }
+};
+
+PlanRunner::PlanRunner(const Plan& plan, const SessionOptions& options)
+    : plan_(plan), driver_(plan.driver()), graphs_(options.graphs) {
+  const cuda::Current current(driver_, plan_.context());
+  context_ = plan_.make_context(options.shared_workspace);
+  if (options.shared_workspace) {
+    shared_ = &plan_.shared_workspace();
+    context_->setDeviceMemoryV2(pointer(shared_->memory.get()), shared_->bytes);
+  }
+  stream_ = cuda::stream(driver_);
+  passed_ = cuda::event(driver_);
+}
+
+PlanRunner::~PlanRunner() {
+  const bool pushed = driver_.CtxPushCurrent(plan_.context().get()) == 0;
+  // nothing may be given back that a stream still reads
+  if (outside_) driver_.EventSynchronize(passed_.get());
+  driver_.StreamSynchronize(stream_.get());
+  places_.clear();
+  context_.reset();
+  stream_ = {};
+  passed_ = {};
+  if (cuda::Context popped = nullptr; pushed) driver_.CtxPopCurrent(&popped);
+}
+
+void PlanRunner::require(bool done, const char* what) {
+  if (!done) throw RunError(std::string(kEngine) + ": " + what + " failed: " + plan_.log().take());
+}
+
+void PlanRunner::set_shape(const ImageShape& shape) {
+  if (shape == shape_) return;
+  shape_ = {};
+  if (!context_->setInputShape(kImages, dims_of(shape, plan_.input()))) {
+    throw InputError("images " + std::to_string(shape.B) + "x" + std::to_string(shape.H) + "x" +
+                     std::to_string(shape.W) + ": outside this plan's profile (" + plan_.log().take() +
+                     "); build it for that shape");
+  }
+  shape_ = shape;
+}
+
+PlanRunner::Port PlanRunner::port(const Tensor& tensor) {
+  Port made{&tensor, context_->getTensorShape(tensor.name.c_str()), 0, {}, {}};
+  made.bytes = count(made.dims) * tensor.element_bytes;
+  if (made.bytes == 0) throw RunError(std::string(kEngine) + ": tensor " + tensor.name + " has no size");
+  made.device = cuda::device_memory(driver_, made.bytes);
+  if (tensor.input || tensor.name == kLabels || tensor.name == kMasks)
+    made.host = cuda::pinned_memory(driver_, made.bytes);
+  return made;
+}
+
+PlanRunner::Place& PlanRunner::place(const ImageShape& shape) {
+  const auto found = std::find_if(places_.begin(), places_.end(), [&](const Place& one) { return one.shape == shape; });
+  if (found != places_.end()) {
+    places_.splice(places_.begin(), places_, found);
+    return places_.front();
+  }
+  set_shape(shape);
+  Place made{};
+  made.shape = shape;
+  for (const Tensor& tensor : plan_.tensors()) made.ports.push_back(port(tensor));
+  // the last to go has been waited for: every `run` ends with its stream empty
+  if (outside_) {
+    cuda::check(driver_, driver_.EventSynchronize(passed_.get()), "waiting for the caller's stream");
+    outside_ = false;
+  }
+  if (places_.size() >= kMostShapes) places_.pop_back();
+  places_.push_front(std::move(made));
+  return places_.front();
+}
+
+void PlanRunner::bind(const Place& place, const void* pixels, void* labels) {
+  for (const Port& one : place.ports) {
+    void* address = pointer(one.device.get());
+    if (one.tensor->input && pixels != nullptr) address = const_cast<void*>(pixels);
+    if (one.tensor->name == kLabels && labels != nullptr) address = labels;
+    require(context_->setTensorAddress(one.tensor->name.c_str(), address), "binding memory");
+  }
+}
+
+void PlanRunner::network(cuda::StreamHandle stream) {
+  require(context_->enqueueV3(reinterpret_cast<cudaStream_t>(stream)), "the network");
+}
+
+// Images to the device, the network, and what the host sees back.
+void PlanRunner::work(Place& place, cuda::StreamHandle stream) {
+  for (Port& one : place.ports) {
+    if (!one.tensor->input) continue;
+    cuda::check(driver_, driver_.MemcpyHtoDAsync(one.device.get(), one.host.get(), one.bytes, stream),
+                "images to the GPU");
+  }
+  network(stream);
+  for (Port& one : place.ports) {
+    if (one.tensor->input || !one.host) continue;
+    cuda::check(driver_, driver_.MemcpyDtoHAsync(one.host.get(), one.device.get(), one.bytes, stream),
+                "results from the GPU");
+  }
+}
+
+// Leaves the place without a graph where its work cannot be captured; it then goes on without.
+void PlanRunner::capture(Place& place) {
+  if (driver_.StreamBeginCapture(stream_.get(), cuda::kCaptureThreadLocal) != 0) {
+    place.capturable = false;
+    return;
+  }
+  try {
+    work(place, stream_.get());
+  } catch (const RunError&) {
+    place.capturable = false;
+  }
+  cuda::GraphHandle handle = nullptr;
+  const cuda::Status ended = driver_.StreamEndCapture(stream_.get(), &handle);
+  const cuda::Graph graph(driver_, handle);
+  cuda::GraphExecHandle exec = nullptr;
+  if (ended != 0 || !place.capturable || driver_.GraphInstantiateWithFlags(&exec, graph.get(), 0) != 0) {
+    place.capturable = false;
+    plan_.log().take();
+    return;
+  }
+  place.graph = cuda::GraphExec(driver_, exec);
+}
+
+void* PlanRunner::stage(const ImageShape& shape) {
+  const cuda::Current current(driver_, plan_.context());
+  return place(shape).port(kImages).host.get();
+}
+
+HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) {
+  const cuda::Current current(driver_, plan_.context());
+  Place& here = place(shape);
+  Port& images = here.port(kImages);
+  if (input != images.host.get()) std::memcpy(images.host.get(), input, images.bytes);
+  std::unique_lock<std::mutex> turn;
+  if (shared_ != nullptr) {
+    turn = std::unique_lock(shared_->mutex);
+    cuda::check(driver_, driver_.StreamWaitEvent(stream_.get(), shared_->last.get(), 0), "taking turns");
+  }
+  if (outside_) {
+    cuda::check(driver_, driver_.StreamWaitEvent(stream_.get(), passed_.get(), 0), "waiting for the caller's stream");
+    outside_ = false;
+  }
+  if (!here.graph) {
+    set_shape(shape);
+    bind(here, nullptr, nullptr);
+    if (graphs_ && here.warm && here.capturable) capture(here);
+  }
+  if (here.graph) {
+    cuda::check(driver_, driver_.GraphLaunch(here.graph.get(), stream_.get()), "the network's graph");
+  } else {
+    work(here, stream_.get());
+  }
+  cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
+  here.warm = true;
+
+  HostOutputs outputs{};
+  if (plan_.gives(kMasks)) {
+    const Port& masks = here.port(kMasks);
+    outputs.masks = {static_cast<const float*>(masks.host.get()), masks.dims.d[0], masks.dims.d[1], masks.dims.d[2],
+                     masks.dims.d[3]};
+  }
+  if (plan_.gives(kLabels)) {
+    const Port& labels = here.port(kLabels);
+    outputs.labels = labels.host.get();
+    if (labels.tensor->type == nvinfer1::DataType::kINT32) {
+      const auto* const wide = static_cast<const std::int32_t*>(labels.host.get());
+      here.labels.resize(labels.bytes / sizeof(std::int32_t));
+      std::transform(wide, wide + here.labels.size(), here.labels.begin(),
+                     [](std::int32_t label) { return static_cast<std::int16_t>(label); });
+      outputs.labels = here.labels.data();
+    }
+  }
+  return outputs;
+}
+
+void PlanRunner::enqueue(const ImageShape& shape, const void* device_pixels, void* device_labels, void* stream) {
+  if (plan_.input() != Input::pixels || !plan_.gives(kLabels)) {
+    throw InputError(std::string("this plan cannot run on images on the GPU: it wants ") +
+                     (plan_.gives(kLabels) ? "normalised images" : "its labels made on the CPU") +
+                     "; export with --input pixels and labels, and build again");
+  }
+  const cuda::Current current(driver_, plan_.context());
+  Place& here = place(shape);
+  if (here.port(kLabels).tensor->type != nvinfer1::DataType::kUINT8) {
+    throw InputError("labels of more than 256 classes leave a plan as int32, and are made int16 on the CPU; call run");
+  }
+  const auto theirs = static_cast<cuda::StreamHandle>(stream);
+  std::unique_lock<std::mutex> turn;
+  if (shared_ != nullptr) {
+    turn = std::unique_lock(shared_->mutex);
+    cuda::check(driver_, driver_.StreamWaitEvent(theirs, shared_->last.get(), 0), "taking turns");
+  }
+  // another stream of the caller's may still be at this context's memory
+  if (outside_) cuda::check(driver_, driver_.StreamWaitEvent(theirs, passed_.get(), 0), "the session's last call");
+  set_shape(shape);
+  bind(here, device_pixels, device_labels);
+  network(theirs);
+  cuda::check(driver_, driver_.EventRecord(passed_.get(), theirs), "marking the caller's stream");
+  outside_ = true;
+  if (shared_ != nullptr) cuda::check(driver_, driver_.EventRecord(shared_->last.get(), theirs), "taking turns");
+}
+
+}  // namespace segmenter_trt::tensorrt

@@ -1,0 +1,49 @@
+// One session of a plan: its execution context, its stream, and for each shape its memory and its CUDA graph.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "backend.h"
+#include "owners.h"
+#include "plan.h"
+
+namespace segmenter_trt::tensorrt {
+
+class PlanRunner final : public Runner {
+ public:
+  PlanRunner(const Plan& plan, const SessionOptions& options);
+  ~PlanRunner() override;
+
+  void* stage(const ImageShape& shape) override;
+  HostOutputs run(const ImageShape& shape, const void* input, Wanted wanted) override;
+  void enqueue(const ImageShape& shape, const void* device_pixels, void* device_labels, void* stream) override;
+
+ private:
+  struct Port;   // a tensor of a shape: where it lies on the device and, where the host sees it, on the host
+  struct Place;  // everything of one shape
+
+  Place& place(const ImageShape& shape);
+  Port port(const Tensor& tensor);
+  void set_shape(const ImageShape& shape);
+  void bind(const Place& place, const void* pixels, void* labels);
+  void work(Place& place, cuda::StreamHandle stream);
+  void capture(Place& place);
+  void require(bool done, const char* what);
+  void network(cuda::StreamHandle stream);
+
+  const Plan& plan_;
+  const cuda::Driver& driver_;
+  const bool graphs_;
+  SharedWorkspace* shared_ = nullptr;  // null with scratch memory of its own
+  std::unique_ptr<nvinfer1::IExecutionContext> context_;
+  cuda::Stream stream_;
+  cuda::Event passed_;       // behind the last call on a stream of the caller's
+  bool outside_ = false;     // whether there was one that this session's own stream has not waited for
+  std::list<Place> places_;  // the last used in front
+  ImageShape shape_{};       // that the context is set to
+};
+
+}  // namespace segmenter_trt::tensorrt

@@ -1,0 +1,226 @@
+// A TensorRT that runs plans of a few words, as libnvinfer: `fake B H W K P int32 masks`.
+//
+// Label of a pixel: its red value modulo K; masks are 1 for the label of a patch's first pixel and 0 elsewhere, and NaN
+// everywhere in an image whose first pixel is 255, 255, 255. The profile goes up to B images of H x W. Work is put on
+// the stream of the fake driver, with the addresses bound at that moment, as TensorRT's is.
+#include <dlfcn.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "fake_cuda.h"
+#include "fake_interfaces.h"
+
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::Dims;
+
+struct Facts {
+  std::int64_t B = 0, H = 0, W = 0, K = 0, P = 0;
+  bool wide = false, masks = false, normalized = false;
+};
+
+nvinfer1::ILogger* logger = nullptr;
+
+void complain(const char* text) { logger->log(nvinfer1::ILogger::Severity::kERROR, text); }
+
+template <class Function>
+Function* of_driver(const char* name) {
+  void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+  return library == nullptr ? nullptr : reinterpret_cast<Function*>(dlsym(library, name));
+}
+
+struct Job {
+  Facts facts;
+  std::int64_t B, H, W;
+  const void* images;
+  void* labels;
+  void* masks;
+};
+
+int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
+  if (!job.facts.normalized) return static_cast<const unsigned char*>(job.images)[((b * job.H + y) * job.W + x) * 3];
+  // mean 0, standard deviation 1: a colour is its 255th
+  return static_cast<int>(
+      std::lround(static_cast<const float*>(job.images)[((b * 3) * job.H + y) * job.W + x] * 255.0f));
+}
+
+void compute(void* data) {
+  const Job& job = *static_cast<Job*>(data);
+  const auto K = static_cast<int>(job.facts.K);
+  for (std::int64_t b = 0; b < job.B; ++b) {
+    for (std::int64_t y = 0; y < job.H; ++y) {
+      for (std::int64_t x = 0; x < job.W; ++x) {
+        const std::int64_t at = (b * job.H + y) * job.W + x;
+        if (job.labels == nullptr) continue;
+        if (job.facts.wide)
+          static_cast<std::int32_t*>(job.labels)[at] = red(job, b, y, x) % K;
+        else
+          static_cast<unsigned char*>(job.labels)[at] = static_cast<unsigned char>(red(job, b, y, x) % K);
+      }
+    }
+    if (job.masks == nullptr) continue;
+    const std::int64_t P = job.facts.P, h = (job.H + P - 1) / P, w = (job.W + P - 1) / P;
+    for (std::int64_t k = 0; k < K; ++k) {
+      for (std::int64_t i = 0; i < h; ++i) {
+        for (std::int64_t j = 0; j < w; ++j) {
+          float score = red(job, b, i * P, j * P) % K == k ? 1.0f : 0.0f;
+          if (red(job, b, 0, 0) == 255) score = std::numeric_limits<float>::quiet_NaN();
+          static_cast<float*>(job.masks)[((b * K + k) * h + i) * w + j] = score;
+        }
+      }
+    }
+  }
+}
+
+class Context final : public nvinfer1::StubContext {
+ public:
+  Context(const Facts& facts, bool own_memory) : facts_(facts), memory_(own_memory) {}
+
+  bool setInputShape(char const*, Dims const& dims) noexcept override {
+    const std::int64_t B = dims.d[0], H = dims.d[facts_.normalized ? 2 : 1], W = dims.d[facts_.normalized ? 3 : 2];
+    if (B > facts_.B || H > facts_.H || W > facts_.W) {
+      complain("outside the profile");
+      return false;
+    }
+    B_ = B, H_ = H, W_ = W;
+    return true;
+  }
+  Dims getTensorShape(char const* name) const noexcept override {
+    if (name == std::string("labels")) return Dims{3, {B_, H_, W_}};
+    if (name == std::string("masks"))
+      return Dims{4, {B_, facts_.K, (H_ + facts_.P - 1) / facts_.P, (W_ + facts_.P - 1) / facts_.P}};
+    return facts_.normalized ? Dims{4, {B_, 3, H_, W_}} : Dims{4, {B_, H_, W_, 3}};
+  }
+  bool setTensorAddress(char const* name, void* data) noexcept override {
+    bound_[name] = data;
+    return true;
+  }
+  void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override {
+    memory_ = size > 0 && fake_on_device_(memory, static_cast<std::size_t>(size)) != 0;
+  }
+  bool enqueueV3(cudaStream_t stream) noexcept override {
+    if (!memory_) {
+      complain("no scratch memory");
+      return false;
+    }
+    auto* const job = new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"], bound_["masks"]};
+    const std::size_t pixels = static_cast<std::size_t>(B_ * H_ * W_);
+    if (fake_on_device_(job->images, pixels * (facts_.normalized ? 12 : 3)) == 0 ||
+        (job->labels != nullptr && fake_on_device_(job->labels, pixels * (facts_.wide ? 4 : 1)) == 0)) {
+      complain("an address that is not the device's");
+      delete job;
+      return false;
+    }
+    const auto drop = [](void* data) { delete static_cast<Job*>(data); };
+    if (submit_(stream, &compute, job, drop) == 0) return true;
+    complain("the stream\nrefused");
+    return false;
+  }
+
+ private:
+  const Facts facts_;
+  bool memory_;
+  std::int64_t B_ = 0, H_ = 0, W_ = 0;
+  std::map<std::string, void*> bound_;
+  decltype(&fake_cuda_on_device) fake_on_device_ = of_driver<decltype(fake_cuda_on_device)>("fake_cuda_on_device");
+  decltype(&fake_cuda_submit) submit_ = of_driver<decltype(fake_cuda_submit)>("fake_cuda_submit");
+};
+
+class Engine final : public nvinfer1::StubEngine {
+ public:
+  explicit Engine(const Facts& facts) : facts_(facts) {
+    names_ = {"images", "labels"};
+    if (facts.masks) names_.push_back("masks");
+  }
+  std::int32_t getNbIOTensors() const noexcept override { return static_cast<std::int32_t>(names_.size()); }
+  char const* getIOTensorName(std::int32_t index) const noexcept override {
+    return names_[static_cast<std::size_t>(index)];
+  }
+  DataType getTensorDataType(char const* name) const noexcept override {
+    if (name == std::string("labels")) return facts_.wide ? DataType::kINT32 : DataType::kUINT8;
+    return name == std::string("images") && !facts_.normalized ? DataType::kUINT8 : DataType::kFLOAT;
+  }
+  nvinfer1::TensorIOMode getTensorIOMode(char const* name) const noexcept override {
+    return name == std::string("images") ? nvinfer1::TensorIOMode::kINPUT : nvinfer1::TensorIOMode::kOUTPUT;
+  }
+  nvinfer1::IExecutionContext* createExecutionContext(
+      nvinfer1::ExecutionContextAllocationStrategy strategy) noexcept override {
+    return new Context(facts_, strategy != nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+  }
+  std::int64_t getDeviceMemorySizeV2() const noexcept override { return 4096; }
+
+ private:
+  const Facts facts_;
+  std::vector<const char*> names_;
+};
+
+class Registry final : public nvinfer1::StubRegistry {
+ public:
+  PluginLibraryHandle loadLibrary(nvinfer1::AsciiChar const* path) noexcept override {
+    if (std::string(path).find("missing") != std::string::npos) {
+      complain("cannot open it");
+      return nullptr;
+    }
+    loaded_ = true;
+    return this;
+  }
+  nvinfer1::IPluginCreatorInterface* getCreator(nvinfer1::AsciiChar const* const name, nvinfer1::AsciiChar const* const,
+                                                nvinfer1::AsciiChar const* const) noexcept override {
+    // only compared with null
+    static char here;
+    return loaded_ && name == std::string("SegmenterAttention")
+               ? reinterpret_cast<nvinfer1::IPluginCreatorInterface*>(&here)
+               : nullptr;
+  }
+
+ private:
+  bool loaded_ = false;
+};
+
+class Runtime final : public nvinfer1::StubRuntime {
+ public:
+  nvinfer1::ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
+    std::istringstream words(std::string(static_cast<const char*>(blob), size));
+    std::string word;
+    Facts facts;
+    if (!(words >> word) || word != "fake" || !(words >> facts.B >> facts.H >> facts.W >> facts.K >> facts.P)) {
+      complain("this is no plan");
+      return nullptr;
+    }
+    while (words >> word) {
+      facts.wide |= word == "int32";
+      facts.masks |= word == "masks";
+      facts.normalized |= word == "normalized";
+    }
+    return new Engine(facts);
+  }
+  nvinfer1::IPluginRegistry& getPluginRegistry() noexcept override { return registry_; }
+
+ private:
+  Registry registry_;
+};
+
+}  // namespace
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+#ifndef FAKE_MINOR
+#define FAKE_MINOR NV_TENSORRT_MINOR
+#endif
+
+EXPORTED void* createInferRuntime_INTERNAL(void* given, std::int32_t) noexcept {
+  logger = static_cast<nvinfer1::ILogger*>(given);
+  return static_cast<nvinfer1::IRuntime*>(new Runtime);
+}
+EXPORTED std::int32_t getInferLibMajorVersion() noexcept { return NV_TENSORRT_MAJOR; }
+EXPORTED std::int32_t getInferLibMinorVersion() noexcept { return FAKE_MINOR; }
+EXPORTED std::int32_t getInferLibPatchVersion() noexcept { return 1; }
+EXPORTED std::int32_t getInferLibBuildVersion() noexcept { return 48; }
