@@ -1,0 +1,61 @@
+// Images in, labels out: the same for every runtime.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "segmenter_trt/engine.h"
+#include "segmenter_trt/normalize.h"
+#include "segmenter_trt/upsample_argmax.h"
+
+namespace segmenter_trt {
+
+struct SessionOptions {
+  int threads = 0;                // of the CPU, around the network; 0 takes the engine's
+  bool graphs = true;             // GPU: replay each shape as a CUDA graph
+  bool shared_workspace = false;  // GPU: one workspace for all sessions that ask for it, which then take turns
+};
+
+// [B, 3, H, W] network input, contiguous, as `normalize` writes it.
+struct NormalizedView {
+  const float* data;
+  std::int64_t B, H, W;
+};
+
+// One per thread; it keeps the engine alive. After the first call of a shape, calls allocate nothing.
+class Session {
+ public:
+  explicit Session(const Engine& engine, const SessionOptions& options = {});
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  // Labels of images of a size and number the engine takes; labels.size is the images'. Bytes hold up to 256 classes,
+  // more need int16.
+  // Throws InputError for other images or labels, and RunError when the network fails or its scores are no numbers.
+  void run(const ImagesView& pixels, const LabelsView<std::uint8_t>& labels);
+  void run(const ImagesView& pixels, const LabelsView<std::int16_t>& labels);
+
+  // Class masks [B, K, h, w] on the patch grid of the images, padded to whole patches; in memory of the session's own,
+  // until its next call. Of normalised images only where the engine takes those: see Manifest::input.
+  MasksView masks(const ImagesView& pixels);
+  MasksView masks(const NormalizedView& images);
+
+  // Writes scores [B, K, H, W] of every pixel: the masks upsampled, values as upsample_argmax compares them.
+  void logits(const ImagesView& pixels, float* logits);
+
+  // On a GPU: labels of images that lie on the device, into memory there, enqueued on a CUstream of the caller's (null:
+  // the default one) and not waited for. Both stay in place until the stream has passed them. Bytes or int16 as in run.
+  // Throws Unavailable where the engine runs on the CPU.
+  void enqueue(const ImagesView& device_pixels, void* device_labels, void* stream);
+
+  const Engine& engine() const noexcept;
+  Description describe() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace segmenter_trt

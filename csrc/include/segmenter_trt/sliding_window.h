@@ -1,0 +1,31 @@
+// Labels of an image of any size, through windows of the one an engine takes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "segmenter_trt/session.h"
+
+namespace segmenter_trt {
+
+struct WindowOptions {
+  std::int64_t window;      // side in pixels, usually the training crop
+  std::int64_t stride = 0;  // pixels from one window to the next; 0 takes the window's side
+  std::int64_t batch = 1;   // windows in one call of the network
+};
+
+// Where windows start along a side of `length` pixels: every `stride`, the last one flush with the end.
+std::vector<std::int64_t> anchors(std::int64_t length, std::int64_t window, std::int64_t stride);
+
+// The windows and the merge of segmenter.window.segment for one view that is not mirrored: an image smaller than the
+// window is enlarged until its shorter side is the window's, logits are averaged where windows overlap, and those of an
+// enlarged image are resized to the image. Logits are made a row at a time, and only where windows overlap.
+//
+// pixels: one image, [1, H, W, 3]. An engine that takes pixels gets an enlarged image rounded to whole colours, which
+// segmenter.window.segment does not round. Throws InputError, as Session does and for windows that would leave gaps.
+void run_sliding_window(Session& session, const ImagesView& pixels, const LabelsView<std::uint8_t>& labels,
+                        const WindowOptions& options);
+void run_sliding_window(Session& session, const ImagesView& pixels, const LabelsView<std::int16_t>& labels,
+                        const WindowOptions& options);
+
+}  // namespace segmenter_trt
