@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -34,6 +35,7 @@ class CMakeBuild(build_ext):
             "-DSEGMENTER_TRT_TOOLS=OFF",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *json_headers(),
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         folder = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -42,6 +44,14 @@ class CMakeBuild(build_ext):
         for step in (configure, [cmake, "--build", str(build), "--parallel", jobs], install):
             if subprocess.run(step, check=False).returncode:
                 raise CompileError(f"segmenter_trt: `{' '.join(step)}` failed; its own message is above")
+
+
+def json_headers() -> list[str]:
+    """Where the wheel nlohmann-json keeps its headers, for CMake; without it CMake looks for a system's."""
+    # found, not imported: the wheel's own module imports another package
+    wheel = find_spec("nlohmann_json")
+    folders = (wheel.submodule_search_locations or []) if wheel else []
+    return [f"-DSEGMENTER_TRT_JSON={Path(folder) / 'include'}" for folder in folders]
 
 
 def require(what: str, names: list[str], fix: str) -> str:

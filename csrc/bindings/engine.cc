@@ -103,6 +103,7 @@ py::dict as_dict(const Description& description) {
   facts["floats"] = description.floats;
   facts["model"] = description.model;
   facts["labels_by"] = description.labels_by;
+  facts["input"] = description.input == Input::pixels ? "pixels" : "normalized";
   facts["warning"] = description.warning;
   facts["threads"] = description.threads;
   facts["height"] = as_tuple(description.height);

@@ -19,8 +19,6 @@ namespace {
 namespace py = pybind11;
 namespace trt = segmenter_trt;
 
-constexpr std::int64_t kLongestSide = std::int64_t{1} << 24;
-
 std::string describe(const py::array& array) {
   return py::str("{} {}").format(array.dtype(), array.attr("shape")).cast<std::string>();
 }
@@ -112,16 +110,12 @@ py::array_t<float> normalize(const py::object& images, const py::object& scale, 
   return planes;
 }
 
-py::array_t<std::uint8_t> resize(const py::object& images, std::int64_t height, std::int64_t width, int threads) {
-  const auto pixels = checked<std::uint8_t>(images, "images", "uint8 [B, H, W, 3]", 4);
-  if (pixels.shape(3) != 3) throw py::value_error("images " + describe(pixels) + ": wanted uint8 [B, H, W, 3]");
-  // before memory is asked for; what the core says of sides beyond its own
-  if (height < 1 || width < 1 || height > kLongestSide || width > kLongestSide) {
-    throw py::value_error("size " + std::to_string(height) + "x" + std::to_string(width) + ": wanted sides from 1 to " +
-                          std::to_string(kLongestSide));
-  }
-  const trt::ImagesView view = {pixels.data(), pixels.shape(0), pixels.shape(1), pixels.shape(2)};
-  py::array_t<std::uint8_t> resized({view.B, height, width, std::int64_t{3}});
+py::array_t<std::uint8_t> resize(const py::object& image, std::int64_t height, std::int64_t width, int threads) {
+  const auto pixels = checked<std::uint8_t>(image, "image", "uint8 [H, W, 3]", 3);
+  if (pixels.shape(2) != 3) throw py::value_error("image " + describe(pixels) + ": wanted uint8 [H, W, 3]");
+  const trt::ImagesView view = {pixels.data(), 1, pixels.shape(0), pixels.shape(1)};
+  trt::check_sizes(view, trt::Size{height, width});
+  py::array_t<std::uint8_t> resized({height, width, std::int64_t{3}});
   std::uint8_t* const data = resized.mutable_data();
   {
     const py::gil_scoped_release release;
@@ -151,11 +145,11 @@ is NaN, infinite or beyond 8e37.)");
 images: uint8 [B, H, W, 3], C-contiguous; scale, shift: float32 [3]; out_height, out_width: the images' by default, larger
 ones are filled with zeros below and to the right; threads and simd as in upsample_argmax.
 Returns float32 [B, 3, out_height, out_width]. Raises TypeError and ValueError as upsample_argmax does.)");
-  module.def("resize", &resize, py::arg("images"), py::arg("height"), py::arg("width"), py::arg("threads") = 0,
-             R"(uint8 RGB images to another size, bit for bit as Pillow's bilinear resize, which widens its filter to shrink.
+  module.def("resize", &resize, py::arg("image"), py::arg("height"), py::arg("width"), py::arg("threads") = 0,
+             R"(A uint8 RGB image resized bilinearly, bit for bit as Pillow's Image.resize(..., BILINEAR) does it.
 
-images: uint8 [B, H, W, 3], C-contiguous; threads as in upsample_argmax. Returns uint8 [B, height, width, 3].
-Raises TypeError and ValueError as upsample_argmax does.)");
+image: uint8 [H, W, 3], C-contiguous; height, width: pixels; threads as in upsample_argmax.
+Returns uint8 [height, width, 3]. Raises TypeError and ValueError as upsample_argmax does.)");
 }
 
 }  // namespace segmenter_trt::bindings

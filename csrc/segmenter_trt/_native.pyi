@@ -70,6 +70,7 @@ class _Description(TypedDict):
     floats: str
     model: str
     labels_by: str
+    input: Literal["pixels", "normalized"]
     warning: str
     threads: int
     height: _Range
@@ -144,4 +145,4 @@ def normalize(
     *,
     simd: _Simd = "automatic",
 ) -> NDArray[np.float32]: ...
-def resize(images: NDArray[np.uint8], height: int, width: int, threads: int = 0) -> NDArray[np.uint8]: ...
+def resize(image: NDArray[np.uint8], height: int, width: int, threads: int = 0) -> NDArray[np.uint8]: ...

@@ -23,4 +23,15 @@ Axis make_axis(std::int64_t grid, std::int64_t full, std::int64_t kept) {
   return axis;
 }
 
+void Axis::spread(const float* line, std::int64_t begin, std::int64_t end, float* out) const {
+  for (const Cell& cell : cells) {
+    const float from = line[cell.low];
+    const float rise = line[cell.high] - from;
+    const std::int64_t last = std::min<std::int64_t>(cell.end, end);
+    for (std::int64_t pixel = std::max<std::int64_t>(cell.begin, begin); pixel < last; ++pixel) {
+      out[pixel - begin] = from + rise * fraction[static_cast<std::size_t>(pixel)];
+    }
+  }
+}
+
 }  // namespace segmenter_trt

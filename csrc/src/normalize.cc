@@ -6,7 +6,8 @@
 #include <string>
 
 #include "dispatch.h"
-#include "parallel.h"
+#include "normalize_planes.h"
+#include "workers.h"
 
 namespace segmenter_trt {
 namespace {
@@ -27,15 +28,15 @@ void check_sizes(const ImagesView& images, std::int64_t H, std::int64_t W) {
   }
 }
 
-void normalize(const ImagesView& images, const float scale[3], const float shift[3], const PlanesView& planes,
-               int threads, Simd simd) {
+void normalize_planes(const ImagesView& images, const float scale[3], const float shift[3], const PlanesView& planes,
+                      int threads, Simd simd, Workers& workers) {
   check_sizes(images, planes.H, planes.W);
   const auto normalize_row = kernels(simd).normalize_row;
   const std::int64_t plane = planes.H * planes.W;
   const std::int64_t tasks = images.B * planes.H;
   threads = choose_threads(threads, tasks, images.B * plane, kPixelsPerThread);
   std::atomic<std::int64_t> next = 0;
-  run_on_threads(threads, [&] {
+  workers.run(threads, [&](int) {
     for (std::int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       const std::int64_t b = task / planes.H;
       const std::int64_t y = task % planes.H;
@@ -47,6 +48,12 @@ void normalize(const ImagesView& images, const float scale[3], const float shift
       for (int c = 0; c < 3; ++c) std::fill(out + c * plane + written, out + c * plane + planes.W, 0.0f);
     }
   });
+}
+
+void normalize(const ImagesView& images, const float scale[3], const float shift[3], const PlanesView& planes,
+               int threads, Simd simd) {
+  Workers workers;
+  normalize_planes(images, scale, shift, planes, threads, simd, workers);
 }
 
 }  // namespace segmenter_trt

@@ -28,6 +28,7 @@ struct Description {
   std::string floats;     // what floating-point layers compute in; empty where the artifact settles it
   std::string model;
   std::string labels_by;  // the graph, or segmenter_trt's upsample_argmax
+  Input input;            // what the network is given; pixels too where the runtime normalises them itself
   std::string warning;    // what may make labels here differ from those the artifact was verified with; usually empty
   int threads;            // of the CPU; 0 where the network does not run on it
   Range height, width, batch;

@@ -1,4 +1,5 @@
-// What goes wrong with an engine, as types; every message is one line: the thing, what was wanted, what came, what to do.
+// What goes wrong with an engine, as types; every message is one line: the thing, what was wanted, what came, what to
+// do.
 #pragma once
 
 #include <stdexcept>

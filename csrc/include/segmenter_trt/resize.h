@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "segmenter_trt/normalize.h"
+#include "segmenter_trt/upsample_argmax.h"
 
 namespace segmenter_trt {
 
@@ -13,11 +14,15 @@ struct PixelsView {
   std::int64_t H, W;
 };
 
+// Throws std::invalid_argument when there is no pixel, or a side is beyond 2^24: for callers who want to know before
+// they allocate the pixels.
+void check_sizes(const ImagesView& images, Size size);
+
 // Bilinear, with the filter widened to the scale when a side shrinks; bit for bit what Pillow's
-// Image.resize(..., BILINEAR) gives, and with it segmenter.datasets.fitted.fit: rows first, then columns, in fixed-point
-// coefficients of 22 bits, each pass rounded to 8 bits.
+// Image.resize(..., BILINEAR) gives, and with it segmenter.datasets.fitted.fit: along rows first, then along columns,
+// in fixed-point weights of 22 bits, each pass rounded to 8 bits.
 //
-// threads: 0 chooses by size and machine. Throws std::invalid_argument when there is no pixel, or a side beyond 2^24.
+// threads: 0 chooses by size and machine. Throws std::invalid_argument as check_sizes does.
 void resize(const ImagesView& images, const PixelsView& resized, int threads = 0);
 
 }  // namespace segmenter_trt

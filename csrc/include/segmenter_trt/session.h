@@ -31,14 +31,14 @@ class Session {
   Session& operator=(Session&&) noexcept;
   ~Session();
 
-  // Labels of images of a size and number the engine takes; labels.size is the images'. Bytes hold up to 256 classes,
-  // more need int16.
+  // Labels of images of a size and number the engine takes; labels.size is the images'. Bytes for up to 256 classes,
+  // int16 for more.
   // Throws InputError for other images or labels, and RunError when the network fails or its scores are no numbers.
   void run(const ImagesView& pixels, const LabelsView<std::uint8_t>& labels);
   void run(const ImagesView& pixels, const LabelsView<std::int16_t>& labels);
 
   // Class masks [B, K, h, w] on the patch grid of the images, padded to whole patches; in memory of the session's own,
-  // until its next call. Of normalised images only where the engine takes those: see Manifest::input.
+  // until its next call. Of normalised images only where the network is given those: see Description::input.
   MasksView masks(const ImagesView& pixels);
   MasksView masks(const NormalizedView& images);
 
@@ -51,6 +51,7 @@ class Session {
   void enqueue(const ImagesView& device_pixels, void* device_labels, void* stream);
 
   const Engine& engine() const noexcept;
+  int threads() const noexcept;  // of the CPU, around the network
   Description describe() const;
 
  private:

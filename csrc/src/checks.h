@@ -1,0 +1,35 @@
+// What every way to labels demands of its caller.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "segmenter_trt/errors.h"
+#include "segmenter_trt/normalize.h"
+#include "segmenter_trt/upsample_argmax.h"
+
+namespace segmenter_trt {
+
+// Classes a byte tells apart; labels of more are int16.
+inline constexpr std::int64_t kMostByteClasses = 256;
+
+inline std::string sides(std::int64_t height, std::int64_t width) {
+  return std::to_string(height) + "x" + std::to_string(width);
+}
+
+// Throws InputError for labels of another type than K classes have, or of another size than the images.
+template <class Label>
+void check_labels(const LabelsView<Label>& labels, const ImagesView& images, std::int64_t K) {
+  constexpr bool bytes = std::is_same_v<Label, std::uint8_t>;
+  if (bytes != (K <= kMostByteClasses)) {
+    throw InputError(std::string("labels ") + (bytes ? "uint8" : "int16") + ": this engine has " + std::to_string(K) +
+                     " classes; pass " + (bytes ? "int16" : "uint8"));
+  }
+  if (labels.data == nullptr || labels.size.height != images.H || labels.size.width != images.W) {
+    throw InputError("labels " + sides(labels.size.height, labels.size.width) + ": wanted memory for " +
+                     sides(images.H, images.W) + ", the images' size");
+  }
+}
+
+}  // namespace segmenter_trt

@@ -1,0 +1,90 @@
+#include "segmenter_trt/engine.h"
+
+#include <cstddef>
+#include <fstream>
+#include <span>
+#include <utility>
+
+#include "backend.h"
+#include "cpu.h"
+#include "engine_state.h"
+#include "segmenter_trt/errors.h"
+#include "sha256.h"
+
+namespace segmenter_trt {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A whole file. Reading it once, and giving runtimes what was read, leaves no moment to swap the file in.
+class Contents {
+ public:
+  explicit Contents(const fs::path& path) {
+    std::error_code missing;
+    const std::uintmax_t size = fs::file_size(path, missing);
+    std::ifstream file(path, std::ios::binary);
+    if (missing || !file || !fs::is_regular_file(path, missing)) {
+      throw ArtifactError(path.string() +
+                          ": no such engine file; make it with `segmenter export` or `segmenter build`");
+    }
+    size_ = static_cast<std::size_t>(size);
+    data_ = std::make_unique_for_overwrite<std::byte[]>(size_);
+    file.read(reinterpret_cast<char*>(data_.get()), static_cast<std::streamsize>(size_));
+    if (static_cast<std::size_t>(file.gcount()) != size_) {
+      throw ArtifactError(path.string() + ": " + std::to_string(file.gcount()) + " of " + std::to_string(size_) +
+                          " bytes could be read; copy it again");
+    }
+  }
+
+  std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
+
+ private:
+  std::unique_ptr<std::byte[]> data_;
+  std::size_t size_ = 0;
+};
+
+void check_options(const EngineOptions& options) {
+  if (options.threads < 0) throw InputError(std::to_string(options.threads) + " threads: wanted 0 (all cores) or more");
+  if (options.streams < 1) throw InputError(std::to_string(options.streams) + " streams: wanted at least 1");
+  if (options.device < 0) throw InputError("device " + std::to_string(options.device) + ": wanted 0 or more");
+}
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<const State> state) noexcept : state_(std::move(state)) {}
+
+Engine Engine::open(const fs::path& artifact, const EngineOptions& options) {
+  check_options(options);
+  EngineOptions definite = options;
+  if (definite.threads == 0) definite.threads = usable_cores();
+
+  const Contents contents(artifact);
+  Manifest manifest = read_manifest(artifact);
+  if (sha256(contents.bytes()) != manifest.sha256) {
+    throw ArtifactError(artifact.string() +
+                        ": is not the file its manifest vouches for (SHA-256 differs); make both again");
+  }
+  auto backend = make_backend({manifest, artifact, contents.bytes(), definite});
+  const Description facts = backend->describe();
+  const bool narrowed = manifest.precision == "fp32" && facts.floats == "bf16";
+  std::string name = facts.engine + "-" + (narrowed ? facts.floats : manifest.precision) + ", " + manifest.model;
+  return Engine(std::make_shared<const State>(
+      State{artifact, std::move(manifest), definite.threads, std::move(backend), std::move(name)}));
+}
+
+const Manifest& Engine::manifest() const noexcept { return state_->manifest; }
+
+Description Engine::describe() const {
+  Description facts = state_->backend->describe();
+  const Manifest& manifest = state_->manifest;
+  facts.precision = manifest.precision;
+  facts.model = manifest.model;
+  facts.labels_by = state_->backend->gives_labels() ? "the graph" : "segmenter_trt.upsample_argmax";
+  facts.input = state_->backend->input();
+  facts.height = manifest.height;
+  facts.width = manifest.width;
+  facts.batch = manifest.batch;
+  return facts;
+}
+
+}  // namespace segmenter_trt

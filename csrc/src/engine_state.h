@@ -1,0 +1,21 @@
+// What an engine holds; sessions share it.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "backend.h"
+#include "segmenter_trt/engine.h"
+
+namespace segmenter_trt {
+
+struct Engine::State {
+  std::filesystem::path artifact;
+  Manifest manifest;
+  int threads;
+  std::unique_ptr<Backend> backend;
+  std::string name;  // engine, precision and model, as messages begin: "openvino-int8, small"
+};
+
+}  // namespace segmenter_trt

@@ -1,0 +1,72 @@
+// The few functions of OpenVINO's C interface that are used, found in its library when a program runs: no header or
+// library of OpenVINO is needed to build, and any release that has these functions serves.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+namespace segmenter_trt {
+
+// As OpenVINO declares them; those without members are its own affair.
+struct ov_core;
+struct ov_model;
+struct ov_compiled_model;
+struct ov_infer_request;
+struct ov_tensor;
+struct ov_shape {
+  std::int64_t rank;
+  std::int64_t* dims;
+};
+struct ov_version {
+  const char* build_number;
+  const char* description;
+};
+
+class OpenVino {
+ public:
+  // `runtime`: the library or its folder; empty looks at SEGMENTER_TRT_OPENVINO, then where systems keep libraries.
+  // Throws Unavailable when it cannot be opened or lacks a function.
+  explicit OpenVino(const std::filesystem::path& runtime);
+
+  std::string version() const;
+
+  // What went wrong in the last call, in one line.
+  std::string told() const;
+
+  int (*core_create)(ov_core**);
+  void (*core_free)(ov_core*);
+  int (*core_get_property)(const ov_core*, const char* device, const char* key, char** value);
+  int (*core_read_model_from_memory_buffer)(const ov_core*, const char* model, std::size_t size,
+                                            const ov_tensor* weights, ov_model**);
+  // count: of keys and values together
+  int (*core_compile_model)(const ov_core*, const ov_model*, const char* device, std::size_t count, ov_compiled_model**,
+                            ...);
+  void (*model_free)(ov_model*);
+  int (*compiled_model_create_infer_request)(const ov_compiled_model*, ov_infer_request**);
+  void (*compiled_model_free)(ov_compiled_model*);
+  int (*infer_request_get_input_tensor_by_index)(const ov_infer_request*, std::size_t, ov_tensor**);
+  int (*infer_request_set_input_tensor_by_index)(ov_infer_request*, std::size_t, const ov_tensor*);
+  int (*infer_request_get_output_tensor_by_index)(const ov_infer_request*, std::size_t, ov_tensor**);
+  int (*infer_request_infer)(ov_infer_request*);
+  void (*infer_request_free)(ov_infer_request*);
+  // numbers of element types differ between releases: they are asked for, never written
+  int (*tensor_create_from_host_ptr)(int element_type, ov_shape, void*, ov_tensor**);
+  int (*tensor_get_element_type)(const ov_tensor*, int*);
+  int (*tensor_set_shape)(ov_tensor*, ov_shape);
+  int (*tensor_get_shape)(const ov_tensor*, ov_shape*);
+  int (*tensor_get_byte_size)(const ov_tensor*, std::size_t*);
+  int (*tensor_data)(const ov_tensor*, void**);
+  void (*tensor_free)(ov_tensor*);
+  int (*shape_free)(ov_shape*);
+  void (*free)(const char*);
+
+ private:
+  int (*get_openvino_version)(ov_version*);
+  void (*version_free)(ov_version*);
+  const char* (*get_last_err_msg)();
+};
+
+}  // namespace segmenter_trt

@@ -1,0 +1,208 @@
+#include "segmenter_trt/session.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "backend.h"
+#include "checks.h"
+#include "engine_state.h"
+#include "label_plan.h"
+#include "normalize_planes.h"
+#include "score_rows.h"
+#include "segmenter_trt/errors.h"
+#include "workers.h"
+
+namespace segmenter_trt {
+namespace {
+
+// Shapes a session remembers what it has made for; a stream of images has one, a folder a few.
+constexpr std::size_t kShapes = 8;
+
+void check_size(const ImageShape& images, const Manifest& manifest) {
+  const Range& height = manifest.height;
+  const Range& width = manifest.width;
+  if (height.holds(images.H) && width.holds(images.W)) return;
+  const std::string image = "image " + sides(images.H, images.W) + ": this engine takes ";
+  if (height.fixed() && width.fixed()) {
+    throw InputError(image + sides(height.min, width.min) + "; resize it, or export again with --height " +
+                     std::to_string(images.H) + " --width " + std::to_string(images.W));
+  }
+  throw InputError(image + sides(height.min, width.min) + " to " + sides(height.max, width.max) + "; resize it");
+}
+
+void check_batch(std::int64_t count, const Range& batch) {
+  if (batch.holds(count)) return;
+  throw InputError("batch of " + std::to_string(count) + ": this engine takes " +
+                   (count > batch.max ? "at most " + std::to_string(batch.max) + "; split it"
+                                      : "at least " + std::to_string(batch.min) + "; fill it up"));
+}
+
+// How masks of one shape of images become labels, or scores.
+struct Shaped {
+  ImageShape images;
+  std::unique_ptr<LabelPlan> labels;
+  std::unique_ptr<ScoreRows> scores;
+};
+
+}  // namespace
+
+struct Session::State {
+  State(const Engine& of, const SessionOptions& options)
+      : engine(of),
+        manifest(of.state_->manifest),
+        backend(*of.state_->backend),
+        name(of.state_->name),
+        preprocess(affine(manifest.preprocess)),
+        threads(options.threads > 0 ? options.threads : of.state_->threads),
+        runner(backend.make_runner(options)) {
+    shapes.reserve(kShapes);
+  }
+
+  ImageShape checked(const void* data, std::int64_t B, std::int64_t H, std::int64_t W) const {
+    if (data == nullptr) throw InputError("images that are nowhere: wanted a pointer to uint8 RGB [B, H, W, 3]");
+    const ImageShape shape = {B, H, W};
+    check_size(shape, manifest);
+    check_batch(B, manifest.batch);
+    return shape;
+  }
+
+  // Runs what the runtime complains of in words that name the engine.
+  HostOutputs infer(const ImageShape& shape, const void* input, Wanted wanted) const {
+    try {
+      return runner->run(shape, input, wanted);
+    } catch (const RunError& error) {
+      throw RunError(name + ": " + error.what());
+    }
+  }
+
+  HostOutputs infer(const ImagesView& pixels, Wanted wanted) {
+    const ImageShape shape = checked(pixels.data, pixels.B, pixels.H, pixels.W);
+    if (backend.input() == Input::pixels) return infer(shape, pixels.data, wanted);
+    auto* const planes = static_cast<float*>(staged(shape));
+    normalize_planes(pixels, preprocess.scale.data(), preprocess.shift.data(), {planes, pixels.H, pixels.W}, threads,
+                     Simd::automatic, workers);
+    return infer(shape, planes, wanted);
+  }
+
+  void* staged(const ImageShape& shape) const {
+    try {
+      return runner->stage(shape);
+    } catch (const RunError& error) {
+      throw RunError(name + ": " + error.what());
+    }
+  }
+
+  void require_masks() const {
+    if (!manifest.gives("masks")) throw InputError(name + ": gives no masks, only labels; export it again with them");
+  }
+
+  // The last one used comes first.
+  Shaped& shaped(const ImageShape& images) {
+    const auto same = [&](const Shaped& known) { return known.images == images; };
+    auto found = std::find_if(shapes.begin(), shapes.end(), same);
+    if (found == shapes.end()) {
+      if (shapes.size() == kShapes) shapes.pop_back();
+      shapes.push_back({images, nullptr, nullptr});
+      found = shapes.end() - 1;
+    }
+    std::rotate(shapes.begin(), found, found + 1);
+    return shapes.front();
+  }
+
+  Size padded(const MasksView& masks) const { return {masks.h * manifest.patch_size, masks.w * manifest.patch_size}; }
+
+  template <class Label>
+  void run(const ImagesView& pixels, const LabelsView<Label>& labels) {
+    check_labels(labels, pixels, manifest.K());
+    if (backend.gives_labels()) {
+      const HostOutputs outputs = infer(pixels, Wanted::labels);
+      if (outputs.masks.data != nullptr) require_numbers(outputs.masks, name);
+      std::memcpy(labels.data, outputs.labels,
+                  static_cast<std::size_t>(pixels.B * pixels.H * pixels.W) * sizeof(Label));
+      return;
+    }
+    const MasksView masks = infer(pixels, Wanted::masks).masks;
+    Shaped& made = shaped({pixels.B, pixels.H, pixels.W});
+    if (!made.labels) {
+      made.labels = std::make_unique<LabelPlan>(masks, padded(masks), labels.size, threads, Simd::automatic);
+    }
+    try {
+      made.labels->run(masks.data, labels.data, workers);
+    } catch (const std::invalid_argument& error) {
+      throw RunError(name + ": " + error.what());
+    }
+  }
+
+  Engine engine;
+  const Manifest& manifest;
+  const Backend& backend;
+  const std::string& name;
+  const Affine preprocess;
+  const int threads;
+  std::unique_ptr<Runner> runner;
+  Workers workers;
+  std::vector<Shaped> shapes;
+  std::vector<float> line;
+};
+
+Session::Session(const Engine& engine, const SessionOptions& options) {
+  if (options.threads < 0) {
+    throw InputError(std::to_string(options.threads) + " threads: wanted 0 (the engine's) or more");
+  }
+  state_ = std::make_unique<State>(engine, options);
+}
+
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+void Session::run(const ImagesView& pixels, const LabelsView<std::uint8_t>& labels) { state_->run(pixels, labels); }
+void Session::run(const ImagesView& pixels, const LabelsView<std::int16_t>& labels) { state_->run(pixels, labels); }
+
+MasksView Session::masks(const ImagesView& pixels) {
+  state_->require_masks();
+  return state_->infer(pixels, Wanted::masks).masks;
+}
+
+MasksView Session::masks(const NormalizedView& images) {
+  state_->require_masks();
+  if (state_->backend.input() != Input::normalized) {
+    throw InputError(state_->name + ": takes pixels and normalises them itself; pass uint8 RGB images");
+  }
+  const ImageShape shape = state_->checked(images.data, images.B, images.H, images.W);
+  return state_->infer(shape, images.data, Wanted::masks).masks;
+}
+
+void Session::logits(const ImagesView& pixels, float* logits) {
+  if (logits == nullptr) throw InputError("logits that are nowhere: wanted a pointer to float32 [B, K, H, W]");
+  const MasksView masks = this->masks(pixels);
+  Shaped& made = state_->shaped({pixels.B, pixels.H, pixels.W});
+  if (!made.scores) {
+    const Size kept = {pixels.H, pixels.W};
+    made.scores = std::make_unique<ScoreRows>(masks.h, masks.w, state_->padded(masks), kept);
+  }
+  std::vector<float>& line = state_->line;
+  line.resize(static_cast<std::size_t>(masks.w));
+  for (std::int64_t b = 0; b < masks.B; ++b) {
+    const float* const grid = masks.data + b * masks.K * masks.h * masks.w;
+    for (std::int64_t y = 0; y < pixels.H; ++y) {
+      float* const out = logits + (b * masks.K * pixels.H + y) * pixels.W;
+      made.scores->read(grid, masks.K, y, 0, pixels.W, out, pixels.H * pixels.W, line.data());
+    }
+  }
+}
+
+void Session::enqueue(const ImagesView& device_pixels, void* device_labels, void* stream) {
+  const ImageShape shape = state_->checked(device_pixels.data, device_pixels.B, device_pixels.H, device_pixels.W);
+  if (device_labels == nullptr) throw InputError("labels that are nowhere: wanted memory on the device");
+  state_->runner->enqueue(shape, device_pixels.data, device_labels, stream);
+}
+
+const Engine& Session::engine() const noexcept { return state_->engine; }
+int Session::threads() const noexcept { return state_->threads; }
+Description Session::describe() const { return state_->engine.describe(); }
+
+}  // namespace segmenter_trt
