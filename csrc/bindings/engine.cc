@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "parts.h"
+#include "segmenter_trt/errors.h"
 
 namespace segmenter_trt::bindings {
 namespace {
@@ -65,8 +66,13 @@ py::dict as_dict(const Manifest& manifest) {
 
 // The folder of the runtime's libraries where its Python package brings them, which is looked for and not imported.
 fs::path runtime_folder(const fs::path& artifact) {
-  const Manifest manifest = read_manifest(artifact);
-  const std::string runtime = manifest.kind == Kind::onnx ? "openvino" : manifest.engine;
+  std::string runtime;
+  try {
+    const Manifest manifest = read_manifest(artifact);
+    runtime = manifest.kind == Kind::onnx ? "openvino" : manifest.engine;
+  } catch (const Error&) {
+    return {};  // opening the engine says it, after what comes first
+  }
   const py::object folder = py::module_::import("segmenter_trt.runtimes").attr("folder")(runtime);
   return folder.is_none() ? fs::path() : folder.cast<fs::path>();
 }

@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <iterator>
@@ -174,8 +175,8 @@ Memory on_host(const py::object& object, const std::string& name, const std::str
     throw InputError(name + ": lies on a GPU; wanted CPU memory, " + wanted +
                      "; copy it to the CPU, or use run_async where the engine runs on a GPU");
   }
-  throw InputError(name + " is a " + type_of(object) + ": wanted " + wanted +
-                   " as a numpy array, a buffer or a DLPack tensor; pass numpy.asarray(...)");
+  throw InputError(name + ": this " + type_of(object) + " is no array; wanted " + wanted +
+                   " as a numpy array, a buffer or a DLPack tensor, such as numpy.asarray(...)");
 }
 
 Memory on_device(const py::object& object, const std::string& name, const std::string& wanted, std::uintptr_t stream) {
@@ -226,7 +227,10 @@ void require_writable(const Memory& memory) {
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
-  for (const std::int64_t side : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(side);
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (i != 0) text += ", ";
+    text += std::to_string(shape[i]);
+  }
   return text + "]";
 }
 

@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
+#include <bit>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "engine.h"
 #include "exclusive.h"
@@ -58,6 +60,18 @@ std::vector<py::ssize_t> shaped(bool single, std::int64_t B, std::initializer_li
   std::vector<py::ssize_t> shape(rest.begin(), rest.end());
   if (!single) shape.insert(shape.begin(), B);
   return shape;
+}
+
+// An argmax of the caller's would label NaN as if nothing were wrong.
+void require_finite(const float* values, std::int64_t count, const char* name) {
+  std::uint32_t odd = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    odd |= (std::bit_cast<std::uint32_t>(values[i]) & 0x7F800000U) == 0x7F800000U ? 1U : 0U;
+  }
+  if (odd != 0) {
+    throw RunError(std::string(name) + ": scores that are no numbers; fp16 ends at 65504, so try bf16 or fp32, and look"
+                   " for NaN in normalized images and in the weights");
+  }
 }
 
 class PySession {
@@ -127,6 +141,7 @@ class PySession {
       const py::gil_scoped_release release;
       in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
         session_.logits({view.data + first * pixels * 3, count, view.H, view.W}, data + first * K * pixels);
+        require_finite(data + first * K * pixels, count * K * pixels, "logits");
       });
     }
     return logits;
@@ -232,6 +247,7 @@ class PySession {
       in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
         const MasksView made = session_.masks(View{view.data + first * values, count, view.H, view.W});
         if (made.B * made.K * made.h * made.w != count * each) throw RunError("masks: of another shape than promised");
+        require_finite(made.data, count * each, "masks");
         std::copy_n(made.data, count * each, data + first * each);
       });
     }
