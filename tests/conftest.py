@@ -84,3 +84,11 @@ def reference(engine_folder: Path) -> Iterator[Any]:
 
     with open_session(engine_folder / "checkpoint", "eager", threads=1) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def sdk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefix of the installed C++ library, C library and command line tool, built once; see `tests.sdk`."""
+    from tests.sdk import installed
+
+    return installed(tmp_path_factory.mktemp("sdk"))

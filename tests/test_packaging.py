@@ -2,7 +2,6 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -61,38 +60,6 @@ def test_layers(package: str, forbidden: set[str], inside_functions: bool) -> No
 def test_compiled_version_is_the_projects() -> None:
     segmenter_trt = pytest.importorskip("segmenter_trt", reason="segmenter_trt is not compiled; run pip install .")
     assert segmenter_trt.__version__ == __version__
-
-
-@pytest.mark.slow
-def test_a_cpp_program_finds_the_installed_library(tmp_path: Path) -> None:
-    if not shutil.which("cmake"):
-        pytest.skip("cmake is not installed")
-    if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("no C++ compiler is installed")
-    prefix = tmp_path / "prefix"
-
-    def build(source: Path, folder: Path, *options: str) -> None:
-        steps: list[tuple[str | Path, ...]] = [
-            ("cmake", "-S", source, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *options),
-            ("cmake", "--build", folder, "--parallel", "2"),
-        ]
-        for step in steps:
-            result = run(*step)
-            assert result.returncode == 0, result.stdout + result.stderr
-
-    build(ROOT, tmp_path / "library", "-DSEGMENTER_TRT_WERROR=ON")
-    installed = run("cmake", "--install", tmp_path / "library", "--prefix", prefix)
-    assert installed.returncode == 0, installed.stderr
-    build(ROOT / "csrc" / "examples" / "labels", tmp_path / "program", f"-DCMAKE_PREFIX_PATH={prefix}")
-    program = run(tmp_path / "program" / "labels")
-    assert program.returncode == 0, program.stderr
-    assert program.stdout.splitlines() == [
-        f"segmenter_trt {__version__}",
-        "00001111",
-        "00001111",
-        "22222222",
-        "22222222",
-    ]
 
 
 def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:

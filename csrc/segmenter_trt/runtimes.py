@@ -1,5 +1,6 @@
 """Where the Python packages of the runtimes keep their libraries."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,12 @@ _PACKAGES = {
 
 
 def folder(runtime: str) -> Path | None:
-    """The folder of a runtime's libraries, or None where its package is not installed; the package is not imported."""
+    """The folder of a runtime's libraries, or None where its package is not installed; the package is not imported.
+
+    None too where SEGMENTER_TRT_OPENVINO names OpenVINO's folder, which the library looks at itself.
+    """
+    if runtime == "openvino" and os.environ.get("SEGMENTER_TRT_OPENVINO"):
+        return None
     package, libraries = _PACKAGES.get(runtime, ("", ""))
     spec = find_spec(package) if package else None
     for location in (spec.submodule_search_locations or ()) if spec is not None else ():
