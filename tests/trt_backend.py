@@ -22,8 +22,8 @@ def compiler() -> str:
 
 
 def compile_backend(folder: Path) -> None:
-    """Build `csrc/tests/fake_backend.cc` into `folder`, where SEGMENTER_TRT_BACKENDS may point."""
-    source = ROOT / "csrc" / "tests" / "fake_backend.cc"
+    """Build `csrc/tests/red_backend.cc` into `folder`, where SEGMENTER_TRT_BACKENDS may point."""
+    source = ROOT / "csrc" / "tests" / "red_backend.cc"
     flags = ("-std=c++20", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
     includes = (f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc' / 'src'}")
     out = folder / "libsegmenter_trt_tensorrt.so"

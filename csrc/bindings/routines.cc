@@ -146,7 +146,7 @@ images: uint8 [B, H, W, 3], C-contiguous; scale, shift: float32 [3]; out_height,
 ones are filled with zeros below and to the right; threads and simd as in upsample_argmax.
 Returns float32 [B, 3, out_height, out_width]. Raises TypeError and ValueError as upsample_argmax does.)");
   module.def("resize", &resize, py::arg("image"), py::arg("height"), py::arg("width"), py::arg("threads") = 0,
-             R"(A uint8 RGB image resized bilinearly, bit for bit as Pillow's Image.resize(..., BILINEAR) does it.
+             R"(A uint8 RGB image resized bilinearly, bit for bit as Pillow 13's Image.resize(..., BILINEAR) does it.
 
 image: uint8 [H, W, 3], C-contiguous; height, width: pixels; threads as in upsample_argmax.
 Returns uint8 [height, width, 3]. Raises TypeError and ValueError as upsample_argmax does.)");

@@ -83,9 +83,7 @@ void serve(const trt::Engine& engine, Queue& queue) {
 int main(int arguments, char** argument) try {
   if (arguments != 3) throw std::runtime_error("usage: server ENGINE THREADS < frames");
   const int threads = std::clamp(std::atoi(argument[2]), 1, 64);
-  trt::EngineOptions options;
-  options.streams = threads;
-  const trt::Engine engine = trt::Engine::open(argument[1], options);
+  const trt::Engine engine = trt::Engine::open(argument[1], {.streams = threads});
   const trt::Manifest& manifest = engine.manifest();
   if (manifest.K() > 256) throw std::runtime_error("more than 256 classes: pass run a LabelsView<std::int16_t>");
   Queue queue(static_cast<std::size_t>(2 * threads));

@@ -91,6 +91,11 @@ void blend_rows(const std::uint8_t* rows, const Tap& tap, std::int64_t width, st
   for (std::int64_t x = 0; x < width; ++x) out[x] = rounded(sums[x]);
 }
 
+// The order decides how the first pass rounds, so it is part of the result: Pillow's, since release 13.
+bool columns_first(const ImagesView& images, const PixelsView& resized) {
+  return resized.H < images.H && images.H - resized.H > 2 * (images.W - resized.W);
+}
+
 void check_side(std::int64_t H, std::int64_t W) {
   if (H < 1 || W < 1 || H > kLargestSide || W > kLargestSide) {
     throw std::invalid_argument("size " + std::to_string(H) + "x" + std::to_string(W) +
@@ -109,10 +114,8 @@ void check_sizes(const ImagesView& images, Size size) {
 
 void resize(const ImagesView& images, const PixelsView& resized, int threads) {
   check_sizes(images, {resized.H, resized.W});
-  const std::int64_t old_rows = images.B * images.H;
-  const std::int64_t new_rows = images.B * resized.H;
-  threads =
-      choose_threads(threads, std::max(old_rows, new_rows), std::max(old_rows, new_rows) * resized.W, kPixelsPerThread);
+  const std::int64_t most_rows = images.B * std::max(images.H, resized.H);
+  threads = choose_threads(threads, most_rows, most_rows * std::max(images.W, resized.W), kPixelsPerThread);
   Workers workers;
   // calls work(row, index) for rows [0, count), whichever thread comes first
   const auto share = [&](std::int64_t count, const auto& work) {
@@ -121,34 +124,45 @@ void resize(const ImagesView& images, const PixelsView& resized, int threads) {
       for (std::int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(row, index);
     });
   };
-  const std::int64_t width = resized.W * 3;
-  const bool narrower = images.W != resized.W;
-  const bool lower = images.H != resized.H;
-
-  // a side that stays is not touched, as no rounding may
-  const std::uint8_t* rows = images.data;
-  std::vector<std::uint8_t> between;
-  if (narrower) {
+  // [B * rows, images.W, 3] -> [B * rows, resized.W, 3]
+  const auto along_rows = [&](const std::uint8_t* from, std::int64_t rows, std::uint8_t* out) {
     const Filter filter(images.W, resized.W);
-    std::uint8_t* out = resized.data;
-    if (lower) {
-      between.resize(static_cast<std::size_t>(old_rows * width));
-      out = between.data();
-    }
-    share(old_rows, [&](std::int64_t row, int) {
-      resize_row(images.data + row * images.W * 3, filter, resized.W, out + row * width);
+    share(images.B * rows, [&](std::int64_t row, int) {
+      resize_row(from + row * images.W * 3, filter, resized.W, out + row * resized.W * 3);
     });
-    rows = out;
-  }
-  if (lower) {
+  };
+  // [B, images.H, width, 3] -> [B, resized.H, width, 3]
+  const auto along_columns = [&](const std::uint8_t* from, std::int64_t width, std::uint8_t* out) {
     const Filter filter(images.H, resized.H);
-    std::vector<std::int32_t> sums(static_cast<std::size_t>(threads * width));
-    share(new_rows, [&](std::int64_t row, int index) {
-      const std::uint8_t* const image = rows + row / resized.H * images.H * width;
-      blend_rows(image, filter[row % resized.H], width, sums.data() + index * width, resized.data + row * width);
+    const std::int64_t bytes = width * 3;
+    std::vector<std::int32_t> sums(static_cast<std::size_t>(threads * bytes));
+    share(images.B * resized.H, [&](std::int64_t row, int index) {
+      const std::uint8_t* const image = from + row / resized.H * images.H * bytes;
+      blend_rows(image, filter[row % resized.H], bytes, sums.data() + index * bytes, out + row * bytes);
     });
+  };
+
+  // a side that stays is not touched: no rounding then
+  const bool width_changes = images.W != resized.W;
+  const bool height_changes = images.H != resized.H;
+  if (width_changes && height_changes) {
+    std::vector<std::uint8_t> between;
+    if (columns_first(images, resized)) {
+      between.resize(static_cast<std::size_t>(images.B * resized.H * images.W * 3));
+      along_columns(images.data, images.W, between.data());
+      along_rows(between.data(), resized.H, resized.data);
+    } else {
+      between.resize(static_cast<std::size_t>(images.B * images.H * resized.W * 3));
+      along_rows(images.data, images.H, between.data());
+      along_columns(between.data(), resized.W, resized.data);
+    }
+  } else if (width_changes) {
+    along_rows(images.data, images.H, resized.data);
+  } else if (height_changes) {
+    along_columns(images.data, images.W, resized.data);
+  } else {
+    std::copy_n(images.data, images.B * images.H * images.W * 3, resized.data);
   }
-  if (!narrower && !lower) std::copy_n(images.data, old_rows * width, resized.data);
 }
 
 }  // namespace segmenter_trt

@@ -10,13 +10,13 @@
 namespace segmenter_trt {
 
 struct EngineOptions {
-  std::string backend;            // openvino, tensorrt or tensorrt-rtx; empty takes the one the artifact is for
-  std::string precision;          // of OpenVINO's floating-point layers: fp32 or bf16; empty chooses
-  int threads = 0;                // of the CPU; 0 takes every core this process may use
-  int streams = 1;                // sessions the CPU serves at the same moment, which share the threads
-  int device = 0;                 // GPU
-  std::filesystem::path runtime;  // library of the runtime, or its folder; empty searches
-  std::filesystem::path plugins;  // library of the plugins a plan asks for; empty searches
+  std::string backend = {};            // openvino, tensorrt or tensorrt-rtx; empty takes the one the artifact is for
+  std::string precision = {};          // of OpenVINO's floating-point layers: fp32 or bf16; empty chooses
+  int threads = 0;                     // of the CPU; 0 takes every core this process may use
+  int streams = 1;                     // sessions the CPU serves at the same moment, which share the threads
+  int device = 0;                      // GPU
+  std::filesystem::path runtime = {};  // library of the runtime, or its folder; empty searches
+  std::filesystem::path plugins = {};  // library of the plugins a plan asks for; empty searches
 };
 
 // Facts for people and reports.

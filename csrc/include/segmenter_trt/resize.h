@@ -18,9 +18,10 @@ struct PixelsView {
 // they allocate the pixels.
 void check_sizes(const ImagesView& images, Size size);
 
-// Bilinear, with the filter widened to the scale when a side shrinks; bit for bit what Pillow's
-// Image.resize(..., BILINEAR) gives, and with it segmenter.datasets.fitted.fit: along rows first, then along columns,
-// in fixed-point weights of 22 bits, each pass rounded to 8 bits.
+// Bilinear, with the filter widened to the scale when a side shrinks; bit for bit what Pillow 13's
+// Image.resize(..., BILINEAR) gives, and with it segmenter.datasets.fitted.fit: in fixed-point weights of 22 bits, each
+// pass rounded to 8 bits, along rows first unless the height shrinks by more than twice what the width does. (Before
+// release 13 Pillow went along rows first always, and then differs by a rounding there.)
 //
 // threads: 0 chooses by size and machine. Throws std::invalid_argument as check_sizes does.
 void resize(const ImagesView& images, const PixelsView& resized, int threads = 0);

@@ -1,0 +1,86 @@
+// Opening: what is refused before a runtime sees a byte, and what is missing said by name.
+#include "segmenter_trt/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "fake_engine.h"
+#include "segmenter_trt/errors.h"
+
+namespace segmenter_trt {
+namespace {
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST_F(EngineTest, DescribesItself) {
+  const Engine engine = open({.model = "fake labels"}, {.threads = 3});
+  const Description facts = engine.describe();
+  EXPECT_EQ(facts.engine, "tensorrt");
+  EXPECT_EQ(facts.runtime, "fake 1");
+  EXPECT_EQ(facts.precision, "fp32");
+  EXPECT_EQ(facts.model, "fake labels");
+  EXPECT_EQ(facts.labels_by, "the graph");
+  EXPECT_EQ(facts.input, Input::normalized);
+  EXPECT_EQ(facts.height.max, 512);
+  EXPECT_EQ(engine.manifest().K(), 5);
+}
+
+TEST_F(EngineTest, NamesWhatIsMissing) {
+  EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_ / "none.plan"); }), "no such engine file"));
+  write("m.plan", "a plan");
+  EXPECT_TRUE(contains(told<ManifestError>([&] { Engine::open(folder_ / "m.plan"); }), "no manifest m.plan.json"));
+  EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_); }), "no such engine file"));
+}
+
+TEST_F(EngineTest, RefusesAFileItsManifestDoesNotVouchFor) {
+  const Fake fake;
+  write("m.plan.json", fake.manifest());
+  std::mt19937 random(0);
+  for (int round = 0; round < 1000; ++round) {
+    std::string bytes = fake.bytes;
+    bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
+    write("m.plan", bytes);
+    EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_ / "m.plan"); }), "SHA-256 differs"));
+  }
+}
+
+TEST_F(EngineTest, RefusesOptionsThatAreNone) {
+  EXPECT_TRUE(contains(told<InputError>([&] { open({}, {.threads = -1}); }), "-1 threads"));
+  EXPECT_TRUE(contains(told<InputError>([&] { open({}, {.streams = 0}); }), "0 streams"));
+  EXPECT_TRUE(contains(told<InputError>([&] { open({}, {.device = -1}); }), "device -1"));
+  EXPECT_TRUE(contains(told<InputError>([&] { open({}, {.backend = "openvino"}); }), "it is for tensorrt"));
+  EXPECT_TRUE(
+      contains(told<InputError>([&] { open({.kind = "onnx"}, {.backend = "tensorrt"}); }), "it is for openvino"));
+}
+
+TEST_F(EngineTest, PassesOnWhatABackendThrows) {
+  EXPECT_EQ(told<Unavailable>([&] { open({.model = "absent"}); }), "no GPU here; use the ONNX");
+}
+
+TEST_F(EngineTest, RefusesABackendOfAnotherVersion) {
+  const std::string message = told<Unavailable>([&] { open({.engine = "tensorrt-rtx"}); });
+  EXPECT_TRUE(contains(message, "libsegmenter_trt_tensorrt_rtx.so: made for 'segmenter_trt backend 0', wanted"));
+}
+
+TEST_F(EngineTest, SaysHowToGetABackend) {
+  setenv("SEGMENTER_TRT_BACKENDS", folder_.c_str(), 1);
+  const std::string message = told<Unavailable>([&] { open({}); });
+  EXPECT_TRUE(contains(message, "libsegmenter_trt_tensorrt.so cannot be opened"));
+  EXPECT_TRUE(contains(message, "SEGMENTER_TRT_BACKENDS"));
+  EXPECT_TRUE(contains(told<Unavailable>([&] { open({.engine = "any"}); }), "engine any"));
+}
+
+TEST_F(EngineTest, SaysHowToGetOpenVino) {
+  const Fake fake = {.kind = "onnx", .engine = "any"};
+  const auto message = [&] { return told<Unavailable>([&] { open(fake, {.runtime = folder_}); }); };
+  EXPECT_TRUE(contains(message(), "engine openvino: its C library cannot be opened"));
+  EXPECT_TRUE(contains(message(), "pip install openvino"));
+  // a library, but another one
+  std::filesystem::copy_file(std::string(FAKE_BACKENDS) + "/libsegmenter_trt_tensorrt.so",
+                             folder_ / "libopenvino_c.so");
+  EXPECT_TRUE(contains(message(), "its library lacks ov_core_create; use OpenVINO 2025.0 or newer"));
+}
+
+}  // namespace
+}  // namespace segmenter_trt
