@@ -77,6 +77,16 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cpp_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build folder of the C++ library with its tests and programs, once for all tests that need one."""
+    from tests.cpp_build import build
+
+    folder = tmp_path_factory.mktemp("cpp")
+    build(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def reference(engine_folder: Path) -> Iterator[Any]:
     """The network of `engine_folder` in PyTorch."""
@@ -87,8 +97,15 @@ def reference(engine_folder: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def sdk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefix of the installed C++ library, C library and command line tool, built once; see `tests.sdk`."""
-    from tests.sdk import installed
+def sdk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefix of the installed C++ library, C library and command line tool.
 
-    return installed(tmp_path_factory.mktemp("sdk"))
+    SEGMENTER_TRT_SDK names one that is there already, to be tested instead of one built here.
+    """
+    if ready := os.environ.get("SEGMENTER_TRT_SDK"):
+        return Path(ready)
+    from tests.sdk import install
+
+    prefix = tmp_path_factory.mktemp("sdk")
+    install(request.getfixturevalue("cpp_library"), prefix)
+    return prefix

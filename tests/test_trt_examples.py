@@ -9,7 +9,8 @@ from PIL import Image
 
 from segmenter_engines import open_session
 from segmenter_engines.folder import FP32
-from tests.sdk import ROOT, build, call
+from tests.cpp_build import ROOT
+from tests.sdk import build_program, call
 from tests.small_engines import H, W, pictures
 
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -22,7 +23,7 @@ def programs(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     strict = "-Wall -Wextra -Werror"
     flags = (f"-DCMAKE_CXX_FLAGS={strict}", f"-DCMAKE_C_FLAGS={strict} -pedantic")
-    build(EXAMPLES, folder, f"-DCMAKE_PREFIX_PATH={sdk}", *flags)
+    build_program(EXAMPLES, folder, f"-DCMAKE_PREFIX_PATH={sdk}", *flags)
     return folder
 
 

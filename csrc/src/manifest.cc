@@ -51,7 +51,7 @@ std::string text(const json& object, const char* field) {
 }
 
 std::string one_of(const json& object, const char* field, std::initializer_list<const char*> choices) {
-  const std::string value = text(object, field);
+  std::string value = text(object, field);
   std::string listed;
   for (const char* choice : choices) {
     if (value == choice) return value;
@@ -134,7 +134,7 @@ Preprocess preprocess(const json& object, const char* field) {
 }
 
 std::string digest(const json& object, const char* field) {
-  const std::string value = text(object, field);
+  std::string value = text(object, field);
   if (value.size() != 64 || value.find_first_not_of("0123456789abcdef") != std::string::npos) {
     refuse(field, "64 hexadecimal digits");
   }

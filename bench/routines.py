@@ -1,0 +1,115 @@
+"""The compiled CPU routines beside what they replace, on one core, checked in the same run.
+
+python -m segmenter_bench.routines
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import segmenter_trt
+from segmenter.cli import run as run_command
+from segmenter.errors import VerificationError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Upsampling with argmax beside PyTorch's bilinear and argmax, and resizing beside Pillow's; on one core."""
+
+    rounds: int = 15
+    """Times each is called; they take turns, and the median counts."""
+    classes: int = 150
+    """Classes of the masks."""
+
+
+def in_turns(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """Median milliseconds of each call."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds + 1):
+        for mine, call in zip(times, calls, strict=True):
+            begin = perf_counter()
+            call()
+            mine.append(1000 * (perf_counter() - begin))
+    # the first of each warms up
+    return [float(np.median(mine[1:])) for mine in times]
+
+
+def smooth(classes: int, grid: int = 32) -> np.ndarray:
+    """Scores [1, K, h, w] as a trained network gives them: few classes to choose from in most places."""
+    coarse = torch.randn(1, classes, grid // 8 + 2, grid // 8 + 2, generator=torch.Generator().manual_seed(1))
+    return F.interpolate(coarse, (grid, grid), mode="bilinear").contiguous().numpy()
+
+
+def unrelated(classes: int, grid: int = 32) -> np.ndarray:
+    """Scores that have nothing to do with each other: near ties everywhere, which no network gives."""
+    return np.random.default_rng(0).standard_normal((1, classes, grid, grid), dtype=np.float32)
+
+
+def labels_row(name: str, masks: np.ndarray, rounds: int) -> tuple[str, float, float]:
+    """Raises VerificationError where the labels differ at pixels that are no ties."""
+    size = (512, 512)
+    scores = torch.from_numpy(masks)
+
+    def eager() -> torch.Tensor:
+        return F.interpolate(scores, size, mode="bilinear", align_corners=False).argmax(1)
+
+    def ours() -> np.ndarray:
+        return segmenter_trt.upsample_argmax(masks, size, threads=1)
+
+    best = F.interpolate(scores.double(), size, mode="bilinear", align_corners=False).topk(2, dim=1).values
+    clear = (best[:, 0] - best[:, 1] > 1e-5).numpy()
+    wrong = int((eager().numpy() != ours())[clear].sum())
+    if wrong:
+        raise VerificationError(f"{name}: {wrong} labels differ from PyTorch's where no two classes are near a tie")
+    theirs, mine = in_turns([eager, ours], rounds)
+    return name, theirs, mine
+
+
+def resize_row(name: str, old: tuple[int, int], new: tuple[int, int], rounds: int) -> tuple[str, float, float]:
+    """Raises VerificationError where a pixel differs."""
+    image = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
+
+    def pillow() -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((new[1], new[0]), Image.Resampling.BILINEAR))
+
+    def ours() -> np.ndarray:
+        return segmenter_trt.resize(image, *new, threads=1)
+
+    if not np.array_equal(pillow(), ours()):
+        raise VerificationError(f"{name}: pixels differ from Pillow's")
+    theirs, mine = in_turns([pillow, ours], rounds)
+    return name, theirs, mine
+
+
+def measure(options: Options) -> int:
+    torch.set_num_threads(1)
+    masks, rounds = f"{options.classes} classes, 32x32 to 512x512", options.rounds
+    rows = [
+        labels_row(f"labels: {masks}, a network's", smooth(options.classes), rounds),
+        labels_row(f"labels: {masks}, unrelated", unrelated(options.classes), rounds),
+        resize_row("resize: 720x960 to 360x480", (720, 960), (360, 480), rounds),
+        resize_row("resize: 360x480 to 720x960", (360, 480), (720, 960), rounds),
+    ]
+    table = Table("one core", "PyTorch or Pillow, ms", "segmenter_trt, ms", "times faster", box=box.SIMPLE)
+    for name, theirs, mine in rows:
+        table.add_row(name, f"{theirs:.2f}", f"{mine:.2f}", f"{theirs / mine:.1f}")
+    Console().print(table)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(measure, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The C++ tests: built plainly and with sanitizers, fuzzed for a few seconds, and read by clang-tidy."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cpp_build import ROOT, build, clang, json_headers, run
+
+pytestmark = pytest.mark.slow
+
+
+def pass_all(folder: Path, onnx: Path) -> str:
+    """Run a build's tests, the address of an exported graph among what they know."""
+    environment = os.environ | {"SEGMENTER_TRT_TEST_ONNX": str(onnx)}
+    result = run("ctest", "--test-dir", folder, "--output-on-failure", "--verbose", env=environment)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr
+    return result.stdout
+
+
+def test_the_library_does_what_its_tests_say(cpp_library: Path, engine_folder: Path) -> None:
+    output = pass_all(cpp_library, engine_folder / "model.fp32.onnx")
+    for suite in ("Manifest", "SessionTest", "SlidingWindowTest", "AllocationTest", "Sha256"):
+        assert f"tests from {suite}" in output or f"test from {suite}" in output
+    assert "SKIPPED" not in output
+
+
+@pytest.mark.parametrize(
+    ("sanitizers", "programs"),
+    [("address,undefined", ("unit_tests", "thread_tests")), ("thread", ("thread_tests",))],
+)
+def test_sanitizers_find_nothing(
+    sanitizers: str, programs: tuple[str, ...], engine_folder: Path, tmp_path: Path
+) -> None:
+    # the other compiler than the plain build's where there is one, so that both accept the sources
+    compiler = clang("clang++")
+    options = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
+    flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={sanitizers}")
+    build(tmp_path, *options, *flags, targets=programs)
+    for program in programs:
+        environment = os.environ | {"SEGMENTER_TRT_TEST_ONNX": str(engine_folder / "model.fp32.onnx")}
+        result = run(tmp_path / "csrc" / "tests" / program, env=environment)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+
+
+def test_fuzzing_the_manifest_finds_nothing(engine_folder: Path, tmp_path: Path) -> None:
+    compiler = clang("clang++")
+    if compiler is None:
+        pytest.skip("clang++ is not installed; apt-get install clang")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for manifest in engine_folder.glob("*.json"):
+        shutil.copy(manifest, corpus)
+    program = tmp_path / "fuzz_manifest"
+    sources = (ROOT / "csrc/tests/fuzz_manifest.cc", ROOT / "csrc/src/manifest.cc")
+    flags = ("-std=c++20", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
+    includes = ("-I", ROOT / "csrc/include", "-isystem", json_headers())
+    compiled = run(compiler, *flags, *includes, *sources, "-o", program)
+    assert compiled.returncode == 0, compiled.stderr
+    fuzzed = run(program, "-seed=1", "-max_total_time=5", "-timeout=5", "-max_len=65536", corpus, cwd=tmp_path)
+    assert fuzzed.returncode == 0, fuzzed.stderr[-4000:]
+
+
+def test_clang_tidy_finds_nothing(cpp_library: Path) -> None:
+    tidy = clang("clang-tidy")
+    if tidy is None:
+        pytest.skip("clang-tidy is not installed; apt-get install clang-tidy")
+    # those that read what others wrote, or share memory between threads; the rest is arithmetic, and would take minutes
+    names = ("backends", "engine", "manifest", "onnx_outputs", "openvino_api", "openvino_backend", "session", "workers")
+    sources = [ROOT / "csrc" / "src" / f"{name}.cc" for name in names]
+    result = run(tidy, "--quiet", "-p", cpp_library, *sources)
+    assert result.returncode == 0, result.stdout[-6000:]
+
+
+def test_the_json_headers_are_named_when_they_are_missing(tmp_path: Path) -> None:
+    if not shutil.which("cmake"):
+        pytest.skip("cmake is not installed")
+    if any((Path(prefix) / "include/nlohmann/json.hpp").is_file() for prefix in ("/usr", "/usr/local")):
+        pytest.skip("the system has nlohmann/json.hpp")
+    absent = ("-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON")
+    result = run("cmake", "-S", ROOT, "-B", tmp_path, *absent)
+    assert result.returncode != 0
+    assert "pip install nlohmann-json" in " ".join(result.stderr.split())
