@@ -64,31 +64,37 @@ py::dict as_dict(const Manifest& manifest) {
   return facts;
 }
 
-// The folder of the runtime's libraries where its Python package brings them, which is looked for and not imported.
-fs::path runtime_folder(const fs::path& artifact) {
+// Fills in what the caller did not name and Python knows: the folder a runtime's package brings its libraries in, and
+// the plugins that were installed with this module.
+void find_libraries(const fs::path& artifact, EngineOptions& options) {
   std::string runtime;
+  bool plugins = false;
   try {
     const Manifest manifest = read_manifest(artifact);
     runtime = manifest.kind == Kind::onnx ? "openvino" : manifest.engine;
+    plugins = !manifest.plugins.empty();
   } catch (const Error&) {
-    return {};  // opening the engine says it, after what comes first
+    return;  // opening the engine says it, after what comes first
   }
-  const py::object folder = py::module_::import("segmenter_trt.runtimes").attr("folder")(runtime);
-  return folder.is_none() ? fs::path() : folder.cast<fs::path>();
+  const auto found = [](const py::object& path) { return path.is_none() ? fs::path() : path.cast<fs::path>(); };
+  const py::object places = py::module_::import("segmenter_trt.runtimes");
+  if (options.runtime.empty()) options.runtime = found(places.attr("folder")(runtime));
+  if (options.plugins.empty() && plugins) options.plugins = found(places.attr("plugins")());
 }
 
 std::unique_ptr<PyEngine> open(const fs::path& path, std::optional<std::string> backend,
                                std::optional<std::string> precision, int threads, int streams, int device,
                                std::optional<fs::path> runtime, std::optional<fs::path> plugins) {
-  const EngineOptions options = {
+  EngineOptions options = {
       .backend = backend.value_or(""),
       .precision = precision.value_or(""),
       .threads = threads,
       .streams = streams,
       .device = device,
-      .runtime = runtime ? *runtime : runtime_folder(path),
+      .runtime = runtime.value_or(fs::path()),
       .plugins = plugins.value_or(fs::path()),
   };
+  find_libraries(path, options);
   const py::gil_scoped_release release;
   return std::make_unique<PyEngine>(PyEngine{Engine::open(path, options), device});
 }
@@ -127,7 +133,8 @@ path: the artifact, whose manifest lies beside it as `<artifact>.json`; the hash
 backend: openvino, tensorrt or tensorrt-rtx, None for the one the artifact is for; precision: of OpenVINO's
 floating-point layers, fp32 or bf16, None chooses; threads: of the CPU, 0 for every core this process may use; streams:
 sessions the CPU serves at the same moment, which share the threads; device: GPU; runtime: library of the runtime or its
-folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks for.
+folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks for, None
+takes the one installed with this module.
 Raises ManifestError, ArtifactError, Unavailable, and InputError for options that are none.)")
       .def(py::init(&open), py::arg("path"), py::kw_only(), py::arg("backend") = py::none(),
            py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,

@@ -1,4 +1,4 @@
-"""Where the Python packages of the runtimes keep their libraries."""
+"""Where Python packages keep the libraries an engine needs: the runtimes', and our plugins beside this file."""
 
 import os
 from importlib.util import find_spec
@@ -26,3 +26,9 @@ def folder(runtime: str) -> Path | None:
         if path.is_dir():
             return path
     return None
+
+
+def plugins() -> Path | None:
+    """The library of TensorRT plugins, or None where this package was installed without it."""
+    path = Path(__file__).with_name("libsegmenter_trt_plugin.so")
+    return path if path.is_file() else None
