@@ -198,9 +198,9 @@ segmenter_trt_status segmenter_trt_session_open(const segmenter_trt_engine* engi
     *session = nullptr;
     require(engine, "engine");
     const auto given = options_of(options, "segmenter_trt_session_options");
-    *session = new segmenter_trt_session{trt::Session(engine->engine, {.threads = given.threads,
-                                                                       .graphs = given.no_graphs == 0,
-                                                                       .shared_workspace = given.shared_workspace != 0})};
+    *session = new segmenter_trt_session{trt::Session(
+        engine->engine,
+        {.threads = given.threads, .graphs = given.no_graphs == 0, .shared_workspace = given.shared_workspace != 0})};
   });
 }
 
@@ -214,8 +214,9 @@ segmenter_trt_status segmenter_trt_session_run(segmenter_trt_session* session, c
     require(static_cast<const char*>(labels), "labels");
     require_bytes("labels", {batch, height, width}, label_bytes(session->session.engine().manifest()), bytes);
     const trt::bindings::Exclusive one(session->held);
-    with_labels(session->session, labels, {height, width},
-                [&](const auto& to) { session->session.run(trt::ImagesView{pixels, batch, height, width}, to); });
+    with_labels(session->session, labels, {height, width}, [&](const auto& to) {
+      session->session.run(trt::ImagesView{pixels, batch, height, width}, to);
+    });
   });
 }
 
@@ -237,8 +238,7 @@ segmenter_trt_status segmenter_trt_session_sliding_window(segmenter_trt_session*
 }
 
 segmenter_trt_status segmenter_trt_session_masks(segmenter_trt_session* session, const uint8_t* pixels, int64_t batch,
-                                                 int64_t height, int64_t width, const float** masks,
-                                                 int64_t shape[4]) {
+                                                 int64_t height, int64_t width, const float** masks, int64_t shape[4]) {
   return guarded([&] {
     require(session, "session");
     require(pixels, "pixels");

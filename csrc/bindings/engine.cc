@@ -127,14 +127,14 @@ py::dict as_dict(const Description& description) {
 void add_engine(py::module_& module) {
   py::class_<PyEngine>(
       module, "Engine", py::is_final(),
-      R"(An exported ONNX on the CPU, or a plan on a GPU, opened in its runtime; immutable, and shared by any number of threads.
+      R"(An exported ONNX on the CPU or a plan on a GPU, opened in its runtime; immutable, for any number of threads.
 
 path: the artifact, whose manifest lies beside it as `<artifact>.json`; the hash in it is checked first.
 backend: openvino, tensorrt or tensorrt-rtx, None for the one the artifact is for; precision: of OpenVINO's
 floating-point layers, fp32 or bf16, None chooses; threads: of the CPU, 0 for every core this process may use; streams:
 sessions the CPU serves at the same moment, which share the threads; device: GPU; runtime: library of the runtime or its
-folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks for, None
-takes the one installed with this module.
+folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks
+for, None takes the one installed with this module.
 Raises ManifestError, ArtifactError, Unavailable, and InputError for options that are none.)")
       .def(py::init(&open), py::arg("path"), py::kw_only(), py::arg("backend") = py::none(),
            py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,

@@ -53,16 +53,17 @@ void add_errors(py::module_& module) {
   const py::handle base(classes.base);
   classes.manifest = make(module, "ManifestError",
                           "The JSON beside an artifact is missing, is no manifest, or is of another format.", base);
-  classes.artifact = make(module, "ArtifactError",
-                          "The artifact is missing, is not the file its manifest vouches for, or cannot be opened.", base);
+  classes.artifact =
+      make(module, "ArtifactError",
+           "The artifact is missing, is not the file its manifest vouches for, or cannot be opened.", base);
   classes.unavailable =
       make(module, "Unavailable",
            "This machine lacks the library, the driver or the device: nothing is wrong with the engine.", base);
   classes.input = make(module, "InputError", "Images, labels or options that this engine does not take.",
                        py::make_tuple(base, py::handle(PyExc_ValueError)));
-  classes.run = make(module, "RunError",
-                     "The network failed, gave scores that are no numbers, or its session is in use by another thread.",
-                     base);
+  classes.run =
+      make(module, "RunError",
+           "The network failed, gave scores that are no numbers, or its session is in use by another thread.", base);
   py::register_local_exception_translator(&translate);
 }
 

@@ -44,7 +44,8 @@ Memory of_numpy(const py::array& array, const std::string& name) {
   memory.dtype = py::str(array.dtype());
   memory.shape.assign(array.shape(), array.shape() + array.ndim());
   const auto item = static_cast<std::uintptr_t>(std::max<py::ssize_t>(array.itemsize(), 1));
-  memory.contiguous = (array.flags() & py::array::c_style) != 0 && reinterpret_cast<std::uintptr_t>(memory.data) % item == 0;
+  memory.contiguous =
+      (array.flags() & py::array::c_style) != 0 && reinterpret_cast<std::uintptr_t>(memory.data) % item == 0;
   memory.writable = array.writeable();
   memory.name = name;
   memory.owner = array;
@@ -84,8 +85,8 @@ Memory of_capsule(const py::object& capsule, const std::string& name) {
   memory.dtype = dtype_of(tensor->dtype);
   memory.shape.assign(tensor->shape, tensor->shape + tensor->dimensions);
   const std::uintptr_t item = std::max<std::uintptr_t>(tensor->dtype.bits / 8, 1);
-  memory.contiguous = c_contiguous(memory.shape, tensor->strides, 1) &&
-                      reinterpret_cast<std::uintptr_t>(memory.data) % item == 0;
+  memory.contiguous =
+      c_contiguous(memory.shape, tensor->strides, 1) && reinterpret_cast<std::uintptr_t>(memory.data) % item == 0;
   memory.device = tensor->device.index;
   memory.name = name;
   memory.owner = capsule;
@@ -193,8 +194,9 @@ Memory on_device(const py::object& object, const std::string& name, const std::s
     if (has(object, "__cuda_array_interface__")) {
       Memory memory = of_cuda_interface(object, name);
       if (memory.stream && stream_number(*memory.stream) != stream_number(stream)) {
-        throw InputError(name + ": made on stream " + std::to_string(*memory.stream) + ", and labels are asked for on " +
-                         std::to_string(stream) + "; pass that stream, or arrays made on this one");
+        throw InputError(name + ": made on stream " + std::to_string(*memory.stream) +
+                         ", and labels are asked for on " + std::to_string(stream) +
+                         "; pass that stream, or arrays made on this one");
       }
       return memory;
     }
@@ -208,6 +210,30 @@ Memory on_device(const py::object& object, const std::string& name, const std::s
   }
   throw InputError(name + ": this " + type_of(object) + " does not lie on a GPU; wanted " + wanted +
                    " as a DLPack tensor or with __cuda_array_interface__; use run for memory of the CPU");
+}
+
+std::uintptr_t stream_of(const py::object& stream) {
+  if (stream.is_none()) return 0;
+  py::object number = stream;
+  // the protocol of CUDA's own Python packages, then the names PyTorch, CuPy and PyCUDA gave their handles
+  if (py::hasattr(stream, "__cuda_stream__")) {
+    number = stream.attr("__cuda_stream__")();
+    if (py::isinstance<py::sequence>(number) && py::len(number) == 2) number = number[py::int_(1)];
+  } else {
+    for (const char* const name : {"cuda_stream", "ptr", "handle"}) {
+      if (py::hasattr(stream, name)) {
+        number = stream.attr(name);
+        break;
+      }
+    }
+  }
+  try {
+    if (py::isinstance<py::int_>(number)) return number.cast<std::uintptr_t>();
+  } catch (const py::cast_error&) {
+    // negative, or too large: told below
+  }
+  throw InputError("stream " + py::repr(stream).cast<std::string>() +
+                   ": wanted a stream of PyTorch, CuPy or PyCUDA, its address, or None for the default stream");
 }
 
 void require_dtype(const Memory& memory, const std::string& dtype, const std::string& wanted) {

@@ -69,7 +69,8 @@ void require_finite(const float* values, std::int64_t count, const char* name) {
     odd |= (std::bit_cast<std::uint32_t>(values[i]) & 0x7F800000U) == 0x7F800000U ? 1U : 0U;
   }
   if (odd != 0) {
-    throw RunError(std::string(name) + ": scores that are no numbers; fp16 ends at 65504, so try bf16 or fp32, and look"
+    throw RunError(std::string(name) +
+                   ": scores that are no numbers; fp16 ends at 65504, so try bf16 or fp32, and look"
                    " for NaN in normalized images and in the weights");
   }
 }
@@ -254,30 +255,6 @@ class PySession {
     return masks;
   }
 
-  static std::uintptr_t stream_of(const py::object& stream) {
-    if (stream.is_none()) return 0;
-    py::object number = stream;
-    // the protocol of CUDA's own Python packages, then the names PyTorch, CuPy and PyCUDA gave their handles
-    if (py::hasattr(stream, "__cuda_stream__")) {
-      number = stream.attr("__cuda_stream__")();
-      if (py::isinstance<py::sequence>(number) && py::len(number) == 2) number = number[py::int_(1)];
-    } else {
-      for (const char* const name : {"cuda_stream", "ptr", "handle"}) {
-        if (py::hasattr(stream, name)) {
-          number = stream.attr(name);
-          break;
-        }
-      }
-    }
-    try {
-      if (py::isinstance<py::int_>(number)) return number.cast<std::uintptr_t>();
-    } catch (const py::cast_error&) {
-      // negative, or too large: told below
-    }
-    throw InputError("stream " + py::repr(stream).cast<std::string>() +
-                     ": wanted a stream of PyTorch, CuPy or PyCUDA, its address, or None for the default stream");
-  }
-
   py::object owner_;
   int device_;
   Session session_;
@@ -312,9 +289,10 @@ while another one runs raises RunError. Ctrl-C is heard between calls of the net
 Of a size the engine takes, and any number of them: more than it takes at once go in several calls. out: memory for the
 labels, which is written and returned; None makes a NumPy array.
 Raises InputError (a ValueError) for other images or labels, RunError when the network fails or gives no numbers.)")
-      .def("sliding_window", &PySession::sliding_window, py::arg("image"), py::kw_only(), py::arg("window"),
-           py::arg("stride") = 0, py::arg("batch") = 1, py::arg("out") = py::none(),
-           R"(Labels of one image of any size, uint8 RGB [H, W, 3] -> [H, W], through windows of the size the engine takes.
+      .def(
+          "sliding_window", &PySession::sliding_window, py::arg("image"), py::kw_only(), py::arg("window"),
+          py::arg("stride") = 0, py::arg("batch") = 1, py::arg("out") = py::none(),
+          R"(Labels of one image of any size, uint8 RGB [H, W, 3] -> [H, W], through windows of the size the engine takes.
 
 window: side in pixels; stride: pixels from one to the next, 0 for the window's side; batch: windows in one call of the
 network. Logits are averaged where windows overlap. out and Raises as in run; InputError for windows that leave gaps.)")
@@ -323,11 +301,13 @@ network. Logits are averaged where windows overlap. out and Raises as in run; In
 
 images: uint8 RGB as in run, or, where the engine takes those, normalized float32 [B, 3, H, W] or [3, H, W].
 Raises as run does.)")
-      .def("logits", &PySession::logits, py::arg("images"),
-           R"(Scores of every pixel: uint8 RGB [B, H, W, 3] -> float32 [B, K, H, W]; [H, W, 3] -> [K, H, W]. Raises as run does.)")
-      .def("run_async", &PySession::run_async, py::arg("images"), py::arg("out"), py::kw_only(),
-           py::arg("stream") = py::none(),
-           R"(Labels of images that lie on the GPU, into memory there, enqueued on a stream and not waited for; returns `out`.
+      .def(
+          "logits", &PySession::logits, py::arg("images"),
+          R"(Scores of every pixel: uint8 RGB [B, H, W, 3] -> float32 [B, K, H, W]; [H, W, 3] -> [K, H, W]. Raises as run does.)")
+      .def(
+          "run_async", &PySession::run_async, py::arg("images"), py::arg("out"), py::kw_only(),
+          py::arg("stream") = py::none(),
+          R"(Labels of images that lie on the GPU, into memory there, enqueued on a stream and not waited for; returns `out`.
 
 images, out: as in run, as DLPack tensors or with __cuda_array_interface__ (PyTorch, CuPy, Numba, PyCUDA); both must stay
 as they are until the stream has passed them. stream: of PyTorch, CuPy or PyCUDA, or its address; None is the default one.

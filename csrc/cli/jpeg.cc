@@ -22,7 +22,6 @@ struct Faults {
   char message[JMSG_LENGTH_MAX];
 };
 
-
 void fail(j_common_ptr decoder) {
   auto* const faults = reinterpret_cast<Faults*>(decoder->err);
   decoder->err->format_message(decoder, faults->message);

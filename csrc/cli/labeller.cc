@@ -77,7 +77,8 @@ Picture overlay(const Picture& picture, const Labels& labels, Palette palette, f
     const std::array<std::uint8_t, 3>& colour = palette[static_cast<std::size_t>(labels.classes[i])];
     for (std::size_t c = 0; c < 3; ++c) {
       const auto seen = static_cast<float>(picture.pixels[i * 3 + c]);
-      blended.pixels[i * 3 + c] = static_cast<std::uint8_t>(seen + alpha * (static_cast<float>(colour[c]) - seen) + 0.5F);
+      blended.pixels[i * 3 + c] =
+          static_cast<std::uint8_t>(seen + alpha * (static_cast<float>(colour[c]) - seen) + 0.5F);
     }
   }
   return blended;

@@ -72,8 +72,8 @@ bool take(std::string_view name, std::string_view value, Options& options) {
   return true;
 }
 
-constexpr std::string_view kWithValues[] = {"--out",     "--alpha",   "--raw",    "--time",    "--window",
-                                            "--stride",  "--backend", "--device", "--threads", "--precision",
+constexpr std::string_view kWithValues[] = {"--out",     "--alpha",   "--raw",         "--time",    "--window",
+                                            "--stride",  "--backend", "--device",      "--threads", "--precision",
                                             "--runtime", "--plugins", "--window-batch"};
 
 bool has_value(std::string_view name) {
@@ -120,10 +120,13 @@ std::string help() {
          std::string(picture_suffix()) +
          ": the picture with its classes in their colours\n"
          "  --alpha A           share of the class colour in overlays, 0 to 1 (0.5)\n"
-         "  --raw WxH           frames from stdin instead of IMAGES, as `ffmpeg -i VIDEO -f rawvideo -pix_fmt rgb24 -`\n"
-         "                      pipes them. Without --out, labels go to stdout, a byte a pixel (two, the lower first, of\n"
+         "  --raw WxH           frames from stdin instead of IMAGES, as `ffmpeg -i VIDEO -f rawvideo -pix_fmt rgb24 "
+         "-`\n"
+         "                      pipes them. Without --out, labels go to stdout, a byte a pixel (two, the lower first, "
+         "of\n"
          "                      more than 256 classes), or with --overlay rgb24 frames\n"
-         "  --time N            label the first picture (or noise) N times, after a tenth of that unmeasured, and print\n"
+         "  --time N            label the first picture (or noise) N times, after a tenth of that unmeasured, and "
+         "print\n"
          "                      p50, p90, p99 and images/s: from pixels in memory to labels in memory, files and\n"
          "                      resizing left out\n"
          "  --window S          label through windows of side S, which the engine must take; without it, pictures are\n"

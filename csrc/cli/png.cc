@@ -84,8 +84,7 @@ class Reader {
     facts.H = png_get_image_height(png_, info_);
     facts.depth = png_get_bit_depth(png_, info_);
     facts.colours = png_get_color_type(png_, info_);
-    facts.transparent =
-        (facts.colours & PNG_COLOR_MASK_ALPHA) != 0 || png_get_valid(png_, info_, PNG_INFO_tRNS) != 0;
+    facts.transparent = (facts.colours & PNG_COLOR_MASK_ALPHA) != 0 || png_get_valid(png_, info_, PNG_INFO_tRNS) != 0;
     return true;
   }
 

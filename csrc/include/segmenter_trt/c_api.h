@@ -34,10 +34,11 @@ extern "C" {
 typedef int32_t segmenter_trt_status;
 #define SEGMENTER_TRT_OK 0
 #define SEGMENTER_TRT_MANIFEST_ERROR 1 /* the JSON beside the artifact is missing or is no manifest */
-#define SEGMENTER_TRT_ARTIFACT_ERROR 2 /* the artifact is missing, not the one its manifest is of, or cannot be opened */
-#define SEGMENTER_TRT_UNAVAILABLE 3    /* this machine lacks the library, the driver or the device */
-#define SEGMENTER_TRT_INPUT_ERROR 4    /* arguments that this function or this engine does not take */
-#define SEGMENTER_TRT_RUN_ERROR 5      /* the network failed, or gave scores that are no numbers */
+#define SEGMENTER_TRT_ARTIFACT_ERROR \
+  2                                 /* the artifact is missing, not the one its manifest is of, or cannot be opened */
+#define SEGMENTER_TRT_UNAVAILABLE 3 /* this machine lacks the library, the driver or the device */
+#define SEGMENTER_TRT_INPUT_ERROR 4 /* arguments that this function or this engine does not take */
+#define SEGMENTER_TRT_RUN_ERROR 5   /* the network failed, or gave scores that are no numbers */
 #define SEGMENTER_TRT_NO_MEMORY 6
 #define SEGMENTER_TRT_INTERNAL_ERROR 7 /* a fault of the library's own */
 
@@ -113,14 +114,18 @@ SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_run(segmenter_trt_s
 
 /* Labels of one image of any size, through windows of the side `window`, every `stride` pixels (0: the window's side),
  * `window_batch` of them in one call of the network (0: one). */
-SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_sliding_window(
-    segmenter_trt_session* session, const uint8_t* pixels, int64_t height, int64_t width, int64_t window, int64_t stride,
-    int64_t window_batch, void* labels, size_t bytes);
+SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_sliding_window(segmenter_trt_session* session,
+                                                                            const uint8_t* pixels, int64_t height,
+                                                                            int64_t width, int64_t window,
+                                                                            int64_t stride, int64_t window_batch,
+                                                                            void* labels, size_t bytes);
 
-/* Class masks on the patch grid, [batch, K, h, w] as written to `shape`, in memory of the session's until its next call. */
-SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_masks(segmenter_trt_session* session, const uint8_t* pixels,
-                                                                   int64_t batch, int64_t height, int64_t width,
-                                                                   const float** masks, int64_t shape[4]);
+/* Class masks on the patch grid, [batch, K, h, w] as written to `shape`, in memory of the session's until its next
+ * call. */
+SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_masks(segmenter_trt_session* session,
+                                                                   const uint8_t* pixels, int64_t batch, int64_t height,
+                                                                   int64_t width, const float** masks,
+                                                                   int64_t shape[4]);
 
 /* Scores of every pixel, [batch, K, height, width]; `bytes` is the size of the memory at `logits`. */
 SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_logits(segmenter_trt_session* session,
@@ -132,8 +137,8 @@ SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_logits(segmenter_tr
  * the default one) and not waited for. */
 SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_enqueue(segmenter_trt_session* session,
                                                                      const void* device_pixels, int64_t batch,
-                                                                     int64_t height, int64_t width,
-                                                                     void* device_labels, size_t bytes, void* stream);
+                                                                     int64_t height, int64_t width, void* device_labels,
+                                                                     size_t bytes, void* stream);
 
 /* Images to another size, bilinearly: pixels [batch, height, width, 3] to resized [batch, to_height, to_width, 3].
  * threads: 0 chooses. */
