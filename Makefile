@@ -55,13 +55,12 @@ speed: setup
 	$(BIN)/python bench/throughput.py --engine all --variant Seg-Ti-Mask/16 --height 512 --width 512
 	$(BIN)/python bench/throughput.py --engine all --variant Seg-S-Mask/16 --height 512 --width 512
 
-# On a machine with an NVIDIA GPU: kernels tested and tuned on it, then timed against their rivals, then every engine.
+# On a machine with an NVIDIA GPU: kernels tested and tuned on it, then judged with everything else.
 gpu: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu]'
 	$(BIN)/python -m pytest tests/kernels
 	$(BIN)/python -m segmenter_kernels.tune
-	$(BIN)/segmenter bench-kernels
-	$(BIN)/python bench/throughput.py --engine all --variant Seg-B-Mask/16 --height 512 --width 512
+	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30
 
 test: lint
 	$(BIN)/python -m pytest

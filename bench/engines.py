@@ -53,6 +53,9 @@ TABLE = (
     Entry("openvino-int8", INT8, "openvino", "int8"),
     Entry("tensorrt-rtx-fp16", PLAN_FP16, "tensorrt-rtx", "fp16"),
     Entry("tensorrt-rtx-int8", PLAN_INT8, "tensorrt-rtx", "int8"),
+    # the same files, where they were built for the other runtime
+    Entry("tensorrt-fp16", PLAN_FP16, "tensorrt", "fp16"),
+    Entry("tensorrt-int8", PLAN_INT8, "tensorrt", "int8"),
 )
 REFERENCE = "official"  # ratios are against it
 TRUTH = "eager"  # labels are compared with its
@@ -111,10 +114,10 @@ def open_entry(entry: Entry, folder: Path, threads: int) -> Engine:
 
 
 def open_with_session(artifact: Path, engine: str, floats: str | None, threads: int) -> Engine:
-    """Through `segmenter_engines.open_session`."""
-    from segmenter_engines import open_session
+    """Through `segmenter_engines.sessions.open_engine`: whoever benches judges its labels in the same run."""
+    from segmenter_engines.sessions import open_engine
 
-    return open_session(artifact, engine, threads=threads, precision=floats)
+    return open_engine(artifact, engine, threads=threads, precision=floats)
 
 
 def open_official(artifact: Path, engine: str, floats: str | None, threads: int) -> Engine:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from segmenter_bench.runs import new_run
+
 if TYPE_CHECKING:
     from segmenter_kernels.timing import Quantiles
     from segmenter_kernels.workloads import Workload
@@ -171,3 +173,28 @@ def ceilings_of(
     source = torch.empty(copied_bytes, dtype=torch.uint8, device=device)
     copy_ms = measure(lambda x, y: x.copy_(y), [(torch.empty_like(source), source)]).ms_p50
     return Ceilings(tflops, 2 * copied_bytes / copy_ms / 1e6)
+
+
+def measured(
+    ops: Sequence[str], dtype_name: str, batches: Sequence[int], with_rivals: bool, command: str
+) -> dict[str, Any]:
+    """The run, see `segmenter_bench.runs`. Needs a GPU."""
+    from segmenter_kernels import tiles, timing, workloads
+
+    dtype, device = DTYPES[dtype_name], torch.device("cuda")
+    ceilings = ceilings_of(dtype, device, timing.measure)
+    settings = {"dtype": dtype_name, "batch": list(batches), "ceilings": asdict(ceilings)}
+    run = new_run("kernels", command, {"name": torch.cuda.get_device_name()}, settings)
+    run["timed"] = {"call": "one call among many captured in a CUDA graph, on arguments that are not in the L2 cache"}
+    architecture = tiles.architecture_of(device)
+    for op in ops:
+        if not workloads.runs_on(op, architecture):
+            reason = f"compute capability {architecture / 10} lacks what it needs"
+            run["unavailable"].append({"engine": op, "reason": reason})
+            continue
+        for workload in workloads.of_op(op, dtype, batches):
+            rivals = list(rivals_of(workload)) if with_rivals else [Rival(OURS, workload.launch)]
+            arguments = timing.copies(workload.arguments(device), device)
+            run["rows"] += rows_of(workload, rivals, arguments, ceilings, timing.measure)
+            print(f"{op} {workload.shape}", file=sys.stderr, flush=True)
+    return run

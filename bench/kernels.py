@@ -6,7 +6,7 @@ wrong one has no speed. Without a GPU the table of what each kernel needs (regis
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, EngineError
-from segmenter_bench.kernel_race import DTYPES, OURS, Rival, ceilings_of, rivals_of, rows_of
-from segmenter_bench.runs import command_of, new_run, wide_console, write_run
+from segmenter_bench.kernel_race import OURS, measured
+from segmenter_bench.runs import command_of, wide_console, write_run
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,6 @@ class Options:
     def __post_init__(self) -> None:
         if not self.batch or min(self.batch) < 1:
             raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
-
-
-def measured(options: Options, command: str) -> dict[str, Any]:
-    """The run, see `segmenter_bench.runs`. Needs a GPU."""
-    from segmenter_kernels import tiles, timing, workloads
-
-    dtype, device = DTYPES[options.dtype], torch.device("cuda")
-    ceilings = ceilings_of(dtype, device, timing.measure)
-    settings = {"dtype": options.dtype, "batch": list(options.batch), "ceilings": asdict(ceilings)}
-    run = new_run("kernels", command, {"name": torch.cuda.get_device_name()}, settings)
-    run["timed"] = {"call": "one call among many captured in a CUDA graph, on arguments that are not in the L2 cache"}
-    architecture = tiles.architecture_of(device)
-    for op in _ops(options):
-        if not workloads.runs_on(op, architecture):
-            reason = f"compute capability {architecture / 10} lacks what it needs"
-            run["unavailable"].append({"engine": op, "reason": reason})
-            continue
-        for workload in workloads.of_op(op, dtype, options.batch):
-            rivals = list(rivals_of(workload)) if options.rivals else [Rival(OURS, workload.launch)]
-            arguments = timing.copies(workload.arguments(device), device)
-            run["rows"] += rows_of(workload, rivals, arguments, ceilings, timing.measure)
-            print(f"{op} {workload.shape}", file=sys.stderr, flush=True)
-    return run
 
 
 def _ops(options: Options) -> tuple[str, ...]:
@@ -126,7 +103,9 @@ def needs(options: Options) -> int:
 def bench(options: Options) -> int:
     if not torch.cuda.is_available():
         return needs(options)
-    run = measured(options, command_of("segmenter bench-kernels", None))
+    run = measured(
+        _ops(options), options.dtype, options.batch, options.rivals, command_of("segmenter bench-kernels", None)
+    )
     show(run)
     print(write_run(run, options.out))
     return int(any(row["status"] != "ok" for row in run["rows"] if row["provider"] == OURS))

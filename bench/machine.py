@@ -1,10 +1,12 @@
 """Facts about the machine a number was made on, and how much memory a process has needed."""
 
+import functools
 import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,26 @@ def gpus() -> list[dict[str, Any]]:
         return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
     finally:
         pynvml.nvmlShutdown()
+
+
+def energy_meter() -> Callable[[], float] | None:
+    """Joules the GPUs of this machine have used since the driver was loaded.
+
+    None where nothing counts them: without NVML, a driver or a GPU, and on GPUs older than Volta.
+    """
+    try:
+        nvml = import_module("pynvml")
+    except ImportError:
+        return None
+    try:
+        nvml.nvmlInit()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        counters = [functools.partial(nvml.nvmlDeviceGetTotalEnergyConsumption, handle) for handle in handles]
+        for counter in counters:
+            counter()
+    except nvml.NVMLError:
+        return None
+    return (lambda: sum(counter() for counter in counters) / 1000.0) if counters else None
 
 
 def _gpu(nvml: Any, index: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from segmenter_bench.models import open_folder
 from segmenter_bench.race import Contestant, limit_of, opened, say
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
 from segmenter_bench.sections import DASH, signed
-from segmenter_engines.verify import LIMITS
+from segmenter_engines.limits import LIMITS
 
 RIVALS_NOTE = (
     f"{', '.join(name for name in RIVALS if name != REFERENCE)}: the labels of {REFERENCE} by another route,"

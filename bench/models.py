@@ -26,7 +26,7 @@ from segmenter_bench.machine import versions
 from segmenter_bench.race import say
 from segmenter_engines.folder import CHECKPOINT, manifests
 
-MARK = "random.json"  # written last: the folder is complete, and its weights are random
+MARK = "random.json"  # written last: the weights are random; and which of the engines were made of them
 CALIBRATION_IMAGES = 4
 
 
@@ -97,8 +97,12 @@ def random_model(config: SegmenterConfig, seed: int = 0) -> Segmenter:
     return model
 
 
-def random_folder(name: str, height: int, width: int, classes: int, cache: Path, seed: int = 0) -> Subject:
+def random_folder(
+    name: str, height: int, width: int, classes: int, cache: Path, seed: int = 0, artifacts: bool = True
+) -> Subject:
     """An engine folder of `variant(name, classes)` with random weights, made in `cache` or found there.
+
+    artifacts: whether engines that open no checkpoint are wanted; exporting and building them takes a while.
 
     What cannot be made here (a missing package, a failed build) leaves its reason, which the bench repeats.
     Raises ConfigError for an unknown variant or an impossible size.
@@ -108,15 +112,19 @@ def random_folder(name: str, height: int, width: int, classes: int, cache: Path,
         raise ConfigError(f"size {height}x{width} is smaller than one {P} pixel patch of {name}; enlarge it")
     config = variant(name, classes, image_size=(height - height % P, width - width % P))
     folder = cache / f"{_slug(config.name)}-{height}x{width}-k{classes}-{_fingerprint(seed)}"
-    if not (folder / MARK).exists():
-        # here, because benching a folder that is there needs no package that exports
-        from segmenter_engines.pipeline import make_artifacts
+    known = json.loads((folder / MARK).read_text(encoding="utf-8")) if (folder / MARK).exists() else None
+    if known is None or (artifacts and not known["artifacts"]):
+        if known is None:
+            save_model(random_model(config, seed), folder / CHECKPOINT)
+        if artifacts:
+            # here, because benching a folder that is there needs no package that exports
+            from segmenter_engines.pipeline import make_artifacts
 
-        save_model(random_model(config, seed), folder / CHECKPOINT)
-        images = pictures(CALIBRATION_IMAGES, (height, width), "train")
-        make_artifacts(folder, height, width, images, say=say)
+            images = pictures(CALIBRATION_IMAGES, (height, width), "train")
+            make_artifacts(folder, height, width, images, say=say)
+        facts = {"seed": seed, "variant": config.name, "artifacts": artifacts}
         with atomic_path(folder / MARK) as temporary:
-            temporary.write_text(json.dumps({"seed": seed, "variant": config.name}) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     return open_folder(folder)
 
 

@@ -5,21 +5,30 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from segmenter_bench.acceptance import Outcome
 from segmenter_bench.page_figures import examples, figures
+from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_tables import heat, results
 from segmenter_bench.sections import Section, machine_name, number, signed
 
 
-def page(title: str, found: Sequence[Section], command: str) -> str:
-    """The whole document. command: what makes it again."""
+def page(
+    title: str,
+    found: Sequence[Section],
+    command: str,
+    others: Sequence[dict[str, Any]] = (),
+    steps: Sequence[Outcome] = (),
+) -> str:
+    """The whole document. command: what makes it again; others: runs that are of no network's engines."""
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    runs = [run for section in found for run in section.runs]
+    runs = [*(run for section in found for run in section.runs), *others]
     dates = sorted({run["created"][:10] for run in runs})
     machines = list(dict.fromkeys(machine_name(run["machine"]) for run in runs))
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="meta">{escape(", ".join(dates))}. {escape("; ".join(machines))}.</p>',
         *map(_section, found),
+        _hardware(others, steps),
         _made_on(runs),
         _commands(runs, command),
     ]
@@ -56,6 +65,11 @@ def _section(section: Section) -> str:
         _timed(section),
     ]
     return f'<section class="model">{"".join(parts)}</section>'
+
+
+def _hardware(runs: Sequence[dict[str, Any]], steps: Sequence[Outcome]) -> str:
+    parts = "".join(_part(title, inside) for title, inside in hardware(runs, steps))
+    return f'<section class="model"><h2>The machine</h2>{parts}</section>' if parts else ""
 
 
 def _part(title: str, inside: str) -> str:

@@ -17,6 +17,7 @@ def results(lines: Sequence[Line], best: Line | None) -> str:
         ("images/s", lambda one: number(one.images_per_s, ".4g")),
         *((f"{name} ms", _timing(f"ms_{name}")) for name in ("p50", "p90", "p99")),
         ("memory MB", lambda one: number(_megabytes(one), ".0f")),
+        ("J/image", _energy),
         ("x official", _speedup),
     ]
     # a column nobody has a value for only takes room
@@ -39,6 +40,11 @@ def results(lines: Sequence[Line], best: Line | None) -> str:
         if one.faults
     )
     return f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>{why}'
+
+
+def _energy(one: Line) -> str:
+    timing = one.speed and one.speed.get("timing")
+    return number(timing.get("joules_per_image") if timing else None, ".3g")
 
 
 def _cell(title: str, text: str) -> str:

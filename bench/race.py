@@ -3,7 +3,7 @@
 import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from segmenter_bench.engines import REFERENCE, TRUTH, Entry
 from segmenter_bench.machine import busy_seconds, process_seconds
 from segmenter_bench.timing import Burst, Ratio, Timing, ratio, take_turns
 from segmenter_bench.worker import Worker
-from segmenter_engines.verify import LIMITS
+from segmenter_engines.limits import LIMITS
 
 SETTLE_SECONDS = 0.02  # runtimes keep their threads spinning for a moment after a call
 
@@ -87,11 +87,13 @@ def race(
     regions: Sequence[str],
     pace: Pace,
     trained: bool,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """One row for each listed engine, batch size and timed region, in that nesting from the outside in.
 
     images: uint8 RGB [H, W, 3], all of one size; labels are compared with those PyTorch gives each image alone, so that
     a batch whose rows influence each other shows. trained: whether agreement of 8 and 16 bit engines means anything.
+    keep: called with the rows so far after each batch size, so that a run that is cut has them.
     Raises EngineError when the truth itself is not among the contestants.
     """
     truth = next((one for one in contestants if one.entry.name == TRUTH), None)
@@ -101,13 +103,15 @@ def race(
     wanted = np.concatenate([truth.worker.labels(image[None]) for image in images])
     rows = []
     for region in regions:
+        # the rivals' labels come by way of logits anyhow
+        running = [one for one in contestants if region != "logits" or one.worker.facts["logits"]]
         for batch in batches:
             shown = np.stack([images[index % len(images)] for index in range(batch)])
             expected = np.stack([wanted[index % len(images)] for index in range(batch)])
             # a batch of one is checked on every image, a larger one on itself
             checks = list(zip(images, wanted, strict=True)) if batch == 1 else []
             agreements = {}
-            for one in contestants:
+            for one in running:
                 one.failure, one.bursts = None, []
                 say(f"{one.entry.name}: {region}, batch {batch}: check and warm-up")
                 try:
@@ -119,12 +123,13 @@ def race(
                 except EngineError as error:
                     one.failure = str(error)
             say(f"{region}, batch {batch}: {pace.rounds} rounds")
-            others = _take_turns(contestants, pace)
+            others = _take_turns(running, pace)
             rows += [
-                _row(one, contestants, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
-                for one in contestants
+                _row(one, running, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
+                for one in running
                 if one.listed
             ]
+            keep(rows)
     return rows
 
 
@@ -182,6 +187,7 @@ def _row(
         "ratio": None,
         "rounds_ms": None,
         "memory_bytes": None,
+        "extra_memory_bytes": None,
         "open_seconds": one.worker.facts["seconds"],
         "open_memory_bytes": one.worker.facts["memory_bytes"],
         "describe": one.worker.facts["describe"],
@@ -193,6 +199,8 @@ def _row(
     row["timing"] = asdict(Timing.of(one.bursts, batch))
     row["rounds_ms"] = [[round(ms, 4) for ms in burst.ms] for burst in one.bursts]
     row["memory_bytes"] = one.worker.memory()
+    resident = one.worker.facts["resident_bytes"]
+    row["extra_memory_bytes"] = None if resident is None else row["memory_bytes"] - resident
     speedup = _ratio(one, contestants)
     row["ratio"] = asdict(speedup) if speedup is not None else None
     assert share is not None

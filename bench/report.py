@@ -13,7 +13,7 @@ from segmenter.errors import ConfigError
 from segmenter.files import atomic_path
 from segmenter_bench.page import page
 from segmenter_bench.runs import command_of, read_run
-from segmenter_bench.sections import markdown, sections
+from segmenter_bench.sections import markdown, of_engines, sections
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ def report(paths: Sequence[Path], out: Path, title: str, command: str) -> str:
         raise ConfigError("no runs; pass JSON files of bench-throughput and bench-miou, or a folder of them")
     if out.resolve() in {file.resolve() for file in files}:
         raise ConfigError(f"--out {out}: is one of the runs, and would be lost; pass another name, such as report.html")
-    found = sections(read_run(file) for file in files)
-    text = page(title, found, command)
+    runs = [read_run(file) for file in files]
+    found = sections(runs)
+    text = page(title, found, command, [run for run in runs if not of_engines(run)])
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return markdown(found)

@@ -7,17 +7,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from segmenter import files
 from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path
 from segmenter_bench import machine
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 SCHEMA = "segmenter-bench/1"
-KINDS = ("throughput", "miou")
+KINDS = ("throughput", "miou", "kernels", "stages", "machine")
 REQUIRED = ("schema", "kind", "created", "command", "machine", "model", "settings", "rows", "unavailable")
 
 
@@ -44,8 +45,10 @@ def command_of(program: str, argv: Sequence[str] | None) -> str:
     return " ".join([program, *arguments])
 
 
-def wide_console() -> Console:
+def wide_console() -> "Console":
     """Standard output for tables: the terminal's width, and wide enough for every column in a pipe."""
+    from rich.console import Console  # not above: what only writes runs needs no package for tables
+
     console = Console()
     return console if console.is_terminal else Console(width=110)
 

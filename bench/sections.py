@@ -165,13 +165,19 @@ def speedup_meaning(rounds: int, reference: str) -> str:
     return f"Images/s over {reference}'s; {rounds} rounds are too few for a range."
 
 
+def of_engines(run: dict[str, Any]) -> bool:
+    """Whether a run is of a network's engines, and not of kernels, stages or the machine."""
+    return run["kind"] in ("throughput", "miou")
+
+
 def sections(runs: Iterable[dict[str, Any]]) -> list[Section]:
     """Runs grouped by network (weights and image size), in the order they come; of two runs of a kind the newer counts.
 
+    Runs that are not of engines are left out.
     Raises DataError when two speed runs of one network come from different machines: their numbers do not compare.
     """
     found: dict[tuple[Any, ...], Section] = {}
-    for run in runs:
+    for run in filter(of_engines, runs):
         model = run["model"]
         key = (model.get("weights_sha256") or model.get("name"), model.get("height"), model.get("width"))
         found.setdefault(key, Section(model)).runs.append(run)

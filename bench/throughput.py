@@ -5,7 +5,7 @@ survive a machine whose speed drifts.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,13 @@ from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
 from segmenter_bench.sections import number, speedup
+from segmenter_engines.folder import CHECKPOINT
 
 TIMED = {
     "labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory:"
     " normalise, network, upsample, argmax",
+    "logits": "uint8 RGB images [B, H, W, 3] in host memory to labels [B, H, W] in host memory, the long way:"
+    " normalise, network, float32 logits [B, K, H, W] at image resolution, NumPy's argmax of them",
     "network": "normalised float32 images [B, 3, H, W] in host memory to class masks [B, K, h, w] on the patch grid",
 }
 RANDOM_NOTE = (
@@ -42,7 +45,10 @@ BUSY = 0.05  # share of the cores others may take before the run says so
 
 @dataclass(frozen=True)
 class Options:
-    """Images per second, latency percentiles and memory of engines, with a correctness check in the same run."""
+    """Images per second, latency percentiles and memory of engines, with a correctness check in the same run.
+
+    MB is the most memory an engine's process held, +MB how much of it is beyond what it held once opened.
+    """
 
     folder: Path | None = None
     """Engine folder of a trained checkpoint (checkpoint/, model.*.onnx, model.*.plan)."""
@@ -62,6 +68,8 @@ class Options:
     """CPU threads of every engine; all usable cores when left out."""
     network: bool = False
     """Time the network alone as well: normalised images to class masks on the patch grid."""
+    logits: bool = False
+    """Time the way through logits as well: images to logits at image resolution to their argmax; for its memory."""
     dataset: str | None = None
     """Dataset of the images (shapes, folder, camvid, ade20k); made-up scenes when left out."""
     data: Path | None = None
@@ -99,13 +107,16 @@ class Options:
             raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
 
 
-def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
+def throughput(
+    options: Options, command: str = "throughput", keep: Callable[[dict[str, Any]], object] = lambda run: None
+) -> dict[str, Any]:
     """Measure and return the run, see `segmenter_bench.runs`; nothing is written but engine folders of random weights.
 
+    keep: called with the run as far as it is after each batch size.
     Raises ConfigError, CheckpointError or DataError for what the options name, EngineError when PyTorch itself fails.
     """
     chosen, threads = choose(options.engine), options.threads or usable_cores()
-    subject = _subject(options)
+    subject = _subject(options, any(entry.artifact != CHECKPOINT for entry in chosen))
     _require_batches(options.batch, chosen, subject)
     images = _images(options, subject)
     settings = {
@@ -117,14 +128,20 @@ def throughput(options: Options, command: str = "throughput") -> dict[str, Any]:
         **asdict(_pace(options)),
     }
     run = new_run("throughput", command, subject.facts(), settings)
-    regions = ("labels", "network") if options.network else ("labels",)
+    # logits last: their memory is large, and not all of it is given back
+    regions = ("labels", *(("network",) if options.network else ()), *(("logits",) if options.logits else ()))
     run["timed"] = {region: TIMED[region] for region in regions}
     run["notes"] = [] if subject.trained else [RANDOM_NOTE]
     misfits = {entry.name: reason for entry in chosen if (reason := misfit(entry, subject.size))}
     fitting = [entry for entry in chosen if entry.name not in misfits]
     with opened(fitting, choose((REFERENCE, TRUTH)), subject.folder, threads) as (contestants, unavailable):
         run["unavailable"] = unavailable + [{"engine": name, "reason": reason} for name, reason in misfits.items()]
-        run["rows"] = race(contestants, images, options.batch, regions, _pace(options), subject.trained)
+
+        def so_far(rows: list[dict[str, Any]]) -> None:
+            run["rows"] = rows
+            keep(run)
+
+        race(contestants, images, options.batch, regions, _pace(options), subject.trained, so_far)
     if elsewhere := elsewhere_of(run["rows"]):
         run["notes"].append(
             f"No ratio for {', '.join(elsewhere)}: not on the device {REFERENCE} ran on; how much faster one device is"
@@ -192,29 +209,31 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table
     by_cpu = _busy(rows) > BUSY
     ratios = [f"x {reference}", *(["x by CPU"] if by_cpu else [])]
     references = {row["batch"]: row for row in rows if row["engine"] == reference}
-    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "agree %"):
+    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "+MB", "agree %"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         timing, share = row["timing"], row["agreement"]
-        cells = ["-"] * (5 + len(ratios))
+        cells = ["-"] * (6 + len(ratios))
         if timing is not None:
             cells = [f"{timing[key]:.4g}" for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
             cells.append(number(speedup(row, references.get(row["batch"]), rounds), ".2f"))
             cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []
-            cells.append(f"{row['memory_bytes'] / 1e6:.0f}")
+            extra = row["extra_memory_bytes"]
+            cells += [f"{row['memory_bytes'] / 1e6:.0f}", number(None if extra is None else extra / 1e6, ".0f")]
         unjudged = "" if row["agreement_limit"] is not None else " *"
         cells.append("-" if share is None else f"{100 * share:.2f}{unjudged}")
         table.add_row(row["engine"], str(row["batch"]), *cells, style="red" if row["status"] == "failed" else None)
     return table
 
 
-def _subject(options: Options) -> Subject:
+def _subject(options: Options, artifacts: bool) -> Subject:
     if options.folder is not None:
         return open_folder(options.folder)
     assert options.variant is not None
     side = variant(options.variant).encoder.image_size
     return random_folder(
-        options.variant, options.height or side[0], options.width or side[1], options.classes, options.cache
+        *(options.variant, options.height or side[0], options.width or side[1], options.classes, options.cache),
+        artifacts=artifacts,
     )
 
 
@@ -231,7 +250,9 @@ def _pace(options: Options) -> Pace:
 
 def bench(options: Options) -> int:
     require_writable(options.out)
-    run = throughput(options, command_of("segmenter bench-throughput", None))
+    # written as it grows: a run that is cut keeps the batch sizes it has
+    command = command_of("segmenter bench-throughput", None)
+    run = throughput(options, command, lambda run: write_run(run, options.out))
     show(run)
     print(write_run(run, options.out))
     absent = missing(options.engine, [one["engine"] for one in run["unavailable"]])

@@ -20,6 +20,7 @@ class Burst:
 
     ms: list[float]
     cpu_ms: float
+    joules: float | None = None  # a call on average, of every GPU; None where no meter was read
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Timing:
     ms_min: float
     cpu_ms: float  # CPU time of a call over all threads, median over bursts
     images_per_s: float  # batch over the median call: a stall of the machine is in p99, not here
+    joules_per_image: float | None = None  # of the GPUs, idle power included; median over bursts
 
     @classmethod
     def of(cls, bursts: Sequence[Burst], batch: int = 1) -> "Timing":
@@ -48,6 +50,7 @@ class Timing:
                 f"{times.size} times, smallest {times.min(initial=np.inf)}: wanted at least one, all above 0"
             )
         p50, p90, p99 = np.quantile(times, (0.5, 0.9, 0.99))
+        joules = [burst.joules for burst in bursts]
         return cls(
             batch=batch,
             calls=int(times.size),
@@ -58,6 +61,7 @@ class Timing:
             ms_min=float(times.min()),
             cpu_ms=float(np.median([burst.cpu_ms for burst in bursts])),
             images_per_s=1000.0 * batch / float(p50),
+            joules_per_image=None if None in joules else float(np.median(np.asarray(joules, np.float64))) / batch,
         )
 
 
@@ -75,18 +79,28 @@ class Ratio:
     of_p50: float
 
 
-def burst(function: Callable[[], object], seconds: float, min_calls: int, warmup: int = 1) -> Burst:
-    """Time the calls that fit into `seconds`, at least `min_calls`, after `warmup` untimed ones."""
+def burst(
+    function: Callable[[], object],
+    seconds: float,
+    min_calls: int,
+    warmup: int = 1,
+    meter: Callable[[], float] | None = None,
+) -> Burst:
+    """Time the calls that fit into `seconds`, at least `min_calls`, after `warmup` untimed ones.
+
+    meter: joules used so far.
+    """
     for _ in range(warmup):
         function()
     times: list[float] = []
-    cpu_start = time.process_time()
+    cpu_start, joules_start = time.process_time(), meter() if meter else 0.0
     end = time.perf_counter() + seconds
     while len(times) < min_calls or time.perf_counter() < end:
         start = time.perf_counter()
         function()
         times.append((time.perf_counter() - start) * 1e3)
-    return Burst(times, (time.process_time() - cpu_start) * 1e3 / len(times))
+    joules = (meter() - joules_start) / len(times) if meter else None
+    return Burst(times, (time.process_time() - cpu_start) * 1e3 / len(times), joules)
 
 
 def take_turns(

@@ -13,14 +13,18 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from segmenter.errors import EngineError, SegmenterError
 from segmenter_bench.engines import Engine, Entry, open_entry
-from segmenter_bench.machine import forget_peak_memory, peak_memory_bytes
+from segmenter_bench.machine import energy_meter, forget_peak_memory, peak_memory_bytes
 from segmenter_bench.timing import Burst, burst
+from segmenter_engines.manifest import PIXELS
+
+if TYPE_CHECKING:
+    from segmenter_engines import Session
 
 # every runtime used here reads one of these before it starts its threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -116,15 +120,21 @@ class _Served:
     def __init__(self) -> None:
         self.engine: Engine
         self.timed: Callable[[], object]
+        self.meter: Callable[[], float] | None = None
 
     def open(self, entry: Entry, folder: Path, threads: int) -> dict[str, Any]:
         start = time.perf_counter()
         self.engine = open_entry(entry, folder, threads)
-        return {
+        describe = self.engine.describe()
+        # GPUs that only wait while the CPU works would say nothing of an engine
+        self.meter = energy_meter() if describe.get("device", "cpu") != "cpu" else None
+        facts = {
             "seconds": time.perf_counter() - start,
             "memory_bytes": peak_memory_bytes(),
-            "describe": self.engine.describe(),
+            "describe": describe,
+            "logits": hasattr(self.engine, "logits"),
         }
+        return facts | {"resident_bytes": peak_memory_bytes() if forget_peak_memory() else None}
 
     def labels(self, images: np.ndarray) -> np.ndarray:
         return np.array(self.engine(images))
@@ -132,6 +142,8 @@ class _Served:
     def prepare(self, images: np.ndarray, region: str, warmup: int) -> None:
         if region == "labels":
             self.timed = lambda: self.engine(images)
+        elif region == "logits":
+            self.timed = lambda: cast("Session", self.engine).logits(images).argmax(axis=1)
         else:
             self.timed = self._network(images)
         forget_peak_memory()
@@ -139,12 +151,14 @@ class _Served:
             self.timed()
 
     def burst(self, seconds: float, min_calls: int) -> Burst:
-        return burst(self.timed, seconds, min_calls)
+        return burst(self.timed, seconds, min_calls, meter=self.meter)
 
     def memory(self) -> int:
         return peak_memory_bytes()
 
     def _network(self, images: np.ndarray) -> Callable[[], object]:
+        if self.engine.describe().get("input") == PIXELS:
+            return lambda: self.engine.masks(images)
         # any normalised values do: only the time is looked at
         x = np.ascontiguousarray((images.astype(np.float32) / 127.5 - 1.0).transpose(0, 3, 1, 2))
         return lambda: self.engine.masks(x)

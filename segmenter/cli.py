@@ -27,14 +27,19 @@ COMMANDS = {
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
-    "quantize": ("segmenter_engines.quantize", "ONNX to int8 ONNX, from calibration images"),
+    "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
+    "sensitivity": ("segmenter_engines.sensitivity", "what each layer costs when it alone is quantised"),
+    "qat": ("segmenter_engines.qat", "fine-tune a checkpoint under the rounding of a quantised graph"),
     "build": ("segmenter_engines.build", "ONNX to a TensorRT plan"),
+    "layers": ("segmenter_engines.layers", "what a plan's layers are: fused, converted, in which precision"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
+    "sign": ("segmenter_engines.signing", "sign an engine's manifest with an Ed25519 key"),
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
     "bench-kernels": ("segmenter_bench.kernels", "each Triton kernel against its rivals"),
     "bench-native": ("segmenter_bench.native", "the C++ program against the Python session"),
+    "bench-stages": ("segmenter_bench.stages", "where the network's time goes, stage by stage"),
     "bench-compare": ("segmenter_bench.compare", "which engines became slower from one speed run to another"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }
@@ -54,6 +59,8 @@ _EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "pycuda": "pycuda",
+    "cryptography": "signing",
+    "cuda": "cuda-python",
 }
 
 _NEXT_STEPS = {

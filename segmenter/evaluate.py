@@ -6,7 +6,7 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,19 +27,30 @@ if TYPE_CHECKING:
     from segmenter.metrics import ConfusionMatrix
 
 
-def evaluate_labels(predict: Predict, dataset: SegmentationDataset, progress: bool = True) -> "ConfusionMatrix":
+def evaluate_labels(
+    predict: Predict,
+    dataset: SegmentationDataset,
+    progress: bool = True,
+    each: Callable[[np.ndarray, "ConfusionMatrix"], None] | None = None,
+) -> "ConfusionMatrix":
     """Label every picture of a dataset and count the pixels against its truth.
 
-    predict: uint8 RGB [H, W, 3] -> integer labels [H, W]; progress: show a bar on stderr.
+    predict: uint8 RGB [H, W, 3] -> integer labels [H, W]; progress: show a bar on stderr. each: called after every
+    picture with its labels and the matrix of that picture alone.
     Raises ImageError or DataError naming the sample that cannot be read or labelled.
     """
     from segmenter.metrics import ConfusionMatrix
 
-    matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore)
+    form = len(dataset.classes), dataset.ignore
+    matrix = ConfusionMatrix(*form)
     console = Console(stderr=True)
     for index in track(range(len(dataset)), "evaluating", console=console, transient=True, disable=not progress):
         sample = dataset[index]
-        matrix.update(predict_named(predict, sample.image, sample.source), sample.labels)
+        labels, alone = predict_named(predict, sample.image, sample.source), ConfusionMatrix(*form)
+        alone.update(labels, sample.labels)
+        matrix.matrix += alone.matrix
+        if each is not None:
+            each(labels, alone)
     return matrix
 
 

@@ -3,9 +3,10 @@
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -17,7 +18,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     loses the old one. Parent folders are made.
     Raises OSError naming `path`, or the parent that is no folder, as `require_writable` does.
     """
-    path = Path(path)
+    with atomic_paths(path) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """`atomic_path` for files that belong together: all are replaced, or, where that fails or is interrupted, none is.
+
+    Between the renames there is no moment that a process can be stopped in by Ctrl-C or an error and leave a mix; only
+    one that is killed, or a power cut, can leave new files beside old ones, each whole.
+    """
+    paths = tuple(map(Path, paths))
+    with ExitStack() as stack:
+        temporaries = tuple(stack.enter_context(_temporary(path)) for path in paths)
+        yield temporaries
+        for temporary, path in zip(temporaries, paths, strict=True):
+            with _named(path, temporary):
+                _settle(temporary)
+        _replace_together(temporaries, paths)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
     _require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -28,25 +51,70 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        # a write to a full disk fails without saying where, and nobody knows the temporary name
-        if error.errno is not None and error.filename in (None, name):
-            error.filename = str(path)
-        raise
+        with _named(path, temporary):
+            yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """A write to a full disk fails without saying where, and nobody knows the temporary name: both become `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+
+
+def _settle(temporary: Path) -> None:
+    """Put a written file on the disk, with the permissions a new file gets."""
+    with temporary.open("rb+") as written:
+        os.fsync(written.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+
+
+def _replace_together(temporaries: tuple[Path, ...], paths: tuple[Path, ...]) -> None:
+    kept: list[tuple[Path, Path | None]] = []  # a path, and a second name of what it was
+    try:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if len(paths) > 1:
+                kept.append((path, _second_name(path)))
+            with _named(path, temporary):
+                temporary.replace(path)
+    except BaseException:
+        for path, old in reversed(kept):
+            if old is None:
+                path.unlink(missing_ok=True)
+            else:
+                old.replace(path)
+        raise
+    finally:
+        for _, old in kept:
+            if old is not None:
+                old.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths}:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _second_name(path: Path) -> Path | None:
+    """A hidden name beside `path` for the file it is now, a copy where there are no links; None when there is none."""
+    if not path.exists():
+        return None
+    name = path.with_name(f".{path.name}.{os.getpid()}.old")
+    name.unlink(missing_ok=True)
+    try:
+        name.hardlink_to(path)
+    except OSError:
+        shutil.copy2(path, name)
+    return name
 
 
 def require_writable(path: Path) -> None:

@@ -10,7 +10,7 @@ from segmenter.config import EncoderConfig
 from segmenter.errors import ConfigError
 from segmenter.ops import Ops
 
-_DINOV2_OFFSET = 0.1  # patches; `interpolate_offset` of its released models
+DINOV2_OFFSET = 0.1  # patches; `interpolate_offset` of its released models
 
 
 def init_weights(module: nn.Module) -> None:
@@ -139,7 +139,7 @@ def resize_position(
     tokens, grid = position[:, :extra], position[:, extra:]
     grid = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     if mode == "dinov2":
-        scale = [(new + _DINOV2_OFFSET) / old for new, old in zip(new_grid, old_grid, strict=True)]
+        scale = [(new + DINOV2_OFFSET) / old for new, old in zip(new_grid, old_grid, strict=True)]
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
     else:
         grid = F.interpolate(grid, size=new_grid, mode=mode, align_corners=False)

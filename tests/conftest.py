@@ -87,6 +87,16 @@ def cpp_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def ranged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Graphs of the same network for a range of sizes, once for all tests: to be read, not changed."""
+    from tests.small_engines import fill_ranged
+
+    folder = tmp_path_factory.mktemp("ranged")
+    fill_ranged(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def reference(engine_folder: Path) -> Iterator[Any]:
     """The network of `engine_folder` in PyTorch."""

@@ -7,9 +7,12 @@ import numpy as np
 from segmenter.checkpoint import save_model
 from segmenter_engines.export import export
 from segmenter_engines.folder import CHECKPOINT, FP16, FP32, INT8, INT8_TENSORRT
+from segmenter_engines.graph import OUTPUTS
 from segmenter_engines.quantize import quantize
 from tests.networks import small_network
 
+HEIGHTS, WIDTHS = (16, 56, 160), (16, 72, 200)  # of the graphs between sizes
+RANGED, PIXELS = "ranged.onnx", "pixels.onnx"
 H, W = 56, 72  # no multiples of the patch: padding and cropping happen inside the graph
 
 
@@ -22,6 +25,13 @@ def pictures(count, height=H, width=W, seed=0):
 
 def network():
     return small_network(distilled=True, layer_scale=True, image_size=(64, 80))
+
+
+def fill_ranged(folder: Path) -> None:
+    """Graphs between sizes, of normalised images with every output and of pixels."""
+    sides = {"height": HEIGHTS, "width": WIDTHS, "batch": (1, 1, 4)}
+    export(network(), folder / RANGED, outputs=OUTPUTS, **sides)
+    export(network(), folder / PIXELS, input="pixels", outputs=("labels", "masks", "confidence"), **sides)
 
 
 def fill(folder: Path) -> None:

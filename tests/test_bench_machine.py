@@ -104,5 +104,36 @@ def test_a_gpu_that_answers_only_some_questions_is_described_by_those(monkeypatc
     assert machine.gpus() == []
 
 
+def test_the_energy_of_all_gpus_together_where_they_count_it(monkeypatch):
+    class NVMLError(Exception):
+        pass
+
+    def unsupported(*_):
+        raise NVMLError
+
+    millijoules = {0: 1000, 1: 2500}
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: millijoules[handle],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    meter = machine.energy_meter()
+    assert meter() == 3.5
+    millijoules[1] += 500
+    assert meter() == 4.0
+    nvml.nvmlDeviceGetCount = lambda: 0
+    assert machine.energy_meter() is None
+    nvml.nvmlDeviceGetCount = lambda: 2
+    nvml.nvmlDeviceGetTotalEnergyConsumption = unsupported
+    assert machine.energy_meter() is None
+    nvml.nvmlInit = unsupported
+    assert machine.energy_meter() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert machine.energy_meter() is None
+
+
 def _environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -14,7 +14,7 @@ from segmenter_bench.throughput import elsewhere_of
 from segmenter_bench.worker import Worker
 from segmenter_engines import ENGINES
 from segmenter_engines.folder import ARTIFACTS, reason_path
-from segmenter_engines.verify import LIMITS
+from segmenter_engines.limits import LIMITS
 from tests.bench_fakes import fake_entry
 
 PACE = Pace(rounds=2, burst_seconds=0.02, min_calls=2, warmup=1)

@@ -75,3 +75,12 @@ def test_a_ratio_shows_its_spread_and_ignores_one_stalled_call():
 def test_a_ratio_needs_the_same_rounds():
     with pytest.raises(ValueError, match="1 rounds against 2"):
         ratio([Burst([1.0], 1.0)] * 2, [Burst([1.0], 1.0)])
+
+
+def test_energy_is_read_around_the_timed_calls_alone():
+    used = iter([100.0, 160.0])
+    result = burst(lambda: None, seconds=0.0, min_calls=3, warmup=2, meter=lambda: next(used))
+    assert result.joules == 20.0
+    assert Timing.of([result, Burst([1.0], 1.0, 24.0)], batch=2).joules_per_image == 11.0
+    assert Timing.of([result, Burst([1.0], 1.0)], batch=2).joules_per_image is None
+    assert burst(lambda: None, seconds=0.0, min_calls=1).joules is None

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from segmenter.checkpoint import save_model
-from segmenter.errors import EngineError, Unavailable
+from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter.preprocess import normalize
-from segmenter_engines import build as build_command
 from segmenter_engines import export as export_command
 from segmenter_engines import open_session
 from segmenter_engines import quantize as quantize_command
 from segmenter_engines import verify as verify_command
-from segmenter_engines.build import build, layer_report
+from segmenter_engines.build import build
 from segmenter_engines.export import export
 from segmenter_engines.manifest import manifest_path, read_manifest
 from segmenter_engines.quantize import quantize
@@ -41,7 +40,9 @@ def test_the_graph_is_whole_and_explains_itself(engine_folder):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_labels_masks_and_logits_come_out_of_any_onnx_runtime(engine_folder, reference, tmp_path, batch):
-    export(engine_folder / "checkpoint", tmp_path / "model.onnx", height=H, width=W, logits=True)
+    export(
+        engine_folder / "checkpoint", tmp_path / "model.onnx", height=H, width=W, outputs=("labels", "masks", "logits")
+    )
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     images = pictures(batch)
     feed = normalize(images, reference.spec.preprocess).numpy()
@@ -50,57 +51,6 @@ def test_labels_masks_and_logits_come_out_of_any_onnx_runtime(engine_folder, ref
     assert masks.shape == (batch, len(CLASSES), 4, 5)
     np.testing.assert_allclose(logits, reference.logits(images), rtol=1e-3, atol=1e-4)
     assert (labels != reference(images)).mean() <= 1e-3
-
-
-@pytest.mark.tensorrt
-def test_plans_are_built_without_a_gpu_and_keep_attention_fused(engine_folder, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    for name, precision in (("model.fp16.onnx", "fp16"), ("model.int8-trt.onnx", "int8")):
-        plan = tmp_path / f"model.{precision}.plan"
-        manifest = build(engine_folder / name, plan, batch=(1, 2, 4))
-        assert manifest == read_manifest(plan)
-        assert manifest.precision == precision
-        assert manifest.outputs == ("labels",)
-        assert manifest.batch == (1, 2, 4)
-        assert manifest.details["layers"]["fused_attention"] == 3
-        if precision == "int8":
-            assert manifest.details["layers"]["products_int8"] == 13
-        if not torch.cuda.is_available():
-            with pytest.raises(EngineError, match=r"no NVIDIA driver|no CUDA device"):
-                open_session(plan)
-            with pytest.raises(Unavailable):
-                open_session(plan)
-        with pytest.raises(EngineError, match="precision 'fp16': tensorrt-rtx computes in what its artifact holds"):
-            open_session(plan, precision="fp16")
-
-
-@pytest.mark.tensorrt
-def test_graphs_a_plan_cannot_be_built_from_are_named(engine_folder, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    with pytest.raises(EngineError, match="--target tensorrt"):
-        build(engine_folder / "model.int8.onnx", tmp_path / "x.plan")
-    with pytest.raises(EngineError, match=r"batch \(4, 2, 1\)"):
-        build(engine_folder / "model.fp16.onnx", tmp_path / "x.plan", batch=(4, 2, 1))
-    with pytest.raises(EngineError, match="logits"):
-        build(engine_folder / "model.fp16.onnx", tmp_path / "x.plan", outputs=("logits",))
-    with pytest.raises(EngineError, match=r"named \*\.plan"):
-        build(engine_folder / "model.fp16.onnx", tmp_path / "x.engine")
-    manifest = read_manifest(engine_folder / "model.fp16.onnx")
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"no graph")
-    replace(manifest, artifact=broken.name, sha256=sha256(broken)).write(broken)
-    with pytest.raises(EngineError, match="cannot parse"):
-        build(broken, tmp_path / "x.plan")
-    assert not (tmp_path / "x.plan").exists()
-
-
-def test_the_builders_log_is_counted():
-    lines = [
-        "Name: _gemm_mha_v2_myl0_1, LayerType: kgen, Inputs: []",
-        "Name: a, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [1], Datatype: Int8 }], Constants: []",
-        "noise\nName: b, LayerType: runtime_fusion, Inputs: [ { Name: y, Datatype: Half }]",
-    ]
-    assert layer_report(lines) == {"total": 3, "fused_attention": 1, "products_int8": 1, "products_half": 1}
 
 
 def test_artifacts_and_engines_that_do_not_fit_are_named(engine_folder, tmp_path):
@@ -112,9 +62,9 @@ def test_artifacts_and_engines_that_do_not_fit_are_named(engine_folder, tmp_path
         open_session(tmp_path / "nothing")
     with pytest.raises(EngineError, match="no such engine file"):
         open_session(tmp_path / "nothing.onnx")
-    copy = tmp_path / "copy.onnx"
+    copy = tmp_path / "model.fp32.onnx"
     shutil.copy(engine_folder / "model.fp32.onnx", copy)
-    with pytest.raises(EngineError, match=r"no manifest copy\.onnx\.json"):
+    with pytest.raises(EngineError, match=r"no manifest model\.fp32\.onnx\.json"):
         open_session(copy)
     shutil.copy(manifest_path(engine_folder / "model.fp32.onnx"), manifest_path(copy))
     copy.write_bytes(copy.read_bytes() + b"x")
@@ -142,12 +92,12 @@ def test_requests_export_and_quantize_refuse(engine_folder, tmp_path):
 
 
 def test_what_an_artifact_is_made_of_is_never_written_over(engine_folder, tmp_path):
-    source = shutil.copy(engine_folder / "model.fp32.onnx", tmp_path / "model.onnx")
+    source = shutil.copy(engine_folder / "model.fp32.onnx", tmp_path / "model.fp32.onnx")
     shutil.copy(manifest_path(engine_folder / "model.fp32.onnx"), manifest_path(source))
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     before = sha256(source)
-    for out in (source, tmp_path / "link" / "model.onnx"):
-        with pytest.raises(EngineError, match=r"model\.onnx: is the file it would be made of"):
+    for out in (source, tmp_path / "link" / "model.fp32.onnx"):
+        with pytest.raises(EngineError, match=r"model\.fp32\.onnx: is the file it would be made of"):
             quantize(source, out, pictures(1))
     with pytest.raises(EngineError, match=r"model\.txt: what is written here is named \*\.onnx"):
         quantize(source, tmp_path / "model.txt", pictures(1))
@@ -156,13 +106,6 @@ def test_what_an_artifact_is_made_of_is_never_written_over(engine_folder, tmp_pa
     assert sha256(source) == before
     assert read_manifest(source).precision == "fp32"
     assert not (tmp_path / "model.txt").exists()
-
-
-@pytest.mark.parametrize("mib", ["-1", "0", "9999999999999"])
-def test_a_workspace_no_builder_takes_is_refused(engine_folder, tmp_path, capsys, mib):
-    arguments = ["--out", str(tmp_path / "x.plan"), "--workspace-mib", mib]
-    assert build_command.main([str(engine_folder / "model.fp16.onnx"), *arguments]) == 2
-    assert f"error: workspace of {mib} MiB: wanted 1 to" in capsys.readouterr().err
 
 
 def test_the_commands_chain(engine_folder, tmp_path, capsys, picture_root, tiny_model):

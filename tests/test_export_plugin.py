@@ -76,7 +76,7 @@ def network() -> Segmenter:
 @pytest.fixture(scope="module")
 def graph(network: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plugin") / "model.onnx"
-    export(network, path, height=H, width=W, logits=True, lowering="plugin")
+    export(network, path, height=H, width=W, outputs=("labels", "masks", "logits"), lowering="plugin")
     return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segmenter.evaluate import main as evaluate
-from segmenter.files import atomic_path, require_writable
+from segmenter.files import atomic_path, atomic_paths, require_writable
 from segmenter.probe import main as probe
 
 
@@ -48,3 +48,36 @@ def test_commands_refuse_an_impossible_output_first(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory; name a file, such as one in it\n"
     assert probe([checkpoint, "--dataset", "shapes", "--out", str(tmp_path / "file")]) == 2
     assert "it is a file; choose another path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_files_that_belong_together_are_replaced_together(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in ("old", "older", "new")]
+    for path in paths[:2]:
+        path.write_text(path.name)
+    rename = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == paths[2]:
+            raise OSError(5, "Input/output error", str(self))
+        return rename(self, target)
+
+    def unlinkable(self: Path, target: Path) -> None:
+        raise PermissionError(1, "no links here", str(self))
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", unlinkable)
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", failing)
+        with pytest.raises(OSError, match="Input/output error") as caught, atomic_paths(*paths) as temporaries:
+            temporaries[0].write_text("never")
+    assert caught.value.filename == str(paths[2])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old": "old", "older": "older"}
+    with atomic_paths(*paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("whole")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("old", "older", "new"), "whole"
+    )

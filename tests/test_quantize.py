@@ -1,5 +1,9 @@
 """Int8 graphs of a small network: which layers, under which names, with which ranges."""
 
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +15,10 @@ from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import ranges
 from segmenter_engines.export import export
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.quantize import linears, quantize
+from segmenter_engines.qdq import linears, quantised_layers
+from segmenter_engines.quantize import quantize
+from segmenter_engines.recipe import calibration_images
+from segmenter_engines.widen import widened
 from tests.networks import small_network
 from tests.small_engines import network, pictures
 
@@ -55,10 +62,10 @@ def test_smoothing_changes_nothing_in_floating_point_and_tames_outliers(engine_f
     spiky = tmp_path / "spiky.onnx"
     onnx.save(model, spiky)
     batches = [normalize(picture, read_manifest(path).preprocess).numpy() for picture in pictures(2)]
-    before = channel_peaks(spiky, list(fed), batches)
+    before = channel_peaks(onnx.load(spiky), list(fed), batches)
     smooth(model.graph, fed, before, 0.5)
     onnx.save(model, tmp_path / "smoothed.onnx")
-    after = channel_peaks(tmp_path / "smoothed.onnx", list(fed), batches)
+    after = channel_peaks(model, list(fed), batches)
     name = norm.output[0]
     assert before[name].max() / np.median(before[name]) > 20
     assert after[name].max() / np.median(after[name]) < 10
@@ -123,6 +130,14 @@ def test_a_linear_decoders_head_and_layers_without_bias_have_names_too(tmp_path)
         ({"exclude": ["model"]}, "no linear layer left"),
         ({"method": "percentile", "percentile": 150.0}, r"percentile 150\.0: wanted above 50 and at most 100"),
         ({"smoothing": 2.0}, r"smoothing 2\.0"),
+        ({"precision": "int4"}, r"precision 'int4': quantize knows int8 and fp8"),
+        ({"precision": "fp8"}, r"an fp32 graph, while fp8 is for TensorRT; export it with --precision fp16 first"),
+        ({"target": "tensorrt"}, r"a fp32 graph for target tensorrt; export it with --precision fp16 first"),
+        ({"target": "gpu"}, r"target 'gpu': wanted cpu or tensorrt"),
+        ({"method": "median"}, r"method 'median': wanted one of minmax, percentile, entropy, mse"),
+        ({"max_drop": -0.1}, r"--max-drop -0\.1: wanted a loss of mIoU from 0 to 1"),
+        ({"max_drop": 0.1}, r"max_drop 0\.1: needs labelled images to judge on; pass a judge"),
+        ({"scales_of": "none.onnx"}, r"none\.onnx: no such engine file"),
     ],
 )
 def test_options_that_quantise_nothing_or_nonsense_are_refused(engine_folder, tmp_path, options, message):
@@ -133,12 +148,127 @@ def test_options_that_quantise_nothing_or_nonsense_are_refused(engine_folder, tm
 
 def test_ranges_span_what_was_seen(engine_folder):
     path = engine_folder / "model.fp32.onnx"
-    names = [layer.activation for layer in linears(onnx.load(path).graph)]
+    model = onnx.load(path)
+    names = [layer.activation for layer in linears(model.graph)]
     preprocess = read_manifest(path).preprocess
     one, two = ([normalize(picture, preprocess).numpy()] for picture in pictures(2))
-    alone, other, both = (ranges(path, names, batches) for batches in (one, two, one + two))
-    clipped = ranges(path, names, one, "percentile", 99.0)
+    alone, other, both = (ranges(model, names, batches) for batches in (one, two, one + two))
+    clipped = ranges(model, names, one, "percentile", percentile=99.0)
     for name in names:
         assert both[name] == alone[name].union(other[name])
         assert alone[name].low <= clipped[name].low <= 0.0 <= clipped[name].high <= alone[name].high
         assert clipped[name].high - clipped[name].low < alone[name].high - alone[name].low
+
+
+@pytest.mark.parametrize("method", ["entropy", "mse"])
+def test_other_methods_clip_what_was_seen(engine_folder, method):
+    path = engine_folder / "model.fp32.onnx"
+    model = onnx.load(path)
+    names = [layer.activation for layer in linears(model.graph)]
+    batches = [normalize(picture, read_manifest(path).preprocess).numpy() for picture in pictures(2)]
+    seen, clipped = ranges(model, names, batches), ranges(model, names, batches, method)
+    for name in names:
+        assert seen[name].low <= clipped[name].low <= 0.0 <= clipped[name].high <= seen[name].high
+    assert any(clipped[name] != seen[name] for name in names)  # this network has few outliers
+
+
+def test_activations_that_are_no_numbers_are_refused(engine_folder):
+    path = engine_folder / "model.fp32.onnx"
+    model = onnx.load(path)
+    names = [layer.activation for layer in linears(model.graph)][:1]
+    batch = np.full((1, 3, 56, 72), np.nan, np.float32)
+    for method in ("minmax", "mse"):
+        with pytest.raises(EngineError, match=rf"activation {names[0]}: values that are no numbers"):
+            ranges(model, names, [batch], method)
+
+
+def test_fp8_graphs_hold_e4m3_and_run_as_they_are(engine_folder, tmp_path):
+    path = tmp_path / "m.fp8.onnx"
+    manifest = quantize(engine_folder / "model.fp16.onnx", path, pictures(2, seed=1), precision="fp8", threads=1)
+    assert (manifest.precision, manifest.engine, manifest.details["target"]) == ("fp8", "tensorrt", "tensorrt")
+    graph = onnx.load(path).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    kinds = [constants[node.input[2]].data_type for node in graph.node if node.op_type == "DequantizeLinear"]
+    assert kinds == [onnx.TensorProto.FLOAT8E4M3FN] * len(kinds)
+    assert len(quantised_layers(graph)) == manifest.details["layers"] == 4 * 3 + 1
+    scales = [constants[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"]
+    assert {tensor.data_type for tensor in scales} == {onnx.TensorProto.FLOAT16}
+    batch = normalize(pictures(1), manifest.preprocess).numpy()
+    runs = [
+        onnxruntime.InferenceSession(where, providers=["CPUExecutionProvider"]).run(["masks"], {"images": batch})[0]
+        for where in (engine_folder / "model.fp16.onnx", path)
+    ]
+    assert (
+        sqnr(*runs) > 12
+    )  # random weights; three bits of mantissa are 25 dB at best a layer, and 13 follow each other
+
+
+def sqnr(x, y):
+    return 10 * np.log10(np.square(x).sum() / np.square(y - x).sum())
+
+
+@pytest.fixture(scope="module")
+def bf16_graph(engine_folder, tmp_path_factory):
+    from segmenter_engines import export as export_module
+
+    path = tmp_path_factory.mktemp("bf16") / "model.bf16.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "OPSET", 22)  # the first whose Conv takes bf16
+        export(engine_folder / "checkpoint", path, height=56, width=72, precision="bf16")
+    return path
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_bf16_graphs_are_quantised_too(bf16_graph, tmp_path, precision):
+    manifest = quantize(bf16_graph, tmp_path / "m.onnx", pictures(2, seed=1), precision=precision, threads=1)
+    assert manifest.details["base_precision"] == "bf16"
+    graph = onnx.load(tmp_path / "m.onnx")
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    layers = quantised_layers(graph.graph)
+    assert len(layers) == 4 * 3 + 1
+    assert all(
+        constants[f"{layer.activation}/scale"].data_type == onnx.TensorProto.BFLOAT16 for layer in layers.values()
+    )
+    # ONNX Runtime has no bf16 kernels on a CPU: the same weights and Q/DQ nodes, in float32 between them
+    batch = normalize(pictures(1), manifest.preprocess).numpy()
+    runs = [
+        onnxruntime.InferenceSession(widened(model).SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            ["masks"], {"images": batch}
+        )[0]
+        for model in (onnx.load(bf16_graph), graph)
+    ]
+    assert sqnr(*runs) > 12
+
+
+def test_a_widened_graph_keeps_the_rounded_weights(engine_folder):
+    narrow = onnx.load(engine_folder / "model.fp16.onnx")
+    wide = widened(narrow)
+    names = {tensor.name: tensor for tensor in narrow.graph.initializer}
+    for tensor in wide.graph.initializer:
+        assert tensor.data_type not in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        values = onnx.numpy_helper.to_array(tensor)
+        np.testing.assert_array_equal(values, onnx.numpy_helper.to_array(names[tensor.name]).astype(values.dtype))
+    onnx.checker.check_model(wide, full_check=True)
+
+
+def test_calibration_images_are_spread_or_drawn_by_a_seed():
+    samples = [SimpleNamespace(image=np.full((2, 2, 3), index, np.uint8)) for index in range(10)]
+
+    def chosen(count, seed=None):
+        return [int(image[0, 0, 0]) for image in calibration_images(samples, count, (2, 2), seed)]
+
+    assert chosen(4) == [0, 2, 5, 7]
+    assert chosen(20) == list(range(10))
+    assert chosen(4, 1) == chosen(4, 1) != chosen(4, 2)
+    assert len(set(chosen(4, 1))) == 4
+    for arguments, message in (((0,), "0 calibration images"), ((4, -1), "seed -1: wanted 0 or more")):
+        with pytest.raises(EngineError, match=message):
+            chosen(*arguments)
+
+
+def test_graphs_with_plugins_are_refused(engine_folder, tmp_path):
+    path = tmp_path / "m.onnx"
+    shutil.copy(engine_folder / "model.fp16.onnx", path)
+    replace(read_manifest(engine_folder / "model.fp16.onnx"), plugins=("SegmenterAttention",)).write(path)
+    with pytest.raises(EngineError, match="holds SegmenterAttention nodes; quantise an export with --lowering native"):
+        quantize(path, tmp_path / "q.onnx", pictures(1))

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -13,9 +14,9 @@ from segmenter.cpu import int8_saturates
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
-from segmenter_engines.sessions.onnxruntime import session_options
+from segmenter_engines.sessions.onnxruntime import cut, session_options
 from tests.networks import CLASSES
-from tests.small_engines import H, W, network, pictures
+from tests.small_engines import HEIGHTS, PIXELS, RANGED, WIDTHS, H, W, network, pictures
 
 
 def logits_in_float64(images):
@@ -185,3 +186,75 @@ def test_images_an_engine_does_not_take_are_named(engine_folder, images, message
         pytest.raises(EngineError, match=message),
     ):
         session(images)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("graph", [RANGED, PIXELS])
+def test_one_session_takes_every_size_of_a_range(ranged_folder, reference, engine, graph):
+    with open_session(ranged_folder / graph, engine, threads=1) as session:
+        assert session.describe()["height"] == HEIGHTS
+        assert session.describe()["input"] == ("pixels" if graph == PIXELS else "normalized")
+        for height, width in ((H, W), (160, 104), (24, 200)):
+            images = pictures(2, height, width)
+            assert (session(images) != reference(images)).mean() <= 1e-3
+            np.testing.assert_allclose(session.logits(images), reference.logits(images), rtol=0, atol=1e-4)
+            sure = torch.from_numpy(reference.logits(images)).softmax(dim=1).amax(dim=1)
+            np.testing.assert_allclose(session.confidence(images), sure, rtol=0, atol=1e-4)
+            assert session.confidence(images[0]).shape == (height, width)
+
+
+def test_images_outside_a_range_are_named_with_the_range_that_takes_them(ranged_folder):
+    with open_session(ranged_folder / RANGED, threads=1) as session:
+        wanted = (
+            rf"image 15x{WIDTHS[2] + 1}: this engine takes 16 to 160 by 16 to 200; resize it, or export again with"
+            rf" --height 15 {H} 160 --width 16 {W} 201"
+        )
+        with pytest.raises(EngineError, match=wanted):
+            session(np.zeros((15, 201, 3), np.uint8))
+        with pytest.raises(EngineError, match="batch of 5: this engine takes at most 4; split it"):
+            session(pictures(5))
+
+
+def test_a_network_is_given_what_it_takes(engine_folder, ranged_folder):
+    with open_session(ranged_folder / PIXELS, threads=1) as session:
+        assert np.array_equal(session.masks(pictures(1)), session.masks(pictures(1)))
+        with pytest.raises(EngineError, match="fp32, small: its network takes pixels, uint8, and got float32"):
+            session.network(torch.zeros(1, 3, H, W))
+    with (
+        open_session(engine_folder / "model.fp32.onnx", threads=1) as session,
+        pytest.raises(EngineError, match="takes normalized, float32, and got uint8"),
+    ):
+        session.masks(pictures(1))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_images_of_a_batch_run_beside_each_other_for_throughput(engine_folder, engine):
+    path, images = engine_folder / "model.fp32.onnx", pictures(5)
+    with (
+        open_session(path, engine, threads=1) as alone,
+        open_session(path, engine, threads=2, mode="throughput") as session,
+    ):
+        assert (alone.describe()["mode"], session.describe()["mode"]) == ("latency", "throughput")
+        wanted = np.concatenate([alone.masks(alone._normalize(image[None])) for image in images])
+        for _ in range(2):
+            np.testing.assert_allclose(session.masks(session._normalize(images)), wanted, rtol=0, atol=1e-5)
+        assert np.array_equal(session(images[0]), alone(images[0]))
+        honest = session._masks
+        session._masks = lambda x: honest(x[:, :1])  # an exception of the runtime's own, in its threads
+        with pytest.raises(EngineError, match=f"{engine}-fp32, small: "):
+            session(images)
+
+
+def test_engines_with_one_way_to_run_refuse_another(engine_folder):
+    with pytest.raises(EngineError, match="mode 'throughput': engine eager knows latency"):
+        open_session(engine_folder / "checkpoint", "eager", mode="throughput")
+    with pytest.raises(EngineError, match="mode 'fast': engine openvino knows latency and throughput"):
+        open_session(engine_folder / "model.fp32.onnx", "openvino", mode="fast")
+
+
+def test_onnx_runtime_is_given_only_what_masks_need(engine_folder):
+    model = onnx.load(engine_folder / "model.fp32.onnx")
+    cut(model.graph, ("masks",))
+    onnx.checker.check_model(model, full_check=True)
+    assert [output.name for output in model.graph.output] == ["masks"]
+    assert not {"Resize", "ArgMax"} & {node.op_type for node in model.graph.node}

@@ -9,7 +9,7 @@ from segmenter.checkpoint import save_model
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import channel_peaks
 from segmenter_engines.export import export
-from segmenter_engines.quantize import linears
+from segmenter_engines.qdq import linears
 from segmenter_engines.smooth import norm_fed, smooth
 from tests.networks import small_network
 
@@ -29,7 +29,7 @@ def test_norms_that_share_their_weights_are_smoothed_each_on_its_own(tmp_path):
     assert len({norm.input[1] for norm, _ in fed.values()}) < len(fed)  # or this test shows nothing
     images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     batch = normalize(images, manifest.preprocess).numpy()
-    smooth(graph.graph, fed, channel_peaks(path, list(fed), [batch]), 0.5)
+    smooth(graph.graph, fed, channel_peaks(graph, list(fed), [batch]), 0.5)
     onnx.save(graph, tmp_path / "smoothed.onnx")
     assert len({norm.input[1] for norm, _ in fed.values()}) == len(fed)
     before, after = (

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from segmenter.checkpoint import save_model
 from segmenter.cpu import cpu_flags
@@ -15,9 +16,12 @@ from segmenter.files import sha256
 from segmenter_bench.models import open_folder
 from segmenter_engines import open_session
 from segmenter_engines import verify as verify_command
+from segmenter_engines.build import build
 from segmenter_engines.folder import FP16, FP32, INT8, INT8_TENSORRT, manifests
+from segmenter_engines.limits import LIMITS, Limit
 from segmenter_engines.manifest import manifest_path, read_manifest
-from segmenter_engines.verify import LIMITS, Limit, Verdict, open_as_shipped, verify
+from segmenter_engines.verdict import Verdict
+from segmenter_engines.verify import open_as_shipped, verify, verify_build
 from tests.networks import CLASSES, small_network
 from tests.small_engines import H, pictures
 
@@ -47,20 +51,24 @@ def test_verify_passes_what_is_equal_and_catches_what_is_not(engine_folder, refe
         assert verdict.faults == []
         assert verdict.reference_miou == 1.0
         assert verdict.agreement > 0.999
-        assert verdict.row_disagreement is not None
-        assert verdict.row_disagreement <= 0.001
+        found = verdict.invariants
+        assert (found.batches, found.repeatable, found.nan_stays, found.nan_refused) == ((2, 3, 8), True, True, True)
+        assert found.row_disagreement is not None
+        assert found.row_disagreement <= 0.001
+        assert verdict.drop_error == 0.0
         honest = session._masks
         session._masks = lambda x: np.ascontiguousarray(honest(x)[:, ::-1])
         verdict = verify(session, reference, samples)
         assert len(verdict.faults) == 2
         session._masks = lambda x: honest(x[:1].repeat(len(x), axis=0))  # a batch that repeats its first row
         verdict = verify(session, reference, samples)
-        assert len(verdict.faults) == 1
+        assert len(verdict.faults) == 2
         assert verdict.faults[0].startswith("a row of a batch differs from its image alone in")
+        assert verdict.faults[1].startswith("scores that are no numbers")  # of a row it never looks at
 
 
 def test_a_verdict_of_nan_fails():
-    verdict = Verdict("x", "fp32", 1, float("nan"), 0.5, float("nan"), None, LIMITS["fp32"])
+    verdict = Verdict("x", "fp32", 1, float("nan"), 0.5, float("nan"), LIMITS["fp32"])
     assert len(verdict.faults) == 2
     assert not replace(verdict, miou=0.5, agreement=1.0).faults
     assert replace(verdict, miou=0.48, agreement=1.0, limit=Limit(0.01, 0.1, 0.1)).faults
@@ -74,8 +82,8 @@ def test_the_labels_a_plan_ships_are_verified(engine_folder, reference, tmp_path
     (node,) = (node for node in graph.graph.node if node.op_type == "ArgMax")
     node.op_type = "ArgMin"
     onnx.save(graph, tmp_path / "model.onnx")
-    wrong = replace(read_manifest(engine_folder / "model.fp16.onnx"), sha256=sha256(tmp_path / "model.onnx"))
-    wrong.write(tmp_path / "model.onnx")
+    wrong = replace(read_manifest(engine_folder / "model.fp16.onnx"), artifact="model.onnx")
+    replace(wrong, sha256=sha256(tmp_path / "model.onnx")).write(tmp_path / "model.onnx")
     samples = Pictures(reference)
     for path, faults in ((engine_folder / "model.fp16.onnx", False), (tmp_path / "model.onnx", True)):
         with open_as_shipped(path, None, 1, None) as session:
@@ -86,6 +94,26 @@ def test_the_labels_a_plan_ships_are_verified(engine_folder, reference, tmp_path
     with open_session(tmp_path / "model.onnx", threads=1) as session:
         assert not verify(session, reference, samples, limit=LIMITS["int8"]).faults
         assert verdict.cpu_flags == tuple(cpu_flags())
+
+
+@pytest.mark.tensorrt
+def test_a_build_ends_with_a_verdict(engine_folder, reference, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    graph, plan = tmp_path / FP32, tmp_path / "m.plan"
+    for path in (graph, manifest_path(graph)):
+        shutil.copy(engine_folder / path.name, path)
+    build(graph, plan)
+    verdict = verify_build(plan, graph, engine_folder / "checkpoint", Pictures(reference), threads=1)
+    assert verdict.faults == []
+    found = read_manifest(plan).verification
+    if torch.cuda.is_available():
+        assert found["tensorrt-rtx-fp32"]["passed"]
+    else:
+        assert set(found) == {"graph:onnxruntime-fp32"}
+        assert found["graph:onnxruntime-fp32"]["sha256"] == read_manifest(graph).sha256
+    save_model(small_network(seed=1), tmp_path / "other")
+    with pytest.raises(EngineError, match="made of other weights"):
+        verify_build(plan, graph, tmp_path / "other", Pictures(reference), threads=1)
 
 
 @pytest.fixture
@@ -101,7 +129,7 @@ def test_engines_of_another_network_are_noticed(engine_folder, mixed):
     whole = read_manifest(mixed / FP32)
     for spoilt, message in (
         (replace(whole, height=(H + 1,) * 3), r"images of 56x72 and 57x72"),
-        (replace(whole, sha256="0"), rf"{INT8}: made of another graph than the {FP32} beside it"),
+        (replace(whole, sha256="0" * 64), rf"{INT8}: made of another graph than the {FP32} beside it"),
         (replace(whole, source={}), rf"{FP32}: made of other weights \(nothing\)"),
     ):
         spoilt.write(mixed / FP32)

@@ -66,7 +66,7 @@ const BackendModule& open_module(const std::string& name) {
 
 // The name of the backend a request asks for. Throws InputError for one that cannot open the artifact.
 std::string chosen(const BackendRequest& request) {
-  const std::string fitting = request.manifest.kind == Kind::onnx ? std::string(kOpenVino) : request.manifest.engine;
+  std::string fitting = request.manifest.kind == Kind::onnx ? std::string(kOpenVino) : request.manifest.engine;
   const std::string& wanted = request.options.backend;
   if (!wanted.empty() && wanted != fitting) {
     throw InputError(request.artifact.string() + ": backend '" + wanted + "' cannot open it; it is for " + fitting);

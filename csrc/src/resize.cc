@@ -35,6 +35,7 @@ class Filter {
     weights_.resize(static_cast<std::size_t>(to) * most);
     std::vector<double> exact(most);
     for (std::int64_t pixel = 0; pixel < to; ++pixel) {
+      // Pillow rounds so, and other ways differ at halves
       const double center = (static_cast<double>(pixel) + 0.5) * scale;
       const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(center - support + 0.5), 0);
       const auto end = std::min<std::int64_t>(static_cast<std::int64_t>(center + support + 0.5), from);

@@ -95,6 +95,9 @@ TEST(Manifest, RefusesWhatIsNoJson) {
                                   std::string(1000000, '['), "{\"format\": 2, \"a\": " + std::string(100000, '[')}) {
     refusal(text);
   }
+  // closed again: what reads it by recursion would run out of stack
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  EXPECT_NE(refusal(replaced("{\"opset\": 20}", deep)).find("nested deeper than 32"), std::string::npos);
 }
 
 TEST(Manifest, SurvivesAThousandMutations) {

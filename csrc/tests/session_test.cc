@@ -66,6 +66,19 @@ TEST_F(SessionTest, LabelsAreThoseOfItsLogits) {
   }
 }
 
+TEST_F(SessionTest, RemembersNothingOfTheImageBefore) {
+  Session session(open({}, {.threads = 2}));
+  Bytes pixels = pictures(1, 7, 30);
+  for (int round = 0; round < 6; ++round) {
+    for (std::uint8_t& colour : pixels) colour = static_cast<std::uint8_t>((colour + 11 * round) % 50);
+    // one row of cells, and a few
+    for (const std::int64_t H : {3, 7}) {
+      const auto labels = run<std::uint8_t>(session, pixels, 1, H, 30);
+      EXPECT_EQ(std::vector<int>(labels.begin(), labels.end()), by_logits(session, pixels, 1, H, 30));
+    }
+  }
+}
+
 TEST_F(SessionTest, FindsTheClassesThatAreThere) {
   Session session(open({}));
   const auto labels = run<std::uint8_t>(session, pictures(1, 16, 200), 1, 16, 200);

@@ -1,153 +1,157 @@
-"""ONNX to a TensorRT-RTX plan, strongly typed, on any machine: building needs no GPU.
+"""ONNX to a TensorRT or TensorRT-RTX plan, strongly typed; RTX builds on any machine, without a GPU.
 
-Precision is what the graph's tensors and Q/DQ nodes say; there are no precision flags. The builder's own account of
-what it made (layers, fused attention kernels, int8 products) goes into the manifest, because a quantised ViT whose
-attention is no longer fused is slower than fp16 and nothing else would show it.
+Precision is what the graph's tensors and Q/DQ nodes say; there are no precision flags. What the builder made of it goes
+into a layer report beside the plan, because a quantised ViT whose attention is no longer fused, or whose int8 products
+run in fp16, is slower than fp16 and nothing else would show it.
 """
 
-import functools
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import tyro
 
 from segmenter.cli import run
-from segmenter.errors import EngineError, Unavailable
-from segmenter.files import atomic_path, sha256
+from segmenter.datasets import Subset, open_dataset
+from segmenter.errors import EngineError
+from segmenter.files import atomic_paths, sha256
+from segmenter_engines.build_progress import Bar, Watcher, progress_bar
+from segmenter_engines.builder import LEVELS, Built, Recipe, build_in_memory
+from segmenter_engines.layer_report import LayerReport, linears_of, page_path, report_path
+from segmenter_engines.layers_page import page
+from segmenter_engines.limits import IMAGES
 from segmenter_engines.manifest import (
     Manifest,
     command_line,
     derived_from,
     machine_name,
+    manifest_path,
     read_manifest,
     require_out,
     versions_of,
 )
-
-ENGINE = "tensorrt-rtx"
-MODULE = "tensorrt_rtx"
-
-
-def tensorrt() -> Any:
-    """The TensorRT-RTX module.
-
-    Raises Unavailable when it is not installed or its libraries do not load.
-    """
-    try:
-        return import_module(MODULE)
-    except (ImportError, OSError) as error:
-        raise Unavailable(f"engine {ENGINE}: {error}; pip install 'segmenter-trt[{ENGINE}]'") from error
-
-
-@functools.cache
-def builder_log() -> Any:
-    """The process's one logger: TensorRT keeps the first it is given. `messages` holds what it said, newest last."""
-    trt = tensorrt()
-
-    class Log(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[tuple[Any, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.messages.append((severity, message))
-
-        def errors(self) -> str:
-            kinds = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-            return "; ".join(" ".join(text.split()) for severity, text in self.messages if severity in kinds)
-
-    return Log()
+from segmenter_engines.shape_profile import Range, profile_of
+from segmenter_engines.tensorrt_api import ENGINES, product
+from segmenter_engines.timing_cache import cache_folder
+from segmenter_engines.verified import graph_verification
 
 
 def build(
     source: Path | str,
     out: Path | str,
     *,
-    batch: tuple[int, int, int] = (1, 1, 8),
+    engine: str = "tensorrt-rtx",
+    batch: Range | None = None,
+    height: Range | None = None,
+    width: Range | None = None,
     outputs: Sequence[str] = ("labels",),
     workspace_bytes: int | None = None,
+    level: int | None = None,
+    timing_cache: str | None = None,
+    plugin_library: Path | str | None = None,
+    gpus: Sequence[str] = (),
+    refit: bool = False,
+    report: bool = False,
+    watcher: Watcher | None = None,
+    say: Callable[[str], None] = print,
 ) -> Manifest:
-    """Build a plan from an exported or quantised graph, with its manifest beside it.
+    """Build a plan from an exported or quantised graph; manifest and layer report go beside it, all or none.
 
-    source: fp16 or bf16 .onnx, or int8 made for the tensorrt target; fp32 builds too. batch: min, opt and max batch of
-    the plan. outputs: of the graph's, those the plan keeps. workspace_bytes: limit of the builder's scratch memory, at
-    least 1 MiB; None for no limit. The plan runs on Ampere and later GPUs.
+    source: fp16 or bf16 .onnx, or int8 or fp8 made for the tensorrt target; fp32 builds too. engine: tensorrt-rtx, or
+    tensorrt (10 or 11, on a GPU). batch, height, width: min, opt and max; what the graph takes when None, of batches at
+    most 8. outputs: of the graph's, those the plan keeps. workspace_bytes: limit of the builder's scratch memory, at
+    least 1 MiB; None for no limit. level: of optimisation, 0 (quick build) to 5 (fast plan). timing_cache: folder of
+    tensorrt's kernel timings, `none`, or None for the user's cache. plugin_library: path of the library that brings
+    the graph's Segmenter* ops. gpus: see `gpu_targets.set_targets`. refit: weights can be replaced later. report: the
+    layer report as an HTML page too. watcher: told of the builder's phases. say: takes what is worth a line.
     Raises EngineError when an option is out of range, or the graph does not fit, cannot be parsed or built, naming the
-    node where it is known.
+    node where it is known; Unavailable without the engine's package.
     """
     source, out = Path(source), Path(out)
     require_out(out, ".plan", source)
+    product(engine)
     if workspace_bytes is not None and not 1 << 20 <= workspace_bytes <= 1 << 50:
         raise EngineError(f"workspace of {workspace_bytes >> 20} MiB: wanted 1 to {1 << 30}; leave it out for no limit")
+    if level is not None and level not in LEVELS:
+        raise EngineError(f"level {level}: wanted {LEVELS[0]} (quick build) to {LEVELS[-1]} (fast plan)")
     base = read_manifest(source)
-    _check(base, source, batch, outputs)
-    trt, log = tensorrt(), builder_log()
-    log.messages.clear()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(source)):
-        faults = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(f"{fault.node_name()}: {' '.join(fault.desc().split())}" for fault in faults[:3])
-        raise EngineError(f"{source}: {ENGINE} cannot parse it: {told or log.errors()}")
-    for index in reversed(range(network.num_outputs)):
-        tensor = network.get_output(index)
-        if tensor.name not in outputs:
-            network.unmark_output(tensor)
-    profile = builder.create_optimization_profile()
-    profile.set_shape("images", *((count, 3, *base.size) for count in batch))
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"{source}: {ENGINE} cannot build it: {log.errors() or 'no reason given'}")
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(memoryview(plan))
+    _check(base, source, outputs)
+    profile = profile_of(base, batch, height, width)
+    recipe = Recipe(
+        engine=engine,
+        precision=base.precision,
+        workspace_bytes=workspace_bytes,
+        level=level,
+        timing_caches=cache_folder(timing_cache, engine),
+        plugin_library=None if plugin_library is None else Path(plugin_library),
+        plugins=base.plugins,
+        gpus=tuple(gpus),
+        refit=refit,
+    )
+    built = build_in_memory(source, profile, outputs, recipe, watcher=watcher, say=say)
     manifest = replace(
         base,
         artifact=out.name,
         kind="plan",
-        engine=ENGINE,
-        sha256=sha256(out),
+        engine=engine,
         source=derived_from(base),
-        batch=batch,
+        batch=profile.batch,
+        height=profile.height,
+        width=profile.width,
         outputs=tuple(outputs),
         command=command_line(),
-        versions=versions_of("tensorrt-rtx", "onnx"),
+        versions=versions_of("onnx") | {engine: built.version},
         machine=machine_name(),
-        verification=None,
-        details={**base.details, "layers": layer_report([text for _, text in log.messages])},
+        compute_capabilities=built.compute_capabilities,
+        verification=graph_verification(base),
+        details={**base.details, **_details(recipe)},
     )
-    manifest.write(out)
-    return manifest
+    _write(out, manifest, _report(manifest, built), built, report)
+    return read_manifest(out, check_hash=False)
 
 
-def layer_report(messages: Sequence[str]) -> dict[str, int]:
-    """What the builder made, counted from its log: layers, fused attention kernels, products by input type."""
-    layers = [line for text in messages for line in text.splitlines() if line.startswith("Name: ")]
-    report = {"total": len(layers), "fused_attention": 0}
-    for line in layers:
-        name = line.split(",")[0]
-        if "mha" in name:
-            report["fused_attention"] += 1
-        elif "LayerType: gemm" in line or "LayerType: runtime_fusion" in line:
-            types = re.search(r"Inputs: \[.*?Datatype: (\w+)", line)
-            if types:
-                key = f"products_{types[1].lower()}"
-                report[key] = report.get(key, 0) + 1
-    return report
+def _details(recipe: Recipe) -> dict[str, object]:
+    details: dict[str, object] = {"refit": recipe.refit}
+    if recipe.level is not None:
+        details["level"] = recipe.level
+    if recipe.plugin_library is not None:
+        details["plugin_library"] = {"name": recipe.plugin_library.name, "sha256": sha256(recipe.plugin_library)}
+    return details
 
 
-def _check(base: Manifest, source: Path, batch: tuple[int, int, int], outputs: Sequence[str]) -> None:
+def _report(manifest: Manifest, built: Built) -> LayerReport:
+    return LayerReport(
+        plan=manifest.artifact,
+        sha256="",
+        engine=manifest.engine,
+        version=built.version,
+        precision=manifest.precision,
+        source=built.told_by,
+        attentions=built.asked.attentions,
+        linears=linears_of(built.asked, built.layers),
+        layers=built.layers,
+    )
+
+
+def _write(out: Path, manifest: Manifest, report: LayerReport, built: Built, with_page: bool) -> None:
+    """Plan, manifest and layer report, together: what is read is of one build."""
+    paths = [out, manifest_path(out), report_path(out), *([page_path(out)] if with_page else [])]
+    with atomic_paths(*paths) as temporaries:
+        temporaries[0].write_bytes(built.plan)
+        digest = sha256(temporaries[0])
+        report = replace(report, sha256=digest)
+        details = {**manifest.details, "layers": report.counts(), "layer_faults": list(report.faults())}
+        temporaries[1].write_text(replace(manifest, sha256=digest, details=details).text(), encoding="utf-8")
+        temporaries[2].write_text(report.text(), encoding="utf-8")
+        if with_page:
+            temporaries[3].write_text(page(report), encoding="utf-8")
+    if not with_page:
+        page_path(out).unlink(missing_ok=True)  # of the plan that was here
+
+
+def _check(base: Manifest, source: Path, outputs: Sequence[str]) -> None:
     if base.kind != "onnx":
         raise EngineError(f"{source}: is a {base.kind} already; build from the .onnx it was made of")
     if base.precision == "int8" and base.details.get("target") != "tensorrt":
@@ -155,8 +159,6 @@ def _check(base: Manifest, source: Path, batch: tuple[int, int, int], outputs: S
             f"{source}: int8 with uint8 activations, which TensorRT does not take; quantise an fp16 export with"
             " --target tensorrt"
         )
-    if not 1 <= batch[0] <= batch[1] <= batch[2] <= base.batch[2]:
-        raise EngineError(f"batch {batch}: wanted min <= opt <= max, from 1 to {base.batch[2]}")
     unknown = sorted(set(outputs) - set(base.outputs))
     if unknown or not outputs:
         raise EngineError(f"outputs {unknown or '()'}: the graph has {', '.join(base.outputs)}")
@@ -164,35 +166,83 @@ def _check(base: Manifest, source: Path, batch: tuple[int, int, int], outputs: S
 
 @dataclass(frozen=True)
 class Options:
-    """Build a TensorRT-RTX plan from an exported graph; no GPU needed."""
+    """Build a TensorRT plan from an exported graph; tensorrt-rtx needs no GPU for it, tensorrt does."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """The .onnx: an fp16 or bf16 export, or one quantised with --target tensorrt."""
     out: Path
-    """The .plan file to write; its manifest goes beside it."""
-    batch: tuple[int, int, int] = (1, 1, 8)
-    """Smallest, usual and largest batch."""
+    """The .plan file to write; its manifest and its layer report go beside it."""
+    engine: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
+    """Runtime the plan is for."""
+    batch: tuple[int, int, int] | None = None
+    """Smallest, usual and largest batch; the graph's own when left out, at most 8."""
+    height: tuple[int, int, int] | None = None
+    """Smallest, usual and largest image height in pixels; the graph's own when left out."""
+    width: tuple[int, int, int] | None = None
+    """Smallest, usual and largest image width in pixels; the graph's own when left out."""
     outputs: tuple[str, ...] = ("labels",)
-    """Outputs of the graph the plan keeps: labels, masks, logits."""
+    """Outputs of the graph the plan keeps: labels, masks, logits, confidence."""
     workspace_mib: int | None = None
     """Limit of the builder's scratch memory in MiB, at least 1; none when left out."""
+    level: int | None = None
+    """Builder optimisation level, 0 (quick build) to 5 (fast plan); the runtime's own, 3, when left out."""
+    timing_cache: str | None = None
+    """Folder of tensorrt's kernel timings, or none; the user's cache folder when left out. tensorrt-rtx has none."""
+    plugin_library: Path | None = None
+    """Library that brings the Segmenter* ops of a graph exported with --lowering plugin. Its code runs here."""
+    gpus: tuple[str, ...] = ()
+    """Compute capabilities such as 8.6 12.0, all from 8.0 when left out; of tensorrt 8.0+, or this machine's GPU."""
+    refit: bool = False
+    """Build so that weights can be replaced later."""
+    report: bool = False
+    """Write the layer report as an HTML page too: OUT.layers.html."""
+    checkpoint: Path | None = None
+    """Checkpoint the graph was exported from: the build then ends with a verification, of the graph where no GPU is."""
+    dataset: str | None = None
+    """Dataset of the verification images (validation split): shapes, folder, camvid, ade20k."""
+    data: Path | None = None
+    """Root folder of the dataset."""
+    verify_images: int = IMAGES
+    """Number of verification images, spread evenly over the split; 0 for all."""
 
 
 def build_plan(options: Options) -> int:
-    limit = options.workspace_mib
-    manifest = build(
-        options.source,
-        options.out,
-        batch=options.batch,
-        outputs=options.outputs,
-        workspace_bytes=None if limit is None else limit << 20,
-    )
+    limit, samples = options.workspace_mib, None
+    if (options.checkpoint is None) != (options.dataset is None):
+        raise EngineError("--checkpoint and --dataset belong together: pass both to verify the plan, or neither")
+    if options.dataset is not None:
+        samples = Subset(open_dataset(options.dataset, options.data, "val"), options.verify_images)
+    with progress_bar() as progress:
+        manifest = build(
+            options.source,
+            options.out,
+            engine=options.engine,
+            batch=options.batch,
+            height=options.height,
+            width=options.width,
+            outputs=options.outputs,
+            workspace_bytes=None if limit is None else limit << 20,
+            level=options.level,
+            timing_cache=options.timing_cache,
+            plugin_library=options.plugin_library,
+            gpus=options.gpus,
+            refit=options.refit,
+            report=options.report,
+            watcher=Bar(progress),
+            say=lambda line: print(line, file=sys.stderr),
+        )
     layers = manifest.details["layers"]
     print(
-        f"{options.out}: {manifest.precision}, {options.out.stat().st_size / 1e6:.1f} MB,"
-        f" {layers['total']} layers, {layers['fused_attention']} fused attention kernels;"
-        f" TensorRT-RTX {version('tensorrt-rtx')}"
+        f"{options.out}: {manifest.precision}, {options.out.stat().st_size / 1e6:.1f} MB, {layers['total']} layers,"
+        f" {layers['fused_attention']} fused attention kernels; {ENGINES[options.engine].name}"
+        f" {manifest.versions[options.engine]}"
     )
+    for fault in manifest.details["layer_faults"]:
+        print(f"  slower than the graph asks: {fault}; see `segmenter layers {options.out}`")
+    if samples is not None and options.checkpoint is not None:
+        from segmenter_engines.verify import verify_build  # which needs what builds do not
+
+        print(f"{len(samples)} images: {verify_build(options.out, options.source, options.checkpoint, samples).line()}")
     return 0
 
 

@@ -6,28 +6,25 @@ Two lowerings: `native` is standard ONNX ops, which every runtime reads; `plugin
 
 import copy
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from logging import CRITICAL, getLogger
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import onnx
-import onnxslim
 import torch
 import tyro
-from torch import Tensor, nn
 
 from segmenter import load_model
 from segmenter.cli import run
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.model import Segmenter
+from segmenter_engines.graph import OUTPUTS, Graph, Span, is_range
 from segmenter_engines.manifest import (
     NORMALIZED,
+    PIXELS,
     Manifest,
     command_line,
     machine_name,
@@ -35,52 +32,41 @@ from segmenter_engines.manifest import (
     vouched,
     weights_of,
 )
-from segmenter_engines.weight_names import name_weights
+from segmenter_engines.trace import Translations, trace
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-OPSET = 20  # the first with Gelu as one op; every runtime used here reads it
 LOWERINGS = ("native", "plugin")
+INPUTS = (NORMALIZED, PIXELS)
 PLUGIN_DOMAIN = "segmenter"
-INPUT = "images"
 MAX_BATCH = 64
+MAX_CLASSES = 32767  # labels of more than 256 classes are int16
 
-
-class _Graph(nn.Module):
-    """What the ONNX computes: normalised float32 images to labels, class masks, and logits when asked."""
-
-    def __init__(self, model: Segmenter, dtype: torch.dtype, with_logits: bool) -> None:
-        super().__init__()
-        self.model, self.dtype, self.with_logits = model.to(dtype), dtype, with_logits
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        masks = self.model.masks(images.to(self.dtype))
-        P, size = self.model.config.encoder.patch_size, (int(images.shape[-2]), int(images.shape[-1]))
-        padded = masks.shape[2] * P, masks.shape[3] * P
-        outputs = [self.model.ops.upsample_argmax(masks, padded, size), masks.float()]
-        if self.with_logits:
-            logits = nn.functional.interpolate(masks, padded, mode="bilinear", align_corners=False)
-            outputs.append(logits[..., : size[0], : size[1]].float())
-        return tuple(outputs)
+Sides = int | tuple[int, int, int]  # of fixed size, or smallest, usual and largest
 
 
 def export(
     checkpoint: Path | str | Segmenter,
     out: Path | str,
     *,
-    height: int | None = None,
-    width: int | None = None,
+    height: Sides | None = None,
+    width: Sides | None = None,
+    batch: Sides = (1, 1, MAX_BATCH),
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",
-    logits: bool = False,
+    input: Literal["normalized", "pixels"] = "normalized",
+    outputs: Sequence[str] = ("labels", "masks"),
     lowering: Literal["native", "plugin"] = "native",
 ) -> Manifest:
     """Write a network as ONNX, with its manifest beside it.
 
-    The graph takes `images` float32 [B, 3, H, W], normalised, B from 1 to 64, and gives `labels` uint8 [B, H, W] (int16
-    when K > 256), `masks` float32 [B, K, h, w] on the patch grid, and, when asked, `logits` float32 [B, K, H, W].
-    height, width: pixels; the size the checkpoint was trained at when None. Sizes that are no multiple of the patch are
-    padded and cropped inside the graph. precision: type of weights and activations; inputs and outputs stay as above.
-    lowering: see the module; `plugin` needs the package triton.
-    Raises CheckpointError for the checkpoint, EngineError for a size or precision that cannot be exported.
+    height, width, batch: one number each, or a range (min, opt, max); sides are pixels, those the checkpoint was
+    trained at when None. Sides that are no multiple of the patch are padded and cropped inside the graph. A range of
+    sides costs the resizing of position embeddings in every call, which a fixed size has done before.
+    input: the graph takes `images`, `normalized` float32 [B, 3, H, W], or `pixels`, uint8 RGB [B, H, W, 3].
+    outputs: `labels` uint8 [B, H, W] (int16 when K > 256) and `masks` float32 [B, K, h, w] on the patch grid are always
+    among them; `logits` float32 [B, K, H, W] and `confidence` float32 [B, H, W], the softmax probability of the winning
+    class, when asked. precision: type of weights and activations; inputs and outputs stay as above.
+    lowering: see the module; `plugin` needs the package triton, and a fixed size.
+    Raises CheckpointError for the checkpoint, EngineError, naming it, for what cannot be exported.
     """
     out = Path(out)
     if out.suffix != ".onnx":
@@ -91,19 +77,28 @@ def export(
         )
     if lowering not in LOWERINGS:
         raise EngineError(f"lowering {lowering!r}: export knows {' and '.join(LOWERINGS)}")
+    if input not in INPUTS:
+        raise EngineError(f"input {input!r}: export knows {' and '.join(INPUTS)}")
+    outputs = _outputs(outputs)
     ops, table = _plugins() if lowering == "plugin" else (None, {})
     model = _loaded(checkpoint, ops)
     config = model.config
-    height, width = height or config.encoder.image_size[0], width or config.encoder.image_size[1]
-    if min(height, width) < config.encoder.patch_size:
+    if config.num_classes > MAX_CLASSES:
+        raise EngineError(f"{config.num_classes} classes: labels are int16, which ends at {MAX_CLASSES}; merge classes")
+    P, trained = config.encoder.patch_size, config.encoder.image_size
+    sides = f"smaller than one {P} pixel patch; enlarge it"
+    heights = _span("height", trained[0] if height is None else height, P, sides)
+    widths = _span("width", trained[1] if width is None else width, P, sides)
+    batches = _span("batch", batch, 1, "wanted at least 1")
+    if lowering == "plugin" and (is_range(heights) or is_range(widths)):
         raise EngineError(
-            f"size {height}x{width} is smaller than one {config.encoder.patch_size} pixel patch; enlarge it"
+            "lowering plugin with a range of sizes: SegmenterUpsampleArgmax holds its size as a constant; pass one"
+            " --height and --width, or take --lowering native"
         )
     model.eval().fold_layer_scale()
-    module = _Graph(model, FLOATS[precision], logits)
-    graph = _trace(module, height, width, logits, table)
-    name_weights(graph.graph, module)
-    _describe(graph, model)
+    preprocess = config.preprocess if input == PIXELS else None
+    module = Graph(model, FLOATS[precision], outputs, heights, widths, preprocess)
+    graph = trace(module, batches, heights, widths, table)
     with atomic_path(out) as temporary:
         onnx.save(graph, temporary)
         onnx.checker.check_model(temporary, full_check=True)
@@ -115,12 +110,12 @@ def export(
         sha256=sha256(out),
         source={"checkpoint": _source(checkpoint)},
         model=config.name,
-        patch_size=config.encoder.patch_size,
-        input=NORMALIZED,
-        height=(height, height, height),
-        width=(width, width, width),
-        batch=(1, 1, MAX_BATCH),
-        outputs=("labels", "masks", *(("logits",) if logits else ())),
+        patch_size=P,
+        input=input,
+        height=heights,
+        width=widths,
+        batch=batches,
+        outputs=outputs,
         classes=config.classes,
         palette=config.palette,
         preprocess=config.preprocess,
@@ -128,13 +123,38 @@ def export(
         versions=versions_of("onnx", "onnxscript", "onnxslim"),
         machine=machine_name(),
         plugins=tuple(sorted({node.op_type for node in graph.graph.node if node.domain == PLUGIN_DOMAIN})),
-        details={"opset": OPSET, "nodes": len(graph.graph.node)},
+        details={"opset": _opset(graph), "nodes": len(graph.graph.node)},
     )
     manifest.write(out)
     return manifest
 
 
-def _plugins() -> tuple[ModuleType, Mapping[Callable[..., Any], Callable[..., Any]]]:
+def _outputs(wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those wanted, in the graph's order. Raises EngineError for one it does not have or cannot be without."""
+    unknown = [name for name in wanted if name not in OUTPUTS]
+    if unknown:
+        raise EngineError(f"output {unknown[0]!r}: export knows {', '.join(OUTPUTS)}")
+    for name, reason in (("labels", "that is what a graph is for"), ("masks", "engines make labels from them")):
+        if name not in wanted:
+            raise EngineError(f"outputs {' '.join(wanted) or 'none'}: {name} cannot be left out, {reason}; add it")
+    return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def _span(name: str, value: Sides, least: int, otherwise: str) -> Span:
+    """`value` as (min, opt, max). Raises EngineError for an unordered one, or one that begins below `least`."""
+    numbers = tuple(value) if isinstance(value, Sequence) else (value, value, value)
+    told = f"{name} {' '.join(map(str, dict.fromkeys(numbers)))}"
+    if len(numbers) != 3 or not all(isinstance(number, int) for number in numbers):
+        raise EngineError(f"{told}: wanted one whole number, or three: smallest, usual, largest")
+    smallest, usual, largest = numbers
+    if smallest < least:
+        raise EngineError(f"{told}: {otherwise}")
+    if not smallest <= usual <= largest:
+        raise EngineError(f"{told}: wanted smallest <= usual <= largest, in that order")
+    return smallest, usual, largest
+
+
+def _plugins() -> tuple[ModuleType, Translations]:
     """The ops that a traced graph keeps whole, and how each is written in ONNX."""
     from segmenter_kernels import library, onnx_ops
 
@@ -153,56 +173,8 @@ def _loaded(checkpoint: Path | str | Segmenter, ops: ModuleType | None) -> Segme
     return model
 
 
-def _trace(
-    module: nn.Module, height: int, width: int, logits: bool, table: Mapping[Callable[..., Any], Callable[..., Any]]
-) -> onnx.ModelProto:
-    # a sample batch of one would freeze the batch; the trace needs two
-    sample = torch.zeros(2, 3, height, width)
-    batch = torch.export.Dim("B", min=1, max=MAX_BATCH)
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            (sample,),
-            dynamo=True,
-            dynamic_shapes={"images": {0: batch}},
-            input_names=[INPUT],
-            output_names=["labels", "masks", "logits"][: 3 if logits else 2],
-            opset_version=OPSET,
-            custom_translation_table=dict(table),
-            verbose=False,
-        )
-        if program is None:
-            raise EngineError("torch.onnx.export gave no program; report this with the checkpoint's config.json")
-        return onnxslim.slim(program.model_proto)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages it does not need and arguments it renames."""
-    logger = getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _describe(graph: onnx.ModelProto, model: Segmenter) -> None:
-    """Producer and metadata, so that the file explains itself without its manifest."""
-    config: Any = model.config
-    del graph.metadata_props[:]
-    facts = {
-        "model": config.name,
-        "classes": "\n".join(config.classes),
-        "mean": " ".join(map(str, config.preprocess.mean)),
-        "std": " ".join(map(str, config.preprocess.std)),
-        "colour_order": "RGB",
-    }
-    onnx.helper.set_model_props(graph, facts)
-    graph.producer_name = "segmenter"
+def _opset(graph: onnx.ModelProto) -> int:
+    return next(entry.version for entry in graph.opset_import if entry.domain == "")
 
 
 def _source(checkpoint: Path | str | Segmenter) -> str:
@@ -219,14 +191,18 @@ class Options:
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
     out: Path
     """The .onnx file to write; its manifest goes beside it."""
-    height: int | None = None
-    """Image height in pixels; the training height when left out."""
-    width: int | None = None
-    """Image width in pixels."""
+    height: int | tuple[int, int, int] | None = None
+    """Image height in pixels, or smallest, usual and largest; the training height when left out."""
+    width: int | tuple[int, int, int] | None = None
+    """Image width in pixels, or smallest, usual and largest; the training width when left out."""
+    batch: int | tuple[int, int, int] = (1, 1, MAX_BATCH)
+    """Images in a call, or fewest, usual and most."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of weights and activations in the graph."""
-    logits: bool = False
-    """Add full-resolution logits as a third output."""
+    input: Literal["normalized", "pixels"] = "normalized"
+    """What the graph takes: normalised float32 [B, 3, H, W], or uint8 RGB [B, H, W, 3], normalised inside (pixels)."""
+    outputs: tuple[Literal["labels", "masks", "logits", "confidence"], ...] = ("labels", "masks")
+    """What the graph gives: labels and class masks always; logits and the winner's probability at full resolution."""
     lowering: Literal["native", "plugin"] = "native"
     """Standard ONNX ops (native), or Segmenter* nodes for a runtime with plugins (plugin)."""
 
@@ -237,13 +213,16 @@ def export_checkpoint(options: Options) -> int:
         options.out,
         height=options.height,
         width=options.width,
+        batch=options.batch,
         precision=options.precision,
-        logits=options.logits,
+        input=options.input,
+        outputs=options.outputs,
         lowering=options.lowering,
     )
+    sides = "x".join("..".join(map(str, dict.fromkeys(side[::2]))) for side in (manifest.height, manifest.width))
     print(
-        f"{options.out}: {manifest.precision}, images {manifest.size[0]}x{manifest.size[1]}, "
-        f"{len(manifest.classes)} classes, {options.out.stat().st_size / 1e6:.1f} MB"
+        f"{options.out}: {manifest.precision}, {manifest.input} images {sides}, {len(manifest.classes)} classes,"
+        f" {options.out.stat().st_size / 1e6:.1f} MB"
     )
     return 0
 

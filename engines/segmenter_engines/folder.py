@@ -8,7 +8,9 @@ from pathlib import Path
 
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path
+from segmenter_engines.layer_report import page_path, report_path
 from segmenter_engines.manifest import Manifest, manifest_path, read_manifest, require_checkpoint, vouched
+from segmenter_engines.signing import signature_path
 
 CHECKPOINT = "checkpoint"
 FP32, FP16 = "model.fp32.onnx", "model.fp16.onnx"
@@ -38,10 +40,11 @@ def why_missing(artifact: Path) -> str:
 
 
 def clear(folder: Path) -> None:
-    """Remove every artifact, manifest and reason, so that nothing of an older checkpoint can be taken for a newer's."""
+    """Remove every artifact with what lies beside it, so that nothing of an older checkpoint is taken for a newer's."""
     for name in ARTIFACTS:
         artifact = folder / name
-        for path in (manifest_path(artifact), artifact, reason_path(artifact)):
+        beside = (reason_path(artifact), signature_path(artifact), report_path(artifact), page_path(artifact))
+        for path in (manifest_path(artifact), artifact, *beside):
             path.unlink(missing_ok=True)
 
 

@@ -1,20 +1,42 @@
-"""The JSON beside every artifact: what it is, what it was made from, and how well it does."""
+"""The JSON beside every artifact: what it is, what it was made from, and how well it does.
+
+`X.onnx.json` lies beside `X.onnx`. Whoever reads one, in any language, refuses what breaks these rules (`read_fields`):
+- At most 4 MiB of UTF-8 without a byte order mark: one JSON object, no name twice in an object, lists and objects
+  nested at most 32 deep, every number within a double. Numbers that are integers below have neither point nor exponent.
+- Every field of `Manifest` is there but for plugins, compute_capabilities, details and verification, which may be left
+  out; no other is. `format` is 2.
+- Strings have 1 to 200 characters (code points) where nothing else is said, none of them a control character (below
+  U+0020, U+007F to U+009F) or a lone surrogate. artifact: 1 to 255, no `/` or `\\`, not `.` or `..`, ends with `.onnx`
+  or `.plan` as `kind` says, and is the name of the file it lies beside. command: 0 to 8000. machine: up to 500.
+- sha256: 64 digits 0-9a-f. source: at most 16 strings of up to 1000; versions: at most 100.
+- patch_size: 1 to 1024. height, width, batch: three integers, 1 <= min <= opt <= max <= 65536.
+- outputs: one or more of labels, masks, logits, confidence, none twice. classes: 1 to 32768; palette: as many colours,
+  three integers from 0 to 255 each. preprocess: mean and std, three numbers each within 1e6, std at least 1e-6.
+- engine: any (graphs alone), tensorrt or tensorrt-rtx. plugins: at most 100 identifiers in ASCII, none twice.
+  compute_capabilities: at most 100 such as 9.0 or 8.0+, none twice.
+- details: an object; its plugin_library, where there is one, is the name and the sha256 of the library a plan was built
+  with. verification: null, or an object of objects that each have a boolean `passed` (see `verdict`).
+"""
 
 import json
 import platform
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from segmenter.checkpoint import OFFICIAL_NAME, WEIGHTS_NAME
 from segmenter.config import Preprocess
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.packages import installed
+from segmenter_engines.graph_checks import require_self_contained, require_size
+from segmenter_engines.manifest_fields import FORMAT, MAX_BYTES, NORMALIZED, PIXELS, FieldError, read_fields
 
-FORMAT = 2
-PIXELS, NORMALIZED = "pixels", "normalized"
+__all__ = ["NORMALIZED", "PIXELS", "Manifest", "read_manifest"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +78,33 @@ class Manifest:
         """(H, W) in pixels when it takes that size alone, else None."""
         return self.size if self.height[0] == self.height[2] and self.width[0] == self.width[2] else None
 
+    @property
+    def plugin_library(self) -> dict[str, str] | None:
+        """`name` and `sha256` of the plugin library a plan was built with, None when it was built without one."""
+        return self.details.get("plugin_library")
+
+    def text(self) -> str:
+        """What its file holds.
+
+        Raises EngineError when `read_manifest` would refuse it.
+        """
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        try:
+            read_fields(text.encode())
+        except FieldError as error:
+            raise EngineError(f"manifest of {self.artifact}: cannot be written: {error}") from error
+        return text
+
     def write(self, artifact: Path) -> None:
-        with atomic_path(manifest_path(artifact)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """Write it beside its artifact.
+
+        Raises EngineError when `read_manifest` would refuse it.
+        """
+        path = manifest_path(artifact)
+        if self.artifact != artifact.name:
+            raise EngineError(f"{path}: cannot be written: it is the manifest of {self.artifact}")
+        with atomic_path(path) as temporary:
+            temporary.write_text(self.text())
 
 
 def manifest_path(artifact: Path) -> Path:
@@ -68,32 +114,32 @@ def manifest_path(artifact: Path) -> Path:
 def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
     """The manifest beside an artifact.
 
-    Raises EngineError when either is missing, the manifest is not one, or the artifact is not the file it vouches for.
+    check_hash: also see that the artifact is the file it vouches for and, of a graph, that it is whole in that file.
+    Raises EngineError when either is missing, the manifest breaks a rule above, or the artifact is not what it says.
     """
     path = manifest_path(artifact)
     if not artifact.is_file():
         raise EngineError(f"{artifact}: no such engine file; make it with `segmenter export` or `segmenter build`")
+    if not path.is_file():
+        raise EngineError(f"{artifact}: no manifest {path.name} beside it; copy both files, or make them again")
     try:
-        values = json.loads(path.read_text())
-        if values.get("format") != FORMAT:
+        with path.open("rb") as file:
+            manifest = Manifest(**read_fields(file.read(MAX_BYTES + 1)))
+    except FieldError as error:
+        raise EngineError(f"{path}: not a manifest of this release: {error}; make the artifact again") from error
+    if manifest.artifact != artifact.name:
+        raise EngineError(
+            f"{path}: is the manifest of {manifest.artifact}; give both files their names back, or make them again"
+        )
+    if check_hash:
+        if manifest.kind == "onnx":
+            require_size(artifact)  # before it is read at all
+        if sha256(artifact) != manifest.sha256:
             raise EngineError(
-                f"{path}: manifest format {values.get('format')}, wanted {FORMAT}; make the artifact again"
+                f"{artifact}: is not the file its manifest vouches for (SHA-256 differs); make both again"
             )
-        values["preprocess"] = Preprocess(**{key: tuple(value) for key, value in values["preprocess"].items()})
-        for key in ("height", "width", "batch", "outputs", "classes", "plugins", "compute_capabilities"):
-            values[key] = tuple(values[key])
-        values["palette"] = tuple(tuple(colour) for colour in values["palette"])
-        manifest = Manifest(**values)
-    except FileNotFoundError as error:
-        raise EngineError(
-            f"{artifact}: no manifest {path.name} beside it; copy both files, or make them again"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(
-            f"{path}: not a manifest ({type(error).__name__}: {error}); make the artifact again"
-        ) from error
-    if check_hash and sha256(artifact) != manifest.sha256:
-        raise EngineError(f"{artifact}: is not the file its manifest vouches for (SHA-256 differs); make both again")
+        if manifest.kind == "onnx":
+            require_self_contained(artifact)
     return manifest
 
 
@@ -146,9 +192,11 @@ def versions_of(*packages: str) -> dict[str, str]:
 
 
 def machine_name() -> str:
-    return f"{platform.system()} {platform.machine()}"
+    """The system, its processor's kind and, where PyTorch sees one, its GPU."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}{gpu}"
 
 
 def command_line() -> str:
-    """The command this process runs, with its program's folder left out."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command this process runs, in one line, with its program's folder left out."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:8000]

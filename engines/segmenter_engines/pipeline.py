@@ -6,6 +6,7 @@ graph that cannot be made, opened or run is one, and so is a folder in which not
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from segmenter.config import SegmenterConfig
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
 from segmenter.evaluate import require_same_classes
-from segmenter_engines.build import ENGINE, MODULE, build
+from segmenter_engines.build import build
 from segmenter_engines.calibrate import Method
 from segmenter_engines.export import export
 from segmenter_engines.folder import (
@@ -38,9 +39,16 @@ from segmenter_engines.folder import (
     manifests,
     write_reason,
 )
-from segmenter_engines.quantize import calibration_images, quantize
-from segmenter_engines.sessions import open_session
-from segmenter_engines.verify import open_as_shipped, record, verify
+from segmenter_engines.limits import IMAGES
+from segmenter_engines.quantize import quantize
+from segmenter_engines.recipe import calibration_images
+from segmenter_engines.sessions import Session, open_engine
+from segmenter_engines.tensorrt_api import ENGINES
+from segmenter_engines.verdict import record
+from segmenter_engines.verified import carry
+from segmenter_engines.verify import Judged, at_size_of, judge, open_as_shipped, verify
+
+ENGINE = "tensorrt-rtx"  # of the plans
 
 # what is verified where; a plan without a GPU is vouched for by the graph it was built from, in ONNX Runtime
 VERIFIED = (
@@ -53,6 +61,8 @@ VERIFIED = (
     (PLAN_FP16, ENGINE, None),
     (PLAN_INT8, ENGINE, None),
 )
+# what each int8 engine must be faster than, in the same runtime: what one would ship instead
+RIVALS = {INT8: FP32, PLAN_INT8: PLAN_FP16}
 
 
 def make_artifacts(
@@ -104,19 +114,24 @@ class Absence:
 def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | None = None) -> tuple[str, ...]:
     """Verify every engine of a folder that runs here against PyTorch, print a line each, and write the manifests.
 
-    Returns the faults found, one line each; an engine that cannot run here is named in print and is no fault, but that
-    none could is one.
+    Plans also carry the verdicts of the graphs they were built from. Returns the faults found, one line each; an engine
+    that cannot run here is named in print and is no fault, but that none could is one.
     """
     manifests(folder)
     faults: list[str] = []
     verified = 0
-    with open_session(folder / CHECKPOINT, "eager", threads=threads) as reference:
+    known: dict[tuple[int, int] | None, Judged] = {}  # what PyTorch says, by size
+    with open_engine(folder / CHECKPOINT, "eager", threads=threads) as reference:
         for name, engine, precision in VERIFIED:
             if not (folder / name).is_file():
                 continue
             try:
-                with open_as_shipped(folder / name, engine, threads, precision) as session:
-                    verdict = verify(session, reference, samples)
+                with ExitStack() as stack:
+                    session = stack.enter_context(open_as_shipped(folder / name, engine, threads, precision))
+                    size, rival = session.spec.usual_size, _rival(folder, name, engine, threads, stack)
+                    if size not in known:
+                        known[size] = judge(reference, at_size_of(session, samples))
+                    verdict = verify(session, reference, samples, rival=rival, expected=known[size])
             except Unavailable as error:
                 print(f"  {name:20} not verified here: {error}")
                 continue
@@ -128,14 +143,25 @@ def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | 
             record(folder / name, verdict)
             print(f"  {name:20} {verdict.line()}")
             faults += [f"{name} in {verdict.engine}: {fault}" for fault in verdict.faults]
+    for name in PLANS:
+        if (folder / name).is_file() and (folder / MADE_OF[name]).is_file():
+            carry(folder / MADE_OF[name], folder / name)
     if not verified and not faults:
         faults.append("no engine could be verified; install one: pip install 'segmenter-trt[engines]'")
     return tuple(faults)
 
 
+def _rival(folder: Path, name: str, engine: str, threads: int | None, stack: ExitStack) -> Session | None:
+    """The engine an int8 one is timed against, closed with `stack`; None where there is none."""
+    rival = folder / RIVALS.get(name, "")
+    return stack.enter_context(open_engine(rival, engine, threads=threads)) if rival.is_file() else None
+
+
 def _missing(name: str, absent: Mapping[str, Absence]) -> Absence | None:
-    if name in PLANS and find_spec(MODULE) is None:
-        return Absence(f"the package {MODULE} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False)
+    if name in PLANS and find_spec(ENGINES[ENGINE].module) is None:
+        return Absence(
+            f"the package {ENGINES[ENGINE].module} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False
+        )
     parent = MADE_OF.get(name, "")
     if parent in absent:
         return Absence(f"{parent}, which it is made of, could not be made", fault=False)  # said once, of that one
@@ -171,8 +197,8 @@ class Options:
     """Number of calibration images."""
     method: Method = "minmax"
     """How activation ranges are found."""
-    verify_images: int = 16
-    """Number of verification images."""
+    verify_images: int = IMAGES
+    """Number of verification images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
     threads: int | None = None
     """CPU threads; all cores when left out."""
 

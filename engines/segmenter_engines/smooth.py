@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+import torch
+
+from segmenter_engines.formats import tensor_of, values_of
 
 MOST = 100.0  # times a channel is scaled at most, either way: 16-bit LayerNorm weights must hold the result
 
@@ -67,9 +69,8 @@ def smooth(
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
-    return numpy_helper.to_array(tensor).astype(np.float32)
+    return values_of(tensor).numpy()
 
 
 def _replace(tensor: onnx.TensorProto, values: np.ndarray) -> None:
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    tensor.CopyFrom(numpy_helper.from_array(values.astype(dtype), tensor.name))
+    tensor.CopyFrom(tensor_of(tensor.name, torch.from_numpy(values), tensor.data_type))

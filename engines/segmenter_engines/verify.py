@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -15,113 +15,114 @@ from segmenter.cores import usable_cores
 from segmenter.cpu import cpu_flags
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
-from segmenter.errors import EngineError, VerificationError
+from segmenter.errors import EngineError, Unavailable, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
+from segmenter.metrics import ConfusionMatrix
+from segmenter_engines.invariants import LARGEST_ON_CPU, check_invariants, one_at_a_time
+from segmenter_engines.limits import IMAGES, Limit, limit_of
 from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
-from segmenter_engines.sessions import Session, open_session
+from segmenter_engines.sampling import drop_error
+from segmenter_engines.sessions import Session, open_engine
+from segmenter_engines.signing import require_signature, signature_path
+from segmenter_engines.trade import time_trade
+from segmenter_engines.verdict import Verdict, record
+from segmenter_engines.verified import carry
 
 
 @dataclass(frozen=True)
-class Limit:
-    """How far an engine may be from PyTorch in fp32."""
+class Judged:
+    """A session's labels of every sample, and how good they are."""
 
-    miou_drop: float  # mIoU lost, 0 to 1
-    disagreement: float  # share of pixels labelled otherwise
-    rows: float  # share of an image's pixels labelled otherwise in a batch than alone
-
-
-# The one place that holds them. Other kernels at another batch size round otherwise, and 8 bits turn a last bit into a
-# step of 1 / 255; a batch that is really wrong differs in tens of per cent.
-LIMITS = {
-    "fp32": Limit(miou_drop=0.001, disagreement=0.001, rows=0.001),
-    "fp16": Limit(miou_drop=0.001, disagreement=0.01, rows=0.001),
-    "bf16": Limit(miou_drop=0.002, disagreement=0.02, rows=0.005),
-    "int8": Limit(miou_drop=0.01, disagreement=0.1, rows=0.01),
-    "fp8": Limit(miou_drop=0.01, disagreement=0.1, rows=0.01),
-}
+    labels: list[np.ndarray]
+    matrices: list[ConfusionMatrix]  # one an image
+    miou: float  # of all together
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What `verify` found."""
+def judge(session: Session, samples: SegmentationDataset) -> Judged:
+    """Label every sample with a session, at the samples' own size.
 
-    engine: str
-    precision: str
-    images: int
-    miou: float
-    reference_miou: float
-    agreement: float  # share of all pixels labelled as PyTorch labels them
-    row_disagreement: float | None  # of the worst row of a batch with its image alone; None where not comparable
-    limit: Limit
-    cpu_flags: tuple[str, ...] = ()  # where it was found: products of 8 bits are not the same on every CPU
+    Raises EngineError when it fails, ImageError or DataError naming a sample that cannot be read.
+    """
+    labels: list[np.ndarray] = []
+    matrices: list[ConfusionMatrix] = []
 
-    @property
-    def miou_drop(self) -> float:
-        return self.reference_miou - self.miou
+    def keep(found: np.ndarray, matrix: ConfusionMatrix) -> None:
+        labels.append(found)
+        matrices.append(matrix)
 
-    @property
-    def faults(self) -> list[str]:
-        """What is past its limit, in words; empty when the engine passes."""
-        found = []
-        # written so that a NaN fails
-        if not self.miou_drop <= self.limit.miou_drop:
-            found.append(f"mIoU dropped by {self.miou_drop:.4f}, limit {self.limit.miou_drop}")
-        if not 1.0 - self.agreement <= self.limit.disagreement:
-            found.append(f"{1 - self.agreement:.2%} of pixels disagree, limit {self.limit.disagreement:.2%}")
-        if self.row_disagreement is not None and not self.row_disagreement <= self.limit.rows:
-            found.append(f"a row of a batch differs from its image alone in {self.row_disagreement:.2%} of pixels")
-        return found
+    return Judged(labels, matrices, evaluate_labels(one_at_a_time(session), samples, progress=False, each=keep).miou)
 
-    def line(self) -> str:
-        """The verdict in one line."""
-        outcome = "passed" if not self.faults else "FAILED: " + "; ".join(self.faults)
-        return (
-            f"{self.engine}: mIoU {self.miou:.4f} (PyTorch {self.reference_miou:.4f}),"
-            f" {self.agreement:.3%} of pixels agree, {outcome}"
-        )
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"miou_drop": self.miou_drop, "passed": not self.faults, "faults": self.faults}
+def at_size_of(session: Session, samples: SegmentationDataset) -> SegmentationDataset:
+    """Samples at the one size an engine takes; as they are for an engine that takes any."""
+    return samples if session.spec.usual_size is None else Fitted(samples, session.spec.usual_size)
 
 
 def verify(
-    session: Session, reference: Session, samples: SegmentationDataset, *, limit: Limit | None = None
+    session: Session,
+    reference: Session,
+    samples: SegmentationDataset,
+    *,
+    limit: Limit | None = None,
+    rival: Session | None = None,
+    expected: Judged | None = None,
 ) -> Verdict:
-    """Compare an engine with the reference on every sample, at the engine's size.
+    """Compare an engine with the reference on every sample, at the engine's size, and see that its batches are sound.
 
-    reference: the same network in PyTorch (`eager`). limit: that of the engine's precision when None.
+    reference: the same network in PyTorch (`eager`). limit: that of the engine's precision when None. rival: the
+    floating-point engine an 8-bit one is timed against. expected: what `judge` found of the reference at this size,
+    where that is known already.
     Raises EngineError when the two were not made for the same classes, or there are no samples.
     """
     _require_equal_classes(session, reference, session.name, reference.name)
     if not len(samples):
         raise EngineError("no images to verify on; pass at least one")
-    if session.spec.size is not None:
-        samples = Fitted(samples, session.spec.size)
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def remember(predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-        labels = predict(image)
-        seen.append((image, labels))
-        return labels
-
-    matrix = evaluate_labels(lambda image: remember(session, image), samples, progress=False)
-    mine, seen = seen, []
-    reference_matrix = evaluate_labels(lambda image: remember(reference, image), samples, progress=False)
-    agree = sum(int((a == b).sum()) for (_, a), (_, b) in zip(mine, seen, strict=True))
-    pixels = sum(labels.size for _, labels in mine)
-    precision = session.name.rsplit("-", 1)[-1]
+    samples = at_size_of(session, samples)
+    mine, theirs = judge(session, samples), expected or judge(reference, samples)
+    agree = sum(int((a == b).sum()) for a, b in zip(mine.labels, theirs.labels, strict=True))
+    images = [samples[index].image for index in range(min(len(samples), session.spec.max_batch or LARGEST_ON_CPU))]
     return Verdict(
         engine=session.name,
-        precision=precision,
-        images=len(mine),
-        miou=matrix.miou,
-        reference_miou=reference_matrix.miou,
-        agreement=agree / pixels,
-        row_disagreement=_row_disagreement(session, mine[:3]),
-        limit=limit or LIMITS[precision],
+        precision=session.name.rsplit("-", 1)[-1],
+        images=len(mine.labels),
+        miou=mine.miou,
+        reference_miou=theirs.miou,
+        agreement=agree / sum(labels.size for labels in mine.labels),
+        limit=limit or limit_of(session.name),
+        drop_error=drop_error(mine.matrices, theirs.matrices),
+        invariants=check_invariants(session, images, mine.labels[: len(images)]),
+        trade=None if rival is None else time_trade(session, rival, images),
+        device=session.describe()["device"],
         cpu_flags=tuple(cpu_flags()),
     )
+
+
+def verify_build(
+    plan: Path, graph: Path, checkpoint: Path, samples: SegmentationDataset, threads: int | None = None
+) -> Verdict:
+    """End a build: verify the plan where it can run, else the graph it was built from, whose verdict it then carries.
+
+    graph: the .onnx the plan was built from; checkpoint: that the graph was exported from. Writes the manifests.
+    Raises VerificationError when a limit is passed, EngineError when the three do not belong together.
+    """
+    for path in (plan, graph):
+        require_checkpoint(path, read_manifest(path, check_hash=False), checkpoint)
+    with open_engine(checkpoint, "eager", threads=threads) as reference:
+        judged = plan
+        try:
+            with open_engine(plan, threads=threads) as session:
+                verdict = verify(session, reference, samples)
+        except Unavailable:
+            judged = graph
+            with open_as_shipped(graph, None, threads, None) as session:
+                verdict = verify(session, reference, samples)
+    record(judged, verdict)
+    if judged == graph:
+        carry(graph, plan)
+    if verdict.faults:
+        raise VerificationError(f"{judged}: failed: {'; '.join(verdict.faults)}")
+    return verdict
 
 
 def _require_equal_classes(session: Session, reference: Session, artifact: object, checkpoint: object) -> None:
@@ -137,7 +138,7 @@ def _require_equal_classes(session: Session, reference: Session, artifact: objec
 
 
 def open_as_shipped(path: Path, engine: str | None, threads: int | None, precision: str | None) -> Session:
-    """`open_session`, but a graph that plans are built from is run whole, its own labels included.
+    """`open_engine`, but a graph that plans are built from is run whole, its own labels included.
 
     Elsewhere labels are made behind the engine, from its masks; a plan ships the labels its graph makes, in 16 bits.
     """
@@ -147,24 +148,7 @@ def open_as_shipped(path: Path, engine: str | None, threads: int | None, precisi
             from segmenter_engines.sessions.onnxruntime import WholeGraphSession
 
             return WholeGraphSession(path, threads or usable_cores(), precision)
-    return open_session(path, engine, threads=threads, precision=precision)
-
-
-def _row_disagreement(session: Session, alone: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """Largest share of pixels a row of a batch labels otherwise than the session labels that image alone."""
-    if len(alone) < 2 or (session.spec.max_batch or len(alone)) < len(alone):
-        return None
-    if len({image.shape for image, _ in alone}) > 1:
-        return None
-    together = session(np.stack([image for image, _ in alone]))
-    return max(float((row != labels).mean()) for row, (_, labels) in zip(together, alone, strict=True))
-
-
-def record(artifact: Path, verdict: Verdict) -> None:
-    """Add the verdict to the artifact's manifest, beside those of other engines."""
-    manifest = read_manifest(artifact)
-    verification = {**(manifest.verification or {}), verdict.engine: verdict.to_dict()}
-    replace(manifest, verification=verification).write(artifact)
+    return open_engine(path, engine, threads=threads, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -181,18 +165,22 @@ class Options:
     """Root folder of the dataset."""
     split: str = "val"
     """Split the images come from."""
-    images: int = 16
-    """Number of images, spread evenly over the split; 0 for all."""
+    images: int = IMAGES
+    """Number of images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
     engine: str | None = None
     """Runtime to open it with; the first that fits when left out."""
     precision: str | None = None
     """Precision of the floating-point layers, for engines that offer a choice."""
+    rival: Path | None = None
+    """The floating-point .onnx or .plan an 8-bit one was made from: times both; slower than 1.05x is told."""
     max_drop: float | None = None
     """mIoU that may be lost (0 to 1), instead of the precision's limit."""
     threads: int | None = None
     """CPU threads."""
     out: Path | None = None
-    """JSON file to write the verdict to; it also goes into the manifest."""
+    """JSON file to write the verdict to; it also goes into the manifest, which has to be signed again then."""
+    require_signature: Path | None = None
+    """Public Ed25519 key (PEM): only an artifact that is signed with its private half is opened."""
 
 
 def verify_artifact(options: Options) -> int:
@@ -200,23 +188,34 @@ def verify_artifact(options: Options) -> int:
         path.resolve() for path in (options.artifact, manifest_path(options.artifact))
     }:
         raise EngineError(f"--out {options.out}: is what is verified, and would be lost; pass another name")
+    if options.require_signature is not None:
+        require_signature(options.artifact, options.require_signature)
     chosen = Subset(open_dataset(options.dataset, options.data, options.split), options.images)
     with (
         open_as_shipped(options.artifact, options.engine, options.threads, options.precision) as session,
-        open_session(options.checkpoint, "eager", threads=options.threads) as reference,
+        open_engine(options.checkpoint, "eager", threads=options.threads) as reference,
     ):
         require_same_classes(session.classes, chosen, options.artifact)
         _require_equal_classes(session, reference, options.artifact, options.checkpoint)
         require_checkpoint(options.artifact, read_manifest(options.artifact, check_hash=False), options.checkpoint)
-        limit = LIMITS[session.name.rsplit("-", 1)[-1]]
+        limit = limit_of(session.name)
         if options.max_drop is not None:
             limit = replace(limit, miou_drop=options.max_drop)
-        verdict = verify(session, reference, chosen, limit=limit)
+        if options.rival is None:
+            verdict = verify(session, reference, chosen, limit=limit)
+        else:
+            with open_engine(options.rival, session.engine, threads=options.threads) as rival:
+                _require_equal_classes(rival, reference, options.rival, options.checkpoint)
+                verdict = verify(session, reference, chosen, limit=limit, rival=rival)
     record(options.artifact, verdict)
     if options.out is not None:
         with atomic_path(options.out) as temporary:
             temporary.write_text(json.dumps(verdict.to_dict(), indent=1) + "\n")
     print(f"{options.artifact}, {verdict.images} images: {verdict.line()}")
+    if signature_path(options.artifact).exists():
+        print(
+            f"{signature_path(options.artifact)}: no longer fits the manifest, which the verdict is in; sign it again"
+        )
     if verdict.faults:
         raise VerificationError(f"{options.artifact}: failed: {'; '.join(verdict.faults)}")
     return 0

@@ -18,8 +18,8 @@ from segmenter.errors import EngineError, Unavailable
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter_engines import Session, open_session
+from segmenter_engines.limits import LIMITS
 from segmenter_engines.sessions import triton as module
-from segmenter_engines.verify import LIMITS
 from segmenter_kernels.checks import INTERPRETED
 from tests.networks import small_config, small_network
 

@@ -1,14 +1,16 @@
 """Every engine by name, and `open_session`, which picks one for an artifact."""
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 from segmenter.cores import usable_cores
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Mode, Session, Spec
+from segmenter_engines.verified import unverified
 
-__all__ = ["ENGINES", "Session", "Spec", "open_session"]
+__all__ = ["ENGINES", "Session", "Spec", "open_engine", "open_session"]
 
 # engine -> (module, class, extra of this project that installs its runtime)
 ENGINES = {
@@ -18,17 +20,57 @@ ENGINES = {
     "onnxruntime": ("segmenter_engines.sessions.onnxruntime", "OnnxRuntimeSession", "engines"),
     "openvino": ("segmenter_engines.sessions.openvino", "OpenVinoSession", "engines"),
     "tensorrt-rtx": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt-rtx"),
+    "tensorrt": ("segmenter_engines.sessions.tensorrt", "TensorRTSession", "tensorrt"),
 }
 
 
 def open_session(
-    path: Path | str, engine: str | None = None, *, threads: int | None = None, precision: str | None = None
+    path: Path | str,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    require_verified: bool = False,
+    require_signature: Path | str | None = None,
+    mode: Mode = "latency",
 ) -> Session:
-    """Open an artifact as a `Session`.
+    """Open an artifact as a `Session`, and warn (RuntimeWarning) when it is not verified in that engine.
+
+    path, engine, threads, precision, mode: as of `open_engine`. require_verified: refuse instead of warning. A
+    checkpoint is what engines are verified against, and needs no verdict. require_signature: a public Ed25519 key (PEM)
+    that the artifact's manifest must be signed for, see `segmenter_engines.signing`.
+    Raises EngineError as `open_engine` does, and when what is required is not there.
+    """
+    path = Path(path)
+    if require_signature is not None:
+        from segmenter_engines import signing
+
+        signing.require_signature(path, Path(require_signature))
+    session = open_engine(path, engine, threads=threads, precision=precision, mode=mode)
+    reason = None if _is_checkpoint(path) else unverified(read_manifest(path, check_hash=False), session.name)
+    if reason is not None:
+        advice = f"{path}: {reason}; run `segmenter verify` on this machine"
+        if require_verified:
+            session.close()
+            raise EngineError(advice)
+        warnings.warn(advice, RuntimeWarning, stacklevel=2)
+    return session
+
+
+def open_engine(
+    path: Path | str,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    mode: Mode = "latency",
+) -> Session:
+    """Open an artifact as a `Session`, verified or not: for who judges it anyway.
 
     path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`, `triton`), an exported .onnx
     (`onnxruntime`, `openvino`), or a .plan (`tensorrt-rtx`). engine: one of `ENGINES`; None takes the first that fits
     the path. threads: CPU threads, all cores when None. precision: see the engine's class.
+    mode: `latency`, or `throughput` for the engines that run images of a batch beside each other.
     Raises EngineError, in one line, when the engine is unknown or does not fit the path, and Unavailable when this
     machine lacks what it needs.
     """
@@ -48,7 +90,10 @@ def open_session(
         raise Unavailable(
             f"engine {engine}: the package {error.name} is not installed; pip install 'segmenter-trt[{extra}]'"
         ) from error
-    session: Session = kind(path, threads or usable_cores(), precision)
+    if mode not in kind.modes:
+        raise EngineError(f"mode {mode!r}: engine {engine} knows {' and '.join(kind.modes)}; pass one of them")
+    chosen = {} if mode == "latency" else {"mode": mode}  # most engines have but one
+    session: Session = kind(path, threads or usable_cores(), precision, **chosen)
     return session
 
 
@@ -57,6 +102,10 @@ def _choices(path: Path) -> tuple[str, ...]:
         return ("onnxruntime", "openvino")
     if path.suffix == ".plan":
         return (read_manifest(path, check_hash=False).engine,)
-    if path.is_dir() or path.suffix == ".pth":
+    if _is_checkpoint(path):
         return ("eager", "compiled", "triton")
     raise EngineError(f"{path}: no such artifact; wanted a checkpoint folder, an .onnx or a .plan")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".pth"

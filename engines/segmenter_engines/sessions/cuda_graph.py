@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _WARMUPS = 2  # compiling kernels and choosing cuBLAS algorithms must not be captured
-_CAPTURE = Lock()  # beginning one waits for the whole device, which a capture in another thread would not survive
+CAPTURE = Lock()  # beginning one waits for the whole device, which a capture in another thread would not survive
 
 
 class Captured:
@@ -29,7 +29,7 @@ class Captured:
                 function(self._input)
         stream.synchronize()
         # other threads may allocate meanwhile
-        with _CAPTURE, torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with CAPTURE, torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._outputs = function(self._input)
         self._results = tuple(torch.empty_like(x, device="cpu").pin_memory() for x in self._outputs)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ import segmenter_trt
 from segmenter.config import Preprocess, SegmenterConfig
 from segmenter.errors import EngineError, SegmenterError
 from segmenter.preprocess import affine
-from segmenter_engines.manifest import Manifest
+from segmenter_engines.graph import Span, is_range
+from segmenter_engines.manifest import NORMALIZED, PIXELS, Manifest
+
+Mode = Literal["latency", "throughput"]
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,35 @@ class Spec:
     model: str
     precision: str
     patch_size: int
-    size: tuple[int, int] | None  # (H, W) it takes; None for any
-    max_batch: int | None  # None for any
+    height: Span | None  # pixels of the images it takes; None for any
+    width: Span | None
+    batch: Span | None  # None for any
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     preprocess: Preprocess
+    input: str = NORMALIZED  # what the network itself is given, see `Manifest.input`
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) when it takes that size alone, else None."""
+        if self.height is None or self.width is None or is_range(self.height) or is_range(self.width):
+            return None
+        return self.usual_size
+
+    @property
+    def usual_size(self) -> tuple[int, int] | None:
+        """(H, W) it takes alone or is tuned for; None for any."""
+        return None if self.height is None or self.width is None else (self.height[1], self.width[1])
+
+    @property
+    def max_batch(self) -> int | None:
+        """None for any."""
+        return self.batch[2] if self.batch is not None else None
 
     @classmethod
     def of_config(cls, config: SegmenterConfig) -> "Spec":
         patch, preprocess = config.encoder.patch_size, config.preprocess
-        return cls(config.name, "fp32", patch, None, None, config.classes, config.palette, preprocess)
+        return cls(config.name, "fp32", patch, None, None, None, config.classes, config.palette, preprocess)
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> "Spec":
@@ -43,11 +65,13 @@ class Spec:
             manifest.model,
             manifest.precision,
             manifest.patch_size,
-            manifest.fixed_size,
-            manifest.batch[2],
+            manifest.height,
+            manifest.width,
+            manifest.batch,
             manifest.classes,
             manifest.palette,
             manifest.preprocess,
+            manifest.input,
         )
 
 
@@ -60,6 +84,8 @@ class Session(ABC):
     """
 
     engine: str  # name in `ENGINES`
+    modes: tuple[Mode, ...] = ("latency",)  # it can be opened in; throughput runs images of a batch beside each other
+    mode: Mode = "latency"
 
     def __init__(self, spec: Spec, threads: int) -> None:
         self.spec, self.threads = spec, threads
@@ -86,23 +112,46 @@ class Session(ABC):
         """
         batch = self._checked(images)
         with self._named():
-            labels = self._labels(self._normalize(batch), batch.shape[1:3])
+            labels = self._labels(self._feed(batch), batch.shape[1:3])
         return labels[0] if images.ndim == 3 else labels
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Full-resolution logits of images: uint8 RGB [B, H, W, 3] -> float32 [B, K, H, W]; [H, W, 3] -> [K, H, W]."""
-        logits = self.network(torch.from_numpy(self._normalize(self._checked(images)))).numpy()
+        batch = self._checked(images)
+        with self._named():
+            logits = self._upsampled(self._masks(self._feed(batch)), batch.shape[1:3]).numpy()
         return logits[0] if images.ndim == 3 else logits
 
-    def network(self, x: Tensor) -> Tensor:
-        """Normalised float32 [B, 3, H, W] -> logits [B, K, H, W], on the CPU; what `segmenter.window.segment` calls."""
+    def confidence(self, images: np.ndarray) -> np.ndarray:
+        """How sure the network is of each label: uint8 RGB [B, H, W, 3] -> float32 [B, H, W]; [H, W, 3] -> [H, W].
+
+        The softmax probability of the winning class, made from the class masks, whether or not the graph has such an
+        output of its own. Raises EngineError as a call does.
+        """
+        batch = self._checked(images)
         with self._named():
-            masks = torch.from_numpy(self._masks(np.ascontiguousarray(x.numpy())))
-        (H, W), padded = x.shape[-2:], self._padded(x.shape[-2], x.shape[-1])
-        return F.interpolate(masks, padded, mode="bilinear", align_corners=False)[..., :H, :W]
+            confidence = self._confidence(self._feed(batch), batch.shape[1:3])
+        return confidence[0] if images.ndim == 3 else confidence
+
+    def network(self, x: Tensor) -> Tensor:
+        """Normalised float32 [B, 3, H, W] -> logits [B, K, H, W], on the CPU; what `segmenter.window.segment` calls.
+
+        Raises EngineError for a graph that takes pixels.
+        """
+        return self._upsampled(self.masks(np.ascontiguousarray(x.numpy())), (x.shape[-2], x.shape[-1]))
 
     def masks(self, x: np.ndarray) -> np.ndarray:
-        """The network alone: normalised float32 [B, 3, H, W] -> class masks float32 [B, K, h, w] on the patch grid."""
+        """The network alone: its input -> class masks float32 [B, K, h, w] on the patch grid.
+
+        x: normalised float32 [B, 3, H, W], or uint8 [B, H, W, 3] for a graph that takes pixels. Raises EngineError for
+        the other one.
+        """
+        wanted = np.uint8 if self.spec.input == PIXELS else np.float32
+        if x.dtype != wanted:
+            raise EngineError(
+                f"{self.name}, {self.spec.model}: its network takes {self.spec.input}, {np.dtype(wanted)}, and got"
+                f" {x.dtype}; pass those, or export again with another --input"
+            )
         with self._named():
             return np.array(self._masks(x), order="C")  # the caller's own: engines may write the next over theirs
 
@@ -112,8 +161,12 @@ class Session(ABC):
             "engine": self.engine,
             "precision": self.spec.precision,
             "model": self.spec.model,
+            "input": self.spec.input,
             "size": self.spec.size,
+            "height": self.spec.height,
+            "width": self.spec.width,
             "max_batch": self.spec.max_batch,
+            "mode": self.mode,
             "threads": self.threads,
             "device": "cpu",
             "labels_by": "segmenter_trt.upsample_argmax",
@@ -132,10 +185,29 @@ class Session(ABC):
 
     @abstractmethod
     def _masks(self, x: np.ndarray) -> np.ndarray:
-        """Normalised float32 [B, 3, H, W] -> class masks float32 [B, K, h, w] of the padded image, C-contiguous."""
+        """The network's input -> class masks float32 [B, K, h, w] of the padded image, C-contiguous."""
 
     def _labels(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return segmenter_trt.upsample_argmax(self._masks(x), self._padded(*size), size, threads=self.threads)
+
+    def _confidence(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        masks = torch.from_numpy(self._masks(x))
+        self._require_numbers(bool(masks.isfinite().all()))
+        confidence = torch.empty(len(masks), *size)
+        P, (h, _) = self.spec.patch_size, masks.shape[-2:]
+        # a band of patches at a time, and one above and below for its edges: logits of an image are large
+        for row in range(-(-size[0] // P)):
+            top, above = row * P, min(row, 1)
+            band = self._upsampled(masks[..., row - above : min(row + 2, h), :], (P * 3, size[1]))
+            inner = band[..., above * P : above * P + min(P, size[0] - top), :]
+            confidence[:, top : top + P] = inner.softmax(dim=1).amax(dim=1)
+        return confidence.numpy()
+
+    def _upsampled(self, masks: np.ndarray | Tensor, size: tuple[int, ...]) -> Tensor:
+        """Class masks [B, K, h, w] -> logits [B, K, H, W] at most `size` (H, W) large."""
+        masks, P = torch.as_tensor(masks), self.spec.patch_size
+        padded = masks.shape[-2] * P, masks.shape[-1] * P
+        return F.interpolate(masks, padded, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -149,7 +221,7 @@ class Session(ABC):
             raise EngineError(f"{self.name}, {self.spec.model}: {told or type(error).__name__}") from error
 
     def _require_numbers(self, finite: bool) -> None:
-        """For engines that make labels themselves: an argmax would label NaN as if nothing were wrong."""
+        """An argmax would label NaN as if nothing were wrong, where not `segmenter_trt` makes the labels."""
         if not finite:
             raise EngineError(
                 f"{self.name}, {self.spec.model}: scores that are no numbers; fp16 ends at 65504, so try bf16 or fp32,"
@@ -167,6 +239,19 @@ class Session(ABC):
                 " leave it out, or export another precision"
             )
 
+    def _splitting(self, mode: Mode) -> Mode:
+        """`mode`, for engines that know both. Raises EngineError where a batch cannot be split into its images."""
+        if mode == "throughput" and self.spec.batch is not None and self.spec.batch[0] > 1:
+            raise EngineError(
+                f"mode throughput: runs images one by one, and {self.spec.model} takes at least {self.spec.batch[0]} at"
+                f" once; export again with --batch 1 1 {self.spec.batch[2]}"
+            )
+        return mode
+
+    def _feed(self, batch: np.ndarray) -> np.ndarray:
+        """What the network is given of uint8 images [B, H, W, 3]."""
+        return np.ascontiguousarray(batch) if self.spec.input == PIXELS else self._normalize(batch)
+
     def _normalize(self, batch: np.ndarray) -> np.ndarray:
         return segmenter_trt.normalize(
             np.ascontiguousarray(batch), self._scale, self._shift, batch.shape[1], batch.shape[2], self.threads
@@ -181,14 +266,34 @@ class Session(ABC):
         if images.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or not batch.shape[0]:
             raise EngineError(f"images {images.dtype} {images.shape}: wanted uint8 RGB [H, W, 3] or [B, H, W, 3]")
         size = (batch.shape[1], batch.shape[2])
-        if self.spec.size is not None and size != self.spec.size:
-            height, width = self.spec.size
-            raise EngineError(
-                f"image {size[0]}x{size[1]}: this engine takes {height}x{width}; resize it, or export again with"
-                f" --height {size[0]} --width {size[1]}"
-            )
         if min(size) < 1:
             raise EngineError(f"image {size[0]}x{size[1]} has no pixels")
-        if self.spec.max_batch is not None and batch.shape[0] > self.spec.max_batch:
-            raise EngineError(f"batch of {batch.shape[0]}: this engine takes at most {self.spec.max_batch}; split it")
+        self._require_size(size)
+        self._require_batch(batch.shape[0])
         return batch
+
+    def _require_size(self, size: tuple[int, int]) -> None:
+        spans = self.spec.height, self.spec.width
+        if all(span is None or span[0] <= side <= span[2] for side, span in zip(size, spans, strict=True)):
+            return
+        takes, flags = [], []
+        for name, side, span in zip(("height", "width"), size, spans, strict=True):
+            assert span is not None  # an artifact says both or neither
+            least, usual, most = span
+            takes.append(f"{least} to {most}" if is_range(span) else f"{usual}")
+            wider = f"{min(least, side)} {usual} {max(most, side)}" if is_range(span) else f"{side}"
+            flags.append(f"--{name} {wider}")
+        between = " by " if any(" " in side for side in takes) else "x"
+        raise EngineError(
+            f"image {size[0]}x{size[1]}: this engine takes {between.join(takes)}; resize it, or export again with"
+            f" {' '.join(flags)}"
+        )
+
+    def _require_batch(self, count: int) -> None:
+        if self.spec.batch is None:
+            return
+        least, _, most = self.spec.batch
+        if count > most:
+            raise EngineError(f"batch of {count}: this engine takes at most {most}; split it")
+        if count < least:
+            raise EngineError(f"batch of {count}: this engine takes at least {least}; repeat an image to fill it")

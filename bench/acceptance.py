@@ -1,0 +1,318 @@
+"""One command that judges the whole stack on the machine at hand, the most valuable things first.
+
+    python -m bench.acceptance --out DIR --minutes 9
+
+Steps run in processes of their own, each with a time limit. What a step has found is written as it comes, and the page
+is written again after every step: a run that is cut keeps all it has, and the same command goes on where it stopped.
+A checkout is enough; what a step needs and this machine lacks is named. This file needs nothing but Python.
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, PAGE, RUNS, LOGS = "steps.jsonl", "report.html", "runs", "logs"
+# packages by where a checkout has them; `segmenter_bench` is the folder bench under another name
+SOURCES = {"segmenter": ROOT, "segmenter_engines": ROOT / "engines", "segmenter_kernels": ROOT / "kernels"}
+SOURCES["segmenter_trt"] = ROOT / "csrc"
+LEAST_SECONDS = 5.0  # left for a step worth starting
+PAGE_SECONDS = 60.0
+KERNELS = ("attention", "upsample_argmax", "patch_embed", "mask_scores", "add_layernorm", "linear_gelu")
+KERNELS += ("linear_residual", "linear_int8", "linear_fp8", "quantize")
+VARIANTS = ("Seg-B-Mask/16", "Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")
+BENCH = ("torch", "numpy", "PIL", "rich", "tyro", "safetensors", "segmenter_trt._native")
+ON_GPU = ("official", "eager", "compiled", "triton")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A process: `python -m module arguments`, at most `limit_s` seconds. needs: packages it cannot do without."""
+
+    name: str
+    group: str
+    module: str
+    arguments: tuple[str, ...]
+    limit_s: float
+    needs: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What became of a step: ok, failed, cut (out of time), or missing (this machine lacks something)."""
+
+    step: str
+    group: str
+    status: str
+    reason: str | None
+    seconds: float
+    command: str
+    commit: str | None = field(default=None)
+
+
+def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
+    """The steps of a machine, the most valuable first."""
+    out = str(Path(options.out) / RUNS)
+    steps = [Step("machine", "machine", "segmenter_bench.machine_step", ("--out", out), 120, ("torch",))]
+    if gpu:
+        steps += [
+            Step(
+                f"kernel {op}",
+                "kernels",
+                "segmenter_bench.kernel_step",
+                ("--op", op, "--out", out),
+                90,
+                ("torch", "triton"),
+            )
+            for op in KERNELS
+        ]
+    else:
+        code = ("--architectures", "90", "--only", "attention_fp16", "--workers", "2")
+        steps.append(Step("kernel code", "kernels", "segmenter_kernels.aot", code, 180, ("triton",)))
+    for name in VARIANTS if gpu else VARIANTS[1:2]:
+        # the official way again at each variant: ratios are of one run
+        engines, batches = (ON_GPU, ("1", "8", "32")) if gpu else (("all",), ("1",))
+        pace = (
+            "--rounds",
+            "5",
+            "--burst-seconds",
+            "0.3",
+            "--images",
+            "2",
+            "--out",
+            out,
+            "--cache",
+            str(Path(options.out) / "models"),
+        )
+        arguments = ("--variant", name, "--engine", *engines, "--batch", *batches, "--network", *pace)
+        steps.append(Step(f"engines {name}", "engines", "segmenter_bench.throughput", arguments, 300, BENCH))
+        kernels = ("--ops", "triton", "--batch", "8") if gpu else ("--rounds", "3")
+        stages = ("--variant", name, *kernels, "--out", out)
+        steps.append(Step(f"stages {name}", "stages", "segmenter_bench.stages", stages, 120, BENCH))
+    if options.folder:
+        # how accurate an engine is comes before how fast
+        data = ("--data", options.data) if options.data else ()
+        judged = (
+            "--folder",
+            options.folder,
+            "--dataset",
+            options.dataset,
+            *data,
+            "--limit",
+            str(options.images),
+            "--out",
+            out,
+        )
+        timed = (
+            "--folder",
+            options.folder,
+            "--dataset",
+            options.dataset,
+            *data,
+            "--rounds",
+            "5",
+            "--burst-seconds",
+            "0.3",
+        )
+        steps[1:1] = [
+            Step("accuracy", "accuracy", "segmenter_bench.miou", judged, 600, BENCH),
+            Step("engines of the folder", "engines", "segmenter_bench.throughput", (*timed, "--out", out), 300, BENCH),
+        ]
+    return [step for step in steps if not options.only or step.group in options.only]
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA driver that finds a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+@contextmanager
+def environment() -> Iterator[dict[str, str]]:
+    """Variables under which a child finds the packages: those installed, else those of this checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(place) for name, place in SOURCES.items() if importlib.util.find_spec(name) is None]
+        if importlib.util.find_spec("segmenter_bench") is None:
+            (Path(folder) / "segmenter_bench").symlink_to(ROOT / "bench")
+            paths.append(folder)
+        inherited = os.environ.get("PYTHONPATH")
+        paths += [inherited] if inherited else []
+        yield os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
+class Acceptance:
+    """The steps of one folder, run until `deadline` (of `time.monotonic`)."""
+
+    def __init__(self, out: Path, deadline: float, variables: dict[str, str]) -> None:
+        self.out, self.deadline, self.variables = out, deadline, variables
+        self.commit = _commit()
+        self.child: subprocess.Popen[bytes] | None = None
+        for name in (RUNS, LOGS):
+            (out / name).mkdir(parents=True, exist_ok=True)
+
+    def done(self) -> set[str]:
+        """Steps that ended well at this commit, in this run or an earlier one."""
+        return {one.step for one in outcomes(self.out) if one.status == "ok" and one.commit == self.commit}
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run what is not done yet, and say after each step what there is."""
+        done = self.done()
+        for step in steps:
+            if step.name in done:
+                _say(f"{step.name}: done before")
+                continue
+            outcome = self._run(step)
+            self._append(outcome)
+            _say(
+                f"{step.name}: {outcome.status} in {outcome.seconds:.0f} s"
+                + (f", {outcome.reason}" if outcome.reason else "")
+            )
+            self.page()
+
+    def page(self) -> None:
+        """Write the page of what there is; the one of before stays where that fails."""
+        command = [sys.executable, "-m", "segmenter_bench.acceptance_page", str(self.out)]
+        done = subprocess.run(
+            command, env=self.variables, capture_output=True, text=True, timeout=PAGE_SECONDS, check=False
+        )
+        if done.returncode != 0:
+            _say(f"no page: {_last_line(done.stderr)}")
+
+    def stop(self) -> None:
+        """End the step that runs, and all it started."""
+        if self.child is not None and self.child.poll() is None:
+            os.killpg(self.child.pid, signal.SIGKILL)
+            self.child.wait()
+
+    def _run(self, step: Step) -> Outcome:
+        command = [sys.executable, "-m", step.module, *step.arguments]
+        shown = " ".join(["python", *command[1:]])
+        missing = [name for name in step.needs if not self._found(name)]
+        if missing:
+            return Outcome(
+                step.name, step.group, "missing", f"not installed: {', '.join(missing)}", 0.0, shown, self.commit
+            )
+        left = self.deadline - time.monotonic()
+        if left < LEAST_SECONDS:
+            return Outcome(
+                step.name, step.group, "cut", "no time left; the same command goes on here", 0.0, shown, self.commit
+            )
+        log, start = self.out / LOGS / log_name(step.name), time.monotonic()
+        with log.open("wb") as file:
+            self.child = subprocess.Popen(
+                command, env=self.variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+            try:
+                code = self.child.wait(timeout=min(step.limit_s, left))
+                status, reason = ("ok", None) if code == 0 else ("failed", _last_line(log.read_text(errors="replace")))
+            except subprocess.TimeoutExpired:
+                self.stop()
+                status, reason = "cut", f"stopped after {min(step.limit_s, left):.0f} s"
+        return Outcome(step.name, step.group, status, reason, time.monotonic() - start, shown, self.commit)
+
+    def _found(self, package: str) -> bool:
+        # as the child would look, whose path is another
+        code = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
+        done = subprocess.run([sys.executable, "-c", code], env=self.variables, capture_output=True, check=False)
+        return done.returncode == 0
+
+    def _append(self, outcome: Outcome) -> None:
+        with (self.out / STEPS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def outcomes(out: Path) -> list[Outcome]:
+    """What `steps.jsonl` of a folder says, the last word on each step; a line cut short is left out."""
+    found: dict[str, Outcome] = {}
+    path = out / STEPS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            one = Outcome(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        found[one.step] = one
+    return list(found.values())
+
+
+def log_name(step: str) -> str:
+    """File of what a step printed, in the folder of logs."""
+    return "".join(letter if letter.isalnum() else "-" for letter in step.lower()) + ".txt"
+
+
+def _commit() -> str | None:
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip()[:300] for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Judge; 0 when no step failed, 1 when one did or was cut, 2 for options that are none, 130 when stopped."""
+    parser = argparse.ArgumentParser(
+        prog="bench.acceptance", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", required=True, help="folder of the runs, the log of steps and the page")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for all steps; 9 by default")
+    groups = ("machine", "kernels", "engines", "stages", "accuracy")
+    parser.add_argument("--only", nargs="+", choices=groups, help="these steps alone")
+    parser.add_argument("--folder", help="engine folder of a trained network, to judge its accuracy too")
+    parser.add_argument("--dataset", default="shapes", help="dataset it is judged on")
+    parser.add_argument("--data", help="root folder of the dataset")
+    parser.add_argument("--images", type=int, default=0, help="at most so many images; 0 for all")
+    options = parser.parse_args(argv)
+    if not 0.0 < options.minutes <= 24 * 60:
+        parser.error(f"--minutes {options.minutes}: wanted above 0 and at most a day")
+    start = time.monotonic()
+    signal.signal(signal.SIGTERM, _stopped)
+    with environment() as variables:
+        try:
+            # a tenth, at most half a minute, is kept for the page
+            seconds = 60.0 * options.minutes
+            run = Acceptance(Path(options.out), start + seconds - min(0.1 * seconds, 30.0), variables)
+        except OSError as error:
+            parser.error(f"--out {options.out}: cannot write there ({error.strerror}); pass another folder")
+        steps = plan(options, has_gpu())
+        try:
+            run.run(steps)
+        except KeyboardInterrupt:
+            run.stop()
+            run.page()
+            _say(f"stopped; what was done is in {run.out / PAGE}")
+            return 130
+    print(run.out / PAGE)
+    last = {one.step: one.status for one in outcomes(run.out)}
+    return int(any(last.get(step.name) in ("failed", "cut") for step in steps))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

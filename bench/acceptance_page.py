@@ -1,0 +1,41 @@
+"""The page of an acceptance run, whole or cut: every run it wrote, and what became of each step."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segmenter.errors import DataError
+from segmenter.files import atomic_path
+from segmenter_bench.acceptance import PAGE, RUNS, outcomes
+from segmenter_bench.page import page
+from segmenter_bench.runs import read_run
+from segmenter_bench.sections import markdown, of_engines, sections
+
+TITLE = "Segmenter: what this machine showed"
+
+
+def write(out: Path) -> Path:
+    """Write `report.html` and `report.md` of a folder; a run that cannot be read is left out and named in the log."""
+    runs = []
+    for file in sorted((out / RUNS).glob("*.json")):
+        try:
+            runs.append(read_run(file))
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    found = sections(runs)
+    others = [run for run in runs if not of_engines(run)]
+    text = page(TITLE, found, f"python -m bench.acceptance --out {out}", others, outcomes(out))
+    for path, content in ((out / PAGE, text), ((out / PAGE).with_suffix(".md"), markdown(found))):
+        with atomic_path(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return out / PAGE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    print(write(Path(arguments[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Mixed precision by itself: the most sensitive layers stay in floating point until the mIoU holds."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segmenter.errors import EngineError
+from segmenter_engines.judge import Judge
+from segmenter_engines.qdq import layer_name
+from segmenter_engines.recipe import Calibrated
+from segmenter_engines.sensitivity import Cost, costs
+
+RANKING_IMAGES = 4  # SQNR is a mean over thousands of patches of each
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One version tried: so many of the most sensitive layers in floating point."""
+
+    kept: int
+    miou: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was kept and why. `ranking`: every layer alone, the most sensitive first; `trials` in the order made."""
+
+    kept: tuple[str, ...]  # weights' names
+    max_drop: float
+    reference_miou: float
+    images: int
+    ranking: tuple[Cost, ...]
+    trials: tuple[Trial, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest records it: of the ranking, the layers kept and the first one that is not."""
+        rows = [cost.to_dict(self.reference_miou) for cost in self.ranking[: len(self.kept) + 1]]
+        return {
+            "kept": rows[:-1],
+            "next": rows[-1],
+            "max_drop": self.max_drop,
+            "reference_miou": self.reference_miou,
+            "images": self.images,
+            "ranking_images": min(RANKING_IMAGES, self.images),
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+
+def describe(mixed: dict[str, Any]) -> str:
+    """What a manifest's record of a search says, in a few lines."""
+    chosen = next(trial for trial in mixed["trials"] if trial["kept"] == len(mixed["kept"]))
+    lines = [
+        f"mIoU {chosen['miou']:.4f} on {mixed['images']} images, {chosen['drop']:+.4f} lost of"
+        f" {mixed['reference_miou']:.4f} where {mixed['max_drop']} may be; kept in floating point:"
+        f" {len(mixed['kept']) or 'nothing'}"
+    ]
+    lines += [f"  {cost['name']}: alone in 8 bits it leaves {cost['sqnr_db']:.1f} dB" for cost in mixed["kept"]]
+    return "\n".join(lines)
+
+
+def require_drop(max_drop: float) -> None:
+    """Raises EngineError for a mIoU drop that is none."""
+    if not 0.0 <= max_drop <= 1.0:
+        raise EngineError(f"--max-drop {max_drop}: wanted a loss of mIoU from 0 to 1, such as 0.005")
+
+
+def search(ready: Calibrated, judge: Judge, max_drop: float) -> Search:
+    """Keep as few layers in floating point as it takes for the mIoU on the judge's images to hold.
+
+    Layers are ranked by the SQNR they leave alone; how many are kept is found by doubling, then by halving between the
+    last number that failed and the first that held: at most 2 log2(layers) + 2 evaluations.
+    Raises EngineError when no layer can be quantised within `max_drop`.
+    """
+    alone = {layer_name(weight): [weight] for weight in ready.layers}
+    order = {name: weights[0] for name, weights in alone.items()}
+    ranking = tuple(sorted(costs(ready, judge, alone, RANKING_IMAGES), key=lambda cost: cost.sqnr_db))
+    trials: list[Trial] = []
+
+    def holds(kept: int) -> bool:
+        miou = judge(ready.quantised([order[cost.name] for cost in ranking[:kept]])).miou
+        trials.append(Trial(kept, miou, judge.reference - miou))
+        return trials[-1].drop <= max_drop  # a NaN does not hold
+
+    kept = fewest(len(ranking), holds)
+    if kept is None:
+        least = min((trial.drop for trial in trials if not math.isnan(trial.drop)), default=math.nan)
+        raise EngineError(
+            f"--max-drop {max_drop}: {ready.source} loses {least:.4f} of mIoU even with one layer in 8 bits; allow"
+            " more, judge on more images, or use the floating-point graph"
+        )
+    names = tuple(order[cost.name] for cost in ranking[:kept])
+    return Search(names, max_drop, judge.reference, len(judge), ranking, tuple(trials))
+
+
+def fewest(layers: int, holds: Callable[[int], bool]) -> int | None:
+    """The smallest number below `layers` that holds, for a test that goes on holding; None when none does."""
+    if holds(0):
+        return 0
+    failed, tried = 0, 1
+    while not holds(min(tried, layers - 1)):
+        failed = min(tried, layers - 1)
+        if failed == layers - 1:
+            return None
+        tried *= 2
+    held = min(tried, layers - 1)
+    while held - failed > 1:
+        middle = (held + failed) // 2
+        if holds(middle):
+            held = middle
+        else:
+            failed = middle
+    return held

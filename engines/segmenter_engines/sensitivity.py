@@ -1,0 +1,166 @@
+"""What each linear layer costs: mIoU, and the SQNR of the class masks, when it alone is quantised."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from segmenter.cli import run
+from segmenter.cpu import cpu_flags
+from segmenter.datasets import Subset, open_dataset
+from segmenter.errors import EngineError
+from segmenter.files import atomic_path, require_writable
+from segmenter_engines.judge import Judge
+from segmenter_engines.manifest import command_line, derived_from, machine_name, read_manifest, versions_of
+from segmenter_engines.qdq import layer_name
+from segmenter_engines.recipe import Calibrated, Recipe, calibrated, calibration_images
+
+KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it costs to quantise some layers and no others."""
+
+    name: str
+    layers: int
+    sqnr_db: float
+    miou: float
+
+    def to_dict(self, reference: float) -> dict[str, Any]:
+        """As JSON takes it, with the drop from a reference mIoU; SQNR is None where nothing changed at all."""
+        return {
+            "name": self.name,
+            "layers": self.layers,
+            "sqnr_db": round(self.sqnr_db, 2) if math.isfinite(self.sqnr_db) else None,
+            "miou": round(self.miou, 6),
+            "drop": round(reference - self.miou, 6),
+        }
+
+
+def groups(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Layers that go together: every block, every kind of layer, and all."""
+    found: dict[str, list[str]] = {}
+    for weight in layers:
+        name = layer_name(weight)
+        for kind in KINDS:
+            if name.endswith(f".{kind}"):
+                found.setdefault(name.removesuffix(f".{kind}"), []).append(weight)
+    for kind in KINDS:
+        if same := [weight for weight in layers if layer_name(weight).endswith(f".{kind}")]:
+            found[f"all {kind}"] = same
+    return found | {"all": list(layers)}
+
+
+def costs(ready: Calibrated, judge: Judge, sets: Mapping[str, Sequence[str]], images: int = 0) -> list[Cost]:
+    """The cost of quantising each set of layers and no other, in the order given.
+
+    images: at most so many of the judge's, spread evenly; 0 for all.
+    """
+    found = []
+    for name, chosen in track(sets.items(), "one at a time", console=Console(stderr=True), transient=True):
+        judged = judge(ready.quantised(set(ready.layers) - set(chosen)), images)
+        found.append(Cost(name, len(chosen), judged.sqnr_db, judged.miou))
+    return found
+
+
+def report(ready: Calibrated, judge: Judge) -> dict[str, Any]:
+    """Costs of every layer and every group as JSON takes them, with what they were measured on."""
+    layers = costs(ready, judge, {layer_name(weight): [weight] for weight in ready.layers})
+    together = costs(ready, judge, groups(ready.layers))
+    return {
+        "schema": "segmenter-sensitivity/1",
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command_line(),
+        "machine": {"name": machine_name(), "cpu_flags": cpu_flags(), "threads": judge.threads},
+        "versions": versions_of("onnx", "onnxruntime"),
+        "model": ready.base.model,
+        "source": derived_from(ready.base),
+        "recipe": asdict(ready.recipe) | {"target": ready.target, "base_precision": ready.base.precision},
+        "calibration_images": ready.images,
+        "images": len(judge),
+        "reference_miou": judge.reference,
+        "layers": [cost.to_dict(judge.reference) for cost in layers],
+        "groups": [cost.to_dict(judge.reference) for cost in together],
+    }
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """A report for printing: the groups, then the layers, the most sensitive first."""
+    recipe = found["recipe"]
+    result = Table(
+        title=f"{found['model']}: {recipe['precision']} for {recipe['target']}, {found['images']} images,"
+        f" mIoU {found['reference_miou']:.4f} in floating point"
+    )
+    result.add_column("quantised alone")
+    for heading in ("SQNR dB", "mIoU", "drop"):
+        result.add_column(heading, justify="right")
+    for kind in ("groups", "layers"):
+        for row in sorted(found[kind], key=lambda row: math.inf if row["sqnr_db"] is None else row["sqnr_db"]):
+            sqnr = "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+            result.add_row(row["name"], sqnr, f"{row['miou']:.4f}", f"{row['drop']:+.4f}")
+        result.add_section()
+    return result
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure what each linear layer of an exported graph costs when it alone is quantised."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """The exported .onnx, as `segmenter quantize` takes it."""
+    dataset: str
+    """Dataset of the calibration images (training split) and the labelled ones, such as folder or camvid."""
+    checkpoint: Path | None = None
+    """The checkpoint the graph was made of: measure against it in PyTorch, not against the graph."""
+    data: Path | None = None
+    """Root folder of the dataset."""
+    images: int = 32
+    """Number of calibration images."""
+    seed: int | None = None
+    """Choose the calibration images at random by this seed; spread evenly over the split when left out."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    judge_split: str = "val"
+    """Split of the labelled images."""
+    judge_images: int = 8
+    """Number of those, spread evenly over the split; 0 for all. Each costs a run for every layer and group."""
+    threads: int | None = None
+    """CPU threads; all cores when left out."""
+    out: Path | None = None
+    """JSON file to write the report to."""
+
+
+def measure(options: Options) -> int:
+    if options.out is not None:
+        if options.out.suffix != ".json":
+            raise EngineError(f"--out {options.out}: is written as JSON; pass a name that ends in .json")
+        require_writable(options.out)
+    base = read_manifest(options.source)
+    train = open_dataset(options.dataset, options.data, "train")
+    labelled = Subset(open_dataset(options.dataset, options.data, options.judge_split), options.judge_images)
+    images = calibration_images(train, options.images, base.size, options.seed)
+    ready = calibrated(options.source, images, options.recipe, options.threads)
+    judge = Judge(options.source, base, labelled, checkpoint=options.checkpoint, threads=options.threads)
+    found = report(ready, judge)
+    Console().print(table(found))
+    if options.out is not None:
+        with atomic_path(options.out) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(measure, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

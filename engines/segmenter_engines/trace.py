@@ -1,0 +1,107 @@
+"""A module to a slim ONNX graph that explains itself."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from logging import CRITICAL, getLogger
+from typing import Any
+
+import onnx
+import onnxslim
+import torch
+
+from segmenter.config import SegmenterConfig
+from segmenter.errors import EngineError
+from segmenter_engines.graph import Graph, Span, is_range
+from segmenter_engines.manifest import NORMALIZED, PIXELS
+from segmenter_engines.weight_names import name_weights
+
+OPSETS = {torch.bfloat16: 22}  # the first whose Conv takes it
+OPSET = 20  # of other types: the first with Gelu as one op; every runtime used here reads it
+INPUT = "images"
+
+Translations = Mapping[Callable[..., Any], Callable[..., Any]]
+
+
+def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translations) -> onnx.ModelProto:
+    """The graph of a module, with one input, `images`; what is a range becomes a dimension named B, H or W.
+
+    table: how operators that stay whole are written in ONNX.
+    Raises EngineError when PyTorch gives no graph.
+    """
+    patch_size = module.model.config.encoder.patch_size
+    spans = {"B": batch, "H": height, "W": width}
+    # as large as they come, because one image or one patch would be taken for a constant; and not a square
+    B, H, W = (span[2] for span in spans.values())
+    B = max(batch[0], min(B, 2))
+    if is_range(width) and H == W:
+        W = max(width[0], W - patch_size)
+    pixels = module.normalize is not None
+    sample = torch.zeros(B, H, W, 3, dtype=torch.uint8) if pixels else torch.zeros(B, 3, H, W)
+    axes = dict(zip(spans, (0, 1, 2) if pixels else (0, 2, 3), strict=True))
+    free = {
+        axes[name]: torch.export.Dim(name, min=span[0], max=span[2]) for name, span in spans.items() if is_range(span)
+    }
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            (sample,),
+            dynamo=True,
+            dynamic_shapes={INPUT: free},
+            input_names=[INPUT],
+            output_names=list(module.outputs),
+            opset_version=OPSETS.get(module.dtype, OPSET),
+            custom_translation_table=dict(table),
+            verbose=False,
+        )
+        if program is None:
+            raise EngineError("torch.onnx.export gave no program; report this with the checkpoint's config.json")
+        graph = onnxslim.slim(program.model_proto)
+    name_weights(graph.graph, module)
+    _name_sizes(graph.graph, spans)
+    _describe(graph, module.model.config, PIXELS if pixels else NORMALIZED)
+    return graph
+
+
+def _name_sizes(graph: onnx.GraphProto, spans: Mapping[str, Span]) -> None:
+    """Sizes of outputs by the input's names; the exporter writes out how it came by them instead."""
+    for output in graph.output:
+        dims = output.type.tensor_type.shape.dim
+        names = ("B", "H", "W") if len(dims) == 3 else ("B", None, "H", "W")
+        for dim, name in zip(dims, names, strict=True):
+            if name is None or not dim.dim_param:
+                continue
+            if output.name == "masks" and name != "B":
+                name = f"{name}_patches"
+            dim.dim_param = name
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on packages it does not need and arguments it renames."""
+    logger = getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _describe(graph: onnx.ModelProto, config: SegmenterConfig, kind: str) -> None:
+    """Producer and metadata, so that the file explains itself without its manifest."""
+    del graph.metadata_props[:]
+    facts = {
+        "model": config.name,
+        "classes": "\n".join(config.classes),
+        "palette": "\n".join(" ".join(map(str, colour)) for colour in config.palette),
+        "patch_size": str(config.encoder.patch_size),
+        "input": kind,
+        "mean": " ".join(map(str, config.preprocess.mean)),
+        "std": " ".join(map(str, config.preprocess.std)),
+        "colour_order": "RGB",
+    }
+    onnx.helper.set_model_props(graph, facts)
+    graph.producer_name = "segmenter"

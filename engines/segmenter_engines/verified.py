@@ -1,0 +1,54 @@
+"""What the verdicts in a manifest are worth: for this file, in this engine, or only for the graph behind it.
+
+`verification` holds a verdict a key: `openvino-int8` is of the artifact itself in that engine, and in a plan's manifest
+`graph:onnxruntime-fp16` is of the graph the plan was built from. A verdict counts for the file whose hash it names.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from segmenter.errors import EngineError
+from segmenter_engines.manifest import Manifest, read_manifest, vouched
+
+OF_GRAPH = "graph:"
+
+
+def graph_verification(graph: Manifest) -> dict[str, Any] | None:
+    """The verdicts of a graph as the plan made from it carries them, named as the graph's; None without any."""
+    own = {name: verdict for name, verdict in (graph.verification or {}).items() if not name.startswith(OF_GRAPH)}
+    return {OF_GRAPH + name: verdict for name, verdict in own.items()} or None
+
+
+def carry(graph: Path, plan: Path) -> None:
+    """Write a graph's verdicts into the manifest of the plan that was built from it.
+
+    Raises EngineError when it was built from another graph.
+    """
+    base, manifest = read_manifest(graph), read_manifest(plan)
+    if manifest.source.get("onnx") != vouched(base.sha256):
+        raise EngineError(f"{plan}: was not built from {graph} as it is now; build it again")
+    own = {name: told for name, told in (manifest.verification or {}).items() if not name.startswith(OF_GRAPH)}
+    replace(manifest, verification={**own, **(graph_verification(base) or {})} or None).write(plan)
+
+
+def unverified(manifest: Manifest, engine: str) -> str | None:
+    """Why an artifact may not be taken for verified in an engine, in words; None when it may.
+
+    engine: a session's name, such as `openvino-int8`.
+    """
+    found = manifest.verification or {}
+    verdict = found.get(engine)
+    if verdict is None or verdict.get("sha256") != manifest.sha256:
+        graph = {name: told for name, told in found.items() if name.startswith(OF_GRAPH)}
+        if any(not told["passed"] for told in graph.values()):
+            return f"the graph it was built from failed its verification: {_faults(graph)}"
+        if graph and all(manifest.source.get("onnx") == vouched(told.get("sha256", "")) for told in graph.values()):
+            return f"verified only as the graph it was built from, not in {engine}"
+        return f"not verified in {engine}"
+    return None if verdict["passed"] else f"failed its verification in {engine}: {_faults({engine: verdict})}"
+
+
+def _faults(verdicts: dict[str, Any]) -> str:
+    texts = [str(fault) for told in verdicts.values() for fault in told.get("faults") or ()]
+    return " ".join("; ".join(texts).split())[:200] or "it does not tell why"

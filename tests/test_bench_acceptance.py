@@ -1,0 +1,158 @@
+"""The acceptance command: steps of their own process, cut in time, resumed, and a page of whatever there is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segmenter_bench import acceptance
+from segmenter_bench.acceptance import PAGE, RUNS, STEPS, Acceptance, Outcome, Step, environment, outcomes, plan
+from tests.bench_samples import miou_run, throughput_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def options(**values: Any) -> Any:
+    import argparse
+
+    usual = {"out": "out", "only": None, "folder": None, "data": None, "dataset": "shapes", "images": 0}
+    return argparse.Namespace(**(usual | values))
+
+
+def step(name: str, code: str, limit_s: float = 60.0, needs: tuple[str, ...] = ()) -> Step:
+    """A step that runs some Python: the module `timeit` runs code once."""
+    return Step(name, "machine", "timeit", ("-n", "1", "-r", "1", code), limit_s, needs)
+
+
+def run(out: Path, steps: list[Step], seconds: float = 60.0) -> dict[str, Outcome]:
+    with environment() as variables:
+        Acceptance(out, time.monotonic() + seconds, variables).run(steps)
+    return {one.step: one for one in outcomes(out)}
+
+
+def test_steps_end_well_or_badly_and_the_next_goes_on(tmp_path: Path) -> None:
+    steps = [
+        step("good", "print(1)"),
+        step("bad", "raise ValueError('broken here')"),
+        step("slow", "import time; time.sleep(60)", limit_s=1.0),
+        step("lacking", "print(1)", needs=("no_such_package",)),
+        step("crashing", "import os; os.kill(os.getpid(), 9)"),
+        step("last", "print(2)"),
+    ]
+    found = run(tmp_path, steps)
+    assert {name: one.status for name, one in found.items()} == {
+        **{"good": "ok", "bad": "failed", "slow": "cut", "lacking": "missing", "crashing": "failed", "last": "ok"}
+    }
+    assert found["bad"].reason == "ValueError: broken here"
+    assert found["slow"].reason == "stopped after 1 s"
+    assert found["lacking"].reason == "not installed: no_such_package"
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    for words in ("ValueError: broken here", "not installed: no_such_package", "stopped after 1 s"):
+        assert words in page
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'a').write('x')"
+    fails = f"open({str(mark)!r}, 'a').write('y'); raise ValueError"
+    for _ in range(2):
+        run(tmp_path, [step("done", code), step("fails", fails)])
+    assert mark.read_text() == "xyy"
+    with (tmp_path / STEPS).open("a") as file:
+        file.write('{"step": "fails", "gro')  # cut in the middle of a line
+    assert {one.step: one.status for one in outcomes(tmp_path)} == {"done": "ok", "fails": "failed"}
+    # of another commit: measured again
+    lines = [json.loads(line) | {"commit": "other"} for line in (tmp_path / STEPS).read_text().splitlines()[:-1]]
+    (tmp_path / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(tmp_path, [step("done", code)])
+    assert mark.read_text() == "xyyx"
+
+
+def test_without_time_steps_are_named_as_cut(tmp_path: Path) -> None:
+    found = run(tmp_path, [step("late", "print(1)")], seconds=1.0)
+    assert (found["late"].status, found["late"].seconds) == ("cut", 0.0)
+
+
+def test_the_page_shows_what_runs_there_are_and_survives_a_broken_one(tmp_path: Path) -> None:
+    (tmp_path / RUNS).mkdir()
+    for name, content in (("a", throughput_run()), ("b", miou_run())):
+        (tmp_path / RUNS / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / RUNS / "c.json").write_text('{"schema": "segm', encoding="utf-8")
+    run(tmp_path, [step("good", "print(1)")])
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert "openvino-int8" in page
+    assert "0.6285" in page
+    assert "openvino-int8" in (tmp_path / PAGE).with_suffix(".md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_from_outside_it_leaves_a_page_and_no_child(tmp_path: Path, end: signal.Signals) -> None:
+    started = tmp_path / "started"
+    code = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    program = (
+        "import sys; from tests.test_bench_acceptance import step; from segmenter_bench import acceptance;"
+        f"acceptance.plan = lambda options, gpu: [step('first', 'print(1)'), step('long', {code!r}, 90.0)];"
+        f"sys.exit(acceptance.main(['--out', {str(tmp_path / 'out')!r}, '--minutes', '2']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(end)
+    assert process.wait(timeout=60) == 130
+    assert "first" in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+def test_the_plan_puts_what_matters_first() -> None:
+    groups = [one.group for one in plan(options(folder="m"), gpu=True)]
+    assert groups[:2] == ["machine", "accuracy"]
+    assert groups.index("kernels") < groups.index("engines", 3)
+    names = [one.name for one in plan(options(), gpu=True)]
+    assert names[1] == "kernel attention"
+    assert "engines Seg-B/8" in names
+    cpu = plan(options(), gpu=False)
+    assert [one.name for one in cpu] == ["machine", "kernel code", "engines Seg-Ti-Mask/16", "stages Seg-Ti-Mask/16"]
+    assert {one.group for one in plan(options(only=["stages"]), gpu=True)} == {"stages"}
+
+
+def test_a_plain_checkout_finds_its_packages(tmp_path: Path) -> None:
+    """Where nothing is installed, children import the packages of the checkout the command lies in."""
+    code = (
+        "import importlib.util as u; from bench import acceptance;"
+        "found = u.find_spec; u.find_spec = lambda name: None if name.startswith('segmenter') else found(name);"
+        "import subprocess, sys\n"
+        "with acceptance.environment() as variables:\n"
+        "    u.find_spec = found\n"
+        "    names = 'segmenter_bench.acceptance, segmenter.version, segmenter_kernels, segmenter_engines.manifest'\n"
+        "    done = subprocess.run([sys.executable, '-S', '-c', f'import {names}; print(segmenter_bench.__file__)'],"
+        " env=variables, capture_output=True, text=True)\n"
+        "    print(done.stdout, done.stderr[-500:])\n"
+    )
+    # -S: without site-packages, so that only what the environment names is there; torch is not, and says so
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "No module named 'torch'" in done.stdout or "segmenter_bench/__init__.py" in done.stdout, done.stdout
+    assert "No module named 'segmenter" not in done.stdout
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "2000"])
+def test_times_that_are_none_are_refused(minutes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        acceptance.main(["--out", str(tmp_path), "--minutes", minutes])
+    assert stop.value.code == 2
+    assert "wanted above 0 and at most a day" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SystemExit) as stop:
+        acceptance.main(["--out", str(tmp_path / "file" / "out")])
+    assert stop.value.code == 2
+    assert "cannot write there" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""Stages of a network: every one is seen, none is counted twice, and labels stay what they were."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segmenter.checkpoint import save_model
+from segmenter_bench import stages as command
+from segmenter_bench.ceilings import Ceilings
+from segmenter_bench.roofline import STAGES, stages
+from segmenter_bench.stages import Options, profiled, rows
+from tests.networks import small_network
+
+
+@pytest.fixture(scope="module", params=["mask", "linear"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("stages")
+    save_model(small_network(decoder=request.param), folder / "checkpoint")
+    return profiled(Options(checkpoint=folder / "checkpoint", height=64, width=80, rounds=2, threads=1), "a command")
+
+
+def test_every_stage_is_seen_and_the_labels_are_the_networks(run: dict[str, Any]) -> None:
+    assert [row["stage"] for row in run["rows"]] == list(STAGES)
+    linear = run["rows"][STAGES.index("mask scores")]["flops"] == 0
+    unseen = {row["stage"] for row in run["rows"] if row["ms"] == 0.0}
+    assert unseen == ({"mask scores"} if linear else set())
+    assert run["settings"]["labels_unchanged"] is True
+    assert sum(row["share_of_time"] for row in run["rows"]) == pytest.approx(1.0)
+
+
+def test_the_sum_of_stages_is_near_the_whole(run: dict[str, Any]) -> None:
+    # counted twice, a stage would add its whole time; ranges themselves cost some of so small a network
+    assert run["settings"]["stages_ms"] == pytest.approx(sum(row["ms"] for row in run["rows"]))
+    assert all(row["ms"] >= 0.0 for row in run["rows"])
+
+
+def test_rows_set_time_beside_the_bound() -> None:
+    config = small_network().config
+    asked = stages(config, 64, 80)
+    took = dict.fromkeys(STAGES, 2.0)
+    found = {row["stage"]: row for row in rows(asked, took, Ceilings(tflops=1e-6, gb_per_s=1e9))}
+    mlp = next(stage for stage in asked if stage.name == "MLP")
+    assert found["MLP"]["bound_ms"] == pytest.approx(mlp.flops / 1e6 * 1e3)
+    assert found["MLP"]["share_of_bound"] == pytest.approx(mlp.flops / 1e6 * 1e3 / 2.0)
+    assert found["MLP"]["share_of_time"] == pytest.approx(1 / len(STAGES))
+
+
+def test_the_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(small_network(), tmp_path / "checkpoint")
+    arguments = ["--checkpoint", str(tmp_path / "checkpoint"), "--height", "48", "--width", "48", "--rounds", "1"]
+    assert command.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "upsample + argmax" in capsys.readouterr().out
+    (file,) = (tmp_path / "out").glob("stages-*.json")
+    assert json.loads(file.read_text())["kind"] == "stages"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "pass either --checkpoint FOLDER or --variant NAME"),
+        (["--variant", "Seg-Ti/16", "--batch", "0"], "--batch 0: wanted at least 1"),
+        (["--variant", "Seg-Ti/16", "--height", "8"], "size 8x512 is smaller than one 16 pixel patch"),
+        (["--variant", "Seg-Ti/99"], "is unknown"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_kernels_without_a_gpu_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--variant", "Seg-Ti/16", "--ops", "triton", "--out", str(tmp_path)]) == 2
+    assert "--ops triton: no CUDA device here" in capsys.readouterr().err

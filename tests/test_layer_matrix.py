@@ -1,0 +1,122 @@
+"""Real TensorRT-RTX plans of the paper's networks, built without a GPU: every attention fused, every layer as asked.
+
+Seg-Ti in every precision, of one shape, of a range of batches and of a range of sizes; Seg-S in three. The rest of the
+matrix (Seg-S in all) is left to
+
+    SEGMENTER_LAYER_MATRIX=all pytest tests/test_layer_matrix.py
+
+A new version of TensorRT-RTX may fuse otherwise: then this fails, and the report says what changed.
+"""
+
+import inspect
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx.shape_inference import InferenceError
+
+from segmenter.config import variant
+from segmenter.model import Segmenter
+from segmenter_engines.build import build
+from segmenter_engines.export import export
+from segmenter_engines.layer_report import read_report
+from segmenter_engines.quantize import quantize
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+pytestmark = [pytest.mark.tensorrt, pytest.mark.slow]
+
+SIDE = 512
+SIDES = (256, SIDE, 768)
+TI, S = "Seg-Ti-Mask/16", "Seg-S-Mask/16"
+FLOATS, EIGHT_BITS = ("fp32", "fp16", "bf16"), ("int8", "fp8")
+ATTENTIONS = 12 + 2
+LINEARS = 4 * ATTENTIONS + 3  # qkv, proj, fc1, fc2 of each block; the decoder's three projections
+TAIL = {"decoder.proj_patch", "decoder.proj_classes"}  # stay in 16 bits
+RANGES = "batch" in inspect.signature(export).parameters
+FP8 = "precision" in inspect.signature(quantize).parameters
+
+CASES = [
+    *((TI, precision, shape) for precision in (*FLOATS, *EIGHT_BITS) for shape in ("fixed", "batches")),
+    *((TI, precision, "sizes") for precision in ("fp16", *EIGHT_BITS)),
+    *((S, precision, "batches") for precision in ("fp16", *EIGHT_BITS)),
+]
+if os.environ.get("SEGMENTER_LAYER_MATRIX") == "all":
+    CASES += [
+        (name, precision, shape)
+        for name in (TI, S)
+        for precision in (*FLOATS, *EIGHT_BITS)
+        for shape in ("fixed", "batches", "sizes")
+        if (name, precision, shape) not in CASES
+    ]
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """Exported and quantised graphs, each made once."""
+    folder = tmp_path_factory.mktemp("matrix")
+    made: dict[tuple[str, str, bool], Path] = {}
+
+    def network(name):
+        torch.manual_seed(0)
+        model = Segmenter(variant(name)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # a bias of zeros would be folded away, and other kernels built than for a trained network
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        return model
+
+    def graph(name, precision, sizes):
+        key = (name, precision, sizes)
+        if key not in made:
+            out = folder / f"{len(made)}.{precision}.onnx"
+            if precision in EIGHT_BITS:
+                images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
+                other = {"precision": precision} if FP8 else {}
+                quantize(graph(name, "fp16", sizes), out, images, target="tensorrt", threads=2, **other)
+            else:
+                sides = SIDES if sizes else SIDE
+                export(network(name), out, height=sides, width=sides, precision=precision)
+            made[key] = out
+        return made[key]
+
+    return graph
+
+
+@pytest.mark.parametrize(("name", "precision", "shape"), CASES)
+def test_nothing_is_lost_on_the_way_to_a_plan(graphs, tmp_path, name, precision, shape):
+    if shape == "sizes" and not RANGES:
+        pytest.skip("export takes no range of sizes")
+    if precision in EIGHT_BITS and not FP8:
+        pytest.skip("quantize knows no fp8, and splits q, k and v in a way that RTX multiplies in 16 bits")
+    try:
+        source = graphs(name, precision, shape == "sizes")
+    except InferenceError as error:
+        pytest.skip(f"export writes no {precision} here: {error}")
+    plan = tmp_path / "m.plan"
+    manifest = build(source, plan, batch=(1, 1, 1) if shape == "fixed" else (1, 1, 8))
+    report = read_report(plan, manifest.sha256)
+    counts = report.counts()
+    told = f"{name} {precision} {shape}: {counts}, {report.faults()}, {[layer.name for layer in report.unexplained]}"
+    assert not report.faults(), told
+    assert not report.unexplained, told
+    assert report.attentions == ATTENTIONS, told
+    assert len(report.linears) == LINEARS, told
+    resizing = 2 if shape == "sizes" else 0  # products of the position embeddings
+    if precision == "fp32":
+        # RTX 1.7.1 has no fused attention in fp32; two products each, and that of patches and classes
+        assert report.fused_attentions == 0, told
+        assert counts["products_fp32"] == LINEARS + 2 * ATTENTIONS + 1 + resizing, told
+        return
+    assert report.fused_attentions == ATTENTIONS, told
+    assert "products_fp32" not in counts, told
+    if precision in EIGHT_BITS:
+        assert {one.name for one in report.linears if one.ran == "fp16"} == TAIL, told
+        assert counts[f"products_{precision}"] == LINEARS - len(TAIL) == 57, told
+        assert counts["products_fp16"] == len(TAIL) + 1 + resizing, told
+    else:
+        assert counts[f"products_{precision}"] == LINEARS + 1 + resizing, told
+    # at most: q, k and v in front of each attention, its heads behind, the images, the labels, the residual's order
+    # once a block, and with a range of sizes what resizes the embeddings
+    assert counts["reformat"] + counts["cast"] <= 5 * ATTENTIONS + 2 + 6 * (resizing > 0), told

@@ -1,0 +1,193 @@
+"""What layers cost alone, and the search that keeps the costly ones in floating point."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+from segmenter.errors import ConfigError, EngineError
+from segmenter_engines import quantize as quantize_command
+from segmenter_engines import sensitivity as sensitivity_command
+from segmenter_engines.judge import Judge, Judged
+from segmenter_engines.manifest import read_manifest
+from segmenter_engines.mixed import fewest, search
+from segmenter_engines.qdq import layer_name, linears, quantised_layers
+from segmenter_engines.quantize import quantize
+from segmenter_engines.recipe import Recipe, calibrated
+from segmenter_engines.sensitivity import costs, groups, report
+from tests.networks import CLASSES
+from tests.small_engines import pictures
+from tests.test_verify import Pictures
+
+
+@pytest.fixture(scope="module")
+def spiky(engine_folder, tmp_path_factory):
+    """The fp32 graph with one layer that 8 bits ruin: an outlier of its weights in every channel."""
+    folder = tmp_path_factory.mktemp("spiky")
+    model = onnx.load(engine_folder / "model.fp32.onnx")
+    (layer,) = (layer for layer in linears(model.graph) if "encoder.blocks.1.mlp.fc2" in layer.weight)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == layer.weight)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0] = 40.0 * np.abs(values).max()
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, folder / "m.onnx")
+    from dataclasses import replace
+
+    from segmenter.files import sha256
+
+    manifest = read_manifest(engine_folder / "model.fp32.onnx")
+    replace(manifest, sha256=sha256(folder / "m.onnx")).write(folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+@pytest.fixture(scope="module")
+def ready(spiky):
+    return calibrated(spiky, pictures(2), Recipe(), threads=1)
+
+
+@pytest.fixture(scope="module")
+def judge(spiky):
+    from segmenter_engines import open_session
+
+    with open_session(spiky, threads=1) as session:
+        samples = Pictures(session)  # the truth is what the graph says: its own mIoU is 1
+    return Judge(spiky, read_manifest(spiky), samples, threads=1)
+
+
+def test_the_layer_that_8_bits_ruin_is_named(ready, judge):
+    found = report(ready, judge)
+    assert found["reference_miou"] == 1.0
+    assert (found["images"], found["calibration_images"]) == (4, 2)
+    layers = {row["name"]: row for row in found["layers"]}
+    assert len(layers) == len(ready.layers) == 13
+    worst = min(layers.values(), key=lambda row: row["sqnr_db"])
+    assert worst["name"] == "encoder.blocks.1.mlp.fc2"
+    assert worst["drop"] > 0.02
+    rest = [row["drop"] for row in layers.values() if row is not worst]
+    assert worst["drop"] > max(rest)
+    together = {row["name"]: row for row in found["groups"]}
+    assert together["encoder.blocks.1"]["layers"] == 4
+    assert together["all mlp.fc2"]["layers"] == 3
+    assert together["all"]["sqnr_db"] < worst["sqnr_db"] + 1
+    json.dumps(found)
+
+
+def test_quantising_nothing_costs_nothing(ready, judge):
+    (nothing,) = costs(ready, judge, {"nothing": []})
+    assert nothing.miou == 1.0
+    assert nothing.sqnr_db > 100  # smoothing multiplies in another order
+
+
+def test_a_judge_sees_some_images_evenly_spread(ready, judge, monkeypatch):
+    seen = []
+    honest = judge.samples
+    samples = SimpleNamespace(classes=honest.classes, ignore=honest.ignore)
+    monkeypatch.setattr(judge, "samples", type("Seen", (), {**vars(samples), "__len__": lambda self: 4})())
+    monkeypatch.setattr(
+        type(judge.samples), "__getitem__", lambda self, index: seen.append(index) or honest[index], raising=False
+    )
+    judge(ready.model, 2)
+    assert seen == [0, 2]
+
+
+def test_groups_hold_every_layer_once_by_block_and_by_kind():
+    layers = [f"model.encoder.blocks.{i}.{kind}.weight" for i in (0, 10) for kind in ("attn.qkv", "mlp.fc1")]
+    found = groups(layers)
+    assert set(found) == {"encoder.blocks.0", "encoder.blocks.10", "all attn.qkv", "all mlp.fc1", "all"}
+    assert found["all attn.qkv"] == [layers[0], layers[2]]
+    assert layer_name(layers[3]) == "encoder.blocks.10.mlp.fc1"
+
+
+def test_the_search_keeps_what_is_needed_and_no_more(spiky, ready, judge, tmp_path):
+    found = search(ready, judge, 0.02)
+    assert found.ranking[0].name == "encoder.blocks.1.mlp.fc2"
+    chosen = {trial.kept: trial for trial in found.trials}
+    assert chosen[len(found.kept)].drop <= 0.02 < chosen[len(found.kept) - 1].drop
+    manifest = quantize(spiky, tmp_path / "m.onnx", pictures(2), judge=judge, max_drop=0.02, threads=1)
+    mixed = manifest.details["mixed"]
+    assert [row["name"] for row in mixed["kept"]] == [layer_name(weight) for weight in found.kept]
+    assert manifest.details["layers"] == 13 - len(found.kept)
+    assert set(quantised_layers(onnx.load(tmp_path / "m.onnx").graph)) == set(ready.layers) - set(found.kept)
+    assert judge(onnx.load(tmp_path / "m.onnx")).miou == pytest.approx(chosen[len(found.kept)].miou)
+    assert mixed["reference_miou"] == 1.0
+    assert mixed["images"] == 4
+
+
+def test_the_search_is_bounded_and_finds_the_fewest():
+    for layers in (1, 2, 13, 57):
+        for needed in range(layers):
+            asked = []
+            assert fewest(layers, lambda kept: asked.append(kept) or kept >= needed) == needed  # noqa: B023
+            assert len(asked) <= 2 * np.log2(max(layers, 2)) + 2
+        assert fewest(layers, lambda kept: False) is None
+
+
+def test_a_drop_no_choice_holds_is_refused(ready):
+    class Hopeless:
+        reference, threads = 0.9, 1
+
+        def __call__(self, model, images=0):
+            return Judged(0.5, 3.0)
+
+        def __len__(self):
+            return 4
+
+    with pytest.raises(EngineError, match=r"--max-drop 0\.1: .* loses 0\.4000 of mIoU even with one layer in 8 bits"):
+        search(ready, Hopeless(), 0.1)
+
+
+def command_line(picture_root, spiky, *more):
+    (picture_root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    data = ["--dataset", "folder", "--data", str(picture_root), "--images", "1", "--threads", "1"]
+    return [str(spiky), *data, *map(str, more)]
+
+
+def test_the_commands_write_their_reports(spiky, picture_root, tmp_path, capsys):
+    out = tmp_path / "report.json"
+    arguments = command_line(picture_root, spiky, "--judge-images", 1, "--seed", 3, "--out", out)
+    assert sensitivity_command.main(arguments) == 0
+    assert "encoder.blocks.1.mlp.fc2" in capsys.readouterr().out
+    assert json.loads(out.read_text())["recipe"]["precision"] == "int8"
+    arguments = command_line(picture_root, spiky, "--max-drop", 0.9, "--judge-images", 2, "--out", tmp_path / "q.onnx")
+    assert quantize_command.main(arguments) == 0
+    assert "kept in floating point: nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "complaint"),
+    [
+        (sensitivity_command, ["--out", "report.txt"], "--out report.txt: is written as JSON"),
+        (sensitivity_command, ["--seed", "-1"], "seed -1: wanted 0 or more"),
+        (sensitivity_command, ["--judge-images", "-1"], "limit -1"),
+        (sensitivity_command, ["--judge-split", "test"], "split 'test': wanted one of"),
+        (sensitivity_command, ["--precision", "fp8"], "an fp32 graph, while fp8 is for TensorRT"),
+        (quantize_command, ["--max-drop", "1.5"], "--max-drop 1.5: wanted a loss of mIoU from 0 to 1"),
+        (quantize_command, ["--checkpoint", "x"], "--checkpoint x: is what --max-drop is judged against"),
+        (quantize_command, ["--max-drop", "0.1", "--judge-split", "x"], "split 'x': wanted one of"),
+        (quantize_command, ["--scales-of", "none.onnx"], "none.onnx: no such engine file"),
+    ],
+)
+def test_wrong_options_are_one_line(spiky, picture_root, tmp_path, monkeypatch, capsys, command, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    out = [] if command is sensitivity_command else ["--out", "q.onnx"]
+    assert command.main([*command_line(picture_root, spiky), *out, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_a_judge_refuses_other_classes_no_images_and_another_checkpoint(spiky, judge, tmp_path):
+    base = read_manifest(spiky)
+    with pytest.raises(ConfigError, match="knows 5 classes where the dataset has 2"):
+        Judge(spiky, base, SimpleNamespace(classes=("a", "b")))
+    with pytest.raises(EngineError, match="no images to judge on"):
+        Judge(spiky, base, type("None", (), {"classes": CLASSES, "__len__": lambda self: 0})())
+    from segmenter.checkpoint import save_model
+    from tests.networks import small_network
+
+    save_model(small_network(seed=1), tmp_path / "other")
+    with pytest.raises(EngineError, match="made of other weights"):
+        Judge(spiky, base, judge.samples, checkpoint=tmp_path / "other")

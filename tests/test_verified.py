@@ -1,0 +1,88 @@
+"""What a manifest's verdicts are worth to whoever opens the artifact."""
+
+import re
+import shutil
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from segmenter.errors import EngineError
+from segmenter_engines import open_session
+from segmenter_engines.folder import FP16, FP32
+from segmenter_engines.limits import LIMITS
+from segmenter_engines.manifest import manifest_path, read_manifest, vouched
+from segmenter_engines.sessions import open_engine
+from segmenter_engines.verdict import Verdict, record
+from segmenter_engines.verified import carry, graph_verification, unverified
+from tests.test_plan_checks import plan  # noqa: F401 - a fixture
+
+PASSED = Verdict("onnxruntime-fp32", "fp32", 4, 0.5, 0.5, 1.0, LIMITS["fp32"])
+FAILED = Verdict("openvino-fp32", "fp32", 4, 0.4, 0.5, 1.0, LIMITS["fp32"])
+
+
+@pytest.fixture
+def artifact(engine_folder, tmp_path):
+    for path in (engine_folder / FP32, manifest_path(engine_folder / FP32)):
+        shutil.copy(path, tmp_path)
+    return tmp_path / FP32
+
+
+def test_what_is_not_verified_is_warned_of_or_refused(artifact):
+    with pytest.warns(RuntimeWarning, match=rf"{FP32}: not verified in onnxruntime-fp32; run `segmenter verify`"):
+        open_session(artifact, threads=1).close()
+    with pytest.raises(EngineError, match="not verified in onnxruntime-fp32"):
+        open_session(artifact, threads=1, require_verified=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_engine(artifact, threads=1).close()
+
+
+def test_a_verdict_is_of_one_engine_and_tells_what_failed(artifact):
+    record(artifact, PASSED)
+    record(artifact, FAILED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_session(artifact, "onnxruntime", threads=1, require_verified=True).close()
+    complaint = r"failed its verification in openvino-fp32: mIoU dropped by 0\.1000"
+    with pytest.warns(RuntimeWarning, match=complaint):
+        open_session(artifact, "openvino", threads=1).close()
+    with pytest.raises(EngineError, match=complaint):
+        open_session(artifact, "openvino", threads=1, require_verified=True)
+
+
+def test_a_verdict_of_another_file_does_not_count(artifact):
+    record(artifact, PASSED)
+    manifest = read_manifest(artifact)
+    assert unverified(manifest, "onnxruntime-fp32") is None
+    assert unverified(replace(manifest, sha256="0" * 64), "onnxruntime-fp32") == "not verified in onnxruntime-fp32"
+    assert unverified(replace(manifest, verification=None), "onnxruntime-fp32") is not None
+    forged = {"onnxruntime-fp32": {"passed": True}}
+    assert unverified(replace(manifest, verification=forged), "onnxruntime-fp32") is not None
+
+
+def test_a_checkpoint_needs_no_verdict(engine_folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_session(engine_folder / "checkpoint", threads=1, require_verified=True).close()
+
+
+@pytest.mark.parametrize(("verdict", "told"), [(PASSED, "verified only as the graph"), (FAILED, "the graph .* failed")])
+def test_a_plan_carries_the_verdict_of_its_graph_as_the_graphs(artifact, plan, verdict, told):  # noqa: F811
+    record(artifact, verdict)
+    graph, (path, manifest) = read_manifest(artifact), plan
+    own = {"tensorrt-rtx-fp16": {"passed": True, "sha256": manifest.sha256}}
+    replace(manifest, source={"onnx": vouched("0" * 64)}).write(path)
+    with pytest.raises(EngineError, match="was not built from"):
+        carry(artifact, path)
+    replace(manifest, source={"onnx": vouched(graph.sha256)}, verification=own).write(path)
+    carry(artifact, path)
+    carried = read_manifest(path)
+    assert set(carried.verification) == {"tensorrt-rtx-fp16", f"graph:{verdict.engine}"}
+    assert unverified(carried, "tensorrt-rtx-fp16") is None  # its own verdict is what counts
+    without = replace(carried, verification=graph_verification(graph))
+    assert re.search(told, unverified(without, "tensorrt-rtx-fp16"))
+
+
+def test_a_graph_without_verdicts_gives_none(engine_folder):
+    assert graph_verification(read_manifest(engine_folder / FP16)) is None
