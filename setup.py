@@ -32,6 +32,7 @@ class CMakeBuild(build_ext):
             *("-G", "Ninja" if shutil.which("ninja") else "Unix Makefiles"),
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             "-DSEGMENTER_TRT_PYTHON=ON",
+            "-DSEGMENTER_TRT_TOOLS=OFF",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             *json_headers(),

@@ -3,8 +3,11 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+Turn = TypeVar("Turn")
 
 
 @dataclass(frozen=True)
@@ -101,20 +104,20 @@ def burst(
 
 
 def take_turns(
-    candidates: Mapping[str, Callable[[], Burst]], rounds: int, after_turn: Callable[[], None] = lambda: None
-) -> dict[str, list[Burst]]:
-    """The burst of every round by name, the candidates bursting one after the other in each round.
+    candidates: Mapping[str, Callable[[], Turn]], rounds: int, after_turn: Callable[[], None] = lambda: None
+) -> dict[str, list[Turn]]:
+    """What every round gave by name, such as a burst, the candidates measuring one after the other in each round.
 
     A machine that slows down for a while slows all of them, so their ratios hold; who comes first changes every round.
     """
     names = list(candidates)
-    bursts: dict[str, list[Burst]] = {name: [] for name in names}
+    given: dict[str, list[Turn]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % max(len(names), 1)
         for name in names[first:] + names[:first]:
-            bursts[name].append(candidates[name]())
+            given[name].append(candidates[name]())
             after_turn()
-    return bursts
+    return given
 
 
 def ratio(reference: Sequence[Burst], candidate: Sequence[Burst]) -> Ratio:

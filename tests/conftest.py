@@ -104,3 +104,18 @@ def reference(engine_folder: Path) -> Iterator[Any]:
 
     with open_session(engine_folder / "checkpoint", "eager", threads=1) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def sdk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefix of the installed C++ library, C library and command line tool.
+
+    SEGMENTER_TRT_SDK names one that is there already, to be tested instead of one built here.
+    """
+    if ready := os.environ.get("SEGMENTER_TRT_SDK"):
+        return Path(ready)
+    from tests.sdk import install
+
+    prefix = tmp_path_factory.mktemp("sdk")
+    install(request.getfixturevalue("cpp_library"), prefix)
+    return prefix

@@ -2,9 +2,11 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,25 +65,58 @@ def test_compiled_version_is_the_projects() -> None:
 
 
 @pytest.mark.slow
-def test_a_cpp_program_finds_the_installed_library(cpp_library: Path, tmp_path: Path) -> None:
-    prefix = tmp_path / "prefix"
-    installed = run("cmake", "--install", cpp_library, "--prefix", prefix)
-    assert installed.returncode == 0, installed.stderr
-    for step in (
-        ("-S", ROOT / "csrc" / "examples" / "labels", "-B", tmp_path / "program", f"-DCMAKE_PREFIX_PATH={prefix}"),
-        ("--build", tmp_path / "program"),
-    ):
-        result = run("cmake", *step)
-        assert result.returncode == 0, result.stdout + result.stderr
-    program = run(tmp_path / "program" / "labels")
-    assert program.returncode == 0, program.stderr
-    assert program.stdout.splitlines() == [
-        f"segmenter_trt {__version__}",
-        "00001111",
-        "00001111",
-        "22222222",
-        "22222222",
-    ]
+def test_a_wheel_works_on_a_bare_machine(tmp_path: Path) -> None:
+    for name in ("setuptools", "pybind11", "pip"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    # quick to compile, and what is tested is what lies in the wheel
+    environment = os.environ | {"CMAKE_ARGS": "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF"}
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.so", "runs", "demo", "shared")
+    )
+    wheel = ("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source)
+    result = run(sys.executable, *wheel, env=environment)
+    assert result.returncode == 0, result.stderr
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    kept = {"__init__.py", "_native.pyi", "py.typed", "runtimes.py"}
+    module = {name.partition("/")[2] for name in names if name.startswith("segmenter_trt/")}
+    assert kept < module
+    assert [name.partition(".")[0] for name in module - kept] == ["_native"]
+    assert not any(name.endswith((".a", ".h", ".cc")) for name in names)
+
+    # NumPy, and nothing else of this environment
+    numpy = Path(pytest.importorskip("numpy").__file__).parent
+    for package in (numpy, numpy.with_name("numpy.libs")):
+        if package.is_dir():
+            (tmp_path / "site" / package.name).symlink_to(package)
+    program = """
+import sys; sys.path.insert(0, sys.argv[1])
+import segmenter_trt, numpy as np
+assert segmenter_trt.__file__.startswith(sys.argv[1])
+print(segmenter_trt.__version__, segmenter_trt.upsample_argmax(np.ones((1, 3, 2, 2), np.float32), (4, 4)).sum())
+try: segmenter_trt.Engine("none.onnx")
+except segmenter_trt.ArtifactError as error: print(error)
+"""
+    result = run(sys.executable, "-S", "-E", "-s", "-c", program, tmp_path / "site", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == f"{__version__} 0"
+    assert "no such engine file" in result.stdout
+
+
+def test_the_installed_library_is_whole(sdk: Path) -> None:
+    found = {str(path.relative_to(sdk)) for path in sdk.rglob("*") if path.is_file()}
+    headers = {path.name for path in (ROOT / "csrc" / "include" / "segmenter_trt").iterdir()}
+    wanted = {f"include/segmenter_trt/{name}" for name in headers} | {"bin/segmenter_trt_cli"}
+    wanted |= {
+        f"lib/{name}" for name in ("libsegmenter_trt_core.a", "libsegmenter_trt_c.so", "libsegmenter_trt_c.so.1")
+    }
+    wanted |= {
+        f"lib/cmake/segmenter_trt/segmenter_trt-{name}.cmake" for name in ("config", "config-version", "targets")
+    }
+    assert sorted(wanted - found) == []
 
 
 def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
@@ -93,22 +128,14 @@ def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {"pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE", "Makefile", "constraints.txt"}
     # folders that hold sources and nothing a build leaves behind
-    for folder in (
-        "segmenter",
-        "engines",
-        "csrc/include",
-        "csrc/src",
-        "csrc/bindings",
-        "csrc/cmake",
-        "csrc/examples",
-        "csrc/tests",
-    ):
+    sources = ("include", "src", "bindings", "cli", "cmake", "examples", "tests")
+    for folder in ("segmenter", "engines", *(f"csrc/{name}" for name in sources)):
         wanted |= {
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
-    wanted |= {f"csrc/segmenter_trt/{name}" for name in ("__init__.py", "_native.pyi", "py.typed")}
+    wanted |= {f"csrc/segmenter_trt/{name}" for name in ("__init__.py", "_native.pyi", "py.typed", "runtimes.py")}
     assert sorted(wanted - names) == []
     assert [name for name in names if name.endswith((".so", ".pyc"))] == []
 

@@ -1,7 +1,28 @@
-"""Segmenter's compiled routines: what must be fast outside the network, on any CPU, with numpy arrays in and out."""
+"""Segmenter without PyTorch: engines that label images, and the compiled routines around a network.
+
+    engine = segmenter_trt.Engine("model.int8.onnx")
+    session = segmenter_trt.Session(engine)
+    labels = session.run(image)  # uint8 RGB [H, W, 3] -> uint8 [H, W]
+
+Runtimes (OpenVINO, TensorRT) and the CUDA driver are looked for when an engine is opened, not when this is imported.
+"""
 
 try:
-    from segmenter_trt._native import __version__, build_info, normalize, resize, upsample_argmax
+    from segmenter_trt._native import (
+        ArtifactError,
+        Engine,
+        Error,
+        InputError,
+        ManifestError,
+        RunError,
+        Session,
+        Unavailable,
+        __version__,
+        build_info,
+        normalize,
+        resize,
+        upsample_argmax,
+    )
 except ModuleNotFoundError as error:
     if error.name != "segmenter_trt._native":
         raise
@@ -10,4 +31,18 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["__version__", "build_info", "normalize", "resize", "upsample_argmax"]
+__all__ = [
+    "ArtifactError",
+    "Engine",
+    "Error",
+    "InputError",
+    "ManifestError",
+    "RunError",
+    "Session",
+    "Unavailable",
+    "__version__",
+    "build_info",
+    "normalize",
+    "resize",
+    "upsample_argmax",
+]

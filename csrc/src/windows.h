@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "segmenter_trt/session.h"
@@ -25,7 +26,8 @@ class Windows {
         source_(source),
         window_(options.window),
         batch_(options.batch),
-        least_(session.engine().manifest().batch.min) {
+        least_(session.engine().manifest().batch.min),
+        between_(options.between) {
     const auto elements = static_cast<std::size_t>(std::max(batch_, least_) * window_ * window_ * 3);
     if (source.pixels != nullptr) {
       pixels_.resize(elements);
@@ -43,6 +45,8 @@ class Windows {
       const std::int64_t count = std::min(batch_, total - first);
       for (std::int64_t i = 0; i < count; ++i) cut(y, columns[static_cast<std::size_t>(first + i)], i);
       const std::int64_t B = std::max(count, least_);
+      if (between_ && ran_) between_();
+      ran_ = true;
       const MasksView masks = source_.pixels != nullptr
                                   ? session_.masks(ImagesView{pixels_.data(), B, window_, window_})
                                   : session_.masks(NormalizedView{planes_.data(), B, window_, window_});
@@ -73,6 +77,8 @@ class Windows {
   Session& session_;
   const Source source_;
   const std::int64_t window_, batch_, least_;
+  const std::function<void()> between_;
+  bool ran_ = false;
   std::vector<std::uint8_t> pixels_;
   std::vector<float> planes_;
 };

@@ -1,0 +1,133 @@
+"""The C++ program and the compiled Python module against the Python session, on the same ONNX in the same runtime.
+
+Each measures in turns: the program in a process of its own, through `segmenter_trt_cli --time`. All label the same
+picture, and their labels are compared before anything is timed.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import segmenter_trt
+from segmenter.cli import run
+from segmenter.cores import usable_cores
+from segmenter.datasets.fitted import fit
+from segmenter.errors import ConfigError, EngineError
+from segmenter.images import read_image
+from segmenter_bench.timing import burst, take_turns
+from segmenter_engines import Session, open_session
+from segmenter_trt.runtimes import folder
+
+PYTHON, MODULE, PROGRAM = "python session", "segmenter_trt module", "segmenter_trt_cli"
+TIMED = "uint8 RGB pixels [H, W, 3] in host memory to labels [H, W] in host memory, one image a call"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Images per second of the C++ program, the compiled module and the Python session on one exported ONNX."""
+
+    engine: Path
+    """Exported .onnx with its manifest."""
+    program: Path
+    """segmenter_trt_cli, as `cmake --install` leaves it in bin/."""
+    picture: Path | None = None
+    """JPEG or PNG to label, resized to the engine's size; smooth noise when left out."""
+    rounds: int = 9
+    """Turns of each."""
+    calls: int = 100
+    """Timed calls in a turn."""
+    threads: int | None = None
+    """CPU threads; every core when left out."""
+
+
+def picture_for(options: Options, size: tuple[int, int]) -> np.ndarray:
+    if options.picture is not None:
+        return fit(read_image(options.picture), size)
+    coarse = np.random.default_rng(0).integers(0, 256, (size[0] // 32 + 2, size[1] // 32 + 2, 3), dtype=np.uint8)
+    return fit(coarse, size)
+
+
+def call(options: Options, picture: Path, threads: int, *more: str) -> str:
+    """Output of the program. Raises EngineError with what it complains of."""
+    libraries = folder("openvino")
+    where = () if libraries is None else ("--runtime", str(libraries))
+    command = (str(options.program), str(options.engine), str(picture), "--threads", str(threads), *where, *more)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"{options.program}: cannot be run ({error.strerror}); build it with CMake") from error
+    if result.returncode:
+        raise EngineError(result.stderr.removeprefix("error: ").strip())
+    return result.stdout
+
+
+def program_p50(output: str) -> float:
+    """Milliseconds of the median call, from what `--time` prints."""
+    found = re.search(r"p50 (\S+) ms", output)
+    if found is None:
+        raise EngineError(f"{PROGRAM}: printed no time; is it of this version?")
+    return float(found.group(1))
+
+
+def require_same_labels(
+    session: Session, module: segmenter_trt.Session, program: np.ndarray, image: np.ndarray
+) -> None:
+    """Raises EngineError where one labels a pixel otherwise than the Python session."""
+    expected = session(image)
+    for name, labels in ((MODULE, module.run(image)), (PROGRAM, program)):
+        if not np.array_equal(labels, expected):
+            raise EngineError(f"{name}: other labels than the {PYTHON} at {np.mean(labels != expected):.2%} of pixels")
+
+
+def native(options: Options) -> None:
+    threads = options.threads or usable_cores()
+    with tempfile.TemporaryDirectory() as name, open_session(options.engine, "openvino", threads=threads) as session:
+        module = segmenter_trt.Session(segmenter_trt.Engine(options.engine, threads=threads))
+        height, width = module.engine.manifest["height"][1], module.engine.manifest["width"][1]
+        image = picture_for(options, (height, width))
+        path = Path(name, "picture.ppm")
+        Image.fromarray(image).save(path)
+        call(options, path, threads, "--out", name)
+        (labels,) = Path(name, "labels").iterdir()
+        require_same_labels(session, module, np.asarray(Image.open(labels)), image)
+
+        def p50(function: Callable[[], object]) -> float:
+            return float(np.median(burst(function, 0.0, options.calls, warmup=max(options.calls // 10, 1)).ms))
+
+        ms = take_turns(
+            {
+                PYTHON: lambda: p50(lambda: session(image)),
+                MODULE: lambda: p50(lambda: module.run(image)),
+                PROGRAM: lambda: program_p50(call(options, path, threads, "--time", str(options.calls))),
+            },
+            options.rounds,
+        )
+    report(options, ms, f"{width}x{height}, {threads} threads, {options.rounds} rounds of {options.calls} calls")
+
+
+def report(options: Options, ms: dict[str, list[float]], how: str) -> None:
+    table = Table("", "ms p50", "images/s", "times the Python session (quartiles)")
+    for name, each in ms.items():
+        low, middle, high = np.quantile(np.divide(ms[PYTHON], each), (0.25, 0.5, 0.75))
+        median = float(np.median(each))
+        table.add_row(name, f"{median:.3f}", f"{1000 / median:.1f}", f"{middle:.3f} ({low:.3f} to {high:.3f})")
+    console = Console(width=120)
+    console.print(f"{options.engine.name}, {how}; timed: {TIMED}; labels of all three are equal", soft_wrap=True)
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(native, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

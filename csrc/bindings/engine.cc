@@ -1,0 +1,151 @@
+// segmenter_trt.Engine: an artifact opened in a runtime.
+#include "engine.h"
+
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "parts.h"
+#include "segmenter_trt/errors.h"
+
+namespace segmenter_trt::bindings {
+namespace {
+
+namespace py = pybind11;
+namespace fs = std::filesystem;
+
+py::tuple as_tuple(const Range& range) { return py::make_tuple(range.min, range.opt, range.max); }
+
+template <class Items>
+py::tuple as_tuple(const Items& items) {
+  py::tuple tuple(items.size());
+  for (std::size_t i = 0; i < items.size(); ++i) tuple[i] = items[i];
+  return tuple;
+}
+
+py::object from_json(const std::string& text) { return py::module_::import("json").attr("loads")(text); }
+
+py::dict as_dict(const Manifest& manifest) {
+  py::tuple palette(manifest.palette.size());
+  for (std::size_t k = 0; k < manifest.palette.size(); ++k) palette[k] = as_tuple(manifest.palette[k]);
+  py::dict preprocess;
+  preprocess["mean"] = as_tuple(manifest.preprocess.mean);
+  preprocess["std"] = as_tuple(manifest.preprocess.std);
+  py::dict facts;
+  facts["artifact"] = manifest.artifact;
+  facts["kind"] = manifest.kind == Kind::onnx ? "onnx" : "plan";
+  facts["engine"] = manifest.engine;
+  facts["precision"] = manifest.precision;
+  facts["sha256"] = manifest.sha256;
+  facts["source"] = manifest.source;
+  facts["model"] = manifest.model;
+  facts["patch_size"] = manifest.patch_size;
+  facts["input"] = manifest.input == Input::pixels ? "pixels" : "normalized";
+  facts["height"] = as_tuple(manifest.height);
+  facts["width"] = as_tuple(manifest.width);
+  facts["batch"] = as_tuple(manifest.batch);
+  facts["outputs"] = as_tuple(manifest.outputs);
+  facts["classes"] = as_tuple(manifest.classes);
+  facts["palette"] = palette;
+  facts["preprocess"] = preprocess;
+  facts["command"] = manifest.command;
+  facts["versions"] = manifest.versions;
+  facts["machine"] = manifest.machine;
+  facts["plugins"] = as_tuple(manifest.plugins);
+  facts["compute_capabilities"] = as_tuple(manifest.compute_capabilities);
+  facts["details"] = from_json(manifest.details);
+  facts["verification"] = from_json(manifest.verification);
+  facts["format"] = kManifestFormat;
+  return facts;
+}
+
+// Fills in what the caller did not name and Python knows: the folder a runtime's package brings its libraries in, and
+// the plugins that were installed with this module.
+void find_libraries(const fs::path& artifact, EngineOptions& options) {
+  std::string runtime;
+  bool plugins = false;
+  try {
+    const Manifest manifest = read_manifest(artifact);
+    runtime = manifest.kind == Kind::onnx ? "openvino" : manifest.engine;
+    plugins = !manifest.plugins.empty();
+  } catch (const Error&) {
+    return;  // opening the engine says it, after what comes first
+  }
+  const auto found = [](const py::object& path) { return path.is_none() ? fs::path() : path.cast<fs::path>(); };
+  const py::object places = py::module_::import("segmenter_trt.runtimes");
+  if (options.runtime.empty()) options.runtime = found(places.attr("folder")(runtime));
+  if (options.plugins.empty() && plugins) options.plugins = found(places.attr("plugins")());
+}
+
+std::unique_ptr<PyEngine> open(const fs::path& path, std::optional<std::string> backend,
+                               std::optional<std::string> precision, int threads, int streams, int device,
+                               std::optional<fs::path> runtime, std::optional<fs::path> plugins) {
+  EngineOptions options = {
+      .backend = backend.value_or(""),
+      .precision = precision.value_or(""),
+      .threads = threads,
+      .streams = streams,
+      .device = device,
+      .runtime = runtime.value_or(fs::path()),
+      .plugins = plugins.value_or(fs::path()),
+  };
+  find_libraries(path, options);
+  const py::gil_scoped_release release;
+  return std::make_unique<PyEngine>(PyEngine{Engine::open(path, options), device});
+}
+
+std::string represent(const PyEngine& self) {
+  const Description facts = self.engine.describe();
+  return "<segmenter_trt.Engine " + self.engine.manifest().artifact + ", " + facts.runtime + ", " + facts.device + ">";
+}
+
+}  // namespace
+
+py::dict as_dict(const Description& description) {
+  py::dict facts;
+  facts["engine"] = description.engine;
+  facts["runtime"] = description.runtime;
+  facts["device"] = description.device;
+  facts["precision"] = description.precision;
+  facts["floats"] = description.floats;
+  facts["model"] = description.model;
+  facts["labels_by"] = description.labels_by;
+  facts["input"] = description.input == Input::pixels ? "pixels" : "normalized";
+  facts["warning"] = description.warning;
+  facts["threads"] = description.threads;
+  facts["height"] = as_tuple(description.height);
+  facts["width"] = as_tuple(description.width);
+  facts["batch"] = as_tuple(description.batch);
+  return facts;
+}
+
+void add_engine(py::module_& module) {
+  py::class_<PyEngine>(
+      module, "Engine", py::is_final(),
+      R"(An exported ONNX on the CPU or a plan on a GPU, opened in its runtime; immutable, for any number of threads.
+
+path: the artifact, whose manifest lies beside it as `<artifact>.json`; the hash in it is checked first.
+backend: openvino, tensorrt or tensorrt-rtx, None for the one the artifact is for; precision: of OpenVINO's
+floating-point layers, fp32 or bf16, None chooses; threads: of the CPU, 0 for every core this process may use; streams:
+sessions the CPU serves at the same moment, which share the threads; device: GPU; runtime: library of the runtime or its
+folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks
+for, None takes the one installed with this module.
+Raises ManifestError, ArtifactError, Unavailable, and InputError for options that are none.)")
+      .def(py::init(&open), py::arg("path"), py::kw_only(), py::arg("backend") = py::none(),
+           py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,
+           py::arg("runtime") = py::none(), py::arg("plugins") = py::none())
+      .def_property_readonly(
+          "manifest", [](const PyEngine& self) { return as_dict(self.engine.manifest()); },
+          "What the artifact's manifest says, under the names it has there: classes, palette, height, ...")
+      .def(
+          "describe", [](const PyEngine& self) { return as_dict(self.engine.describe()); },
+          "Facts for people and reports: engine, runtime, device, precision, threads, sizes, where labels are made.")
+      .def("__repr__", &represent);
+}
+
+}  // namespace segmenter_trt::bindings

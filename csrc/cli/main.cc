@@ -1,0 +1,170 @@
+// segmenter_trt_cli: pictures or video frames in, labels out, and how long that takes.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "labeller.h"
+#include "options.h"
+#include "pictures.h"
+#include "segmenter_trt/version.h"
+
+namespace segmenter_trt::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kSomeFailed = 1, kFailed = 2;
+
+void tell(const std::exception& error) {
+  std::string line = error.what();
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  std::fprintf(stderr, "error: %s\n", line.c_str());
+}
+
+void write(const Options& options, const Labeller& labeller, const std::string& name, const Picture& picture,
+           const Labels& labels) {
+  const Palette palette = labeller.manifest().palette;
+  write_labels(options.out / "labels" / (name + std::string(label_suffix())), labels, palette);
+  if (options.overlay) {
+    write_picture(options.out / "overlays" / (name + std::string(picture_suffix())),
+                  overlay(picture, labels, palette, options.alpha));
+  }
+}
+
+int label_files(const Options& options, Labeller& labeller) {
+  const std::vector<fs::path> files = find_pictures(options.images);
+  std::size_t failed = 0;
+  for (const fs::path& file : files) {
+    Picture picture;
+    try {
+      picture = read_picture(file);
+    } catch (const PictureError& error) {
+      tell(error);
+      ++failed;
+      continue;
+    }
+    write(options, labeller, file.stem().string(), picture, labeller.label(picture));
+  }
+  std::printf("%zu of %zu pictures labelled into %s\n", files.size() - failed, files.size(), options.out.c_str());
+  return failed == 0 ? 0 : kSomeFailed;
+}
+
+void put(const void* data, std::size_t bytes) {
+  if (std::fwrite(data, 1, bytes, stdout) != bytes || std::fflush(stdout) != 0) {
+    throw Mistake("stdout: cannot be written; is what reads it still there?");
+  }
+}
+
+void put_labels(const Labels& labels, bool wide) {
+  Bytes bytes;
+  bytes.reserve(labels.classes.size() * (wide ? 2 : 1));
+  for (const std::int16_t label : labels.classes) {
+    bytes.push_back(static_cast<std::uint8_t>(label & 0xFF));
+    if (wide) bytes.push_back(static_cast<std::uint8_t>(label >> 8));
+  }
+  put(bytes.data(), bytes.size());
+}
+
+int label_frames(const Options& options, Labeller& labeller) {
+  if (options.out.empty() && isatty(STDOUT_FILENO) != 0) {
+    throw Mistake("stdout is a terminal: pipe the labels somewhere, or pass --out FOLDER");
+  }
+  Picture frame = {options.raw_height, options.raw_width, {}};
+  frame.pixels.resize(static_cast<std::size_t>(frame.H * frame.W) * 3);
+  const bool wide = labeller.manifest().K() > 256;
+  for (long count = 0;; ++count) {
+    const std::size_t bytes = std::fread(frame.pixels.data(), 1, frame.pixels.size(), stdin);
+    if (bytes == 0 && count > 0) return 0;
+    if (bytes != frame.pixels.size()) {
+      throw Mistake("stdin: frame " + std::to_string(count) + " ends after " + std::to_string(bytes) + " of " +
+                    std::to_string(frame.pixels.size()) + " bytes; is --raw the size of the frames?");
+    }
+    const Labels& labels = labeller.label(frame);
+    if (!options.out.empty()) {
+      char name[32];
+      std::snprintf(name, sizeof(name), "frame_%06ld", count);
+      write(options, labeller, name, frame, labels);
+    } else if (options.overlay) {
+      const Picture drawn = overlay(frame, labels, labeller.manifest().palette, options.alpha);
+      put(drawn.pixels.data(), drawn.pixels.size());
+    } else {
+      put_labels(labels, wide);
+    }
+  }
+}
+
+// Noise of the size the engine is tuned for, or of four windows.
+Picture noise(const Options& options, const Manifest& manifest) {
+  Picture picture = {manifest.height.opt, manifest.width.opt, {}};
+  if (options.window != 0) picture.H = picture.W = 2 * options.window;
+  picture.pixels.resize(static_cast<std::size_t>(picture.H * picture.W) * 3);
+  std::minstd_rand random(1);
+  for (std::uint8_t& value : picture.pixels) value = static_cast<std::uint8_t>(random() >> 8);
+  return picture;
+}
+
+// Of sorted times: the smallest that at least `share` of them do not pass.
+double quantile(const std::vector<double>& sorted, double share) {
+  const auto rank = static_cast<std::size_t>(share * static_cast<double>(sorted.size()) + 0.999999);
+  return sorted[std::clamp<std::size_t>(rank, 1, sorted.size()) - 1];
+}
+
+int time_runs(const Options& options, Labeller& labeller) {
+  using Clock = std::chrono::steady_clock;
+  const Picture picture = options.images.empty() ? noise(options, labeller.manifest())
+                                                 : read_picture(find_pictures(options.images).front());
+  const Picture input = labeller.fitted(picture);
+  for (std::int64_t i = 0; i <= options.runs / 10; ++i) labeller.run(input);
+  std::vector<double> ms(static_cast<std::size_t>(options.runs));
+  const Clock::time_point start = Clock::now();
+  Clock::time_point before = start;
+  for (double& each : ms) {
+    labeller.run(input);
+    const Clock::time_point now = Clock::now();
+    each = std::chrono::duration<double, std::milli>(now - before).count();
+    before = now;
+  }
+  const double seconds = std::chrono::duration<double>(before - start).count();
+  std::sort(ms.begin(), ms.end());
+  const Description facts = labeller.describe();
+  if (!facts.warning.empty()) std::fprintf(stderr, "warning: %s\n", facts.warning.c_str());
+  std::printf("%s, %s, %s, %d threads, %ldx%ld: p50 %.3f ms, p90 %.3f ms, p99 %.3f ms, %.2f images/s\n",
+              facts.runtime.c_str(), facts.device.c_str(), facts.precision.c_str(), facts.threads,
+              static_cast<long>(input.H), static_cast<long>(input.W), quantile(ms, 0.5), quantile(ms, 0.9),
+              quantile(ms, 0.99), static_cast<double>(options.runs) / seconds);
+  return 0;
+}
+
+int run(const Options& options) {
+  if (options.help) {
+    std::printf("%s", help().c_str());
+    return 0;
+  }
+  if (options.version) {
+    std::printf("segmenter_trt_cli %s\n", build_info().version);
+    return 0;
+  }
+  Labeller labeller(options);
+  if (options.runs != 0) return time_runs(options, labeller);
+  return options.raw_width != 0 ? label_frames(options, labeller) : label_files(options, labeller);
+}
+
+}  // namespace
+}  // namespace segmenter_trt::cli
+
+int main(int count, char** arguments) {
+  try {
+    return segmenter_trt::cli::run(segmenter_trt::cli::parse(count, arguments));
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "error: not enough memory\n");
+  } catch (const std::exception& error) {
+    segmenter_trt::cli::tell(error);
+  }
+  return segmenter_trt::cli::kFailed;
+}

@@ -1,0 +1,36 @@
+"""bench-native: three ways to one network, compared before they are timed."""
+
+from pathlib import Path
+
+import pytest
+
+from segmenter_engines.folder import FP32
+from tests.sdk import call
+
+pytest.importorskip("openvino", reason="openvino is not installed")
+native = pytest.importorskip("segmenter_bench.native", reason="segmenter_trt is not compiled; run pip install .")
+pytestmark = pytest.mark.slow
+
+
+def test_all_three_are_timed(sdk: Path, engine_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program, engine = sdk / "bin" / "segmenter_trt_cli", engine_folder / FP32
+    arguments = ("--engine", str(engine), "--threads", "1", "--rounds", "2", "--calls", "5")
+    assert native.main([*arguments, "--program", str(program)]) == 0
+    shown = capsys.readouterr().out
+    assert "72x56, 1 threads, 2 rounds of 5 calls" in shown
+    assert all(name in shown for name in (native.PYTHON, native.MODULE, native.PROGRAM))
+
+
+def test_other_labels_are_not_timed(
+    sdk: Path, engine_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a program that labels what is not its picture
+    program = tmp_path / "program"
+    real, other = sdk / "bin" / "segmenter_trt_cli", tmp_path / "picture.ppm"
+    other.write_bytes(b"P6\n72 56\n255\n" + bytes(72 * 56 * 3))
+    assert call(real, engine_folder / FP32, other, "--out", tmp_path).returncode == 0
+    program.write_text(f'#!/bin/sh\nengine=$1; shift 2; exec {real} "$engine" {other} "$@"\n')
+    program.chmod(0o755)
+    arguments = ("--engine", str(engine_folder / FP32), "--program", str(program), "--threads", "1")
+    assert native.main(arguments) == 2
+    assert "segmenter_trt_cli: other labels than the python session" in capsys.readouterr().err

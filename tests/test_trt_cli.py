@@ -1,0 +1,233 @@
+"""segmenter_trt_cli: pictures and frames in, labels out, and hostile files refused in one line."""
+
+import re
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segmenter.images import overlay
+from segmenter_engines import open_session
+from segmenter_engines.folder import FP32
+from segmenter_engines.manifest import read_manifest
+from tests.sdk import call
+from tests.small_engines import H, W, pictures
+
+pytest.importorskip("openvino", reason="openvino is not installed")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cli(sdk: Path, engine_folder: Path) -> Any:
+    """Call segmenter_trt_cli with the small engine."""
+
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[Any]:
+        return call(sdk / "bin" / "segmenter_trt_cli", engine_folder / FP32, *arguments, "--threads", "1", **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def formats(cli: Any) -> set[str]:
+    """What this build reads, by its own word."""
+    line = re.search(r"this build reads (.*)", cli("--help").stdout)
+    assert line is not None
+    return set(line.group(1).split(", "))
+
+
+@pytest.fixture(scope="module")
+def session(engine_folder: Path) -> Any:
+    with open_session(engine_folder / FP32, "openvino", threads=1) as session:
+        yield session
+
+
+def refused(result: subprocess.CompletedProcess[str], message: str, status: int = 2) -> None:
+    assert (result.returncode, result.stderr.count("\n")) == (status, 1), result.stderr
+    assert re.match(f"error: .*(?:{message})", result.stderr), result.stderr
+
+
+def labels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(next(path.parent.glob(path.stem + ".p[ng][gm]"))))
+
+
+def to_size(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Each pixel's label from the one its centre falls into: whole numbers, where Pillow rounds a centre on an edge."""
+    (h, w), y, x = labels.shape, np.arange(height), np.arange(width)
+    return labels[((2 * y + 1) * h // (2 * height))[:, None], (2 * x + 1) * w // (2 * width)]
+
+
+def test_a_folder_becomes_labels_and_overlays(
+    cli: Any, formats: set[str], session: Any, engine_folder: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    sizes = {"same": (H, W), "larger": (2 * H, 2 * W), "odd": (40, 51)}
+    images = {
+        name: np.asarray(Image.fromarray(pictures(1, 64, 64, seed=1)[0]).resize(size[::-1]))
+        for name, size in sizes.items()
+    }
+    for name, image in images.items():
+        for suffix, format in (("ppm", "ppm"), ("png", "png"), ("jpg", "jpeg")):
+            if format in formats:
+                Image.fromarray(image).save(source / f"{name}_{format}.{suffix}")
+    (source / "notes.txt").write_text("no picture")
+    result = cli(source, "--out", out, "--overlay", "--alpha", "0.25")
+    assert result.returncode == 0, result.stderr
+    count = 3 * len(formats - {"pgm"})
+    assert result.stdout == f"{count} of {count} pictures labelled into {out}\n"
+    palette = read_manifest(engine_folder / FP32).palette
+    for file in source.glob("*_*"):
+        image = np.asarray(Image.open(file).convert("RGB"))
+        fitted = np.asarray(Image.fromarray(image).resize((W, H), Image.Resampling.BILINEAR))
+        labels = to_size(session(fitted), *image.shape[:2])
+        np.testing.assert_array_equal(labels_of(out / "labels" / file.name), labels, err_msg=file.name)
+        drawn = np.asarray(Image.open(next((out / "overlays").glob(file.stem + ".p*"))))
+        np.testing.assert_array_equal(drawn, overlay(image, labels, palette, 0.25))
+    if "png" in formats:
+        picture = Image.open(out / "labels" / "same_ppm.png")
+        assert picture.mode == "P"
+        assert picture.getpalette()[: 3 * len(palette)] == [value for colour in palette for value in colour]
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_grey_pictures(cli: Any, formats: set[str], session: Any, tmp_path: Path) -> None:
+    grey = Image.fromarray(pictures(1, seed=2)[0]).convert("L")
+    files = [("grey.pgm", "pgm"), ("grey.png", "png"), ("few.png", "png"), ("palette.png", "png"), ("grey.jpg", "jpeg")]
+    for name, format in files:
+        if format not in formats:
+            continue
+        path = tmp_path / name
+        {"few": grey.convert("1"), "palette": grey.convert("P")}.get(path.stem, grey).save(path)
+        result = cli(path, "--out", tmp_path / name.replace(".", "_"))
+        assert result.returncode == 0, result.stderr
+        image = np.asarray(Image.open(path).convert("RGB"))
+        np.testing.assert_array_equal(labels_of(tmp_path / name.replace(".", "_") / "labels" / name), session(image))
+
+
+def test_frames_become_labels(cli: Any, session: Any, engine_folder: Path, tmp_path: Path) -> None:
+    frames = pictures(4, seed=3)
+    expected = session(frames)
+    result = cli("--raw", f"{W}x{H}", input=frames.tobytes(), text=False)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.frombuffer(result.stdout, np.uint8).reshape(4, H, W), expected)
+    drawn = cli(f"--raw={W}x{H}", "--overlay", input=frames.tobytes(), text=False).stdout
+    palette = read_manifest(engine_folder / FP32).palette
+    np.testing.assert_array_equal(
+        np.frombuffer(drawn, np.uint8).reshape(frames.shape)[3], overlay(frames[3], expected[3], palette)
+    )
+    assert cli("--raw", f"{W}x{H}", "--out", tmp_path, input=frames.tobytes(), text=False).returncode == 0
+    np.testing.assert_array_equal(labels_of(tmp_path / "labels" / "frame_000003.png"), expected[3])
+    cut = cli("--raw", f"{W}x{H}", input=frames.tobytes()[:-1], text=False)
+    assert cut.returncode == 2
+    assert b"stdin: frame 3 ends after 12095 of 12096 bytes" in cut.stderr
+    assert len(cut.stdout) == 3 * H * W
+
+
+def test_times(cli: Any) -> None:
+    result = cli("--time", "20")
+    assert result.returncode == 0, result.stderr
+    numbers = re.fullmatch(
+        r"openvino .*, cpu, fp32, 1 threads, 56x72: p50 (\S+) ms, p90 (\S+) ms, p99 (\S+) ms, (\S+) images/s\n",
+        result.stdout,
+    )
+    assert numbers is not None, result.stdout
+    p50, p90, p99, rate = map(float, numbers.groups())
+    assert 0 < p50 <= p90 <= p99
+    assert rate > 0
+
+
+def png(width: int, height: int, data: bytes, depth: int = 8, colours: int = 2) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def encoded(suffix: str, mode: str = "RGB") -> bytes:
+    import io
+
+    file = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).convert(mode).save(file, format={"jpg": "JPEG", "png": "PNG", "ppm": "PPM"}[suffix])
+    return file.getvalue()
+
+
+HOSTILE = {
+    "empty.ppm": (b"", "not of a format this build reads"),
+    "text.png": (b"this is no picture", "not of a format this build reads"),
+    "header.ppm": (b"P6\n# a comment", "its header is cut short"),
+    "letters.ppm": (b"P6\nwide high 255\n", "its header is cut short"),
+    "zero.ppm": (b"P6\n0 5\n255\n", "it has no pixels"),
+    "huge.ppm": (b"P6\n999999999 999999999\n255\n", "wanted at most 89478485 in all"),
+    "endless.ppm": (b"P6\n" + b"9" * 400 + b" 1\n255\n", "it has|header|values"),
+    "deep.ppm": (b"P6\n1 1\n65535\nabcdef", "its values end at 65535, wanted 255"),
+    "cut.ppm": (encoded("ppm")[:-1], "it is cut short"),
+    "cut.png": (encoded("png")[:-40], "it is cut short"),
+    "start.png": (encoded("png")[:20], "it is cut short"),
+    "flipped.png": (bytes(byte ^ (0xFF if index == 100 else 0) for index, byte in enumerate(encoded("png"))), ""),
+    "zero.png": (png(0, 5, b""), "[Zz]ero|Invalid|no pixels"),
+    "huge.png": (png(2**31 - 1, 2**31 - 1, b""), "limit|Invalid|wanted at most"),
+    "large.png": (png(10_000, 10_000, b""), "wanted at most 89478485 in all"),
+    "short.png": (png(W, H, b"\0" * 100), ""),
+    "deep.png": (png(1, 1, b"\0" * 7, depth=16), "16 bits a channel"),
+    "alpha.png": (encoded("png", "RGBA"), "alpha channel"),
+    "cut.jpg": (encoded("jpg")[:-200], "Premature|premature"),
+    "start.jpg": (encoded("jpg")[:30], ""),
+    "cmyk.jpg": (encoded("jpg", "CMYK"), "4 channels"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pictures_are_refused_and_the_rest_labelled(
+    cli: Any, formats: set[str], tmp_path: Path, name: str
+) -> None:
+    if {"jpg": "jpeg"}.get(Path(name).suffix[1:], Path(name).suffix[1:]) not in formats:
+        pytest.skip(f"this build does not read {name}")
+    data, message = HOSTILE[name]
+    (tmp_path / name).write_bytes(data)
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "well.ppm")
+    result = cli(tmp_path, "--out", tmp_path / "out")
+    refused(result, f"{tmp_path / name}: .*({message})", status=1)
+    assert [path.stem for path in (tmp_path / "out" / "labels").iterdir()] == ["well"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no picture or folder given"),
+        (("nowhere",), "nowhere to write labels to"),
+        (("nowhere", "--out", "x"), "nowhere: no such file or folder"),
+        (("a", "b", "--out", "x"), "more than an engine and a picture"),
+        (("--nonsense",), "no option --nonsense; see segmenter_trt_cli --help"),
+        (("--time",), "--time: wanted a value|--time --threads"),
+        (("--time", "none"), "--time none: wanted a number"),
+        (("--time", "0"), "--time 0: wanted a number"),
+        (("--raw", "5"), "--raw 5: wanted WIDTHxHEIGHT"),
+        (("--raw", "0x5"), "--raw: width 0: wanted a number"),
+        (("--raw", "100000x100000"), "wanted at most 89478485 pixels"),
+        (("--raw", "4x4", "picture"), "leave one out"),
+        (("--time", "1", "--stride", "5"), "pass --window too"),
+        (("--time", "1", "--window", "4", "--stride", "5"), "leaves gaps"),
+        (("--time", "1", "--alpha", "2"), "--alpha 2: wanted a number"),
+        (("--time", "1", "--backend", "tensorrt"), "backend 'tensorrt' cannot open it"),
+        (("--time", "1", "--window", "16"), "image 16x16: this engine takes 56x72"),
+    ],
+)
+def test_mistakes_are_one_line(cli: Any, arguments: tuple[str, ...], message: str) -> None:
+    refused(cli(*arguments), message)
+
+
+def test_help_and_version_need_no_engine(sdk: Path) -> None:
+    from segmenter.version import __version__
+
+    program = sdk / "bin" / "segmenter_trt_cli"
+    assert call(program, "--version").stdout == f"segmenter_trt_cli {__version__}\n"
+    shown = call(program, "--help").stdout
+    assert shown.startswith("usage: segmenter_trt_cli ENGINE [IMAGES] [OPTIONS]\n")
+    assert max(map(len, shown.splitlines())) <= 120
+    refused(call(program), "no engine given")

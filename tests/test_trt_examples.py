@@ -1,0 +1,75 @@
+"""The programs in csrc/examples, built on the installed library and run on a real engine."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segmenter_engines import open_session
+from segmenter_engines.folder import FP32
+from tests.cpp_build import ROOT
+from tests.sdk import build_program, call
+from tests.small_engines import H, W, pictures
+
+pytest.importorskip("openvino", reason="openvino is not installed")
+EXAMPLES = ROOT / "csrc" / "examples"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def programs(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    strict = "-Wall -Wextra -Werror"
+    flags = (f"-DCMAKE_CXX_FLAGS={strict}", f"-DCMAKE_C_FLAGS={strict} -pedantic")
+    build_program(EXAMPLES, folder, f"-DCMAKE_PREFIX_PATH={sdk}", *flags)
+    return folder
+
+
+@pytest.fixture
+def expected(engine_folder: Path, tmp_path: Path) -> np.ndarray:
+    """Labels of a picture twice the engine's size, which is written as picture.ppm."""
+    picture = pictures(1, 2 * H, 2 * W, seed=3)[0]
+    Image.fromarray(picture).save(tmp_path / "picture.ppm")
+    fitted = np.asarray(Image.fromarray(picture).resize((W, H), Image.Resampling.BILINEAR))
+    with open_session(engine_folder / FP32, "openvino", threads=1) as session:
+        return session(fitted)
+
+
+def test_cpp(programs: Path, engine_folder: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    result = call(programs / "label_image", engine_folder / FP32, tmp_path / "picture.ppm", tmp_path / "labels.pgm")
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.pgm")), expected)
+    result = call(programs / "label_image", engine_folder / "none.onnx", tmp_path / "picture.ppm", tmp_path / "x.pgm")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "no such engine file" in result.stderr
+
+
+def test_c(programs: Path, engine_folder: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    result = call(programs / "label_image_c", engine_folder / FP32, tmp_path / "picture.ppm")
+    assert result.returncode == 0, result.stderr
+    counts = [int(line.split()[0]) for line in result.stdout.splitlines()]
+    assert counts == np.bincount(expected.ravel(), minlength=5).tolist()
+
+
+def test_server(programs: Path, engine_folder: Path) -> None:
+    frames = pictures(40, seed=4)
+    with open_session(engine_folder / FP32, "openvino", threads=1) as session:
+        labels = session(frames)
+        wanted = {f"{i} {session.classes[np.bincount(frame.ravel()).argmax()]}" for i, frame in enumerate(labels)}
+    result = call(programs / "server", engine_folder / FP32, "3", input=frames.tobytes(), text=False)
+    assert result.returncode == 0, result.stderr
+    assert set(result.stdout.decode().splitlines()) == wanted
+
+
+def test_python(engine_folder: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    without_torch = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:];"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    files = (engine_folder / FP32, tmp_path / "picture.ppm", tmp_path / "labels.png")
+    result = call(sys.executable, "-c", without_torch, EXAMPLES / "label_image.py", *files)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png"))[::2, ::2], expected)
+    assert len(result.stdout.splitlines()) == 5

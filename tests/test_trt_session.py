@@ -1,0 +1,250 @@
+"""segmenter_trt's Engine and Session: the labels of the Python sessions, in anybody's memory, from any thread."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segmenter.checkpoint import save_model
+from segmenter_engines import open_session
+from segmenter_engines.export import export
+from segmenter_engines.folder import FP32, INT8
+from tests.networks import small_network
+from tests.small_engines import H, W, pictures
+
+segmenter_trt = pytest.importorskip("segmenter_trt", reason="segmenter_trt is not compiled; run pip install .")
+pytest.importorskip("openvino", reason="openvino is not installed")
+
+TINY = 32  # side in pixels of the tiny engine's images
+
+
+@pytest.fixture(scope="module")
+def engine(engine_folder: Path) -> Any:
+    return segmenter_trt.Engine(engine_folder / FP32, threads=1)
+
+
+@pytest.fixture
+def session(engine: Any) -> Any:
+    return segmenter_trt.Session(engine)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine that takes images one at a time, as quick as they get."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_model(small_network("linear", width=32, depth=1, mlp_width=32, image_size=(TINY, TINY)), folder / "checkpoint")
+    export(folder / "checkpoint", folder / "tiny.onnx", height=TINY, width=TINY)
+    change_manifest(folder / "tiny.onnx", batch=[1, 1, 1])
+    return folder / "tiny.onnx"
+
+
+def change_manifest(artifact: Path, **values: Any) -> None:
+    path = artifact.with_name(artifact.name + ".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def copied(artifact: Path, folder: Path, **changes: Any) -> Path:
+    for name in (artifact.name, artifact.name + ".json"):
+        shutil.copy(artifact.parent / name, folder / name)
+    change_manifest(folder / artifact.name, **changes)
+    return folder / artifact.name
+
+
+@pytest.mark.parametrize("name", [FP32, INT8])
+def test_labels_masks_and_logits_are_the_python_sessions(engine_folder: Path, name: str) -> None:
+    images = pictures(3, seed=5)
+    session = segmenter_trt.Session(segmenter_trt.Engine(engine_folder / name, threads=1))
+    with open_session(engine_folder / name, "openvino", threads=1) as python:
+        np.testing.assert_array_equal(session.run(images), python(images))
+        np.testing.assert_array_equal(session.run(images[0]), python(images[0]))
+        scale, shift = python._scale, python._shift
+        normalized = segmenter_trt.normalize(images, scale, shift)
+        masks = python.masks(normalized)
+    np.testing.assert_array_equal(session.masks(images), masks)
+    np.testing.assert_array_equal(session.masks(normalized), masks)
+    np.testing.assert_array_equal(session.masks(normalized[1]), session.masks(images[1]))
+    logits = session.logits(images)
+    assert (logits.dtype, logits.shape) == (np.float32, (3, 5, H, W))
+    np.testing.assert_array_equal(logits.argmax(1), session.run(images))
+    np.testing.assert_array_equal(session.logits(images[2]), session.logits(images)[2])
+
+
+def test_windows_side_by_side_are_images_of_their_own(session: Any, tmp_path: Path, tiny: Path) -> None:
+    session = segmenter_trt.Session(segmenter_trt.Engine(tiny, threads=1))
+    image = pictures(1, 2 * TINY, 3 * TINY, seed=7)[0]
+    labels = session.sliding_window(image, window=TINY)
+    for y in range(0, 2 * TINY, TINY):
+        for x in range(0, 3 * TINY, TINY):
+            part = np.ascontiguousarray(image[y : y + TINY, x : x + TINY])
+            np.testing.assert_array_equal(labels[y : y + TINY, x : x + TINY], session.run(part))
+    out = np.empty_like(labels)
+    assert session.sliding_window(image, window=TINY, stride=TINY, batch=1, out=out) is out
+    np.testing.assert_array_equal(out, labels)
+    assert session.sliding_window(np.ascontiguousarray(image[:9, :50]), window=TINY, stride=16).shape == (9, 50)
+    for bad in ({"window": TINY, "stride": TINY + 1}, {"window": 0}, {"window": TINY, "batch": 0}):
+        with pytest.raises(segmenter_trt.InputError, match="wanted"):
+            session.sliding_window(image, **bad)
+
+
+def test_more_images_than_an_engine_takes_go_in_several_calls(
+    engine_folder: Path, tmp_path: Path, session: Any
+) -> None:
+    few = segmenter_trt.Session(
+        segmenter_trt.Engine(copied(engine_folder / FP32, tmp_path, batch=[1, 1, 2]), threads=1)
+    )
+    images = pictures(5, seed=6)
+    np.testing.assert_array_equal(few.run(images), session.run(images))
+    np.testing.assert_array_equal(few.masks(images), session.masks(images))
+    np.testing.assert_array_equal(few.logits(images), session.logits(images))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_scores_that_are_no_numbers_are_heard(session: Any, value: float) -> None:
+    with pytest.raises(segmenter_trt.RunError, match="no numbers"):
+        session.masks(np.full((3, H, W), value, np.float32))
+
+
+def test_a_network_of_nan_fails_instead_of_labelling(tiny: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    model = onnx.load(tiny)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weight.raw_data = np.full(len(weight.raw_data) // 4, np.nan, np.float32).tobytes()
+    broken = copied(tiny, tmp_path)
+    onnx.save(model, broken)
+    change_manifest(broken, sha256=sha256(broken.read_bytes()).hexdigest())
+    session = segmenter_trt.Session(segmenter_trt.Engine(broken, threads=1))
+    image = np.zeros((TINY, TINY, 3), np.uint8)
+    for call in (session.run, session.logits, session.masks, lambda x: session.sliding_window(x, window=TINY)):
+        with pytest.raises(segmenter_trt.RunError):
+            call(image)
+
+
+def test_errors_are_classes_of_their_own(engine_folder: Path, tmp_path: Path) -> None:
+    names = ("ManifestError", "ArtifactError", "Unavailable", "InputError", "RunError")
+    assert all(issubclass(getattr(segmenter_trt, name), segmenter_trt.Error) for name in names)
+    assert segmenter_trt.RunError.__module__ == "segmenter_trt"
+    with pytest.raises(segmenter_trt.ArtifactError, match="no such engine file"):
+        segmenter_trt.Engine(tmp_path / "none.onnx")
+    path = copied(engine_folder / FP32, tmp_path)
+    with pytest.raises(segmenter_trt.InputError, match="backend 'tensorrt' cannot open it"):
+        segmenter_trt.Engine(path, backend="tensorrt")
+    with pytest.raises(segmenter_trt.InputError, match="fp8"):
+        segmenter_trt.Engine(path, precision="fp8")
+    with pytest.raises(segmenter_trt.Unavailable):
+        segmenter_trt.Engine(path, runtime=tmp_path)
+    change_manifest(path, sha256="0" * 64)
+    with pytest.raises(segmenter_trt.ArtifactError, match="SHA-256 differs"):
+        segmenter_trt.Engine(path)
+    path.with_name(path.name + ".json").write_text("{")
+    with pytest.raises(segmenter_trt.ManifestError, match="not a manifest"):
+        segmenter_trt.Engine(path)
+    with pytest.raises(TypeError, match=r"wanted a segmenter_trt\.Engine"):
+        segmenter_trt.Session(path)
+
+
+def test_the_manifest_and_the_facts(engine: Any, session: Any, engine_folder: Path) -> None:
+    written = json.loads((engine_folder / (FP32 + ".json")).read_text())
+    assert json.loads(json.dumps(engine.manifest)) == written
+    facts = session.describe()
+    assert facts == engine.describe()
+    assert facts["runtime"].startswith("openvino 20")
+    assert (facts["device"], facts["precision"], facts["threads"]) == ("cpu", "fp32", 1)
+    assert (facts["height"], facts["width"]) == ((H, H, H), (W, W, W))
+    assert session.engine is engine
+    assert repr(session) == f"<segmenter_trt.Session of {engine!r}>"
+
+
+def test_importing_loads_nothing() -> None:
+    program = (
+        "import sys, segmenter_trt; from segmenter_trt import runtimes; folder = runtimes.folder('openvino');"
+        "loaded = {name.partition('.')[0] for name in sys.modules};"
+        "print(sorted(loaded & {'numpy', 'openvino', 'torch', 'tensorrt', 'tensorrt_rtx'}), folder);"
+        "print([line.split()[-1] for line in open('/proc/self/maps') if 'openvino' in line or 'libcuda' in line])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, second = result.stdout.splitlines()
+    assert first.startswith("[] ")
+    assert Path(first[3:]).name == "libs"
+    assert second == "[]"
+
+
+def test_eight_threads_give_the_labels_of_one(tiny: Path) -> None:
+    engine = segmenter_trt.Engine(tiny, threads=1)
+    images = pictures(200, TINY, TINY, seed=8)
+    serial = segmenter_trt.Session(engine).run(images)
+
+    def all_of_them(_: int) -> np.ndarray:
+        session = segmenter_trt.Session(engine)
+        return np.stack([session.run(image) for image in images])
+
+    with ThreadPoolExecutor(8) as pool:
+        for labels in pool.map(all_of_them, range(8)):
+            np.testing.assert_array_equal(labels, serial)
+
+
+def test_ten_thousand_runs_keep_no_memory(tiny: Path) -> None:
+    program = f"""
+import numpy as np, resource, segmenter_trt
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+session = segmenter_trt.Session(segmenter_trt.Engine({str(tiny)!r}, threads=1))
+image, out = np.zeros(({TINY}, {TINY}, 3), np.uint8), np.empty(({TINY}, {TINY}), np.uint8)
+for _ in range(1000):
+    session.run(image, out); session.run(image)
+before = resident()
+for _ in range(5000):
+    session.run(image, out); session.run(image)
+print(resident() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(result.stdout) <= 1 << 20
+
+
+class Stopped(Exception):  # noqa: N818 - raised by a signal's handler, as KeyboardInterrupt is
+    pass
+
+
+@contextmanager
+def alarm() -> Iterator[None]:
+    """A signal a twentieth of a second from now, whose handler raises Stopped."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
+@pytest.mark.parametrize("way", ["run", "sliding_window"])
+def test_control_c_stops_a_long_call(tiny: Path, way: str) -> None:
+    session = segmenter_trt.Session(segmenter_trt.Engine(tiny, threads=1))
+    count = 50_000
+    images = np.zeros((count, TINY, TINY, 3), np.uint8)
+    out = np.full((count, TINY, TINY), 99, np.uint8)
+    tall = images.reshape(-1, TINY, 3)
+    calls: dict[str, Callable[[], Any]] = {
+        "run": lambda: session.run(images, out=out),
+        "sliding_window": lambda: session.sliding_window(tall, window=TINY, out=out.reshape(-1, TINY)),
+    }
+    with pytest.raises(Stopped), alarm():
+        calls[way]()
+    assert (out[0] != 99).all()
+    assert (out[-1] == 99).all()  # the handler was heard on the way, and not when all was done
+    assert session.run(images[0]).shape == (TINY, TINY)
