@@ -73,7 +73,7 @@ def entry(kernel: Compiled) -> dict[str, Any]:
         "scratch_alignment": kernel.scratch_alignment,
         "parameter_bytes": list(kernel.parameter_bytes),
         "parameters": dict(wanted.types),
-        "launch": [asdict(each) for each in parameters(wanted.types, kernel.architecture)],
+        "launch": [asdict(each) | {"bytes": each.bytes} for each in parameters(wanted.types, kernel.architecture)],
         "constants": dict(wanted.constants),
         "aligned": sorted(wanted.aligned),
         "descriptors": list(kernel.descriptors),

@@ -142,7 +142,7 @@ def test_pixels_of_every_patch_size_and_more_than_256_classes_have_a_form(archit
     assert words >= {(8, True), (16, True), (32, True), (16, False)}  # 360x480 is no multiple of 16
     assert 14 in {each["P"] for each in patches if each["BYTES"] == 1}
     labels = {form.types["labels_ptr"] for form in forms if form.name.startswith("upsample_argmax")}
-    assert labels == {"*u8", "*i16"}
+    assert labels == {"*u8", "*i16", "*i32"}
 
 
 def test_widths_are_whole_tiles_where_no_mask_guards_them() -> None:
