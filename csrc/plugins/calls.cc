@@ -13,6 +13,8 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
+const char* name(Type type) { return type == Type::fp16 ? "fp16" : "bf16"; }
+
 std::string sizes_of(std::span<const Image> images, Op op, Type type) {
   std::string sizes;
   for (const Image& image : images) {
@@ -22,12 +24,13 @@ std::string sizes_of(std::span<const Image> images, Op op, Type type) {
 }
 
 // The image whose size is the one wanted.
-const Image& exactly(std::span<const Image> images, Op op, Type type, std::int64_t size, const std::string& what) {
+const Image& exactly(std::span<const Image> images, Op op, Type type, std::int64_t size, const char* what) {
   for (const Image& image : images) {
     if (image.op == op && image.type == type && image.size == size) return image;
   }
-  throw Failure(what + " " + std::to_string(size) + ": this plugin library has kernels for " +
-                sizes_of(images, op, type) + "; export with --lowering native");
+  throw Failure(std::string(what) + " " + std::to_string(size) + " in " + name(type) +
+                ": this plugin library has kernels for " + sizes_of(images, op, type) +
+                "; export with --lowering native");
 }
 
 // Classes an upsampling kernel compares at once; the same on every architecture.
@@ -107,7 +110,7 @@ const Image& MaskScoresCall::choose(std::span<const Image> images) const {
     if (serves && (!best || image.size < best->size)) best = &image;
   }
   if (best) return *best;
-  throw Failure(std::to_string(K) + " classes: this plugin library has kernels for at most " +
+  throw Failure(std::to_string(K) + " classes in " + name(type) + ": this plugin library has kernels for at most " +
                 sizes_of(images, Op::mask_scores, type) + "; export with --lowering native");
 }
 
@@ -150,7 +153,8 @@ const Image& UpsampleArgmaxCall::choose(std::span<const Image> images) const {
     if (serves && (!best || better(image, *best))) best = &image;
   }
   if (best) return *best;
-  throw Failure(std::to_string(K) + " classes: this plugin library has no kernel for so few; export with --lowering native");
+  throw Failure(std::to_string(K) + " classes in " + name(type) +
+                ": this plugin library has no kernel for so few; export with --lowering native");
 }
 
 Launch UpsampleArgmaxCall::launch(const Form& form) const {

@@ -50,11 +50,12 @@ Driver Driver::open(const std::string& library) {
   return driver;
 }
 
-void Driver::check(Result result, const std::string& what) const {
+void Driver::check(Result result, const char* function, std::string_view subject) const {
   if (result == kSuccess) return;
   const char* name = nullptr;
   if (error_name(result, &name) != kSuccess || !name) name = "an error unknown to this driver";
-  throw Failure(what + ": " + name + " (" + std::to_string(result) + ")");
+  throw Failure((subject.empty() ? "" : std::string(subject) + ": ") + function + ": " + name + " (" +
+                std::to_string(result) + ")");
 }
 
 }  // namespace segmenter_plugins

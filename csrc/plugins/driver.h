@@ -6,6 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
+
+// at global scope, where TensorRT's headers have it too
+struct CUstream_st;
 
 namespace segmenter_plugins {
 
@@ -14,7 +18,7 @@ using Device = int;
 using Library = struct CUlib_st*;
 using Kernel = struct CUkern_st*;
 using Function = struct CUfunc_st*;
-using Stream = struct CUstream_st*;
+using Stream = CUstream_st*;
 
 constexpr Result kSuccess = 0;
 constexpr int kMajor = 75, kMinor = 76;                                  // CUdevice_attribute
@@ -57,8 +61,8 @@ struct Driver {
   // The driver in a shared library, initialised. Throws Failure when it is missing, too old, or finds no GPU.
   static Driver open(const std::string& library);
 
-  // Throws Failure naming the call and the driver's error, unless the result is a success.
-  void check(Result result, const std::string& what) const;
+  // Throws Failure naming the function, what it was called for, and the driver's error, unless the result is a success.
+  void check(Result result, const char* function, std::string_view subject = {}) const;
 };
 
 }  // namespace segmenter_plugins

@@ -45,7 +45,7 @@ TensorMap encode(const Driver& driver, int driver_version, const Box& box, Type 
       driver.encode_tiled(&map, type == Type::fp16 ? kFloat16 : kBfloat16, box.rank, const_cast<void*>(value.pointer),
                           sides.data(), stride_bytes.data(), sizes.data(), steps.data(), kNoInterleave, box.swizzle,
                           kPromoteTo128Bytes, kFillZero),
-      "cuTensorMapEncodeTiled of " + std::string(value.name));
+      "cuTensorMapEncodeTiled", value.name);
   if (driver_version <= kLastDriverWithoutSmallMaps && last_byte + 1 < kSmallTensorBytes) {
     map.words[1] &= ~kLargeTensorBit;
   }
@@ -149,7 +149,8 @@ void Launcher::launch(const Call& call, Stream stream) {
                                nullptr,
                                0};
   // the driver takes a kernel for a function: that of the current context
-  driver.check(driver.launch(&config, reinterpret_cast<Function>(kernel), parameters.data(), nullptr), image.name);
+  driver.check(driver.launch(&config, reinterpret_cast<Function>(kernel), parameters.data(), nullptr),
+               "cuLaunchKernelEx", image.name);
 }
 
 const Driver& Launcher::driver() {
@@ -210,16 +211,16 @@ Launcher::Loaded Launcher::load(const Image& image, Device device) {
   Library& library = libraries_[static_cast<std::size_t>(&image - kernels_.images.data())];
   if (!library) {
     driver.check(driver.load_library(&library, image.code, nullptr, nullptr, 0, nullptr, nullptr, 0),
-                 name + ": cuLibraryLoadData");
+                 "cuLibraryLoadData", name);
   }
   Kernel kernel = nullptr;
-  driver.check(driver.get_kernel(&kernel, library, form->symbol), name + ": cuLibraryGetKernel");
+  driver.check(driver.get_kernel(&kernel, library, form->symbol), "cuLibraryGetKernel", name);
   Function function = nullptr;
   // loads the code now: while a CUDA graph is captured it might be too late
-  driver.check(driver.get_function(&function, kernel), name + ": cuKernelGetFunction");
+  driver.check(driver.get_function(&function, kernel), "cuKernelGetFunction", name);
   // tile sizes differ between architectures, so that what the driver took of the fatbin decides, not what was expected
   int architecture = 0;
-  driver.check(driver.get_kernel_attribute(&architecture, kPtxVersion, kernel, device), name + ": cuKernelGetAttribute");
+  driver.check(driver.get_kernel_attribute(&architecture, kPtxVersion, kernel, device), "cuKernelGetAttribute", name);
   if (architecture != form->architecture) {
     const Form* other = nullptr;
     for (const Form& each : image.forms) {
@@ -234,7 +235,7 @@ Launcher::Loaded Launcher::load(const Image& image, Device device) {
   if (driver.parameter_info) {
     std::size_t offset = 0, bytes = 0, index = 0;
     for (const Parameter& parameter : form->parameters) {
-      driver.check(driver.parameter_info(kernel, index++, &offset, &bytes), name + ": cuKernelGetParamInfo");
+      driver.check(driver.parameter_info(kernel, index++, &offset, &bytes), "cuKernelGetParamInfo", name);
       if (bytes != parameter.bytes) {
         throw Failure(name + ": parameter " + std::string(parameter.name) + " of " + std::to_string(bytes) +
                       " bytes, described as " + std::to_string(parameter.bytes));
@@ -245,7 +246,7 @@ Launcher::Loaded Launcher::load(const Image& image, Device device) {
     }
   }
   driver.check(driver.set_kernel_attribute(kMaxDynamicSharedBytes, static_cast<int>(form->shared_bytes), kernel, device),
-               name + ": " + std::to_string(form->shared_bytes) + " bytes of shared memory: cuKernelSetAttribute");
+               "cuKernelSetAttribute", name + ", " + std::to_string(form->shared_bytes) + " bytes of shared memory");
   return {form, kernel};
 }
 
