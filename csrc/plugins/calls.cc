@@ -148,8 +148,7 @@ const Image& UpsampleArgmaxCall::choose(std::span<const Image> images) const {
     return a.size >= between ? a.size < b.size : a.size > b.size;
   };
   for (const Image& image : images) {
-    const bool serves =
-        image.op == Op::upsample_argmax && image.type == type && group_of(image) <= K;
+    const bool serves = image.op == Op::upsample_argmax && image.type == type && group_of(image) <= K;
     if (serves && (!best || better(image, *best))) best = &image;
   }
   if (best) return *best;
@@ -161,7 +160,8 @@ Launch UpsampleArgmaxCall::launch(const Form& form) const {
   const std::int64_t chunks = ceil_div(ceil_div(H, h), form.constant("BLOCK_Y"));
   // those up to the one that holds the last row kept
   const std::int64_t intervals = std::max<std::int64_t>(floor_div((2 * rows - 1) * h - H, 2 * H), -1) + 2;
-  if (K < form.constant("GROUP")) throw Failure(std::to_string(K) + " classes: fewer than this kernel compares at once");
+  if (K < form.constant("GROUP"))
+    throw Failure(std::to_string(K) + " classes: fewer than this kernel compares at once");
   Launch launch;
   launch.grid = {ceil_div(columns, form.constant("BLOCK_X")) * chunks * intervals * B, 1};
   launch.pointer("masks_ptr", masks);

@@ -31,19 +31,18 @@ Driver Driver::open(const std::string& library) {
   }
   const auto finder = reinterpret_cast<Find>(dlsym(handle, "cuGetProcAddress_v2"));
   Driver driver{};
-  const bool complete =
-      finder && find(finder, "cuInit", kVersion, driver.init) &&
-      find(finder, "cuDriverGetVersion", kVersion, driver.driver_version) &&
-      find(finder, "cuCtxGetDevice", kVersion, driver.current_device) &&
-      find(finder, "cuDeviceGetAttribute", kVersion, driver.device_attribute) &&
-      find(finder, "cuGetErrorName", kVersion, driver.error_name) &&
-      find(finder, "cuLibraryLoadData", kVersion, driver.load_library) &&
-      find(finder, "cuLibraryGetKernel", kVersion, driver.get_kernel) &&
-      find(finder, "cuKernelGetFunction", kVersion, driver.get_function) &&
-      find(finder, "cuKernelGetAttribute", kVersion, driver.get_kernel_attribute) &&
-      find(finder, "cuKernelSetAttribute", kVersion, driver.set_kernel_attribute) &&
-      find(finder, "cuTensorMapEncodeTiled", kVersion, driver.encode_tiled) &&
-      find(finder, "cuLaunchKernelEx", kVersion, driver.launch);
+  const bool complete = finder && find(finder, "cuInit", kVersion, driver.init) &&
+                        find(finder, "cuDriverGetVersion", kVersion, driver.driver_version) &&
+                        find(finder, "cuCtxGetDevice", kVersion, driver.current_device) &&
+                        find(finder, "cuDeviceGetAttribute", kVersion, driver.device_attribute) &&
+                        find(finder, "cuGetErrorName", kVersion, driver.error_name) &&
+                        find(finder, "cuLibraryLoadData", kVersion, driver.load_library) &&
+                        find(finder, "cuLibraryGetKernel", kVersion, driver.get_kernel) &&
+                        find(finder, "cuKernelGetFunction", kVersion, driver.get_function) &&
+                        find(finder, "cuKernelGetAttribute", kVersion, driver.get_kernel_attribute) &&
+                        find(finder, "cuKernelSetAttribute", kVersion, driver.set_kernel_attribute) &&
+                        find(finder, "cuTensorMapEncodeTiled", kVersion, driver.encode_tiled) &&
+                        find(finder, "cuLaunchKernelEx", kVersion, driver.launch);
   if (!complete) throw Failure(library + ": this CUDA driver is older than 12.0; install NVIDIA's driver 525 or newer");
   find(finder, "cuKernelGetParamInfo", kParameterInfoVersion, driver.parameter_info);
   driver.check(driver.init(0), "cuInit");

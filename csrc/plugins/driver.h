@@ -26,7 +26,7 @@ constexpr int kPtxVersion = 5, kMaxDynamicSharedBytes = 8;               // CUfu
 constexpr int kFloat16 = 6, kBfloat16 = 9;                               // CUtensorMapDataType
 constexpr int kNoInterleave = 0, kPromoteTo128Bytes = 2, kFillZero = 0;  // the other enumerations of tensor maps
 
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   std::array<std::uint64_t, 16> words;
 };
 

@@ -16,7 +16,9 @@ OPS = ("attention", "patch_embed", "mask_scores", "upsample_argmax")
 BYTES = {"pointer": 8, "i32": 4, "fp32": 4, "map": 128, "shape": 4, "stride": 8, "scratch": 8}
 MAX_PARAMETERS, MAX_MAPS, MAX_RANK = 64, 8, 5
 # op, 16-bit type and size; other forms read pixels, or write labels of types TensorRT has not, or more than labels
-NAME = re.compile(r"(attention|patch_embed|mask_scores|upsample_argmax(?=.*_int32))_(fp16|bf16)_[dpkr](\d+)(?:_int32)?(?:_few)?")
+NAME = re.compile(
+    r"(attention|patch_embed|mask_scores|upsample_argmax(?=.*_int32))_(fp16|bf16)_[dpkr](\d+)(?:_int32)?(?:_few)?"
+)
 
 
 def check(kernel: dict[str, Any]) -> None:

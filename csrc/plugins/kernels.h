@@ -27,10 +27,10 @@ struct Box {
 struct Parameter {
   std::string_view name;
   Kind kind;
-  std::uint8_t axis;   // of a shape or stride
+  std::uint8_t axis;  // of a shape or stride
   std::uint16_t bytes;
-  bool aligned;        // compiled for multiples of 16
-  const Box* box;      // of a map
+  bool aligned;    // compiled for multiples of 16
+  const Box* box;  // of a map
 };
 
 struct Constant {
@@ -57,7 +57,7 @@ struct Image {
   const char* name;
   Op op;
   Type type;
-  int size;             // head dimension, patch size, padded classes, or rows between two source rows
+  int size;  // head dimension, patch size, padded classes, or rows between two source rows
   const unsigned char* code;
   std::span<const Form> forms;
 };

@@ -41,11 +41,10 @@ TensorMap encode(const Driver& driver, int driver_version, const Box& box, Type 
     if (axis > 0) stride_bytes[axis - 1] = stride;  // the first is that of an element
     last_byte += (sides[axis] - 1) * stride;
   }
-  driver.check(
-      driver.encode_tiled(&map, type == Type::fp16 ? kFloat16 : kBfloat16, box.rank, const_cast<void*>(value.pointer),
-                          sides.data(), stride_bytes.data(), sizes.data(), steps.data(), kNoInterleave, box.swizzle,
-                          kPromoteTo128Bytes, kFillZero),
-      "cuTensorMapEncodeTiled", value.name);
+  driver.check(driver.encode_tiled(&map, type == Type::fp16 ? kFloat16 : kBfloat16, box.rank,
+                                   const_cast<void*>(value.pointer), sides.data(), stride_bytes.data(), sizes.data(),
+                                   steps.data(), kNoInterleave, box.swizzle, kPromoteTo128Bytes, kFillZero),
+               "cuTensorMapEncodeTiled", value.name);
   if (driver_version <= kLastDriverWithoutSmallMaps && last_byte + 1 < kSmallTensorBytes) {
     map.words[1] &= ~kLargeTensorBit;
   }
@@ -73,8 +72,7 @@ void Launcher::prepare(const Call& call) {
 }
 
 void Launcher::launch(const Call& call, Stream stream) {
-  const Image& image =
-      std::visit([&](const auto& each) -> const Image& { return each.choose(kernels_.images); }, call);
+  const Image& image = std::visit([&](const auto& each) -> const Image& { return each.choose(kernels_.images); }, call);
   const auto& [form, kernel] = loaded(image);
   const Launch launch = std::visit([&form = *form](const auto& each) { return each.launch(form); }, call);
   if (launch.grid[0] == 0 || launch.grid[1] == 0) return;
@@ -245,8 +243,9 @@ Launcher::Loaded Launcher::load(const Image& image, Device device) {
       throw Failure(name + ": more than the " + std::to_string(index) + " parameters that are described");
     }
   }
-  driver.check(driver.set_kernel_attribute(kMaxDynamicSharedBytes, static_cast<int>(form->shared_bytes), kernel, device),
-               "cuKernelSetAttribute", name + ", " + std::to_string(form->shared_bytes) + " bytes of shared memory");
+  driver.check(
+      driver.set_kernel_attribute(kMaxDynamicSharedBytes, static_cast<int>(form->shared_bytes), kernel, device),
+      "cuKernelSetAttribute", name + ", " + std::to_string(form->shared_bytes) + " bytes of shared memory");
   return {form, kernel};
 }
 

@@ -42,13 +42,16 @@ const Dims& shape(Inputs in, std::size_t index, const char* name, std::initializ
   for (int axis = 0; fits && axis < dims.nbDims; ++axis) {
     fits = dims.d[axis] >= 0 && (described.d[axis] < 0 || dims.d[axis] == described.d[axis]);
   }
-  require(fits, [&] { return std::string(name) + " " + text(dims) + ": wanted " + text(described) + ", -1 for any side"; });
+  require(fits,
+          [&] { return std::string(name) + " " + text(dims) + ": wanted " + text(described) + ", -1 for any side"; });
   return dims;
 }
 
 Type type_of(Inputs in) {
   const DataType type = in[0].type;
-  require(type == DataType::kHALF || type == DataType::kBF16, [&] { return "tensors of TensorRT type " + std::to_string(static_cast<int>(type)) + ": wanted float16 or bfloat16"; });
+  require(type == DataType::kHALF || type == DataType::kBF16, [&] {
+    return "tensors of TensorRT type " + std::to_string(static_cast<int>(type)) + ": wanted float16 or bfloat16";
+  });
   return type == DataType::kHALF ? Type::fp16 : Type::bf16;
 }
 
@@ -73,7 +76,8 @@ std::vector<std::int64_t> integers(const PluginFieldCollection& fields, std::str
 float number(const PluginFieldCollection& fields, std::string_view name) {
   for (const PluginField& field : std::span(fields.fields, static_cast<std::size_t>(fields.nbFields))) {
     if (name != field.name || !field.data) continue;
-    require(field.type == PluginFieldType::kFLOAT32 && field.length == 1, [&] { return "attribute " + std::string(name) + ": wanted one float"; });
+    require(field.type == PluginFieldType::kFLOAT32 && field.length == 1,
+            [&] { return "attribute " + std::string(name) + ": wanted one float"; });
     return *static_cast<const float*>(field.data);
   }
   throw Failure("attribute " + std::string(name) + " is missing; export with this version of segmenter");
@@ -83,7 +87,9 @@ std::array<std::int32_t, 2> pair(const PluginFieldCollection& fields, std::strin
   const std::vector<std::int64_t> values = integers(fields, name);
   require(values.size() == 2, [&] { return "attribute " + std::string(name) + ": wanted 2 integers"; });
   for (const std::int64_t value : values) {
-    require(value != 0 && value >= -kMaxSides && value <= kMaxSides, [&] { return "attribute " + std::string(name) + ": " + std::to_string(value) + " is no number of pixels"; });
+    require(value != 0 && value >= -kMaxSides && value <= kMaxSides, [&] {
+      return "attribute " + std::string(name) + ": " + std::to_string(value) + " is no number of pixels";
+    });
   }
   return {static_cast<std::int32_t>(values[0]), static_cast<std::int32_t>(values[1])};
 }
@@ -101,8 +107,10 @@ DimsExprs exprs_of(std::initializer_list<const nvinfer1::IDimensionExpr*> sides)
 void ranks(Exprs in, std::initializer_list<std::int32_t> wanted) {
   std::size_t index = 0;
   for (const std::int32_t rank : wanted) {
-    require(in[index].nbDims == rank, [&] { return "input " + std::to_string(index) + " of " + std::to_string(in[index].nbDims) +
-                                          " axes: wanted " + std::to_string(rank); });
+    require(in[index].nbDims == rank, [&] {
+      return "input " + std::to_string(index) + " of " + std::to_string(in[index].nbDims) + " axes: wanted " +
+             std::to_string(rank);
+    });
     ++index;
   }
 }
@@ -112,7 +120,8 @@ class Attention final : public Operation {
   static constexpr const char* kName = "SegmenterAttention";
 
   explicit Attention(std::int64_t heads) : heads_(static_cast<std::int32_t>(heads)) {
-    require(heads > 0 && heads <= std::numeric_limits<std::int16_t>::max(), [&] { return "attribute heads: " + std::to_string(heads) + ": wanted at least 1"; });
+    require(heads > 0 && heads <= std::numeric_limits<std::int16_t>::max(),
+            [&] { return "attribute heads: " + std::to_string(heads) + ": wanted at least 1"; });
   }
   static std::shared_ptr<const Operation> make(const PluginFieldCollection& fields) {
     return std::make_shared<Attention>(integers(fields, "heads").front());
@@ -124,15 +133,17 @@ class Attention final : public Operation {
 
   DimsExprs output_shape(Exprs in, IExprBuilder& exprs) const override {
     ranks(in, {3});
-    return exprs_of({in[0].d[0], in[0].d[1],
-                     exprs.operation(DimensionOperation::kFLOOR_DIV, *in[0].d[2], *exprs.constant(3))});
+    return exprs_of(
+        {in[0].d[0], in[0].d[1], exprs.operation(DimensionOperation::kFLOOR_DIV, *in[0].d[2], *exprs.constant(3))});
   }
 
   Call call(Inputs in, const void* const* inputs, void* const* outputs) const override {
     const Dims& qkv = shape(in, 0, "qkv", {-1, -1, -1});
-    require(qkv.d[2] > 0 && qkv.d[2] % (3 * heads_) == 0, [&] { return "qkv " + text(qkv) + " and " + std::to_string(heads_) + " heads: wanted a width of 3 x heads x head dimension"; });
-    return AttentionCall{type_of(in),    qkv.d[0],   qkv.d[1], heads_, qkv.d[2] / (3 * heads_),
-                         inputs[0], outputs[0]};
+    require(qkv.d[2] > 0 && qkv.d[2] % (3 * heads_) == 0, [&] {
+      return "qkv " + text(qkv) + " and " + std::to_string(heads_) +
+             " heads: wanted a width of 3 x heads x head dimension";
+    });
+    return AttentionCall{type_of(in), qkv.d[0], qkv.d[1], heads_, qkv.d[2] / (3 * heads_), inputs[0], outputs[0]};
   }
 
  private:
@@ -160,7 +171,8 @@ class PatchEmbed final : public Operation {
     const Dims& weight = shape(in, 1, "weight", {-1, 3, -1, -1});
     const std::int64_t C = weight.d[0], P = weight.d[3], H = image.d[2], W = image.d[3];
     require(C > 0 && P > 0 && weight.d[2] == P, [&] { return "weight " + text(weight) + ": wanted [C, 3, P, P]"; });
-    require(H > 0 && W > 0 && H % P == 0 && W % P == 0, [&] { return "image " + text(image) + ": wanted sides that are multiples of " + std::to_string(P); });
+    require(H > 0 && W > 0 && H % P == 0 && W % P == 0,
+            [&] { return "image " + text(image) + ": wanted sides that are multiples of " + std::to_string(P); });
     require(3 * H * W < kMaxImageElements, [&] { return "image " + text(image) + ": too large; do it in windows"; });
     require(C % 16 == 0, [&] { return "weight " + text(weight) + ": wanted a width that is a multiple of 16"; });
     const Dims& tokens = shape(in, 4, "tokens", {1, -1, C});
@@ -195,7 +207,9 @@ class MaskScores final : public Operation {
     const Dims& patches = shape(in, 0, "patches", {-1, -1, -1});
     const Dims& classes = shape(in, 1, "classes", {patches.d[0], -1, patches.d[2]});
     const std::int64_t K = classes.d[1];
-    require(K > 0 && patches.d[2] > 0, [&] { return "patches " + text(patches) + ", classes " + text(classes) + ": wanted at least 1 class and channel"; });
+    require(K > 0 && patches.d[2] > 0, [&] {
+      return "patches " + text(patches) + ", classes " + text(classes) + ": wanted at least 1 class and channel";
+    });
     shape(in, 2, "weight", {K});
     shape(in, 3, "bias", {K});
     return MaskScoresCall{type_of(in), patches.d[0], patches.d[1], K,         patches.d[2], epsilon_,
@@ -212,9 +226,11 @@ class UpsampleArgmax final : public Operation {
 
   UpsampleArgmax(std::array<std::int32_t, 2> size, std::array<std::int32_t, 2> crop) : size_(size), crop_(crop) {
     for (int axis = 0; axis < 2; ++axis) {
-      require(size[axis] < 0 || crop[axis] <= size[axis], [&] { return "attribute crop " + std::to_string(crop[axis]) +
-                                                              ": wanted a part of " + std::to_string(size[axis]); });
-      require(crop[axis] >= -1, [&] { return "attribute crop " + std::to_string(crop[axis]) + ": wanted pixels, or -1 for all"; });
+      require(size[axis] < 0 || crop[axis] <= size[axis], [&] {
+        return "attribute crop " + std::to_string(crop[axis]) + ": wanted a part of " + std::to_string(size[axis]);
+      });
+      require(crop[axis] >= -1,
+              [&] { return "attribute crop " + std::to_string(crop[axis]) + ": wanted pixels, or -1 for all"; });
     }
   }
   static std::shared_ptr<const Operation> make(const PluginFieldCollection& fields) {
@@ -243,10 +259,14 @@ class UpsampleArgmax final : public Operation {
     const std::int64_t H = size_[0] > 0 ? size_[0] : -size_[0] * h, W = size_[1] > 0 ? size_[1] : -size_[1] * w;
     const std::int64_t rows = crop_[0] > 0 ? crop_[0] : H, columns = crop_[1] > 0 ? crop_[1] : W;
     require(h > 0 && w > 0 && K > 0, [&] { return "masks " + text(masks) + ": wanted sides of at least 1"; });
-    require(h * H < kMaxSides && w * W < kMaxSides, [&] { return "masks " + text(masks) + " to " + std::to_string(H) + "x" +
-                                                        std::to_string(W) + ": too large; do it in windows"; });
-    require(rows <= H && columns <= W, [&] { return "crop " + std::to_string(rows) + "x" + std::to_string(columns) +
-                                           ": wanted a part of " + std::to_string(H) + "x" + std::to_string(W); });
+    require(h * H < kMaxSides && w * W < kMaxSides, [&] {
+      return "masks " + text(masks) + " to " + std::to_string(H) + "x" + std::to_string(W) +
+             ": too large; do it in windows";
+    });
+    require(rows <= H && columns <= W, [&] {
+      return "crop " + std::to_string(rows) + "x" + std::to_string(columns) + ": wanted a part of " +
+             std::to_string(H) + "x" + std::to_string(W);
+    });
     return UpsampleArgmaxCall{type_of(in), masks.d[0], h, w, K, H, W, rows, columns, inputs[0], outputs[0]};
   }
 

@@ -25,7 +25,6 @@ struct Attribute {
   std::int32_t length;
 };
 
-
 // Immutable; shared by the clones of a plugin.
 class Operation {
  public:

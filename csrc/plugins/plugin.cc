@@ -50,8 +50,9 @@ std::string timing_key(const std::vector<PluginField>& fields, const char* hash)
   for (const PluginField& field : fields) {
     key += std::string(";") + field.name + "=";
     for (std::int32_t index = 0; index < field.length; ++index) {
-      key += field.type == PluginFieldType::kFLOAT32 ? std::to_string(static_cast<const float*>(field.data)[index])
-                                                     : std::to_string(static_cast<const std::int32_t*>(field.data)[index]);
+      key += field.type == PluginFieldType::kFLOAT32
+                 ? std::to_string(static_cast<const float*>(field.data)[index])
+                 : std::to_string(static_cast<const std::int32_t*>(field.data)[index]);
       key += ",";
     }
   }
@@ -183,7 +184,10 @@ nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) 
 const PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept { return &collection_; }
 
 Creator::Creator(const Maker& maker, std::shared_ptr<Launcher> launcher)
-    : maker_(maker), launcher_(std::move(launcher)), fields_(names(maker.attributes)), collection_(collection(fields_)) {}
+    : maker_(maker),
+      launcher_(std::move(launcher)),
+      fields_(names(maker.attributes)),
+      collection_(collection(fields_)) {}
 
 nvinfer1::IPluginV3* Creator::createPlugin(const char*, const PluginFieldCollection* fields,
                                            nvinfer1::TensorRTPhase) noexcept {

@@ -26,8 +26,8 @@ OP = "upsample_argmax"
 MAX_K = 32767
 MAX_SIDES = 2**29  # source side times target side, so that positions fit int32
 MAX_ROWS = 16  # output rows between two source rows that have a case of their own
-# output rows between two source rows, with confidence or not, type of the labels, whether for fewer classes than a group;
-# 32 bits for TensorRT, in which a plugin writes no narrower labels (its UINT8 is of inputs and outputs alone)
+# case, with confidence or not, type of the labels, whether for fewer classes than a group; 32 bits are for TensorRT,
+# whose plugins write no narrower labels (its UINT8 is of inputs and outputs alone)
 DEPLOYED_CASES = (
     *(("8", False, "u8", False), ("16", False, "u8", False), ("16", False, "i16", False), ("16", True, "u8", False)),
     *(("8", False, "i32", False), ("16", False, "i32", False), ("16", False, "i32", True)),

@@ -68,7 +68,9 @@ const fake::Code* code_of(State& all, const Handle& kernel, int device) {
 
 Handle& handle(Kernel kernel) { return *reinterpret_cast<Handle*>(kernel); }
 
-int init(unsigned) { return run("cuInit", [](State&) { return 0; }); }
+int init(unsigned) {
+  return run("cuInit", [](State&) { return 0; });
+}
 
 int driver_version(int* version) {
   return run("cuDriverGetVersion", [&](State& all) { return *version = all.version, 0; });
@@ -150,8 +152,8 @@ int parameter_info(Kernel kernel, std::size_t index, std::size_t* offset, std::s
 }
 
 int encode_tiled(TensorMap* map, int type, std::uint32_t rank, void* address, const std::uint64_t* sides,
-                 const std::uint64_t* stride_bytes, const std::uint32_t* box, const std::uint32_t* steps, int interleave,
-                 int swizzle, int promotion, int fill) {
+                 const std::uint64_t* stride_bytes, const std::uint32_t* box, const std::uint32_t* steps,
+                 int interleave, int swizzle, int promotion, int fill) {
   if (quiet) return 0;
   return run("cuTensorMapEncodeTiled", [&](State& all) {
     if (reinterpret_cast<std::uintptr_t>(map) % 64 != 0) return kInvalidValue;
@@ -177,8 +179,8 @@ int launch(const LaunchConfig* config, Function function, void** parameters, voi
     Handle& kernel = handle(reinterpret_cast<Kernel>(function));
     const fake::Code* const code = code_of(all, kernel, current);
     if (!code || extra) return kInvalidValue;
-    fake::Launched record{kernel.image,          kernel.symbol, current, code->architecture,
-                          kernel.shared_limit[current], *config,       {}};
+    fake::Launched record{
+        kernel.image, kernel.symbol, current, code->architecture, kernel.shared_limit[current], *config, {}};
     for (std::size_t index = 0; index < code->parameter_bytes.size(); ++index) {
       const auto* const bytes = static_cast<const std::byte*>(parameters[index]);
       record.parameters.emplace_back(bytes, bytes + code->parameter_bytes[index]);

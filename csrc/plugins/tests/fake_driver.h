@@ -41,8 +41,8 @@ void set_gpus(std::vector<int> capabilities);  // 80 is 8.0
 void use_gpu(int device);                      // on this thread
 void set_version(int version);                 // 13020 is CUDA 13.2
 void fail(const std::string& function, int result);
-void hide(const std::string& function);    // as a driver too old for it
-void take(int architecture);               // of a fatbin, whatever the GPU; 0 for the newest that runs
+void hide(const std::string& function);     // as a driver too old for it
+void take(int architecture);                // of a fatbin, whatever the GPU; 0 for the newest that runs
 void resize(std::size_t index, int bytes);  // what a parameter's size is told as
 void be_quiet(bool quiet);  // launches and maps succeed and are not written down, so that nothing is allocated here
 std::vector<Launched> launched();

@@ -78,12 +78,12 @@ std::string told(const fake::Launched& launch) {
     if (image.code != launch.image) continue;
     for (const Form& form : image.forms) {
       if (form.architecture != launch.architecture) continue;
-      std::string text = "{\"name\": \"" + std::string(image.name) + "\", \"architecture\": " +
-                         std::to_string(form.architecture) + ", \"symbol\": \"" + launch.symbol + "\", \"grid\": [" +
-                         std::to_string(launch.config.grid_x) + ", " + std::to_string(launch.config.grid_y) + ", " +
-                         std::to_string(launch.config.grid_z) + "], \"threads\": " +
-                         std::to_string(launch.config.block_x * launch.config.block_y * launch.config.block_z) +
-                         ", \"shared_bytes\": " + std::to_string(launch.config.shared_bytes) + ", \"parameters\": [";
+      std::string text =
+          "{\"name\": \"" + std::string(image.name) + "\", \"architecture\": " + std::to_string(form.architecture) +
+          ", \"symbol\": \"" + launch.symbol + "\", \"grid\": [" + std::to_string(launch.config.grid_x) + ", " +
+          std::to_string(launch.config.grid_y) + ", " + std::to_string(launch.config.grid_z) +
+          "], \"threads\": " + std::to_string(launch.config.block_x * launch.config.block_y * launch.config.block_z) +
+          ", \"shared_bytes\": " + std::to_string(launch.config.shared_bytes) + ", \"parameters\": [";
       for (std::size_t index = 0; index < form.parameters.size(); ++index) {
         const Parameter& parameter = form.parameters[index];
         text += std::string(index ? ", " : "") + "[\"" + std::string(parameter.name) + "\", \"" +
@@ -112,7 +112,8 @@ std::string run(const std::string& line) {
     const std::size_t at = word.find('=');
     if (at == std::string::npos) {
       nvinfer1::PluginTensorDesc tensor{};
-      for (const double side : numbers(word, 'x')) tensor.dims.d[tensor.dims.nbDims++] = static_cast<std::int64_t>(side);
+      for (const double side : numbers(word, 'x'))
+        tensor.dims.d[tensor.dims.nbDims++] = static_cast<std::int64_t>(side);
       tensor.type = type == "fp16" ? nvinfer1::DataType::kHALF : nvinfer1::DataType::kBF16;
       tensors.push_back(tensor);
       continue;

@@ -99,7 +99,8 @@ TEST_F(LauncherTest, MapsOfSmallTensorsAreMendedForOldDrivers) {
 
 TEST_F(LauncherTest, EachGpuGetsTheNewestCodeThatRunsOnIt) {
   // fp16 attention is here for 8.0, with PTX, and for 9.0 alone
-  const std::vector<std::pair<int, int>> wanted = {{80, 80}, {86, 80}, {87, 80}, {89, 80}, {90, 90}, {100, 80}, {103, 80}, {121, 80}};
+  const std::vector<std::pair<int, int>> wanted = {{80, 80}, {86, 80},  {87, 80},  {89, 80},
+                                                   {90, 90}, {100, 80}, {103, 80}, {121, 80}};
   for (const auto& [capability, architecture] : wanted) {
     fake::reset();
     fake::set_gpus({capability});

@@ -103,9 +103,15 @@ struct Node {
   Capability& as(nvinfer1::PluginCapabilityType type) const {
     return *static_cast<Capability*>(plugin->getCapabilityInterface(type));
   }
-  nvinfer1::IPluginV3OneCore& core() const { return as<nvinfer1::IPluginV3OneCore>(nvinfer1::PluginCapabilityType::kCORE); }
-  nvinfer1::IPluginV3OneBuild& build() const { return as<nvinfer1::IPluginV3OneBuild>(nvinfer1::PluginCapabilityType::kBUILD); }
-  nvinfer1::IPluginV3OneRuntime& runtime() const { return as<nvinfer1::IPluginV3OneRuntime>(nvinfer1::PluginCapabilityType::kRUNTIME); }
+  nvinfer1::IPluginV3OneCore& core() const {
+    return as<nvinfer1::IPluginV3OneCore>(nvinfer1::PluginCapabilityType::kCORE);
+  }
+  nvinfer1::IPluginV3OneBuild& build() const {
+    return as<nvinfer1::IPluginV3OneBuild>(nvinfer1::PluginCapabilityType::kBUILD);
+  }
+  nvinfer1::IPluginV3OneRuntime& runtime() const {
+    return as<nvinfer1::IPluginV3OneRuntime>(nvinfer1::PluginCapabilityType::kRUNTIME);
+  }
 };
 
 const Maker& maker(const std::string& op) {
@@ -118,11 +124,13 @@ const Maker& maker(const std::string& op) {
 Node node(const std::string& op, const std::vector<PluginField>& fields, const std::string& driver = FAKE_DRIVER) {
   Creator creator(maker(op), std::make_shared<Launcher>(kKernels, driver));
   const PluginFieldCollection collection{static_cast<std::int32_t>(fields.size()), fields.data()};
-  return {std::unique_ptr<nvinfer1::IPluginV3>(
-      creator.createPlugin("node", &collection, nvinfer1::TensorRTPhase::kBUILD))};
+  return {
+      std::unique_ptr<nvinfer1::IPluginV3>(creator.createPlugin("node", &collection, nvinfer1::TensorRTPhase::kBUILD))};
 }
 
-Node node(const std::string& op, const std::string& driver = FAKE_DRIVER) { return node(op, Attributes().of(op), driver); }
+Node node(const std::string& op, const std::string& driver = FAKE_DRIVER) {
+  return node(op, Attributes().of(op), driver);
+}
 
 const std::vector<std::string> kOps = {"SegmenterAttention", "SegmenterPatchEmbed", "SegmenterMaskScores",
                                        "SegmenterUpsampleArgmax"};
@@ -147,7 +155,8 @@ nvinfer1::Dims dims(const std::vector<std::int64_t>& sides) {
   return found;
 }
 
-std::vector<PluginTensorDesc> tensors(const std::vector<std::vector<std::int64_t>>& sides, DataType type = DataType::kHALF) {
+std::vector<PluginTensorDesc> tensors(const std::vector<std::vector<std::int64_t>>& sides,
+                                      DataType type = DataType::kHALF) {
   std::vector<PluginTensorDesc> found;
   for (const auto& each : sides) {
     PluginTensorDesc tensor{};
@@ -160,7 +169,8 @@ std::vector<PluginTensorDesc> tensors(const std::vector<std::vector<std::int64_t
 }
 
 // Inputs and output as configurePlugin and supportsFormatCombination get them.
-std::vector<DynamicPluginTensorDesc> profile(const std::string& op, DataType type = DataType::kHALF, std::int64_t most = 8) {
+std::vector<DynamicPluginTensorDesc> profile(const std::string& op, DataType type = DataType::kHALF,
+                                             std::int64_t most = 8) {
   std::vector<DynamicPluginTensorDesc> found;
   const auto low = shapes(op, 1), high = shapes(op, most);
   for (std::size_t index = 0; index < low.size(); ++index) {
@@ -187,7 +197,8 @@ std::int32_t enqueue(const Node& each, const std::string& op, std::vector<std::v
                      DataType type = DataType::kHALF) {
   const auto in = tensors(sides, type);
   std::vector<const void*> inputs;
-  for (std::size_t index = 0; index < in.size(); ++index) inputs.push_back(reinterpret_cast<const void*>((index + 1) << 12));
+  for (std::size_t index = 0; index < in.size(); ++index)
+    inputs.push_back(reinterpret_cast<const void*>((index + 1) << 12));
   void* output = reinterpret_cast<void*>(std::uintptr_t{1} << 20);
   EXPECT_EQ(in.size(), shapes(op).size());
   return each.runtime().enqueue(in.data(), nullptr, inputs.data(), &output, nullptr, nullptr);
@@ -295,16 +306,16 @@ TEST_P(PluginTest, TheProfileIsAskedWhetherItHasKernels) {
   const auto in = profile(GetParam());
   const auto count = static_cast<std::int32_t>(in.size()) - 1;
   EXPECT_EQ(made.build().configurePlugin(in.data(), count, &in.back(), 1), 0);
-  EXPECT_EQ(told([&] { EXPECT_NE(made.build().configurePlugin(in.data(), count + 1, &in.back(), 1), 0); }).substr(0, 20),
-            "segmenter_trt_plugin");
+  EXPECT_EQ(
+      told([&] { EXPECT_NE(made.build().configurePlugin(in.data(), count + 1, &in.back(), 1), 0); }).substr(0, 20),
+      "segmenter_trt_plugin");
 }
 
 TEST_P(PluginTest, WithoutADriverPlansAreBuiltAndNothingIsLaunched) {
   const Node made = node(GetParam(), "libno_such_driver.so.1");
   const auto in = tensors(shapes(GetParam()));
-  const std::string quiet = told([&] {
-    EXPECT_EQ(made.runtime().onShapeChange(in.data(), static_cast<std::int32_t>(in.size()), nullptr, 1), 0);
-  });
+  const std::string quiet = told(
+      [&] { EXPECT_EQ(made.runtime().onShapeChange(in.data(), static_cast<std::int32_t>(in.size()), nullptr, 1), 0); });
   EXPECT_EQ(quiet, "");
   const std::string message = told([&] { EXPECT_NE(enqueue(made, GetParam(), shapes(GetParam())), 0); });
   EXPECT_EQ(message.rfind("segmenter_trt_plugin: " + GetParam() + ": no CUDA driver: libno_such_driver.so.1", 0), 0U);
@@ -340,8 +351,9 @@ TEST_P(PluginTest, ShapesThatDoNotFitAreToldInALine) {
     EXPECT_NE(message.find(": wanted ["), std::string::npos) << message;
     EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 1);
   }
-  EXPECT_TRUE(told([&] { EXPECT_NE(enqueue(made, GetParam(), shapes(GetParam()), DataType::kFLOAT), 0); })
-                  .find("wanted float16 or bfloat16") != std::string::npos);
+  EXPECT_TRUE(told([&] {
+                EXPECT_NE(enqueue(made, GetParam(), shapes(GetParam()), DataType::kFLOAT), 0);
+              }).find("wanted float16 or bfloat16") != std::string::npos);
   EXPECT_TRUE(fake::launched().empty());
 }
 
@@ -353,7 +365,9 @@ TEST(Plugin, ShapesOfEachOpMustAgree) {
       {kOps[1], {{2, 3, 60, 80}, {192, 3, 16, 16}, {192}, {1, 21, 192}, {1, 1, 192}}, "multiples of 16"},
       {kOps[1], {{2, 3, 64, 80}, {192, 3, 16, 8}, {192}, {1, 21, 192}, {1, 1, 192}}, "wanted [C, 3, P, P]"},
       {kOps[1], {{2, 3, 64, 80}, {200, 3, 16, 16}, {200}, {1, 21, 200}, {1, 1, 200}}, "a multiple of 16"},
-      {kOps[1], {{2, 3, 64, 80}, {192, 3, 16, 16}, {192}, {1, 22, 192}, {1, 1, 192}}, "position [1, 22, 192]: wanted [1, 21, 192]"},
+      {kOps[1],
+       {{2, 3, 64, 80}, {192, 3, 16, 16}, {192}, {1, 22, 192}, {1, 1, 192}},
+       "position [1, 22, 192]: wanted [1, 21, 192]"},
       {kOps[1], {{2, 3, 32768, 32768}, {192, 3, 16, 16}, {192}, {1, 21, 192}, {1, 1, 192}}, "too large"},
       {kOps[2], {{2, 20, 192}, {3, 5, 192}, {5}, {5}}, "classes [3, 5, 192]: wanted [2, -1, 192]"},
       {kOps[2], {{2, 20, 192}, {2, 0, 192}, {0}, {0}}, "wanted at least 1 class"},
@@ -399,8 +413,8 @@ TEST(Plugin, AttributesAreChecked) {
   const float number = 3;
   told([&] { EXPECT_FALSE(node(kOps[0], {{"heads", &number, PluginFieldType::kFLOAT32, 1}}).plugin); });
   Creator creator(maker(kOps[1]), std::make_shared<Launcher>());
-  EXPECT_TRUE(std::unique_ptr<nvinfer1::IPluginV3>(
-      creator.createPlugin("node", nullptr, nvinfer1::TensorRTPhase::kRUNTIME)));
+  EXPECT_TRUE(
+      std::unique_ptr<nvinfer1::IPluginV3>(creator.createPlugin("node", nullptr, nvinfer1::TensorRTPhase::kRUNTIME)));
 }
 
 TEST(Plugin, OtherAttributesHaveOtherTimings) {
@@ -421,7 +435,8 @@ TEST(Plugin, LabelsOfAGridKnownAtRunTime) {
   const Node made = node(kOps[3], attributes.of(kOps[3]));
   FakeExprs exprs;
   nvinfer1::DimsExprs in{}, out{};
-  for (const FakeSide* side : {exprs.side(7, false), exprs.side(4, false), exprs.side(5, false), exprs.side(300, true)}) {
+  for (const FakeSide* side :
+       {exprs.side(7, false), exprs.side(4, false), exprs.side(5, false), exprs.side(300, true)}) {
     in.d[in.nbDims++] = side;
   }
   ASSERT_EQ(made.build().getOutputShapes(&in, 1, nullptr, 0, &out, 1, exprs), 0);
@@ -432,8 +447,9 @@ TEST(Plugin, LabelsOfAGridKnownAtRunTime) {
   fake::reset();
   EXPECT_EQ(enqueue(made, kOps[3], {{2, 4, 5, 300}}), 0);
   EXPECT_EQ(fake::launched().size(), 1U);
-  EXPECT_NE(told([&] { EXPECT_NE(enqueue(made, kOps[3], {{2, 4, 4, 300}}), 0); }).find("crop 64x72: wanted a part of 64x64"),
-            std::string::npos);
+  EXPECT_NE(
+      told([&] { EXPECT_NE(enqueue(made, kOps[3], {{2, 4, 4, 300}}), 0); }).find("crop 64x72: wanted a part of 64x64"),
+      std::string::npos);
 }
 
 struct FakeLogger final : nvinfer1::ILogger {
