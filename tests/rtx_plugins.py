@@ -1,4 +1,4 @@
-"""`python -m tests.rtx_plugins LIBRARY GRAPH`: plugins loaded into TensorRT-RTX, a plan built; what came of it, as JSON."""
+"""`python -m tests.rtx_plugins LIBRARY GRAPH`: plugins loaded into TensorRT-RTX, a plan built; what came of it."""
 
 import json
 import os

@@ -48,6 +48,9 @@ needs_tools = pytest.mark.skipif(
     not all(map(shutil.which, ("cmake", "c++", "ninja"))) or not Path("/usr/include/gtest").is_dir(),
     reason="the plugins' tests need cmake, ninja, a C++ compiler and GoogleTest (apt-get install libgtest-dev)",
 )
+needs_interpreter = pytest.mark.skipif(
+    not checks.INTERPRETED, reason="launches are recorded from tensors on the CPU, which only the interpreter takes"
+)
 pytestmark = [pytest.mark.slow, needs_tools]
 
 
@@ -235,6 +238,7 @@ def attentions() -> Iterator[tuple[str, int, int, int, int]]:
     yield from (("bf16", 80, 16, B, N) for B, N in product((1, 3), (1, 64, 65, 197, 257)))
 
 
+@needs_interpreter
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_attention_is_launched_as_python_launches_it(record, manifest, monkeypatch, architecture: int) -> None:
     cases = list(attentions())
@@ -248,6 +252,7 @@ def test_attention_is_launched_as_python_launches_it(record, manifest, monkeypat
         compare(recorded, manifest[recorded["name"], architecture], grid, arguments, [qkv])
 
 
+@needs_interpreter
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_patch_embed_is_launched_as_python_launches_it(record, manifest, monkeypatch, architecture: int) -> None:
     cases = [
@@ -267,6 +272,7 @@ def test_patch_embed_is_launched_as_python_launches_it(record, manifest, monkeyp
         compare(recorded, manifest[recorded["name"], architecture], grid, arguments, inputs)
 
 
+@needs_interpreter
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_mask_scores_are_launched_as_python_launches_them(record, manifest, monkeypatch, architecture: int) -> None:
     cases = list(product((1, 3), (1, 64, 65, 1024), (17, 19, 32), (64, 192, 768)))
@@ -278,6 +284,7 @@ def test_mask_scores_are_launched_as_python_launches_them(record, manifest, monk
         compare(recorded, manifest[recorded["name"], architecture], grid, arguments, inputs)
 
 
+@needs_interpreter
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_upsample_argmax_is_launched_as_python_launches_it(record, manifest, monkeypatch, architecture: int) -> None:
     grids = [(1, 1, 16, 16, 9, 16), (4, 5, 64, 80, 56, 72), (4, 5, 64, 80, 64, 80), (32, 32, 512, 512, 512, 512)]
@@ -395,6 +402,26 @@ def test_only_what_tensorrt_looks_for_is_visible(library: Path) -> None:
     assert not [name for name in symbols if "segmenter_plugins" in name or "nvinfer1" in name]
 
 
-def test_interpreted_kernels_are_what_is_recorded() -> None:
-    if not checks.INTERPRETED:
-        pytest.skip("launches are recorded from tensors on the CPU, which only Triton's interpreter takes")
+def test_without_kernels_or_headers_cmake_says_so_in_a_line(cubins: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"  # without the wheel that has headers
+    run(sys.executable, "-m", "venv", "--without-pip", bare)
+    for number, (options, reason) in enumerate(
+        (
+            ((), "not built, for SEGMENTER_TRT_CUBINS names no folder of compiled kernels"),
+            (
+                (f"-DSEGMENTER_TRT_CUBINS={cubins}", "-DTENSORRT_INCLUDE_DIR=TENSORRT_INCLUDE_DIR-NOTFOUND"),
+                "not built, for TENSORRT_INCLUDE_DIR names no folder with NvInferRuntime.h",
+            ),
+        )
+    ):
+        # as another Python's: the wheel with headers is not there
+        command = (
+            "cmake",
+            "-S",
+            SOURCES,
+            "-B",
+            tmp_path / str(number),
+            f"-DPython_EXECUTABLE={shutil.which('python3')}",
+        )
+        told = run(*command, *options)
+        assert sum(f"segmenter_trt_plugin: {reason}" in line for line in told.splitlines()) == 1, told

@@ -38,11 +38,12 @@ int group_of(const Image& image) { return image.forms.front().constant("GROUP");
 
 }  // namespace
 
-int Form::constant(std::string_view name) const noexcept {
+int Form::constant(std::string_view name) const {
   for (const Constant& each : constants) {
     if (each.name == name) return each.value;
   }
-  return 0;
+  throw Failure("no constant named " + std::string(name) +
+                "; this plugin library is of another version than its kernels: build it anew");
 }
 
 const Value* Launch::find(std::string_view name) const noexcept {

@@ -48,8 +48,8 @@ struct Form {
   std::span<const Parameter> parameters;
   std::span<const Constant> constants;
 
-  // Value of a constant, 0 for one it lacks.
-  int constant(std::string_view name) const noexcept;
+  // Value of a constant; throws Failure for one it lacks.
+  int constant(std::string_view name) const;
 };
 
 // One fatbin: the same kernel for several architectures, in ascending order.

@@ -11,7 +11,7 @@ namespace {
 
 // Until this driver, a map of a smaller tensor must not have this bit.
 constexpr int kLastDriverWithoutSmallMaps = 13010;
-constexpr std::uint64_t kSmallTensorBytes = 128 * 1024, kLargeTensorBit = std::uint64_t{1} << 21;
+constexpr std::uint64_t kSmallTensorBytes = std::uint64_t{128} * 1024, kLargeTensorBit = std::uint64_t{1} << 21;
 constexpr std::int64_t kMaxGridX = std::numeric_limits<std::int32_t>::max(), kMaxGridY = 65535;
 
 std::string capability_name(int capability) {

@@ -139,11 +139,12 @@ class Attention final : public Operation {
 
   Call call(Inputs in, const void* const* inputs, void* const* outputs) const override {
     const Dims& qkv = shape(in, 0, "qkv", {-1, -1, -1});
-    require(qkv.d[2] > 0 && qkv.d[2] % (3 * heads_) == 0, [&] {
+    require(qkv.d[2] > 0 && qkv.d[2] % (std::int64_t{3} * heads_) == 0, [&] {
       return "qkv " + text(qkv) + " and " + std::to_string(heads_) +
              " heads: wanted a width of 3 x heads x head dimension";
     });
-    return AttentionCall{type_of(in), qkv.d[0], qkv.d[1], heads_, qkv.d[2] / (3 * heads_), inputs[0], outputs[0]};
+    return AttentionCall{type_of(in), qkv.d[0],  qkv.d[1], heads_, qkv.d[2] / (std::int64_t{3} * heads_),
+                         inputs[0],   outputs[0]};
   }
 
  private:

@@ -53,7 +53,7 @@ std::string timing_key(const std::vector<PluginField>& fields, const char* hash)
       key += field.type == PluginFieldType::kFLOAT32
                  ? std::to_string(static_cast<const float*>(field.data)[index])
                  : std::to_string(static_cast<const std::int32_t*>(field.data)[index]);
-      key += ",";
+      key += ',';
     }
   }
   return key;

@@ -215,7 +215,7 @@ def test_compiling_while_interpreting_is_refused() -> None:
 
 @pytest.mark.parametrize(("kind", "architecture"), [("fp64", 90), ("tensordesc<fp16[64, 64]>", 80)])
 def test_a_parameter_no_launcher_could_pass_is_named(kind: str, architecture: int) -> None:
-    with pytest.raises(ValueError, match="parameter x of type .* on sm_"):
+    with pytest.raises(ValueError, match=r"parameter x of type .* on sm_"):
         parameters({"x": kind}, architecture)
 
 

@@ -24,6 +24,10 @@ MaskScoresCall mask_scores() {
   return {Type::fp16, 2, 100, 5, 64, 1e-5F, at(0x1000), at(0x2000), at(0x3000), at(0x4000), to(0x5000)};
 }
 
+PatchEmbedCall patch_embed() {
+  return {Type::fp16, 2, 4, 5, 16, 192, 1, at(0x1000), at(0x2000), at(0x3000), at(0x4000), at(0x5000), to(0x6000)};
+}
+
 UpsampleArgmaxCall upsample(std::int64_t K = 5) {
   return {Type::fp16, 2, 4, 5, K, 64, 80, 56, 72, at(0x1000), to(0x2000)};
 }
@@ -99,8 +103,8 @@ TEST_F(LauncherTest, MapsOfSmallTensorsAreMendedForOldDrivers) {
 
 TEST_F(LauncherTest, EachGpuGetsTheNewestCodeThatRunsOnIt) {
   // fp16 attention is here for 8.0, with PTX, and for 9.0 alone
-  const std::vector<std::pair<int, int>> wanted = {{80, 80}, {86, 80},  {87, 80},  {89, 80},
-                                                   {90, 90}, {100, 80}, {103, 80}, {121, 80}};
+  const std::vector<std::pair<int, int>> wanted = {{80, 80}, {86, 80},  {87, 80},  {89, 80}, {90, 90},
+                                                   {91, 80}, {100, 80}, {103, 80}, {121, 80}};
   for (const auto& [capability, architecture] : wanted) {
     fake::reset();
     fake::set_gpus({capability});
@@ -122,14 +126,13 @@ TEST_F(LauncherTest, AGpuWithoutCodeIsNamed) {
 TEST_F(LauncherTest, WhatTheDriverTookDecides) {
   fake::set_gpus({90});
   fake::take(80);
-  launcher.launch(mask_scores(), nullptr);  // one symbol for both
-  EXPECT_EQ(fake::launched().at(0).config.shared_bytes, image("mask_scores_fp16_k32").forms[0].shared_bytes);
-  fake::reset();
-  fake::set_gpus({90});
-  Launcher fresh(kKernels, FAKE_DRIVER);
-  fresh.prepare(mask_scores());
-  fake::take(70);
-  EXPECT_NE(failure(fresh, attention()), "");  // no code of that kind
+  launcher.launch(patch_embed(), nullptr);  // one symbol for both
+  const auto launched = fake::launched();
+  const Image& known = image("patch_embed_fp16_p16");
+  ASSERT_NE(known.forms[0].shared_bytes, known.forms[1].shared_bytes);
+  EXPECT_EQ(launched.at(0).config.shared_bytes, known.forms[0].shared_bytes);
+  EXPECT_EQ(launched.at(0).shared_limit, static_cast<int>(known.forms[0].shared_bytes));
+  EXPECT_EQ(launched.at(0).config.block_x, known.forms[0].threads);
 }
 
 TEST_F(LauncherTest, CodeThatIsNotInTheTableIsRefused) {
@@ -214,6 +217,20 @@ TEST_F(LauncherTest, ArgumentsTheCodeWasNotCompiledForAreRefused) {
   scores.B = 65536;
   EXPECT_NE(failure(launcher, scores).find("65536 programs: use a smaller batch"), std::string::npos);
   EXPECT_TRUE(fake::launched().empty());
+}
+
+TEST_F(LauncherTest, ATableOfAnotherVersionIsNamed) {
+  const Image known = image("attention_fp16_d64");
+  const std::string advice = "; this plugin library is of another version than its kernels: build it anew";
+  std::vector<Parameter> parameters(known.forms[0].parameters.begin(), known.forms[0].parameters.end());
+  parameters[0].name = "qkv";
+  Form form = known.forms[0];
+  form.parameters = parameters;
+  const Image images[] = {{known.name, known.op, known.type, known.size, known.code, {&form, 1}}};
+  Launcher renamed({images, ""}, FAKE_DRIVER);
+  EXPECT_EQ(failure(renamed, attention()), "attention_fp16_d64: no argument named qkv" + advice);
+  form.constants = {};
+  EXPECT_EQ(failure(renamed, attention()), "no constant named BLOCK_M" + advice);
 }
 
 TEST_F(LauncherTest, OfFewClassesNoneIsReadBeyondTheFirst) {

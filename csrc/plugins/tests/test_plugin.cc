@@ -375,10 +375,12 @@ TEST(Plugin, ShapesOfEachOpMustAgree) {
       {kOps[3], {{2, 0, 5, 5}}, "wanted sides of at least 1"},
       {kOps[3], {{2, 16777216, 5, 5}}, "too large"},
   };
-  for (const auto& [op, sides, text] : wrong) {
+  for (const auto& each : wrong) {
+    const auto& op = std::get<0>(each);
+    const auto& sides = std::get<1>(each);
     const Node made = node(op);
     const std::string message = told([&] { EXPECT_NE(enqueue(made, op, sides), 0); });
-    EXPECT_NE(message.find(text), std::string::npos) << message;
+    EXPECT_NE(message.find(std::get<2>(each)), std::string::npos) << message;
   }
 }
 
