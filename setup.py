@@ -44,6 +44,11 @@ class CMakeBuild(build_ext):
         for step in (configure, [cmake, "--build", str(build), "--parallel", jobs], install):
             if subprocess.run(step, check=False).returncode:
                 raise CompileError(f"segmenter_trt: `{' '.join(step)}` failed; its own message is above")
+        if self.editable_mode:  # setuptools puts the extension alone among the sources; the plugins belong beside it
+            plugins, place = folder / "libsegmenter_trt_plugin.so", ROOT / "csrc" / "segmenter_trt"
+            (place / plugins.name).unlink(missing_ok=True)
+            if plugins.is_file():
+                shutil.copy(plugins, place)
 
 
 def json_headers() -> list[str]:

@@ -62,7 +62,8 @@ class SegmenterUpsampleArgmax(OpRun):
 
     def _run(self, masks: np.ndarray, size: Any = None, crop: Any = None) -> tuple[np.ndarray]:
         (classes_last,) = tensors(masks)
-        return (reference.upsample_argmax(classes_last.permute(0, 3, 1, 2), tuple(size), tuple(crop)).numpy(),)
+        labels = reference.upsample_argmax(classes_last.permute(0, 3, 1, 2), tuple(size), tuple(crop))
+        return (labels.int().numpy(),)
 
 
 NODES = [SegmenterAttention, SegmenterPatchEmbed, SegmenterMaskScores, SegmenterUpsampleArgmax]
@@ -108,6 +109,7 @@ def test_the_fused_ops_are_nodes_and_the_rest_is_standard(network: Segmenter, gr
     assert attributes(nodes_of(model, "SegmenterMaskScores")[0]) == {"epsilon": pytest.approx(1e-5)}
     (labels,) = nodes_of(model, "SegmenterUpsampleArgmax")
     assert attributes(labels) == {"size": [64, 80], "crop": [H, W]}
+    assert [node.op_type for node in model.graph.node if labels.output[0] in node.input] == ["Cast"]
     # masks go from one node to the other as they are written: [B, N, K] seen as [B, h, w, K]
     makers = {output: node for node in model.graph.node for output in node.output}
     assert makers[labels.input[0]].op_type == "Reshape"

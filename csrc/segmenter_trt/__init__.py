@@ -7,6 +7,8 @@
 Runtimes (OpenVINO, TensorRT) and the CUDA driver are looked for when an engine is opened, not when this is imported.
 """
 
+from pathlib import Path
+
 try:
     from segmenter_trt._native import (
         ArtifactError,
@@ -43,6 +45,22 @@ __all__ = [
     "__version__",
     "build_info",
     "normalize",
+    "plugin_library",
     "resize",
     "upsample_argmax",
 ]
+
+
+def plugin_library() -> Path:
+    """The TensorRT plugins that run graphs of `segmenter export --lowering plugin`, for TensorRT's `load_library`.
+
+    Raises RuntimeError naming how to build it when this package was installed without it, as it is by default.
+    """
+    path = Path(__file__).with_name("libsegmenter_trt_plugin.so")
+    if not path.is_file():
+        raise RuntimeError(
+            "segmenter_trt was built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot --out"
+            " cubins --only attention patch_embed mask_scores upsample_argmax`, then install with"
+            " CMAKE_ARGS='-DSEGMENTER_TRT_CUBINS=<cubins> -DTENSORRT_INCLUDE_DIR=<TensorRT's headers>'"
+        )
+    return path

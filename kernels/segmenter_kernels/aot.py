@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ import triton
 
 from segmenter_kernels import compiling, tiles
 from segmenter_kernels.compiling import JUDGED_WITH, PTX_FALLBACK, Compiled, faults
+from segmenter_kernels.parameters import parameters
 
-FORMAT = 1
+FORMAT = 2
 
 
 def names(architecture: int) -> list[str]:
@@ -71,6 +73,7 @@ def entry(kernel: Compiled) -> dict[str, Any]:
         "scratch_alignment": kernel.scratch_alignment,
         "parameter_bytes": list(kernel.parameter_bytes),
         "parameters": dict(wanted.types),
+        "launch": [asdict(each) | {"bytes": each.bytes} for each in parameters(wanted.types, kernel.architecture)],
         "constants": dict(wanted.constants),
         "aligned": sorted(wanted.aligned),
         "descriptors": list(kernel.descriptors),
@@ -144,16 +147,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when every kernel is within its budget, 1 when one is not, 2 when nothing could be compiled."""
     parser = argparse.ArgumentParser(prog="segmenter_kernels.aot", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder to fill with fatbins and a manifest; only judge without it")
-    parser.add_argument("--only", default="", help="compile the specialisations whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="compile the specialisations whose name contains one of these"
+    )
     parser.add_argument(
         "--architectures", type=int, nargs="+", choices=tiles.ARCHITECTURES, default=list(tiles.ARCHITECTURES)
     )
     parser.add_argument("--workers", type=int, help="processes to compile in; as many as there are cores by default")
     options = parser.parse_args(argv)
     try:
-        kernels = list(compile_all(options.architectures, options.only, options.workers))
+        parts = (compile_all(options.architectures, only, options.workers) for only in options.only)
+        kernels = list({(kernel.name, kernel.architecture): kernel for part in parts for kernel in part}.values())
         if not kernels:
-            raise FileNotFoundError(f"no specialisation's name contains '{options.only}'")
+            raise FileNotFoundError(f"no specialisation's name contains '{', '.join(options.only)}'")
         if options.out:
             write(kernels, options.out)
     except (OSError, RuntimeError) as error:

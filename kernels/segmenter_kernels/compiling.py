@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from segmenter_kernels import tiles
 from segmenter_kernels.cubin import resources
+from segmenter_kernels.parameters import parameters
 from segmenter_kernels.specialisation import Specialisation
 
 OPS = (
@@ -153,6 +154,9 @@ def faults(kernel: Compiled) -> list[str]:
     # warp specialisation adds warps, so the count may be larger than asked and never smaller
     if kernel.threads < 32 * wanted.num_warps:
         found.append(f"{kernel.threads} threads, asked for {32 * wanted.num_warps}")
+    described = tuple(each.bytes for each in parameters(wanted.types, kernel.architecture))
+    if kernel.parameter_bytes != described:
+        found.append(f"parameters of {list(kernel.parameter_bytes)} bytes, described as {list(described)}")
     found.extend(f"ptxas: {line}" for line in kernel.warnings)
     if wanted.matrix and not _has(kernel, _matrix_pattern(kernel.architecture)):
         found.append("no tensor-core instruction")

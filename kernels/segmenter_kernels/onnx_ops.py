@@ -6,12 +6,13 @@
                              tokens [1, E, C] -> [B, E + h w, C]
     SegmenterMaskScores      patches [B, N, C], classes [B, K, C], weight [K], bias [K] -> [B, N, K]
         epsilon              float; of the LayerNorm over K
-    SegmenterUpsampleArgmax  masks [B, h, w, K] -> labels [B, H', W'], uint8, or int16 when K > 256
-        size                 ints (H, W); what h x w is upsampled to
-        crop                 ints (H', W'), always there; the top-left part that is kept
+    SegmenterUpsampleArgmax  masks [B, h, w, K] -> labels [B, H', W'], int32
+        size                 ints (H, W); what h x w is upsampled to; a negative -s stands for s times the grid's side
+        crop                 ints (H', W'), always there; the top-left part that is kept; -1 keeps all
 
 All tensors of a node but labels share one type: float32, float16 or bfloat16; all are dense, last axis fastest. Masks
-come with the classes last, as SegmenterMaskScores writes them, so that nothing is transposed in between. What each
+come with the classes last, as SegmenterMaskScores writes them, so that nothing is transposed in between. Labels are
+int32, as TensorRT has uint8 for inputs and outputs of a graph alone, and a Cast to uint8 (int16) follows. What each
 node computes is what the function of `segmenter_kernels.reference` of the same name does. add_layernorm becomes Add and
 LayerNormalization; linear_gelu MatMul, Add and Gelu; linear_residual MatMul and two Adds.
 """
@@ -28,7 +29,7 @@ from segmenter_kernels import library
 
 DOMAIN, VERSION = library.NAMESPACE, 1
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-_LABELS = ["tensor(uint8)", "tensor(int16)"]
+_LABELS = ["tensor(int32)"]
 _DOMAIN = Opset(DOMAIN, VERSION)
 
 
@@ -89,7 +90,8 @@ def _mask_scores(patches: Any, classes: Any, weight: Any, bias: Any, eps: float)
 
 
 def _upsample_argmax(masks: Any, size: Sequence[int], crop: Sequence[int] | None = None) -> Any:
-    return UPSAMPLE_ARGMAX(_classes_last(masks), size=size, crop=crop or size)
+    labels = UPSAMPLE_ARGMAX(_classes_last(masks), size=size, crop=crop or size)
+    return standard.Cast(labels, to=onnx.TensorProto.UINT8 if masks.shape[1] <= 256 else onnx.TensorProto.INT16)
 
 
 def _classes_last(masks: Any) -> Any:

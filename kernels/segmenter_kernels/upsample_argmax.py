@@ -26,8 +26,12 @@ OP = "upsample_argmax"
 MAX_K = 32767
 MAX_SIDES = 2**29  # source side times target side, so that positions fit int32
 MAX_ROWS = 16  # output rows between two source rows that have a case of their own
-# with confidence or not, type of the labels
-DEPLOYED_CASES = (("8", False, "u8"), ("16", False, "u8"), ("16", False, "i16"), ("16", True, "u8"))
+# case, with confidence or not, type of the labels, whether for fewer classes than a group; 32 bits are for TensorRT,
+# whose plugins write no narrower labels (its UINT8 is of inputs and outputs alone)
+DEPLOYED_CASES = (
+    *(("8", False, "u8", False), ("16", False, "u8", False), ("16", False, "i16", False), ("16", True, "u8", False)),
+    *(("8", False, "i32", False), ("16", False, "i32", False), ("16", False, "i32", True)),
+)
 
 
 @triton.jit
@@ -171,9 +175,10 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
     """The forms engines launch on an architecture: channels-last masks (stride 1 along the classes)."""
     integers = ("K", "h", "w", "H", "W", "rows", "columns", "intervals", "chunks", "stride_b", "stride_h", "stride_w")
     for dtype in DEPLOYED:
-        for case, confidence, labels in DEPLOYED_CASES:
+        for case, confidence, labels, few in DEPLOYED_CASES:
             tile = tiles.of_architecture(OP, case, architecture)
-            suffix = ("_int16" if labels == "i16" else "") + ("_confidence" if confidence else "")
+            suffix = {"u8": "", "i16": "_int16", "i32": "_int32"}[labels]
+            suffix += ("_confidence" if confidence else "") + ("_few" if few else "")
             yield Specialisation(
                 name=f"{OP}_{TYPE_NAMES[dtype]}_r{case}{suffix}",
                 kernel=_kernel,
@@ -185,7 +190,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                 constants={
                     **({} if confidence else {"confidence_ptr": None}),
                     **{"stride_k": 1, "BLOCK_Y": tile["BLOCK_Y"], "BLOCK_X": tile["BLOCK_X"]},
-                    **{"GROUP": tile["GROUP"]},
+                    **{"GROUP": 1 if few else tile["GROUP"]},
                 },
                 aligned=frozenset(("masks_ptr", "labels_ptr", *(("confidence_ptr",) if confidence else ()))),
                 num_warps=tile["num_warps"],

@@ -16,6 +16,7 @@ from segmenter_kernels import cubin
 from segmenter_kernels.add_layernorm import DEPLOYED_WIDTHS
 from segmenter_kernels.aot import table
 from segmenter_kernels.compiling import JUDGED_WITH, OPS, Compiled, compile_kernel, faults, specialisations
+from segmenter_kernels.parameters import parameters
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import ARCHITECTURES
 
@@ -95,6 +96,7 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
         (80, "sm_80", "_forward"),
         (90, "sm_90a", "_forward"),
     ]
+    assert [each["bytes"] for each in kernels[0]["launch"]] == kernels[0]["parameter_bytes"]
     # six pointers, two integers, a float, then the two scratch pointers Triton always adds
     assert kernels[0]["parameter_bytes"] == [8] * 6 + [4] * 3 + [8] * 2
     again = compiler("--only", "add_layernorm_fp16_c256", "--architectures", 80, "--out", tmp_path / "a")
@@ -114,9 +116,13 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
         ({"instructions": {"HMMA": 3, "LDGSTS": 8}}, "no tensor-core instruction"),
         ({"instructions": {"HGMMA": 3}}, "no asynchronous copy (LDGSTS)"),
         (
-            {"specialisation": replace(SPECIALISATION, types={"x_desc": "tensordesc<fp16[64, 64]>"})},
+            {
+                "specialisation": replace(SPECIALISATION, types={"x_desc": "tensordesc<fp16[64, 64]>"}),
+                "parameter_bytes": (128, 4, 4, 8, 8, 8, 8),
+            },
             "no asynchronous copy (UTMALDG)",
         ),
+        ({"parameter_bytes": (8, 8)}, "parameters of [8, 8] bytes, described as [8, 8, 8]"),
     ],
 )
 def test_each_limit_is_a_fault_of_its_own(change, fault) -> None:
@@ -142,7 +148,7 @@ def test_pixels_of_every_patch_size_and_more_than_256_classes_have_a_form(archit
     assert words >= {(8, True), (16, True), (32, True), (16, False)}  # 360x480 is no multiple of 16
     assert 14 in {each["P"] for each in patches if each["BYTES"] == 1}
     labels = {form.types["labels_ptr"] for form in forms if form.name.startswith("upsample_argmax")}
-    assert labels == {"*u8", "*i16"}
+    assert labels == {"*u8", "*i16", "*i32"}
 
 
 def test_widths_are_whole_tiles_where_no_mask_guards_them() -> None:
@@ -205,6 +211,12 @@ def test_compiling_while_interpreting_is_refused() -> None:
         pytest.skip("this process compiles kernels for its GPU and does not interpret them")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
         compile_kernel(next(specialisations(80)), 80)
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [("fp64", 90), ("tensordesc<fp16[64, 64]>", 80)])
+def test_a_parameter_no_launcher_could_pass_is_named(kind: str, architecture: int) -> None:
+    with pytest.raises(ValueError, match=r"parameter x of type .* on sm_"):
+        parameters({"x": kind}, architecture)
 
 
 def test_a_kernel_nobody_knows_is_named() -> None:

@@ -1,0 +1,13 @@
+// The one exception of the plugins: its message is one line that names the thing, what was wanted and the next step.
+#pragma once
+
+#include <stdexcept>
+
+namespace segmenter_plugins {
+
+class Failure : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace segmenter_plugins
