@@ -126,10 +126,11 @@ def _held_shift(span: Range, form: Format, real: int) -> float:
     Symmetric numbers leave half their range to what never comes. Around its middle the activation has the steps of
     uint8 with a zero point, zero is still one of them, and the product gets the middle back as a constant a channel.
     """
-    if form.element != INT8.element or -span.low > ONE_SIDED * span.high:
+    if form.element != INT8.element or -span.low >= ONE_SIDED * span.high:
         return 0.0
     scale, zero = UINT8.fitted(span.low, span.high)
-    return float(held_scale(torch.tensor(scale), real)) * (128 - zero)
+    # of whole steps, and rounded as the graph holds it: what is taken off is what the product gets back
+    return float(held_scale(held_scale(torch.tensor(scale), real) * (128 - zero), real))
 
 
 def weight_scale(weight: torch.Tensor, form: Format, real: int, axis: int) -> torch.Tensor:
