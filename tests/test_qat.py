@@ -20,7 +20,7 @@ from segmenter.preprocess import normalize
 from segmenter_engines import qat as qat_command
 from segmenter_engines.export import export
 from segmenter_engines.fake_quant import fake, fake_quantised
-from segmenter_engines.folder import FP32
+from segmenter_engines.folder import FP32, INT8_TENSORRT
 from segmenter_engines.folder import INT8 as INT8_CPU
 from segmenter_engines.formats import INT8
 from segmenter_engines.manifest import read_manifest
@@ -94,6 +94,14 @@ def test_every_parameter_learns_through_the_rounding(engine_folder):
         name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
     ]
     assert silent == []
+
+
+def test_scales_are_taken_from_another_graph_as_they_are(engine_folder, tmp_path):
+    quantize(engine_folder / "model.fp16.onnx", tmp_path / "m.onnx", scales_of=engine_folder / INT8_TENSORRT)
+    ours, theirs = (
+        quantised_layers(onnx.load(path).graph) for path in (tmp_path / "m.onnx", engine_folder / INT8_TENSORRT)
+    )
+    assert ours == theirs
 
 
 @pytest.fixture(scope="module")

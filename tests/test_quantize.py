@@ -224,11 +224,9 @@ def test_bf16_graphs_are_quantised_too(bf16_graph, tmp_path, precision):
     assert manifest.details["base_precision"] == "bf16"
     graph = onnx.load(tmp_path / "m.onnx")
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    layers = quantised_layers(graph.graph)
-    assert len(layers) == 4 * 3 + 1
-    assert all(
-        constants[f"{layer.activation}/scale"].data_type == onnx.TensorProto.BFLOAT16 for layer in layers.values()
-    )
+    assert len(quantised_layers(graph.graph)) == 4 * 3 + 1
+    pairs = [node for node in graph.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {constants[node.input[1]].data_type for node in pairs} == {onnx.TensorProto.BFLOAT16}
     # ONNX Runtime has no bf16 kernels on a CPU: the same weights and Q/DQ nodes, in float32 between them
     batch = normalize(pictures(1), manifest.preprocess).numpy()
     runs = [
@@ -272,3 +270,21 @@ def test_graphs_with_plugins_are_refused(engine_folder, tmp_path):
     replace(read_manifest(engine_folder / "model.fp16.onnx"), plugins=("SegmenterAttention",)).write(path)
     with pytest.raises(EngineError, match="holds SegmenterAttention nodes; quantise an export with --lowering native"):
         quantize(path, tmp_path / "q.onnx", pictures(1))
+
+
+def test_one_sided_activations_are_centred_for_symmetric_numbers(engine_folder):
+    """What GELU gives gets the steps of uint8, and zero is one of them; what stands around zero is left as it is."""
+    graph = onnx.load(engine_folder / "model.int8-trt.onnx").graph
+    layers = quantised_layers(graph)
+    assert {weight for weight, layer in layers.items() if layer.shift} == {
+        weight for weight in layers if weight.endswith("mlp.fc2.weight")
+    }
+    for layer in layers.values():
+        steps = layer.shift / layer.scale
+        assert steps == pytest.approx(round(steps), abs=0.05)  # in fp16, scale and shift are rounded each on its own
+        assert abs(steps) <= 128
+    made_by = {output: node for node in graph.node for output in node.output}
+    for layer in layers.values():
+        if layer.shift:
+            assert made_by[layer.activation].op_type == "Gelu"
+            assert layer.scale * -128 + layer.shift == pytest.approx(-0.17, abs=0.1)  # the least GELU gives

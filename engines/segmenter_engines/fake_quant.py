@@ -47,7 +47,7 @@ class FakeLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, layer: Quantised, real: int) -> None:
         super().__init__()
-        self.linear, self.zero, self.real = linear, layer.zero, real
+        self.linear, self.zero, self.shift, self.real = linear, layer.zero, layer.shift, real
         self.inputs = FORMATS[layer.element]
         self.weights = FP8 if self.inputs is FP8 else INT8
         self.register_buffer("scale", torch.tensor(layer.scale), persistent=False)
@@ -56,7 +56,9 @@ class FakeLinear(nn.Module):
         weight = self.linear.weight
         scale = weight_scale(weight.detach(), self.weights, self.real, axis=1)
         return F.linear(
-            fake(x, self.scale, self.zero, self.inputs), fake(weight, scale, 0, self.weights), self.linear.bias
+            fake(x - self.shift, self.scale, self.zero, self.inputs) + self.shift,
+            fake(weight, scale, 0, self.weights),
+            self.linear.bias,
         )
 
 

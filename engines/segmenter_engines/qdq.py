@@ -14,10 +14,11 @@ import torch
 from onnx import NodeProto, helper
 
 from segmenter.errors import EngineError
-from segmenter_engines.formats import Format, held_scale, tensor_of, values_of
+from segmenter_engines.formats import INT8, UINT8, Format, held_scale, tensor_of, values_of
 from segmenter_engines.histogram import Range
 
 # class projections, of the mask decoder and of the linear one: kept in floating point
+ONE_SIDED = 0.25  # of an activation's largest value its smallest may be at most, to be taken for one-sided
 TAIL = ("decoder.proj_patch", "decoder.proj_classes", "decoder.head")
 
 
@@ -77,6 +78,14 @@ def insert_qdq(
             node = _weight(graph, constants[layer.weight], weights, real)
             before.append(node)
             quantised[layer.weight] = node.output[0]
+        if shift := _held_shift(found[layer.activation], activations, real):
+            output = layer.node.output[0]
+            layer.node.output[0] = f"{output}/centred"
+            weight = values_of(constants[layer.weight])
+            back = shift * weights.fake(weight, weight_scale(weight, weights, real, axis=0)).sum(0)
+            graph.initializer.append(tensor_of(f"{output}/shift", back, real))
+            node = helper.make_node("Add", [f"{output}/centred", f"{output}/shift"], [output], name=f"{output}/Add")
+            after[f"{output}/centred"] = [node]
         layer.node.input[0] = quantised[layer.activation]
         layer.node.input[1] = quantised[layer.weight]
     nodes = list(graph.node)
@@ -95,13 +104,33 @@ def insert_qdq(
 
 def _activation(graph: onnx.GraphProto, name: str, span: Range, form: Format, real: int) -> list[NodeProto]:
     scale, zero = form.fitted(span.low, span.high)
+    nodes, whole = [], name
+    if shift := _held_shift(span, form, real):
+        scale, _ = UINT8.fitted(span.low, span.high)
+        name = f"{whole}/centred"
+        graph.initializer.append(tensor_of(f"{whole}/middle", torch.tensor(shift), real))
+        nodes = [helper.make_node("Sub", [whole, f"{whole}/middle"], [name], name=f"{whole}/Sub")]
     inputs = [f"{name}/scale", f"{name}/zero"]
     graph.initializer.append(tensor_of(inputs[0], held_scale(torch.tensor(scale), real), real))
     graph.initializer.append(tensor_of(inputs[1], torch.tensor(zero), form.element))
     return [
+        *nodes,
         helper.make_node("QuantizeLinear", [name, *inputs], [f"{name}/q"], name=f"{name}/Q"),
         helper.make_node("DequantizeLinear", [f"{name}/q", *inputs], [f"{name}/dq"], name=f"{name}/DQ"),
     ]
+
+
+def _held_shift(span: Range, form: Format, real: int) -> float:
+    """What to take off a one-sided activation, as GELU gives them, before it becomes symmetric int8; 0 for others.
+
+    Symmetric numbers leave half their range to what never comes. Around its middle the activation has the steps of
+    uint8 with a zero point, zero is still one of them, and the product gets the middle back as a constant a channel.
+    """
+    if form.element != INT8.element or -span.low >= ONE_SIDED * span.high:
+        return 0.0
+    scale, zero = UINT8.fitted(span.low, span.high)
+    # of whole steps, and rounded as the graph holds it: what is taken off is what the product gets back
+    return float(held_scale(held_scale(torch.tensor(scale), real) * (128 - zero), real))
 
 
 def weight_scale(weight: torch.Tensor, form: Format, real: int, axis: int) -> torch.Tensor:
@@ -130,6 +159,7 @@ class Quantised:
     scale: float
     zero: int
     element: int
+    shift: float = 0.0  # taken off before
 
 
 def quantised_layers(graph: onnx.GraphProto) -> dict[str, Quantised]:
@@ -143,7 +173,11 @@ def quantised_layers(graph: onnx.GraphProto) -> dict[str, Quantised]:
             left, right = sides
             scale, zero = constants[left.input[1]], constants[left.input[2]]
             activation, weight = made_by[left.input[0]].input[0], right.output[0].removesuffix("/dq")
-            found[weight] = Quantised(activation, float(values_of(scale)), int(values_of(zero)), zero.data_type)
+            shift, before = 0.0, made_by.get(activation)
+            if before is not None and before.op_type == "Sub" and activation.endswith("/centred"):
+                activation, shift = before.input[0], float(values_of(constants[before.input[1]]))
+            numbers = float(values_of(scale)), int(values_of(zero)), zero.data_type
+            found[weight] = Quantised(activation, *numbers, shift)
     return found
 
 

@@ -139,8 +139,10 @@ def calibrated_like(source: Path, other: Path) -> Calibrated:
     spans = {}
     for weight, layer in found.items():
         form = FORMATS[layer.element]
-        low = -form.high if not form.one_sided else form.low - layer.zero
-        spans[known[weight].activation] = Range(low * layer.scale, (form.high - layer.zero) * layer.scale)
+        low = -form.high if not (form.one_sided or layer.shift) else form.low - layer.zero
+        spans[known[weight].activation] = Range(
+            low * layer.scale + layer.shift, (form.high - layer.zero) * layer.scale + layer.shift
+        )
     return Calibrated(source, base, recipe, target, model, tuple(found), spans, 0)
 
 
