@@ -419,6 +419,34 @@ def test_ctrl_c_reaches_the_work_and_waits_for_it():
     assert ended == [True]
 
 
+def test_ctrl_c_ends_a_build_at_the_builders_next_step(fake, source, tmp_path, monkeypatch):
+    stops: list[threading.Event] = []
+    make = builder.monitor
+    monkeypatch.setattr(builder, "monitor", lambda trt, watcher, stop: stops.append(stop) or make(trt, watcher, stop))
+    told: list[str] = []
+
+    class Pressing:
+        """Presses Ctrl-C at the first step; at the next the builder has to be gone."""
+
+        def begin(self, phase, steps):
+            told.append("begin")
+
+        def step(self, phase, step):
+            told.append(f"step {step}")
+            if step == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert stops[0].wait(60)
+
+        def end(self, phase):
+            told.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "m.plan", engine="tensorrt", timing_cache="none", watcher=Pressing())
+    assert told == ["begin", "step 0"]
+    assert fake.builds == []
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.tensorrt
 def test_ctrl_c_ends_a_build_and_leaves_nothing(rtx, source, tmp_path, monkeypatch, capsys):
     make = builder.monitor
