@@ -1,7 +1,6 @@
 #include "driver.h"
 
-#include <dlfcn.h>
-
+#include "driver_library.h"
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt::cuda {
@@ -9,32 +8,21 @@ namespace {
 
 constexpr char kLibrary[] = "libcuda.so.1";
 constexpr int kVersion = 12000;  // of the functions asked for
-constexpr std::uint64_t kDefaultStreams = 0;
-
-using GetProcAddress = Status(const char* name, void** function, int version, std::uint64_t flags, int* found);
 
 template <class Function>
-void bind(GetProcAddress* get, const char* name, Function*& function) {
-  void* address = nullptr;
-  int found = 0;
-  if (get(name, &address, kVersion, kDefaultStreams, &found) != 0 || address == nullptr) {
-    throw Unavailable(std::string(kLibrary) + ": has no " + name + "; update the NVIDIA driver to one of CUDA 12");
-  }
-  function = reinterpret_cast<Function*>(address);
+void bind(const DriverLibrary& library, const char* name, Function*& function) {
+  if (library.find(name, kVersion, function)) return;
+  throw Unavailable(std::string(kLibrary) + ": has no " + name + " of CUDA 12; update the NVIDIA driver");
 }
 
 Driver open() {
-  void* const library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
+  const DriverLibrary library(kLibrary);
+  if (!library.missing().empty()) {
     throw Unavailable(std::string("no NVIDIA driver here (") + kLibrary +
                       " not found); the plan is whole, run it on a machine with a GPU");
   }
-  const auto get = reinterpret_cast<GetProcAddress*>(dlsym(library, "cuGetProcAddress_v2"));
-  if (get == nullptr) {
-    throw Unavailable(std::string(kLibrary) + ": older than CUDA 12; update the NVIDIA driver");
-  }
   Driver found;
-#define SEGMENTER_TRT_BIND(name) bind(get, "cu" #name, found.name)
+#define SEGMENTER_TRT_BIND(name) bind(library, "cu" #name, found.name)
   SEGMENTER_TRT_BIND(Init);
   SEGMENTER_TRT_BIND(GetErrorString);
   SEGMENTER_TRT_BIND(DeviceGetCount);

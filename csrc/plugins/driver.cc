@@ -1,50 +1,33 @@
 #include "driver.h"
 
-#include <dlfcn.h>
-
+#include "driver_library.h"
 #include "failure.h"
 
 namespace segmenter_plugins {
 namespace {
 
-using Find = Result (*)(const char* name, void** function, int version, std::uint64_t flags, int* status);
-
 constexpr int kVersion = 12000, kParameterInfoVersion = 12040;  // of CUDA, the first with what is asked for
-
-// A plain dlsym of these names would get the versions of CUDA's first years.
-template <class Pointer>
-bool find(Find finder, const char* name, int version, Pointer& function) {
-  void* found = nullptr;
-  if (finder(name, &found, version, 0, nullptr) != kSuccess || !found) return false;
-  function = reinterpret_cast<Pointer>(found);
-  return true;
-}
 
 }  // namespace
 
 Driver Driver::open(const std::string& library) {
-  // never closed: kernels stay loaded as long as the process
-  void* const handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!handle) {
-    const char* const reason = dlerror();
-    throw Failure("no CUDA driver: " + std::string(reason ? reason : library) + "; install NVIDIA's driver");
-  }
-  const auto finder = reinterpret_cast<Find>(dlsym(handle, "cuGetProcAddress_v2"));
+  const segmenter_trt::cuda::DriverLibrary found(library);
+  if (!found.missing().empty()) throw Failure("no CUDA driver: " + found.missing() + "; install NVIDIA's driver");
   Driver driver{};
-  const bool complete = finder && find(finder, "cuInit", kVersion, driver.init) &&
-                        find(finder, "cuDriverGetVersion", kVersion, driver.driver_version) &&
-                        find(finder, "cuCtxGetDevice", kVersion, driver.current_device) &&
-                        find(finder, "cuDeviceGetAttribute", kVersion, driver.device_attribute) &&
-                        find(finder, "cuGetErrorName", kVersion, driver.error_name) &&
-                        find(finder, "cuLibraryLoadData", kVersion, driver.load_library) &&
-                        find(finder, "cuLibraryGetKernel", kVersion, driver.get_kernel) &&
-                        find(finder, "cuKernelGetFunction", kVersion, driver.get_function) &&
-                        find(finder, "cuKernelGetAttribute", kVersion, driver.get_kernel_attribute) &&
-                        find(finder, "cuKernelSetAttribute", kVersion, driver.set_kernel_attribute) &&
-                        find(finder, "cuTensorMapEncodeTiled", kVersion, driver.encode_tiled) &&
-                        find(finder, "cuLaunchKernelEx", kVersion, driver.launch);
+  const bool complete = found.find("cuInit", kVersion, driver.init) &&
+                        found.find("cuDriverGetVersion", kVersion, driver.driver_version) &&
+                        found.find("cuCtxGetDevice", kVersion, driver.current_device) &&
+                        found.find("cuDeviceGetAttribute", kVersion, driver.device_attribute) &&
+                        found.find("cuGetErrorName", kVersion, driver.error_name) &&
+                        found.find("cuLibraryLoadData", kVersion, driver.load_library) &&
+                        found.find("cuLibraryGetKernel", kVersion, driver.get_kernel) &&
+                        found.find("cuKernelGetFunction", kVersion, driver.get_function) &&
+                        found.find("cuKernelGetAttribute", kVersion, driver.get_kernel_attribute) &&
+                        found.find("cuKernelSetAttribute", kVersion, driver.set_kernel_attribute) &&
+                        found.find("cuTensorMapEncodeTiled", kVersion, driver.encode_tiled) &&
+                        found.find("cuLaunchKernelEx", kVersion, driver.launch);
   if (!complete) throw Failure(library + ": this CUDA driver is older than 12.0; install NVIDIA's driver 525 or newer");
-  find(finder, "cuKernelGetParamInfo", kParameterInfoVersion, driver.parameter_info);
+  found.find("cuKernelGetParamInfo", kParameterInfoVersion, driver.parameter_info);
   driver.check(driver.init(0), "cuInit");
   return driver;
 }

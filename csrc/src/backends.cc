@@ -61,7 +61,7 @@ const BackendModule& open_module(const std::string& name) {
     return *module;
   }
   throw Unavailable("engine " + name + ": " + file + " cannot be opened (" + told +
-                    "); build it with -DSEGMENTER_TRT_TENSORRT=ON, or name its folder in " + kFolderVariable);
+                    "); build it with -DTENSORRT_INCLUDE_DIR (csrc/tensorrt), or name its folder in " + kFolderVariable);
 }
 
 // The name of the backend a request asks for. Throws InputError for one that cannot open the artifact.

@@ -1,0 +1,130 @@
+"""The TensorRT backend in C++, on a driver and a TensorRT that need no GPU: its own tests, and an engine through it."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmenter.config import Preprocess
+from segmenter.files import sha256
+from segmenter_engines.manifest import PIXELS, Manifest
+from tests.cpp_build import build, clang, run
+
+pytestmark = pytest.mark.slow
+# one program for the paths, one for the threads; sanitizers see what comes of both
+SANITIZERS = ("address,undefined", "thread")
+TARGETS = ("test_tensorrt", "segmenter_trt_tensorrt", "session_program")
+
+
+@pytest.fixture(scope="module")
+def headers() -> Path:
+    """TensorRT's headers, from the wheel that happens to carry them."""
+    found = importlib.util.find_spec("kernel_lens")
+    for place in (found and found.submodule_search_locations) or ():
+        folder = Path(place) / "include" / "tensorrt"
+        if (folder / "NvInferRuntime.h").is_file():
+            return folder
+    pytest.skip("no TensorRT headers here; pip install kernel-lens")
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """The environment in which the fakes of a build are the machine's driver and TensorRT."""
+    fakes = folder / "csrc" / "tensorrt" / "tests" / "fakes"
+    return os.environ | {
+        "LD_LIBRARY_PATH": str(fakes),
+        "SEGMENTER_TRT_TENSORRT": str(fakes),
+        "SEGMENTER_TRT_BACKENDS": str(folder / "csrc" / "tensorrt"),
+        "TSAN_OPTIONS": "halt_on_error=1",
+    }
+
+
+@pytest.fixture(scope="module", params=SANITIZERS)
+def folder(request: pytest.FixtureRequest, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("tensorrt")
+    compiler = clang("clang++") if request.param == "thread" else None
+    options = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
+    flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={request.param}")
+    build(made, *options, *flags, f"-DTENSORRT_INCLUDE_DIR={headers}", targets=TARGETS)
+    return made
+
+
+def test_every_path_of_the_backend(folder: Path) -> None:
+    result = run(folder / "csrc" / "tensorrt" / "tests" / "test_tensorrt", env=variables(folder))
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    assert "[  PASSED  ]" in result.stdout
+    assert "[  SKIPPED ]" not in result.stdout
+
+
+def write_plan(path: Path, version: str, words: str = "masks") -> Path:
+    """A plan of the fake TensorRT: labels are the red values modulo 5."""
+    path.write_text(f"fake 4 64 64 5 8 {words}")
+    Manifest(
+        artifact=path.name,
+        kind="plan",
+        engine="tensorrt",
+        precision="fp16",
+        sha256=sha256(path),
+        source={},
+        model="fake",
+        patch_size=8,
+        input=PIXELS,
+        height=(8, 16, 64),
+        width=(8, 24, 64),
+        batch=(1, 1, 4),
+        outputs=("labels", "masks"),
+        classes=("a", "b", "c", "d", "e"),
+        palette=((0, 0, 0),) * 5,
+        preprocess=Preprocess(),
+        command="segmenter build",
+        versions={"tensorrt": version},
+        machine="somewhere",
+        compute_capabilities=("8.0+",),
+    ).write(path)
+    return path
+
+
+def version_of(headers: Path) -> str:
+    lines = (headers / "NvInferVersion.h").read_text(encoding="utf-8").splitlines()
+    numbers = dict(line.split()[1:3] for line in lines if line.startswith("#define TRT_M"))
+    return f"{numbers['TRT_MAJOR_ENTERPRISE']}.{numbers['TRT_MINOR_ENTERPRISE']}.1.48"
+
+
+def test_an_engine_opens_a_plan_through_the_backends_own_library(folder: Path, headers: Path, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "model.plan", version_of(headers))
+    images = np.random.default_rng(0).integers(0, 250, (3, 16, 24, 3), dtype=np.uint8)
+    images.tofile(tmp_path / "images")
+    program = folder / "csrc" / "tests" / "session_program"
+    places = (*map(str, images.shape[:3]), tmp_path / "images", tmp_path / "result")
+    many = run(program, "many", plan, "", *places, "4", "20", env=variables(folder))
+    assert many.returncode == 0, (many.stdout + many.stderr)[-4000:]
+    once = run(program, "labels", plan, "", *places, env=variables(folder))
+    assert once.returncode == 0, (once.stdout + once.stderr)[-4000:]
+    labels = np.fromfile(tmp_path / "result", np.uint8).reshape(images.shape[:3])
+    np.testing.assert_array_equal(labels, images[..., 0] % 5)
+    # scores that are no numbers: an image whose first pixel is 255
+    images[1, 0, 0] = 255
+    images.tofile(tmp_path / "images")
+    refused = run(program, "labels", plan, "", *places, env=variables(folder))
+    assert refused.returncode != 0
+    assert "scores that are no numbers" in refused.stderr
+    # another version of TensorRT than built it
+    other = write_plan(tmp_path / "other.plan", "10.0.0.1")
+    refused = run(program, "labels", other, "", *places, env=variables(folder))
+    assert "built with tensorrt 10.0.0.1, this is 10." in refused.stderr
+
+
+def test_without_a_driver_it_says_so(folder: Path, headers: Path, tmp_path: Path) -> None:
+    if (Path("/usr/lib/x86_64-linux-gnu") / "libcuda.so.1").exists():
+        pytest.skip("this machine has an NVIDIA driver")
+    plan = write_plan(tmp_path / "model.plan", version_of(headers))
+    environment = variables(folder)
+    del environment["LD_LIBRARY_PATH"]
+    images = np.zeros((1, 16, 24, 3), np.uint8)
+    images.tofile(tmp_path / "images")
+    places = ("1", "16", "24", tmp_path / "images", tmp_path / "result")
+    result = run(folder / "csrc" / "tests" / "session_program", "labels", plan, "", *places, env=environment)
+    assert result.returncode != 0
+    assert "no NVIDIA driver here (libcuda.so.1 not found)" in result.stderr
