@@ -40,6 +40,7 @@ PluginFieldCollection collection(const std::vector<PluginField>& fields) {
 
 std::vector<PluginField> names(const std::vector<Attribute>& attributes) {
   std::vector<PluginField> fields;
+  fields.reserve(attributes.size());
   for (const Attribute& each : attributes) fields.emplace_back(each.name, nullptr, each.type, each.length);
   return fields;
 }
