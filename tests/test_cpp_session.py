@@ -16,7 +16,7 @@ from segmenter_engines.export import export
 from segmenter_engines.manifest import manifest_path
 from tests.cpp_build import run
 from tests.networks import small_network
-from tests.small_engines import H, W, pictures
+from tests.small_engines import HEIGHTS, PIXELS, RANGED, WIDTHS, H, W, pictures
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +58,15 @@ class Program:
 @pytest.fixture
 def program(cpp_library: Path, libraries: Path, tmp_path: Path) -> Program:
     return Program(cpp_library, libraries, tmp_path)
+
+
+@pytest.mark.parametrize("graph", [RANGED, PIXELS])
+def test_sizes_in_a_range_and_pixels_are_the_python_sessions(program: Program, ranged_folder: Path, graph: str) -> None:
+    for height, width in ((HEIGHTS[0], WIDTHS[2]), (H - 1, W), (HEIGHTS[2], WIDTHS[0])):
+        images = pictures(2, 160, 200)[:, :height, :width].copy()
+        labels = program("labels", ranged_folder / graph, images, 1, "")
+        with open_session(ranged_folder / graph, "openvino", threads=1) as session:
+            np.testing.assert_array_equal(labels.reshape(2, height, width), session(images))
 
 
 @pytest.mark.parametrize("graph", ["model.fp32.onnx", "model.fp16.onnx", "model.int8.onnx"])
