@@ -470,3 +470,11 @@ def test_weights_stay_out_of_what_is_written(rtx, source, tmp_path):
     numbers = onnx.numpy_helper.to_array(weight).ravel()[:20]
     assert not [number for number in numbers if f"{float(number):.4f}"[:6] in written]
     assert builder_log("tensorrt-rtx").messages == []
+
+
+def test_the_monitor_ends_a_build_once_it_is_to_stop():
+    stop = threading.Event()
+    watched = builder.monitor(fake_tensorrt(VERSIONS[1]), None, stop)
+    assert watched.step_complete("Timing", 0)
+    stop.set()
+    assert not watched.step_complete("Timing", 1)
