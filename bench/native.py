@@ -24,7 +24,7 @@ from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, EngineError
 from segmenter.images import read_image
 from segmenter_bench.timing import burst, take_turns
-from segmenter_engines import Session, open_session
+from segmenter_engines.sessions import Session, open_engine
 from segmenter_trt.runtimes import folder
 
 PYTHON, MODULE, PROGRAM = "python session", "segmenter_trt module", "segmenter_trt_cli"
@@ -90,7 +90,7 @@ def require_same_labels(
 
 def native(options: Options) -> None:
     threads = options.threads or usable_cores()
-    with tempfile.TemporaryDirectory() as name, open_session(options.engine, "openvino", threads=threads) as session:
+    with tempfile.TemporaryDirectory() as name, open_engine(options.engine, "openvino", threads=threads) as session:
         module = segmenter_trt.Session(segmenter_trt.Engine(options.engine, threads=threads))
         height, width = module.engine.manifest["height"][1], module.engine.manifest["width"][1]
         image = picture_for(options, (height, width))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segmenter_engines import open_session
 from segmenter_engines.folder import FP32
+from segmenter_engines.sessions import open_engine
 from tests.cpp_build import ROOT, clang
 from tests.small_engines import H, W, pictures
 
@@ -95,7 +95,7 @@ def test_labels_masks_and_logits(library: c.CDLL, session: c.c_void_p, engine_fo
     given = (session, address(images), *sides(2, H, W))
     assert library.segmenter_trt_session_run(*given, address(labels), c.c_size_t(labels.nbytes)) == OK
     np.testing.assert_array_equal(labels, python.run(images))
-    with open_session(engine_folder / FP32, "openvino", threads=1) as plain:
+    with open_engine(engine_folder / FP32, "openvino", threads=1) as plain:
         np.testing.assert_array_equal(labels, plain(images))
 
     masks, shape = c.POINTER(c.c_float)(), (c.c_int64 * 4)()
@@ -164,22 +164,22 @@ def test_mistakes_are_statuses(
         assert run(address(images), shape, address(labels), 0) == INPUT
     out = c.c_void_p(1)
 
-    def open_engine(path: Path | None, options: EngineOptions | None = None) -> int:
+    def opened(path: Path | None, options: EngineOptions | None = None) -> int:
         name = None if path is None else str(path).encode()
         status = library.segmenter_trt_engine_open(name, None if options is None else c.byref(options), c.byref(out))
         assert out.value is None
         return int(status)
 
-    assert open_engine(tmp_path / "none.onnx") == ARTIFACT
+    assert opened(tmp_path / "none.onnx") == ARTIFACT
     assert "no such engine file" in error(library)
-    assert open_engine(None) == INPUT
-    assert open_engine(engine_folder / FP32, EngineOptions(1000)) == INPUT
+    assert opened(None) == INPUT
+    assert opened(engine_folder / FP32, EngineOptions(1000)) == INPUT
     assert "is the library older than its header?" in error(library)
-    assert open_engine(engine_folder / FP32, EngineOptions(c.sizeof(EngineOptions), backend=b"none")) == INPUT
+    assert opened(engine_folder / FP32, EngineOptions(c.sizeof(EngineOptions), backend=b"none")) == INPUT
     nowhere = EngineOptions(c.sizeof(EngineOptions), runtime=str(tmp_path).encode())
-    assert open_engine(engine_folder / FP32, nowhere) == UNAVAILABLE
+    assert opened(engine_folder / FP32, nowhere) == UNAVAILABLE
     shutil.copy(engine_folder / FP32, tmp_path / "alone.onnx")
-    assert open_engine(tmp_path / "alone.onnx") == MANIFEST
+    assert opened(tmp_path / "alone.onnx") == MANIFEST
     enqueue = (session, address(images), *sides(1, H, W), address(labels), c.c_size_t(labels.nbytes), None)
     assert library.segmenter_trt_session_enqueue(*enqueue) == UNAVAILABLE
     library.segmenter_trt_engine_close(None)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from segmenter.images import overlay
-from segmenter_engines import open_session
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import read_manifest
+from segmenter_engines.sessions import open_engine
 from tests.sdk import call
 from tests.small_engines import H, W, pictures
 
@@ -42,7 +42,7 @@ def formats(cli: Any) -> set[str]:
 
 @pytest.fixture(scope="module")
 def session(engine_folder: Path) -> Any:
-    with open_session(engine_folder / FP32, "openvino", threads=1) as session:
+    with open_engine(engine_folder / FP32, "openvino", threads=1) as session:
         yield session
 
 

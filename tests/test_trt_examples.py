@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter_engines import open_session
 from segmenter_engines.folder import FP32
+from segmenter_engines.sessions import open_engine
 from tests.cpp_build import ROOT
 from tests.sdk import build_program, call
 from tests.small_engines import H, W, pictures
@@ -33,7 +33,7 @@ def expected(engine_folder: Path, tmp_path: Path) -> np.ndarray:
     picture = pictures(1, 2 * H, 2 * W, seed=3)[0]
     Image.fromarray(picture).save(tmp_path / "picture.ppm")
     fitted = np.asarray(Image.fromarray(picture).resize((W, H), Image.Resampling.BILINEAR))
-    with open_session(engine_folder / FP32, "openvino", threads=1) as session:
+    with open_engine(engine_folder / FP32, "openvino", threads=1) as session:
         return session(fitted)
 
 
@@ -55,7 +55,7 @@ def test_c(programs: Path, engine_folder: Path, expected: np.ndarray, tmp_path: 
 
 def test_server(programs: Path, engine_folder: Path) -> None:
     frames = pictures(40, seed=4)
-    with open_session(engine_folder / FP32, "openvino", threads=1) as session:
+    with open_engine(engine_folder / FP32, "openvino", threads=1) as session:
         labels = session(frames)
         wanted = {f"{i} {session.classes[np.bincount(frame.ravel()).argmax()]}" for i, frame in enumerate(labels)}
     result = call(programs / "server", engine_folder / FP32, "3", input=frames.tobytes(), text=False)

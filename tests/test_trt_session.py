@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from segmenter.checkpoint import save_model
-from segmenter_engines import open_session
 from segmenter_engines.export import export
 from segmenter_engines.folder import FP32, INT8
+from segmenter_engines.sessions import open_engine
 from tests.networks import small_network
 from tests.small_engines import H, W, pictures
 
@@ -65,7 +65,7 @@ def copied(artifact: Path, folder: Path, **changes: Any) -> Path:
 def test_labels_masks_and_logits_are_the_python_sessions(engine_folder: Path, name: str) -> None:
     images = pictures(3, seed=5)
     session = segmenter_trt.Session(segmenter_trt.Engine(engine_folder / name, threads=1))
-    with open_session(engine_folder / name, "openvino", threads=1) as python:
+    with open_engine(engine_folder / name, "openvino", threads=1) as python:
         np.testing.assert_array_equal(session.run(images), python(images))
         np.testing.assert_array_equal(session.run(images[0]), python(images[0]))
         scale, shift = python._scale, python._shift
