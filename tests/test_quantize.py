@@ -209,12 +209,8 @@ def sqnr(x, y):
 
 @pytest.fixture(scope="module")
 def bf16_graph(engine_folder, tmp_path_factory):
-    from segmenter_engines import export as export_module
-
     path = tmp_path_factory.mktemp("bf16") / "model.bf16.onnx"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "OPSET", 22)  # the first whose Conv takes bf16
-        export(engine_folder / "checkpoint", path, height=56, width=72, precision="bf16")
+    export(engine_folder / "checkpoint", path, height=56, width=72, precision="bf16")
     return path
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 from segmenter.errors import EngineError
 from segmenter_engines.formats import UINT8, Format
 from segmenter_engines.histogram import Histogram, Range
-from segmenter_engines.sessions.onnxruntime import session_options
+from segmenter_engines.sessions.onnxruntime import cut, session_options
 from segmenter_engines.widen import widened
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
@@ -92,6 +92,7 @@ def _watch(
     wide = widened(model)
     del wide.graph.output[:]
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
+    cut(wide.graph, watched)
     session = onnxruntime.InferenceSession(
         wide.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
     )
