@@ -14,7 +14,8 @@ from segmenter.cpu import int8_saturates
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
-from segmenter_engines.sessions.onnxruntime import cut, session_options
+from segmenter_engines.cut import cut
+from segmenter_engines.sessions.onnxruntime import session_options
 from tests.networks import CLASSES
 from tests.small_engines import HEIGHTS, PIXELS, RANGED, WIDTHS, H, W, network, pictures
 
