@@ -33,7 +33,7 @@ COMMANDS = {
     "build": ("segmenter_engines.build", "ONNX to a TensorRT plan"),
     "layers": ("segmenter_engines.layers", "what a plan's layers are: fused, converted, in which precision"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
-    "sign": ("segmenter_engines.signing", "sign an engine's manifest with an Ed25519 key"),
+    "sign": ("segmenter_engines.sign", "sign an engine's manifest with an Ed25519 key"),
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),

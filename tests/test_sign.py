@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from segmenter.errors import EngineError
-from segmenter_engines import open_session, signing
+from segmenter_engines import open_session
+from segmenter_engines import sign as sign_command
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import manifest_path, read_manifest
-from segmenter_engines.signing import require_signature, sign, signature_path
+from segmenter_engines.sign import require_signature, sign, signature_path
 
 pytest.importorskip("cryptography", reason="the extra `signing` is not installed")
 
@@ -44,7 +45,7 @@ def artifact(engine_folder, tmp_path):
 def test_a_signature_fits_its_manifest_and_key_alone(artifact, keys):
     with pytest.raises(EngineError, match=rf"has no signature {FP32}\.json\.sig"):
         require_signature(artifact, keys / "ours.pub")
-    assert signing.main([str(artifact), "--key", str(keys / "ours.pem")]) == 0
+    assert sign_command.main([str(artifact), "--key", str(keys / "ours.pem")]) == 0
     assert len(signature_path(artifact).read_bytes()) == 64
     require_signature(artifact, keys / "ours.pub")
     open_session(artifact, threads=1, require_signature=keys / "ours.pub").close()
