@@ -48,6 +48,11 @@ class Step:
     limit_s: float
     needs: tuple[str, ...] = ()
 
+    @property
+    def command(self) -> str:
+        """As someone else would type it."""
+        return " ".join(["python", "-m", self.module, *self.arguments])
+
 
 @dataclass
 class Outcome:
@@ -167,14 +172,14 @@ class Acceptance:
             (out / name).mkdir(parents=True, exist_ok=True)
 
     def done(self) -> set[str]:
-        """Steps that ended well at this commit, in this run or an earlier one."""
-        return {one.step for one in outcomes(self.out) if one.status == "ok" and one.commit == self.commit}
+        """Commands of steps that ended well at this commit, in this run or an earlier one."""
+        return {one.command for one in outcomes(self.out) if one.status == "ok" and one.commit == self.commit}
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run what is not done yet, and say after each step what there is."""
         done = self.done()
         for step in steps:
-            if step.name in done:
+            if step.command in done:
                 _say(f"{step.name}: done before")
                 continue
             outcome = self._run(step)
@@ -188,9 +193,13 @@ class Acceptance:
     def page(self) -> None:
         """Write the page of what there is; the one of before stays where that fails."""
         command = [sys.executable, "-m", "segmenter_bench.acceptance_page", str(self.out)]
-        done = subprocess.run(
-            command, env=self.variables, capture_output=True, text=True, timeout=PAGE_SECONDS, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env=self.variables, capture_output=True, text=True, timeout=PAGE_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            _say(f"no page: not written within {PAGE_SECONDS:.0f} s")
+            return
         if done.returncode != 0:
             _say(f"no page: {_last_line(done.stderr)}")
 
@@ -202,7 +211,7 @@ class Acceptance:
 
     def _run(self, step: Step) -> Outcome:
         command = [sys.executable, "-m", step.module, *step.arguments]
-        shown = " ".join(["python", *command[1:]])
+        shown = step.command
         missing = [name for name in step.needs if not self._found(name)]
         if missing:
             return Outcome(

@@ -48,6 +48,11 @@ class Options:
     threads: int | None = None
     """CPU threads; every core when left out."""
 
+    def __post_init__(self) -> None:
+        for name in ("rounds", "calls", *(("threads",) if self.threads is not None else ())):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least 1")
+
 
 def picture_for(options: Options, size: tuple[int, int]) -> np.ndarray:
     if options.picture is not None:

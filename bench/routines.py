@@ -6,7 +6,7 @@ python -m segmenter_bench.routines
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from rich.table import Table
 
 import segmenter_trt
 from segmenter.cli import run as run_command
-from segmenter.errors import VerificationError
+from segmenter.errors import ConfigError, VerificationError
+from segmenter_bench.timing import burst, take_turns
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,18 @@ class Options:
     classes: int = 150
     """Classes of the masks."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("classes", 2)):  # of two classes, the nearer decides what is a tie
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least {least}")
 
-def in_turns(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """Median milliseconds of each call."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds + 1):
-        for mine, call in zip(times, calls, strict=True):
-            begin = perf_counter()
-            call()
-            mine.append(1000 * (perf_counter() - begin))
-    # the first of each warms up
-    return [float(np.median(mine[1:])) for mine in times]
+
+def in_turns(theirs: Callable[[], Any], mine: Callable[[], Any], rounds: int) -> tuple[float, float]:
+    """Median milliseconds of each, a call a turn after an untimed one."""
+    calls = {"theirs": theirs, "mine": mine}
+    found = take_turns({name: partial(burst, call, 0.0, 1) for name, call in calls.items()}, rounds)
+    first, second = (float(np.median([one.ms[0] for one in found[name]])) for name in calls)
+    return first, second
 
 
 def smooth(classes: int, grid: int = 32) -> np.ndarray:
@@ -71,7 +73,7 @@ def labels_row(name: str, masks: np.ndarray, rounds: int) -> tuple[str, float, f
     wrong = int((eager().numpy() != ours())[clear].sum())
     if wrong:
         raise VerificationError(f"{name}: {wrong} labels differ from PyTorch's where no two classes are near a tie")
-    theirs, mine = in_turns([eager, ours], rounds)
+    theirs, mine = in_turns(eager, ours, rounds)
     return name, theirs, mine
 
 
@@ -87,7 +89,7 @@ def resize_row(name: str, old: tuple[int, int], new: tuple[int, int], rounds: in
 
     if not np.array_equal(pillow(), ours()):
         raise VerificationError(f"{name}: pixels differ from Pillow's")
-    theirs, mine = in_turns([pillow, ours], rounds)
+    theirs, mine = in_turns(pillow, ours, rounds)
     return name, theirs, mine
 
 

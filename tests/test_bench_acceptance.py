@@ -74,6 +74,21 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> No
     assert mark.read_text() == "xyyx"
 
 
+def test_a_step_of_other_options_is_not_done(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    for letter in "xyx":
+        run(tmp_path, [step("accuracy", f"open({str(mark)!r}, 'a').write({letter!r})")])
+    assert mark.read_text() == "xyx"
+
+
+def test_a_page_that_takes_too_long_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(acceptance, "PAGE_SECONDS", 0.01)
+    assert run(tmp_path, [step("one", "print(1)"), step("two", "print(2)")])["two"].status == "ok"
+    assert "no page: not written within" in capsys.readouterr().err
+
+
 def test_without_time_steps_are_named_as_cut(tmp_path: Path) -> None:
     found = run(tmp_path, [step("late", "print(1)")], seconds=1.0)
     assert (found["late"].status, found["late"].seconds) == ("cut", 0.0)

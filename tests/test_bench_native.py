@@ -21,6 +21,12 @@ def test_all_three_are_timed(sdk: Path, engine_folder: Path, capsys: pytest.Capt
     assert all(name in shown for name in (native.PYTHON, native.MODULE, native.PROGRAM))
 
 
+@pytest.mark.parametrize("option", ["rounds", "calls", "threads"])
+def test_counts_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert native.main(["--engine", "a.onnx", "--program", "b", f"--{option}", "0"]) == 2
+    assert f"--{option} 0: wanted at least 1" in capsys.readouterr().err
+
+
 def test_other_labels_are_not_timed(
     sdk: Path, engine_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter_engines import export as export_command
 from segmenter_engines import open_session
+from segmenter_engines.build import build
 from segmenter_engines.export import export
 from segmenter_engines.graph import OUTPUTS
 from segmenter_engines.manifest import read_manifest
@@ -174,36 +175,14 @@ def test_an_official_checkpoint_between_sizes_gives_its_logits(shared, tmp_path,
 @pytest.mark.tensorrt
 def test_tensorrt_keeps_attention_fused_between_sizes(tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from segmenter_engines.build import builder_log, layer_report, tensorrt
-
     torch.manual_seed(0)
-    sides = (256, 512, 1024)
-    path = tmp_path / "m.onnx"
+    sides, outputs = (256, 512, 1024), ("labels", "masks", "confidence")
+    path, plan = tmp_path / "m.onnx", tmp_path / "m.plan"
     model = Segmenter(variant("Seg-Ti-Mask/16")).eval()
-    export(
-        model,
-        path,
-        height=sides,
-        width=sides,
-        precision="fp16",
-        input="pixels",
-        outputs=("labels", "masks", "confidence"),
-    )
-    trt, log = tensorrt(), builder_log()
-    log.messages.clear()
-    builder = trt.Builder(log)
-    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(definition, log)
-    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
-    profile = builder.create_optimization_profile()
-    profile.set_shape("images", *((batch, side, side, 3) for batch, side in zip((1, 1, 8), sides, strict=True)))
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    assert builder.build_serialized_network(definition, config) is not None, log.errors()
-    report = layer_report([text for _, text in log.messages])
-    assert report["fused_attention"] == 12 + 2
-    assert "products_float" not in report  # position embeddings are resized in 16 bits too
+    export(model, path, height=sides, width=sides, precision="fp16", input="pixels", outputs=outputs)
+    layers = build(path, plan, outputs=outputs).details["layers"]
+    assert layers["fused_attention"] == 12 + 2
+    assert "products_fp32" not in layers  # position embeddings are resized in 16 bits too
 
 
 @pytest.mark.parametrize(
@@ -235,3 +214,9 @@ def test_more_classes_than_labels_can_name_are_refused(tmp_path):
     model = small_network("linear", classes=tuple(f"class {index}" for index in range(32768)))
     with pytest.raises(EngineError, match="32768 classes: labels are int16, which ends at 32767"):
         export(model, tmp_path / "m.onnx")
+
+
+def test_a_graph_whose_manifest_would_be_refused_is_not_written(tmp_path):
+    with pytest.raises(EngineError, match=r"batch .* wanted an integer from 1 to 65536"):
+        export(small_network(), tmp_path / "m.onnx", height=64, width=64, batch=(1, 1, 1 << 17))
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import pytest
 
 from segmenter.errors import EngineError
 from segmenter_engines.manifest import command_line, manifest_path, read_manifest
+from segmenter_engines.manifest_fields import FieldError, read_fields
 from tests.test_plan_checks import plan  # noqa: F401 - a fixture
 
 
@@ -47,6 +48,15 @@ def test_what_cannot_be_read_is_not_written(plan, changes, complaint):  # noqa: 
     with pytest.raises(EngineError, match=f"cannot be written: .*{complaint}"):
         replace(manifest, **changes).write(path)
     assert not manifest_path(path).exists()
+
+
+@pytest.mark.parametrize("depth", [33, 500, 700, 900, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_how_deep_a_manifest_is_nested_ends_in_one_line(depth, opening, closing):
+    for before, after in (("", ""), ('{"format": 2, "details": ', "}")):
+        text = before + opening * depth + ("1" if opening != "[" else "") + closing * depth + after
+        with pytest.raises(FieldError, match="nested deeper than 32"):
+            read_fields(text.encode())
 
 
 def test_a_command_is_one_line_whatever_its_arguments(monkeypatch):

@@ -210,7 +210,8 @@ def test_recipes_that_are_none_or_of_other_weights_are_refused(learnt, engine_fo
     for node in few.graph.node:
         node.input[:] = [name.replace("blocks.1", "blocks.7") for name in node.input]
     onnx.save(few, tmp_path / "few.onnx")
-    replace(read_manifest(learnt / "fp32.onnx"), sha256=sha256(tmp_path / "few.onnx")).write(tmp_path / "few.onnx")
+    base = read_manifest(learnt / "fp32.onnx")
+    replace(base, artifact="few.onnx", sha256=sha256(tmp_path / "few.onnx")).write(tmp_path / "few.onnx")
     with pytest.raises(EngineError, match=r"quantises model\.encoder\.blocks\.1\..*, which .* has not"):
         quantize(tmp_path / "few.onnx", tmp_path / "m.onnx", scales_of=learnt / "coarse.onnx")
     model, layers, _ = prepare(engine_folder / "checkpoint", engine_folder / "model.int8.onnx")

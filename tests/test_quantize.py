@@ -10,17 +10,19 @@ import onnxruntime
 import pytest
 import torch
 
+from segmenter.datasets import Sample
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import ranges
 from segmenter_engines.export import export
+from segmenter_engines.judge import Judge
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qdq import linears, quantised_layers
 from segmenter_engines.quantize import quantize
 from segmenter_engines.recipe import calibration_images
 from segmenter_engines.widen import widened
-from tests.networks import small_network
-from tests.small_engines import network, pictures
+from tests.networks import CLASSES, small_network
+from tests.small_engines import H, W, network, pictures
 
 
 def test_int8_replaces_the_linear_layers_and_nothing_else(engine_folder):
@@ -138,12 +140,44 @@ def test_a_linear_decoders_head_and_layers_without_bias_have_names_too(tmp_path)
         ({"max_drop": -0.1}, r"--max-drop -0\.1: wanted a loss of mIoU from 0 to 1"),
         ({"max_drop": 0.1}, r"max_drop 0\.1: needs labelled images to judge on; pass a judge"),
         ({"scales_of": "none.onnx"}, r"none\.onnx: no such engine file"),
+        ({"scales_of": "none.onnx", "exclude": ["fc2"]}, r"--exclude beside --scales-of: that graph has settled it"),
+        ({"scales_of": "none.onnx", "method": "mse"}, r"--method beside --scales-of"),
     ],
 )
 def test_options_that_quantise_nothing_or_nonsense_are_refused(engine_folder, tmp_path, options, message):
     with pytest.raises(EngineError, match=message):
         quantize(engine_folder / "model.fp32.onnx", tmp_path / "m.onnx", pictures(1), **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_graph_of_one_batch_size_is_quantised_as_one_of_any(engine_folder, tmp_path, batch):
+    source, out = tmp_path / "fixed.onnx", tmp_path / "int8.onnx"
+    export(engine_folder / "checkpoint", source, height=H, width=W, batch=batch)
+    layers = [layer.weight for layer in linears(onnx.load(engine_folder / "model.fp32.onnx").graph)]
+    assert [layer.weight for layer in linears(onnx.load(source).graph)] == layers
+    images = pictures(3, seed=1)
+    assert quantize(source, out, images, threads=1).details["layers"] == len(layers)
+    judge = Judge(source, read_manifest(source), Labelled(images), threads=1)
+    assert 15.0 < judge(onnx.load(out)).sqnr_db < 60.0
+    # against PyTorch, which takes the image alone
+    against = Judge(source, read_manifest(source), Labelled(images), checkpoint=engine_folder / "checkpoint", threads=1)
+    assert against(onnx.load(source)).sqnr_db > 80.0
+
+
+class Labelled:
+    """Images with labels nobody looks at."""
+
+    classes, palette, ignore = CLASSES, ((0, 0, 0),) * len(CLASSES), 255
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return Sample(self.images[index], np.zeros((H, W), np.uint8), f"picture {index}")
 
 
 def test_ranges_span_what_was_seen(engine_folder):
@@ -245,8 +279,12 @@ def test_a_widened_graph_keeps_the_rounded_weights(engine_folder):
     onnx.checker.check_model(wide, full_check=True)
 
 
+class Samples(list):
+    classes, palette, ignore = (), (), 255
+
+
 def test_calibration_images_are_spread_or_drawn_by_a_seed():
-    samples = [SimpleNamespace(image=np.full((2, 2, 3), index, np.uint8)) for index in range(10)]
+    samples = Samples(SimpleNamespace(image=np.full((2, 2, 3), index, np.uint8)) for index in range(10))
 
     def chosen(count, seed=None):
         return [int(image[0, 0, 0]) for image in calibration_images(samples, count, (2, 2), seed)]
@@ -263,7 +301,8 @@ def test_calibration_images_are_spread_or_drawn_by_a_seed():
 def test_graphs_with_plugins_are_refused(engine_folder, tmp_path):
     path = tmp_path / "m.onnx"
     shutil.copy(engine_folder / "model.fp16.onnx", path)
-    replace(read_manifest(engine_folder / "model.fp16.onnx"), plugins=("SegmenterAttention",)).write(path)
+    base = read_manifest(engine_folder / "model.fp16.onnx")
+    replace(base, artifact=path.name, plugins=("SegmenterAttention",)).write(path)
     with pytest.raises(EngineError, match="holds SegmenterAttention nodes; quantise an export with --lowering native"):
         quantize(path, tmp_path / "q.onnx", pictures(1))
 

@@ -38,7 +38,7 @@ def spiky(engine_folder, tmp_path_factory):
     from segmenter.files import sha256
 
     manifest = read_manifest(engine_folder / "model.fp32.onnx")
-    replace(manifest, sha256=sha256(folder / "m.onnx")).write(folder / "m.onnx")
+    replace(manifest, artifact="m.onnx", sha256=sha256(folder / "m.onnx")).write(folder / "m.onnx")
     return folder / "m.onnx"
 
 

@@ -14,7 +14,9 @@ from segmenter.cpu import int8_saturates
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
-from segmenter_engines.sessions.onnxruntime import cut, session_options
+from segmenter_engines.cut import cut
+from segmenter_engines.sessions import open_engine
+from segmenter_engines.sessions.onnxruntime import session_options
 from tests.networks import CLASSES
 from tests.small_engines import HEIGHTS, PIXELS, RANGED, WIDTHS, H, W, network, pictures
 
@@ -166,7 +168,7 @@ def test_int8_products_do_not_overflow_unheard(engine_folder, monkeypatch):
         open_session(engine_folder / "model.int8.onnx", "openvino", threads=1).close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        open_session(engine_folder / "model.fp32.onnx", "openvino", threads=1).close()
+        open_engine(engine_folder / "model.fp32.onnx", "openvino", threads=1).close()
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,15 @@ from segmenter.datasets import Sample
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_bench.models import open_folder
+from segmenter_engines import build as build_command
 from segmenter_engines import open_session
 from segmenter_engines import verify as verify_command
 from segmenter_engines.build import build
 from segmenter_engines.folder import FP16, FP32, INT8, INT8_TENSORRT, manifests
 from segmenter_engines.limits import LIMITS, Limit
 from segmenter_engines.manifest import manifest_path, read_manifest
+from segmenter_engines.sessions.onnxruntime import OnnxRuntimeSession, WholeGraphSession
+from segmenter_engines.trade import Trade
 from segmenter_engines.verdict import Verdict
 from segmenter_engines.verify import open_as_shipped, verify, verify_build
 from tests.networks import CLASSES, small_network
@@ -160,6 +163,32 @@ def test_verify_refuses_pictures_of_other_classes(mixed, picture_root, capsys):
     assert verify_on(picture_root, mixed / INT8, "--checkpoint", mixed / "checkpoint", "--threads", 1) == 2
     error = capsys.readouterr().err
     assert f"{mixed / INT8}: knows 5 classes where the dataset has 3" in error
+
+
+def test_a_build_that_cannot_be_verified_at_its_end_is_not_begun(mixed, picture_root, tmp_path, capsys):
+    command = [str(mixed / FP16), "--out", str(tmp_path / "m.plan"), "--checkpoint", str(mixed / "checkpoint")]
+    command += ["--dataset", "folder", "--data", str(picture_root)]
+    assert build_command.main(command) == 2
+    assert f"{mixed / FP16}: knows 5 classes where the dataset has 3" in capsys.readouterr().err
+    (picture_root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    save_model(small_network(seed=1), mixed / "checkpoint")
+    assert build_command.main(command) == 2
+    assert "made of other weights" in capsys.readouterr().err
+    assert not (tmp_path / "m.plan").exists()
+
+
+def test_a_rival_makes_its_labels_as_the_engine_does(mixed, picture_root, monkeypatch, capsys):
+    (picture_root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    pairs = []
+    monkeypatch.setattr(
+        verify_command, "time_trade", lambda session, rival, images: pairs.append((session, rival)) or Trade("x", 1, 2)
+    )
+    for engine, rival in ((INT8_TENSORRT, FP16), (INT8, FP32)):
+        verify_on(picture_root, mixed / engine, "--checkpoint", mixed / "checkpoint", "--rival", mixed / rival)
+    assert [(type(mine), type(rival)) for mine, rival in pairs] == [
+        (WholeGraphSession, WholeGraphSession),
+        (OnnxRuntimeSession, OnnxRuntimeSession),
+    ]
 
 
 def test_verify_names_the_files_whose_classes_differ(mixed, picture_root, capsys):

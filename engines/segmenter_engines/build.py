@@ -207,11 +207,14 @@ class Options:
 
 
 def build_plan(options: Options) -> int:
-    limit, samples = options.workspace_mib, None
-    if (options.checkpoint is None) != (options.dataset is None):
+    limit, samples, checkpoint = options.workspace_mib, None, options.checkpoint
+    if (checkpoint is None) != (options.dataset is None):
         raise EngineError("--checkpoint and --dataset belong together: pass both to verify the plan, or neither")
-    if options.dataset is not None:
+    if options.dataset is not None and checkpoint is not None:
+        from segmenter_engines.verify import require_verifiable  # which needs what builds do not
+
         samples = Subset(open_dataset(options.dataset, options.data, "val"), options.verify_images)
+        require_verifiable(options.source, checkpoint, samples)
     with progress_bar() as progress:
         manifest = build(
             options.source,
@@ -239,10 +242,10 @@ def build_plan(options: Options) -> int:
     )
     for fault in manifest.details["layer_faults"]:
         print(f"  slower than the graph asks: {fault}; see `segmenter layers {options.out}`")
-    if samples is not None and options.checkpoint is not None:
-        from segmenter_engines.verify import verify_build  # which needs what builds do not
+    if samples is not None and checkpoint is not None:
+        from segmenter_engines.verify import verify_build
 
-        print(f"{len(samples)} images: {verify_build(options.out, options.source, options.checkpoint, samples).line()}")
+        print(f"{len(samples)} images: {verify_build(options.out, options.source, checkpoint, samples).line()}")
     return 0
 
 

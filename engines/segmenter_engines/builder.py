@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from segmenter.errors import EngineError
 from segmenter_engines.asked import Asked, asked
 from segmenter_engines.build_progress import Watcher, monitor, run_stoppable
+from segmenter_engines.cut import cut
 from segmenter_engines.gpu_targets import gpu_here, set_targets
 from segmenter_engines.layer_report import layers_in_json, layers_in_text
 from segmenter_engines.layer_roles import Layer
@@ -117,20 +118,9 @@ def _graph(source: Path, engine: str, outputs: Sequence[str]) -> tuple[onnx.Mode
         model = onnx.load(source)
     except DecodeError as error:
         raise EngineError(f"{source}: {engine} cannot parse it: no ONNX graph; export it again") from error
-    graph = model.graph
-    kept = [output for output in graph.output if output.name in outputs]
-    if len(kept) == len(graph.output):
+    if {output.name for output in model.graph.output} <= set(outputs):
         return model, True
-    del graph.output[:]
-    graph.output.extend(kept)
-    wanted = {output.name for output in kept}
-    nodes = []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(nodes))
+    cut(model.graph, outputs)
     return model, False
 
 

@@ -19,9 +19,10 @@ import tyro
 from segmenter import load_model
 from segmenter.cli import run
 from segmenter.errors import EngineError
-from segmenter.files import atomic_path, sha256
+from segmenter.files import sha256
 from segmenter.model import Segmenter
 from segmenter_engines.graph import OUTPUTS, Graph, Span, is_range
+from segmenter_engines.graph_file import write_graph
 from segmenter_engines.manifest import (
     NORMALIZED,
     PIXELS,
@@ -99,15 +100,12 @@ def export(
     preprocess = config.preprocess if input == PIXELS else None
     module = Graph(model, FLOATS[precision], outputs, heights, widths, preprocess)
     graph = trace(module, batches, heights, widths, table)
-    with atomic_path(out) as temporary:
-        onnx.save(graph, temporary)
-        onnx.checker.check_model(temporary, full_check=True)
     manifest = Manifest(
         artifact=out.name,
         kind="onnx",
         engine="any",
         precision=precision,
-        sha256=sha256(out),
+        sha256="",
         source={"checkpoint": _source(checkpoint)},
         model=config.name,
         patch_size=P,
@@ -125,8 +123,7 @@ def export(
         plugins=tuple(sorted({node.op_type for node in graph.graph.node if node.domain == PLUGIN_DOMAIN})),
         details={"opset": _opset(graph), "nodes": len(graph.graph.node)},
     )
-    manifest.write(out)
-    return manifest
+    return write_graph(graph, manifest, out)
 
 
 def _outputs(wanted: Sequence[str]) -> tuple[str, ...]:

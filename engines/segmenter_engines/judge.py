@@ -16,6 +16,7 @@ from segmenter.errors import EngineError
 from segmenter.evaluate import require_same_classes
 from segmenter.metrics import ConfusionMatrix
 from segmenter.preprocess import normalize
+from segmenter_engines.cut import cut
 from segmenter_engines.manifest import Manifest, require_checkpoint
 from segmenter_engines.recipe import graph_input
 from segmenter_engines.sessions import open_session
@@ -69,8 +70,7 @@ class Judge:
 
     def _run(self, model: onnx.ModelProto, chosen: Sequence[int], keep: bool) -> Judged:
         wide = widened(model)
-        for output in [output for output in wide.graph.output if output.name != "masks"]:
-            wide.graph.output.remove(output)
+        cut(wide.graph, ("masks",))
         session = onnxruntime.InferenceSession(
             wide.SerializeToString(), session_options(self.threads), providers=["CPUExecutionProvider"]
         )
@@ -79,6 +79,7 @@ class Judge:
         for index in chosen:
             sample = self.samples[index]
             (masks,) = session.run(["masks"], {feed: graph_input(sample.image, self.base)})
+            masks = masks[:1]  # the rest is the same image again
             if keep:
                 self._masks.append(masks)
             matrix.update(self._labels(masks), sample.labels)

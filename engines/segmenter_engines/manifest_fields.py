@@ -34,16 +34,20 @@ def read_fields(text: bytes) -> dict[str, Any]:
         raise FieldError(f"longer than {MAX_BYTES} bytes")
     try:
         values = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_number,
+            parse_float=_finite,
+            parse_int=_whole_number,
         )
-    except RecursionError as error:
+        if _depth(values) > MAX_DEPTH:
+            raise FieldError(f"nested deeper than {MAX_DEPTH}")
+    except RecursionError as error:  # the parser's, or that of looking how deep it is
         raise FieldError(f"nested deeper than {MAX_DEPTH}") from error
     except ValueError as error:
         raise error if isinstance(error, FieldError) else FieldError(f"no JSON in UTF-8 ({error})") from error
     if not isinstance(values, dict):
         raise FieldError(f"wanted an object, got {_shown(values)}")
-    if _depth(values) > MAX_DEPTH:
-        raise FieldError(f"nested deeper than {MAX_DEPTH}")
     if type(values.get("format")) is not int or values["format"] != FORMAT:
         raise FieldError(f"manifest format {_shown(values.get('format'))}, wanted {FORMAT}")
     if unknown := sorted(values.keys() - FIELDS.keys()):
@@ -234,6 +238,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise FieldError(f"{text[:20]} is beyond what a double holds")
     return value
+
+
+def _whole_number(text: str) -> int:
+    if not math.isfinite(float(text)):
+        raise FieldError(f"{text[:20]} is beyond what a double holds")
+    return int(text)
 
 
 def _depth(value: Any) -> int:

@@ -56,7 +56,9 @@ def describe(mixed: dict[str, Any]) -> str:
         f" {mixed['reference_miou']:.4f} where {mixed['max_drop']} may be; kept in floating point:"
         f" {len(mixed['kept']) or 'nothing'}"
     ]
-    lines += [f"  {cost['name']}: alone in 8 bits it leaves {cost['sqnr_db']:.1f} dB" for cost in mixed["kept"]]
+    for cost in mixed["kept"]:
+        left = "everything as it was" if cost["sqnr_db"] is None else f"{cost['sqnr_db']:.1f} dB"
+        lines.append(f"  {cost['name']}: alone in 8 bits it leaves {left}")
     return "\n".join(lines)
 
 

@@ -72,6 +72,7 @@ def make_artifacts(
     images: Sequence[np.ndarray],
     *,
     method: Method = "minmax",
+    threads: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, "Absence"]:
     """Make every artifact from `folder/checkpoint`; returns why, for each that could not be made.
@@ -87,9 +88,11 @@ def make_artifacts(
 
     steps: dict[str, Callable[[Path], object]] = {
         FP32: lambda out: export(checkpoint, out, height=height, width=width),
-        INT8: lambda out: quantize(folder / FP32, out, images, method=method),
+        INT8: lambda out: quantize(folder / FP32, out, images, method=method, threads=threads),
         FP16: lambda out: export(checkpoint, out, height=height, width=width, precision="fp16"),
-        INT8_TENSORRT: lambda out: quantize(folder / FP16, out, images, target="tensorrt", method=method),
+        INT8_TENSORRT: lambda out: quantize(
+            folder / FP16, out, images, target="tensorrt", method=method, threads=threads
+        ),
         PLAN_FP16: plan(FP16),
         PLAN_INT8: plan(INT8_TENSORRT),
     }
@@ -215,7 +218,7 @@ def pipeline(options: Options) -> int:
     images = list(calibration_images(train, options.images, (height, width)))
     clear(options.out)  # before the checkpoint: stopped here, the folder holds no engine of another network
     save_model(model, options.out / CHECKPOINT)
-    absent = make_artifacts(options.out, height, width, images, method=options.method)
+    absent = make_artifacts(options.out, height, width, images, method=options.method, threads=options.threads)
     for name, absence in absent.items():
         print(f"  {name:20} not made: {absence.reason}")
     faults = [f"{name} not made: {absence.reason}" for name, absence in absent.items() if absence.fault]

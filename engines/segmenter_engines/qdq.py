@@ -17,8 +17,8 @@ from segmenter.errors import EngineError
 from segmenter_engines.formats import INT8, UINT8, Format, held_scale, tensor_of, values_of
 from segmenter_engines.histogram import Range
 
-# class projections, of the mask decoder and of the linear one: kept in floating point
 ONE_SIDED = 0.25  # of an activation's largest value its smallest may be at most, to be taken for one-sided
+# class projections, of the mask decoder and of the linear one: kept in floating point
 TAIL = ("decoder.proj_patch", "decoder.proj_classes", "decoder.head")
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnx
 import tyro
 
 from segmenter.cli import run
 from segmenter.datasets import Subset, open_dataset
 from segmenter.errors import EngineError
-from segmenter.files import atomic_path, sha256
+from segmenter.files import sha256
 from segmenter_engines.calibrate import Method
 from segmenter_engines.formats import Precision, Target
+from segmenter_engines.graph_file import write_graph
 from segmenter_engines.judge import Judge
 from segmenter_engines.manifest import (
     Manifest,
@@ -32,7 +32,15 @@ from segmenter_engines.manifest import (
     versions_of,
 )
 from segmenter_engines.mixed import Search, describe, require_drop, search
-from segmenter_engines.recipe import SMOOTHING, Calibrated, Recipe, calibrated, calibrated_like, calibration_images
+from segmenter_engines.recipe import (
+    SMOOTHING,
+    Calibrated,
+    Recipe,
+    calibrated,
+    calibrated_like,
+    calibration_images,
+    require_nothing_asked,
+)
 
 
 def quantize(
@@ -59,7 +67,8 @@ def quantize(
     instead of calibrating. judge, max_drop: keep the most sensitive layers in floating point until the mIoU on the
     judge's images is at most that much (0 to 1) below the original's.
     Raises EngineError for an `out` that is `source` or no .onnx, a graph that fits not the target, has no manifest or
-    no linear layers, a word of `exclude` that no layer has, another option out of range, or without images.
+    no linear layers, a word of `exclude` that no layer has, another option out of range, one that `scales_of` settles,
+    or without images.
     """
     source, out = Path(source), Path(out)
     require_out(out, ".onnx", source)
@@ -67,10 +76,11 @@ def quantize(
         require_drop(max_drop)
         if judge is None:
             raise EngineError(f"max_drop {max_drop}: needs labelled images to judge on; pass a judge")
+    recipe = Recipe(precision, target, method, percentile, smoothing, tuple(exclude))
     if scales_of is not None:
+        require_nothing_asked(recipe)
         ready = calibrated_like(source, Path(scales_of))
     else:
-        recipe = Recipe(precision, target, method, percentile, smoothing, tuple(exclude))
         ready = calibrated(source, images, recipe, threads)
     found = search(ready, judge, max_drop) if judge is not None and max_drop is not None else None
     kept = found.kept if found is not None else ()
@@ -78,15 +88,12 @@ def quantize(
 
 
 def _write(ready: Calibrated, out: Path, kept: Sequence[str], details: dict[str, Any]) -> Manifest:
-    with atomic_path(out) as temporary:
-        onnx.save(ready.quantised(kept), temporary)
-        onnx.checker.check_model(temporary, full_check=True)
     manifest = replace(
         ready.base,
         artifact=out.name,
         precision=ready.recipe.precision,
         engine="any" if ready.target == "cpu" else "tensorrt",
-        sha256=sha256(out),
+        sha256="",
         source=derived_from(ready.base),
         command=command_line(),
         versions=versions_of("onnx", "onnxruntime"),
@@ -94,8 +101,7 @@ def _write(ready: Calibrated, out: Path, kept: Sequence[str], details: dict[str,
         verification=None,
         details=details,
     )
-    manifest.write(out)
-    return manifest
+    return write_graph(ready.quantised(kept), manifest, out)
 
 
 def _details(ready: Calibrated, kept: Sequence[str], found: Search | None, scales_of: Path | None) -> dict[str, Any]:

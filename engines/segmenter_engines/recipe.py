@@ -5,14 +5,14 @@ or all but a few.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import onnx
 
-from segmenter.datasets import SegmentationDataset
+from segmenter.datasets import SegmentationDataset, Subset
 from segmenter.datasets.fitted import fit
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
@@ -146,6 +146,15 @@ def calibrated_like(source: Path, other: Path) -> Calibrated:
     return Calibrated(source, base, recipe, target, model, tuple(found), spans, 0)
 
 
+def require_nothing_asked(recipe: Recipe) -> None:
+    """Raises EngineError, naming it, for a choice that a quantised graph whose scales are taken has made already."""
+    for one in fields(recipe):
+        if getattr(recipe, one.name) != one.default:
+            raise EngineError(
+                f"--{one.name} beside --scales-of: that graph has settled it; leave it out, or calibrate anew"
+            )
+
+
 def _fitting(source: Path, recipe: Recipe) -> tuple[Manifest, Target]:
     """The manifest of a graph, and the target its precision is for.
 
@@ -183,8 +192,9 @@ def _chosen(source: Path, graph: onnx.GraphProto, exclude: Sequence[str]) -> lis
 
 
 def graph_input(image: np.ndarray, base: Manifest) -> np.ndarray:
-    """What a graph takes for one image, uint8 RGB [H, W, 3]: a batch of one, normalised where the graph does not.
+    """What a graph takes for one image, uint8 RGB [H, W, 3]: a batch of it, normalised where the graph does not.
 
+    The batch is one, or the fewest the graph takes, all the same image.
     Raises EngineError for an image of another size than the graph is for.
     """
     if image.shape[:2] != base.size:
@@ -192,7 +202,8 @@ def graph_input(image: np.ndarray, base: Manifest) -> np.ndarray:
             f"calibration image {image.shape[0]}x{image.shape[1]}: the graph takes {base.size[0]}x{base.size[1]};"
             " resize it"
         )
-    return image[None] if base.input == PIXELS else normalize(image, base.preprocess).numpy()
+    one = image[None] if base.input == PIXELS else normalize(image, base.preprocess).numpy()
+    return one.repeat(base.batch[0], axis=0)
 
 
 def calibration_images(
@@ -204,12 +215,10 @@ def calibration_images(
     """
     if count < 1:
         raise EngineError(f"{count} calibration images: wanted at least 1, typically 16 to 64")
-    total = len(dataset)
-    count = min(count, total)
     if seed is None:
-        chosen = [index * total // count for index in range(count)]
-    elif seed < 0:
+        spread = Subset(dataset, count)
+        return (fit(spread[index].image, size) for index in range(len(spread)))
+    if seed < 0:
         raise EngineError(f"seed {seed}: wanted 0 or more, or none to spread the images evenly")
-    else:
-        chosen = sorted(np.random.default_rng(seed).permutation(total)[:count].tolist())
+    chosen = sorted(np.random.default_rng(seed).permutation(len(dataset))[:count].tolist())
     return (fit(dataset[index].image, size) for index in chosen)

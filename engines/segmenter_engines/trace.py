@@ -19,6 +19,9 @@ from segmenter_engines.weight_names import name_weights
 OPSETS = {torch.bfloat16: 22}  # the first whose Conv takes it
 OPSET = 20  # of other types: the first with Gelu as one op; every runtime used here reads it
 INPUT = "images"
+# of a graph with nothing free it makes a Gemm between reshapes of every linear layer, which loses the weight's name and
+# with it what `segmenter quantize` knows a layer by
+KEPT_APART = ["FusionGemm"]
 
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 
@@ -56,7 +59,7 @@ def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translat
         )
         if program is None:
             raise EngineError("torch.onnx.export gave no program; report this with the checkpoint's config.json")
-        graph = onnxslim.slim(program.model_proto)
+        graph = onnxslim.slim(program.model_proto, skip_fusion_patterns=KEPT_APART)
     name_weights(graph.graph, module)
     _name_sizes(graph.graph, spans)
     _describe(graph, module.model.config, PIXELS if pixels else NORMALIZED)

@@ -50,5 +50,7 @@ def unverified(manifest: Manifest, engine: str) -> str | None:
 
 
 def _faults(verdicts: dict[str, Any]) -> str:
-    texts = [str(fault) for told in verdicts.values() for fault in told.get("faults") or ()]
+    # nothing but `passed` is held to a type in a manifest
+    found = [told.get("faults") for told in verdicts.values()]
+    texts = [str(fault) for faults in found if isinstance(faults, list) for fault in faults]
     return " ".join("; ".join(texts).split())[:200] or "it does not tell why"

@@ -106,8 +106,8 @@ def verify_build(
     graph: the .onnx the plan was built from; checkpoint: that the graph was exported from. Writes the manifests.
     Raises VerificationError when a limit is passed, EngineError when the three do not belong together.
     """
-    for path in (plan, graph):
-        require_checkpoint(path, read_manifest(path, check_hash=False), checkpoint)
+    require_verifiable(graph, checkpoint, samples)
+    require_checkpoint(plan, read_manifest(plan, check_hash=False), checkpoint)
     with open_engine(checkpoint, "eager", threads=threads) as reference:
         judged = plan
         try:
@@ -123,6 +123,16 @@ def verify_build(
     if verdict.faults:
         raise VerificationError(f"{judged}: failed: {'; '.join(verdict.faults)}")
     return verdict
+
+
+def require_verifiable(graph: Path, checkpoint: Path, samples: SegmentationDataset) -> None:
+    """See, before a build that takes minutes, that it can be verified at its end.
+
+    Raises EngineError when the graph goes back to another checkpoint, ConfigError when the samples have other classes.
+    """
+    manifest = read_manifest(graph, check_hash=False)
+    require_checkpoint(graph, manifest, checkpoint)
+    require_same_classes(manifest.classes, samples, graph)
 
 
 def _require_equal_classes(session: Session, reference: Session, artifact: object, checkpoint: object) -> None:
@@ -204,7 +214,8 @@ def verify_artifact(options: Options) -> int:
         if options.rival is None:
             verdict = verify(session, reference, chosen, limit=limit)
         else:
-            with open_engine(options.rival, session.engine, threads=options.threads) as rival:
+            # shipped alike too, or its labels would be made faster
+            with open_as_shipped(options.rival, session.engine, options.threads, None) as rival:
                 _require_equal_classes(rival, reference, options.rival, options.checkpoint)
                 verdict = verify(session, reference, chosen, limit=limit, rival=rival)
     record(options.artifact, verdict)

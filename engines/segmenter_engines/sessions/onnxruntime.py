@@ -1,6 +1,5 @@
 """ONNX Runtime on the CPU: fp32, fp16 and int8 graphs."""
 
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import onnxruntime
 
 from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError
+from segmenter_engines.cut import cut
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.session import Mode, Session, Spec
 
@@ -27,23 +27,6 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     if int8_saturates(flags) or not flags:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
-
-
-def cut(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
-    """Leave in a graph, in place, what these of its outputs need.
-
-    ONNX Runtime computes every node of a graph, whether or not an output needs it: labels' upsampling, for example.
-    """
-    for output in [output for output in graph.output if output.name not in outputs]:
-        graph.output.remove(output)
-    needed = set(outputs)
-    for node in reversed(list(graph.node)):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-        else:
-            graph.node.remove(node)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
-        graph.initializer.remove(tensor)
 
 
 class OnnxRuntimeSession(Session):
