@@ -116,7 +116,10 @@ VALUES: dict[str, list] = {
         *({"a": 10**308}, {"a": 10**309}, {"a": -(10**309)}, {"a": 2**1024 - 2**970 - 1}, {"a": 2**1024 - 2**970}),
         *({"a": 2**64}, {"a": 1.7976931348623157e308}, {"plugin_library": None}, {"plugin_library": "p.so"}),
         *({"plugin_library": {"name": "p", "sha256": "0" * 64}}, {"plugin_library": {"name": "p"}}),
-        *({"plugin_library": {"name": name, "sha256": "0" * 64}} for name in ("../p", "..", "", "a" * 255, "a" * 256)),
+        *(
+            {"plugin_library": {"name": name, "sha256": "0" * 64}}
+            for name in ("../p", ".", "..", "", "a" * 255, "a" * 256)
+        ),
         *(
             {"plugin_library": {"name": "p", "sha256": "0" * 64, "x": 1}},
             {"plugin_library": {"name": "p", "sha256": 0}},
