@@ -12,6 +12,7 @@ from segmenter.config import Preprocess
 from segmenter.files import sha256
 from segmenter_engines.manifest import PIXELS, Manifest
 from tests.cpp_build import build, clang, run
+from tests.test_plan_checks import plan_bytes
 
 pytestmark = pytest.mark.slow
 # one program for the paths, one for the threads; sanitizers see what comes of both
@@ -60,7 +61,8 @@ def test_every_path_of_the_backend(folder: Path) -> None:
 
 def write_plan(path: Path, version: str, words: str = "masks") -> Path:
     """A plan of the fake TensorRT: labels are the red values modulo 5."""
-    path.write_text(f"fake 4 64 64 5 8 {words}")
+    header = plan_bytes(tag=b"ftrt", version=[int(part) for part in version.split(".")])[:32]
+    path.write_bytes(header + f"fake 4 64 64 5 8 {words}".encode())
     Manifest(
         artifact=path.name,
         kind="plan",

@@ -91,15 +91,6 @@ Library::Library(const fs::path& place) : handle_(nullptr) {
   }
 }
 
-void Library::require_built_with_this(const Manifest& manifest, const std::string& artifact) const {
-  const auto found = manifest.versions.find(kPackage);
-  const std::string built = found == manifest.versions.end() ? "an unknown version" : found->second;
-  if (built == version_) return;
-  throw ArtifactError(artifact + ": built with " + kEngine + " " + built + ", this is " + version_ +
-                      "; build it again here: segmenter build MODEL.onnx --out " + manifest.artifact + " --engine " +
-                      kEngine);
-}
-
 std::unique_ptr<nvinfer1::IRuntime> Library::make_runtime(Log& log) const {
   const auto make = function<void*(void*, std::int32_t)>(handle_, "createInferRuntime_INTERNAL");
   auto* const runtime = make == nullptr ? nullptr : static_cast<nvinfer1::IRuntime*>(make(&log, NV_TENSORRT_VERSION));

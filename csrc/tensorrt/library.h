@@ -9,7 +9,6 @@
 #include <string>
 
 #include "segmenter_trt/engine.h"
-#include "segmenter_trt/manifest.h"
 
 namespace segmenter_trt::tensorrt {
 
@@ -41,9 +40,6 @@ class Library {
 
   // major.minor.patch.build
   const std::string& version() const noexcept { return version_; }
-
-  // Throws ArtifactError when a plan was built with another version: plans are for the version that built them.
-  void require_built_with_this(const Manifest& manifest, const std::string& artifact) const;
 
   // Throws Unavailable when TensorRT gives none.
   std::unique_ptr<nvinfer1::IRuntime> make_runtime(Log& log) const;

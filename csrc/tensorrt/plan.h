@@ -60,7 +60,7 @@ class Plan final : public Backend {
 
  private:
   void require_device(const Manifest& manifest, const std::string& artifact);
-  void load_plugins(const Manifest& manifest, const EngineOptions& options);
+  void load_plugins(const BackendRequest& request);
   void read_tensors(const Manifest& manifest, const std::string& artifact);
 
   const cuda::Driver& driver_;

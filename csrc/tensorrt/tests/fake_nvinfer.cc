@@ -1,4 +1,4 @@
-// A TensorRT that runs plans of a few words, as libnvinfer: `fake B H W K P int32 masks`.
+// A TensorRT that runs plans of a few words behind a plan's 32 bytes, as libnvinfer: `fake B H W K P int32 masks`.
 //
 // Label of a pixel: its red value modulo K; masks are 1 for the label of a patch's first pixel and 0 elsewhere, and NaN
 // everywhere in an image whose first pixel is 255, 255, 255. The profile goes up to B images of H x W. Work is put on
@@ -189,7 +189,7 @@ class Registry final : public nvinfer1::StubRegistry {
 class Runtime final : public nvinfer1::StubRuntime {
  public:
   nvinfer1::ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
-    std::istringstream words(std::string(static_cast<const char*>(blob), size));
+    std::istringstream words(std::string(static_cast<const char*>(blob), size).substr(32));
     std::string word;
     Facts facts;
     if (!(words >> word) || word != "fake" || !(words >> facts.B >> facts.H >> facts.W >> facts.K >> facts.P)) {
