@@ -47,6 +47,11 @@ std::int32_t part(void* library, const char* name) {
 
 }  // namespace
 
+Log& Log::of_process() {
+  static Log* const log = new Log;
+  return *log;
+}
+
 void Log::log(Severity severity, nvinfer1::AsciiChar const* text) noexcept {
   if (severity > Severity::kERROR) return;
   try {
