@@ -60,9 +60,9 @@ const BackendModule& open_module(const std::string& name) {
     }
     return *module;
   }
-  throw Unavailable("engine " + name + ": " + file + " cannot be opened (" + told +
-                    "); build it with -DTENSORRT_INCLUDE_DIR (csrc/tensorrt), or name its folder in " +
-                    kFolderVariable);
+  const std::string headers = name == "tensorrt-rtx" ? "-DTENSORRT_RTX_INCLUDE_DIR" : "-DTENSORRT_INCLUDE_DIR";
+  throw Unavailable("engine " + name + ": " + file + " cannot be opened (" + told + "); build it with " + headers +
+                    " (csrc/tensorrt), or name its folder in " + kFolderVariable);
 }
 
 // The name of the backend a request asks for. Throws InputError for one that cannot open the artifact.

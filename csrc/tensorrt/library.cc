@@ -17,8 +17,10 @@ constexpr char kVariable[] = "SEGMENTER_TRT_TENSORRT";
 constexpr std::size_t kLongest = 600;  // of what is quoted
 
 #ifdef SEGMENTER_TRT_RTX
+constexpr char kHeaders[] = "-DTENSORRT_RTX_INCLUDE_DIR";
 std::vector<std::string> file_names() { return {"libtensorrt_rtx.so.1", "libtensorrt_rtx.so"}; }
 #else
+constexpr char kHeaders[] = "-DTENSORRT_INCLUDE_DIR";
 std::vector<std::string> file_names() {
   return {"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"};
 }
@@ -91,8 +93,8 @@ Library::Library(const fs::path& place) : handle_(nullptr) {
   if (major != NV_TENSORRT_MAJOR || minor < NV_TENSORRT_MINOR) {
     throw Unavailable(std::string("engine ") + kEngine + ": the library is " + version_ +
                       ", and this backend was compiled for " + std::to_string(NV_TENSORRT_MAJOR) + "." +
-                      std::to_string(NV_TENSORRT_MINOR) +
-                      "; compile it with the headers of that library (-DTENSORRT_INCLUDE_DIR)");
+                      std::to_string(NV_TENSORRT_MINOR) + "; compile it with the headers of that library (" + kHeaders +
+                      ")");
   }
 }
 
