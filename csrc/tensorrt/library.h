@@ -23,11 +23,17 @@ inline constexpr char kPackage[] = "tensorrt";
 // Keeps what TensorRT said last, for the error that follows; TensorRT calls it from any thread.
 class Log final : public nvinfer1::ILogger {
  public:
+  // The one there is, never destroyed: TensorRT keeps the logger of its first runtime for those made while that lives,
+  // so that one of an engine's own could be called after the engine is gone.
+  static Log& of_process();
+
   void log(Severity severity, nvinfer1::AsciiChar const* text) noexcept override;
   // What was told as an error since the last call, in one line.
   std::string take();
 
  private:
+  Log() = default;
+
   std::mutex mutex_;
   std::string told_;
 };

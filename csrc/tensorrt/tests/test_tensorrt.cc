@@ -186,6 +186,41 @@ TEST_F(Tensorrt, ShapesTakeTurnsAndTheOldestGoes) {
   }
 }
 
+TEST_F(Tensorrt, AGraphOutlivesWhatItsSessionDoesBetweenReplays) {
+  const auto plan = open();
+  const auto runner = plan->make_runner({});
+  const ImageShape other = {1, 8, 16};
+  const Bytes a = picture(kShape, 1), b = picture(other, 2);
+  const auto run = [&](const ImageShape& shape, const Bytes& pixels) {
+    return labels_of(runner->run(shape, pixels.data(), Wanted::labels), shape) == expected(pixels);
+  };
+  // each is captured after the other was run, and replayed after the other was captured
+  const int launches = fake_cuda_counts().launches;
+  for (int call = 0; call < 4; ++call) {
+    EXPECT_TRUE(run(kShape, a)) << "call " << call;
+    EXPECT_TRUE(run(other, b)) << "call " << call;
+  }
+  EXPECT_EQ(fake_cuda_counts().launches - launches, 6);
+}
+
+TEST_F(Tensorrt, LabelsOfAnotherSizeThanTheImagesAreRefused) {
+  const auto plan = open("fake 4 64 64 5 8 short");
+  const auto runner = plan->make_runner({});
+  const Bytes pixels = picture(kShape, 1);
+  expect_told("tensor labels is [2, 15, 24] of images [2, 16, 24, 3]",
+              [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
+}
+
+TEST_F(Tensorrt, AnEngineIsHeardAfterAnOlderOneIsGone) {
+  auto older = open();
+  const auto plan = open();
+  older.reset();
+  const auto runner = plan->make_runner({});
+  const Bytes pixels = picture(kShape, 1);
+  fake_cuda_fail("submit", 700, 1);
+  expect_told("failed: the stream refused", [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
+}
+
 TEST_F(Tensorrt, LabelsOfManyClassesBecomeInt16) {
   const std::string text = plan_of("fake 1 64 64 5 8 int32");
   const auto plan = open(text);
@@ -233,8 +268,14 @@ TEST_F(Tensorrt, ImagesOnTheDeviceAreLabelledThere) {
     EXPECT_EQ(labels_of(runner->run(kShape, other.data(), Wanted::labels), kShape), expected(other));
     EXPECT_EQ(enqueue(), expected(pixels));
   }
+  const auto at = [](cuda::Address address) { return reinterpret_cast<void*>(address); };
+  alignas(256) static std::uint8_t host[1];
   expect_told("an address that is not the device's",
-              [&] { runner->enqueue(kShape, pixels.data(), reinterpret_cast<void*>(labels.get()), stream.get()); });
+              [&] { runner->enqueue(kShape, host, at(labels.get()), stream.get()); });
+  expect_told("images on the GPU begin 3 bytes past a multiple of 256",
+              [&] { runner->enqueue(kShape, at(images.get() + 3), at(labels.get()), stream.get()); });
+  expect_told("labels on the GPU begin 16 bytes past a multiple of 256",
+              [&] { runner->enqueue(kShape, at(images.get()), at(labels.get() + 16), stream.get()); });
 }
 
 TEST_F(Tensorrt, SessionsShareAWorkspaceByTakingTurns) {
@@ -284,7 +325,7 @@ TEST_F(Tensorrt, FailuresOfTheDriverAreNamedAndNothingIsLost) {
     fake_cuda_fail(function, 0, 0);
     EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels)) << function;
   }
-  for (const char* const function : {"StreamCreate", "EventCreate"}) {
+  for (const char* const function : {"StreamCreate", "EventCreate", "MemAlloc"}) {
     const auto plan = open();
     fake_cuda_fail(function, 2, 1);
     EXPECT_THROW(plan->make_runner({}), RunError) << function;
