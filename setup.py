@@ -44,11 +44,12 @@ class CMakeBuild(build_ext):
         for step in (configure, [cmake, "--build", str(build), "--parallel", jobs], install):
             if subprocess.run(step, check=False).returncode:
                 raise CompileError(f"segmenter_trt: `{' '.join(step)}` failed; its own message is above")
-        if self.editable_mode:  # setuptools puts the extension alone among the sources; the plugins belong beside it
-            plugins, place = folder / "libsegmenter_trt_plugin.so", ROOT / "csrc" / "segmenter_trt"
-            (place / plugins.name).unlink(missing_ok=True)
-            if plugins.is_file():
-                shutil.copy(plugins, place)
+        if self.editable_mode:  # setuptools puts the extension alone among the sources; the others belong beside it
+            place = ROOT / "csrc" / "segmenter_trt"
+            for stale in place.glob("libsegmenter_trt_*.so"):
+                stale.unlink()
+            for library in folder.glob("libsegmenter_trt_*.so"):
+                shutil.copy(library, place)
 
 
 def json_headers() -> list[str]:

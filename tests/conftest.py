@@ -1,6 +1,7 @@
 """Fixtures many tests share: a tiny network, a small dataset on disk, and the real data where there are any."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from PIL import Image
 
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.model import Segmenter
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's job in the background does not hear Ctrl-C, and what tests start would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, which no module above does

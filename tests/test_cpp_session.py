@@ -162,6 +162,8 @@ def copied(engine_folder: Path, tmp_path: Path) -> Path:
         (manifest_path(engine_folder / "model.fp32.onnx"), manifest_path(graph)),
     ):
         shutil.copy(source, copy)
+    manifest = json.loads(manifest_path(graph).read_text())
+    manifest_path(graph).write_text(json.dumps(manifest | {"artifact": graph.name}))
     return graph
 
 

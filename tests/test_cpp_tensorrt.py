@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from segmenter.config import Preprocess
 from segmenter.files import sha256
 from segmenter_engines.manifest import PIXELS, Manifest
 from tests.cpp_build import build, clang, run
+from tests.test_plan_checks import plan_bytes
 
 pytestmark = pytest.mark.slow
 # one program for the paths, one for the threads; sanitizers see what comes of both
 SANITIZERS = ("address,undefined", "thread")
+LIBRARIES = "lib64"  # as some systems have it
 TARGETS = ("test_tensorrt", "segmenter_trt_tensorrt", "session_program")
 
 
@@ -47,7 +50,8 @@ def folder(request: pytest.FixtureRequest, headers: Path, tmp_path_factory: pyte
     compiler = clang("clang++") if request.param == "thread" else None
     options = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
     flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={request.param}")
-    build(made, *options, *flags, f"-DTENSORRT_INCLUDE_DIR={headers}", targets=TARGETS)
+    places = (f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}")
+    build(made, *options, *flags, *places, targets=TARGETS)
     return made
 
 
@@ -60,7 +64,8 @@ def test_every_path_of_the_backend(folder: Path) -> None:
 
 def write_plan(path: Path, version: str, words: str = "masks") -> Path:
     """A plan of the fake TensorRT: labels are the red values modulo 5."""
-    path.write_text(f"fake 4 64 64 5 8 {words}")
+    header = plan_bytes(tag=b"ftrt", version=[int(part) for part in version.split(".")])[:32]
+    path.write_bytes(header + f"fake 4 64 64 5 8 {words}".encode())
     Manifest(
         artifact=path.name,
         kind="plan",
@@ -114,6 +119,24 @@ def test_an_engine_opens_a_plan_through_the_backends_own_library(folder: Path, h
     other = write_plan(tmp_path / "other.plan", "10.0.0.1")
     refused = run(program, "labels", other, "", *places, env=variables(folder))
     assert "built with tensorrt 10.0.0.1, this is 10." in refused.stderr
+
+
+def test_an_installed_backend_is_found_from_the_programs_folder(folder: Path, headers: Path, tmp_path: Path) -> None:
+    installed = run("cmake", "--install", folder, "--prefix", tmp_path, "--component", "runtime")
+    assert installed.returncode == 0, installed.stderr
+    assert (tmp_path / LIBRARIES / "libsegmenter_trt_tensorrt.so").is_file()
+    (tmp_path / "bin").mkdir()
+    program = shutil.copy(folder / "csrc" / "tests" / "session_program", tmp_path / "bin")
+    plan = write_plan(tmp_path / "model.plan", version_of(headers))
+    images = np.random.default_rng(0).integers(0, 250, (1, 16, 24, 3), dtype=np.uint8)
+    images.tofile(tmp_path / "images")
+    environment = variables(folder)
+    del environment["SEGMENTER_TRT_BACKENDS"]
+    places = ("1", "16", "24", tmp_path / "images", tmp_path / "result")
+    result = run(program, "labels", plan, "", *places, env=environment)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    labels = np.fromfile(tmp_path / "result", np.uint8).reshape(images.shape[:3])
+    np.testing.assert_array_equal(labels, images[..., 0] % 5)
 
 
 def test_without_a_driver_it_says_so(folder: Path, headers: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def built(cubins: Path, headers: Path, flags: str, *targets: str) -> Path:
         run(
             *("cmake", "-S", SOURCES, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug"),
             *(f"-DCMAKE_CXX_FLAGS={flags}", f"-DSEGMENTER_TRT_CUBINS={cubins}", f"-DTENSORRT_INCLUDE_DIR={headers}"),
-            *("-DSEGMENTER_TRT_PLUGIN_TESTS=ON", f"-DPython_EXECUTABLE={sys.executable}"),
+            *("-DSEGMENTER_TRT_PLUGIN_TESTS=ON", "-DSEGMENTER_TRT_WERROR=ON", f"-DPython_EXECUTABLE={sys.executable}"),
         )
     run("cmake", "--build", build, "--target", *targets)
     return build
@@ -387,7 +387,7 @@ def test_what_no_kernel_serves_fails_the_build_in_a_line(library: Path, rtx, tmp
 
 
 def test_where_the_library_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(segmenter_trt, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(segmenter_trt.runtimes, "__file__", str(tmp_path / "runtimes.py"))
     with pytest.raises(
         RuntimeError, match=r"built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot"
     ):

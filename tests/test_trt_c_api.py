@@ -29,7 +29,7 @@ class EngineOptions(c.Structure):
     _fields_ = (
         ("size", c.c_size_t),
         *((name, c.c_char_p) for name in ("backend", "precision", "runtime", "plugins")),
-        *((name, c.c_int32) for name in ("threads", "streams", "device")),
+        *((name, c.c_int32) for name in ("threads", "streams", "device", "require_verified")),
     )
 
 
@@ -126,6 +126,7 @@ def test_facts_and_classes(library: c.CDLL, engine: c.c_void_p) -> None:
     assert (list(facts.height), list(facts.width)) == ([H] * 3, [W] * 3)
     assert (facts.classes, facts.patch_size, facts.label_bytes) == (5, 16, 1)
     assert (facts.engine, facts.device, facts.precision) == (b"openvino", b"cpu", b"fp32")
+    assert facts.warning.startswith(b"not verified in openvino-fp32; run")
     older = Facts(Facts.classes.offset, classes=99)
     assert library.segmenter_trt_engine_facts(engine, c.byref(older)) == OK
     assert older.classes == 99  # beyond what its caller knows, nothing is written
@@ -173,6 +174,9 @@ def test_mistakes_are_statuses(
     assert opened(tmp_path / "none.onnx") == ARTIFACT
     assert "no such engine file" in error(library)
     assert opened(None) == INPUT
+    strict = EngineOptions(c.sizeof(EngineOptions), runtime=options.runtime, threads=1, require_verified=1)
+    assert opened(engine_folder / FP32, strict) == ARTIFACT
+    assert "not verified in openvino-fp32" in error(library)
     assert opened(engine_folder / FP32, EngineOptions(1000)) == INPUT
     assert "is the library older than its header?" in error(library)
     assert opened(engine_folder / FP32, EngineOptions(c.sizeof(EngineOptions), backend=b"none")) == INPUT

@@ -1,5 +1,6 @@
 """segmenter_trt_cli: pictures and frames in, labels out, and hostile files refused in one line."""
 
+import os
 import re
 import struct
 import subprocess
@@ -17,6 +18,7 @@ from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import open_engine
 from tests.sdk import call
 from tests.small_engines import H, W, pictures
+from tests.trt_backend import compile_backend, write_plan
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 pytestmark = pytest.mark.slow
@@ -139,6 +141,8 @@ def test_times(cli: Any) -> None:
     p50, p90, p99, rate = map(float, numbers.groups())
     assert 0 < p50 <= p90 <= p99
     assert rate > 0
+    assert result.stderr == "warning: not verified in openvino-fp32; run `segmenter verify` on this machine\n"
+    refused(cli("--time", "1", "--require-verified"), "model.fp32.onnx: not verified in openvino-fp32")
 
 
 def png(width: int, height: int, data: bytes, depth: int = 8, colours: int = 2) -> bytes:
@@ -231,3 +235,15 @@ def test_help_and_version_need_no_engine(sdk: Path) -> None:
     assert shown.startswith("usage: segmenter_trt_cli ENGINE [IMAGES] [OPTIONS]\n")
     assert max(map(len, shown.splitlines())) <= 120
     refused(call(program), "no engine given")
+
+
+def test_labels_beyond_the_classes_are_no_places_in_the_palette(sdk: Path, tmp_path: Path) -> None:
+    compile_backend(tmp_path)
+    plan = write_plan(tmp_path, classes=["wall", "floor"], palette=[[0, 0, 0], [255, 255, 255]])
+    environment = os.environ | {"SEGMENTER_TRT_BACKENDS": str(tmp_path)}
+    for red, status in ((1, 0), (200, 2)):
+        Image.new("RGB", (6, 4), (red, 0, 0)).save(tmp_path / "picture.ppm")
+        command = (plan, tmp_path / "picture.ppm", "--out", tmp_path / "out", "--overlay")
+        result = call(sdk / "bin" / "segmenter_trt_cli", *command, env=environment)
+        assert result.returncode == status, result.stderr
+    refused(result, "labels: class 200, and the manifest names 2")

@@ -143,6 +143,8 @@ BAD = [
     pytest.param(CudaArray(IMAGES), LABELS, "out: this ndarray does not lie on a GPU", id="host labels"),
     pytest.param(CudaArray(IMAGES, typestr="<f4"), None, "images float32 .*wanted uint8 RGB", id="float32"),
     pytest.param(CudaArray(IMAGES, typestr="<fx"), None, "typestr that is none", id="no type"),
+    pytest.param(CudaArray(IMAGES, typestr="|u0"), None, "wanted uint8 RGB", id="type of no bytes"),
+    pytest.param(CudaArray(IMAGES, shape=(1 << 62, 1 << 62, 8, 3)), None, "wanted", id="no such size"),
     pytest.param(CudaArray(IMAGES, data="here"), None, "does not describe its memory", id="no address"),
     pytest.param(CudaArray(IMAGES, strides=(1, 2, 3, 4)), None, "wanted contiguous memory", id="strided"),
     pytest.param(CudaArray(IMAGES, strides=(H * W * 3, W * 3, 3, 1)), None, None, id="strides of contiguous memory"),

@@ -165,6 +165,22 @@ def test_the_manifest_and_the_facts(engine: Any, session: Any, engine_folder: Pa
     assert repr(session) == f"<segmenter_trt.Session of {engine!r}>"
 
 
+def test_what_is_not_verified_is_told_or_refused(engine_folder: Path, tmp_path: Path) -> None:
+    path = copied(engine_folder / FP32, tmp_path, verification=None)
+    complaint = "not verified in openvino-fp32; run `segmenter verify` on this machine"
+    assert segmenter_trt.Engine(path, threads=1).describe()["warning"] == complaint
+    with pytest.raises(segmenter_trt.ArtifactError, match=rf"{FP32}: {complaint}"):
+        segmenter_trt.Engine(path, threads=1, require_verified=True)
+    digest = sha256(path.read_bytes()).hexdigest()
+    for passed, warning in ((True, ""), (False, "failed its verification in openvino-fp32: mIoU dropped; run")):
+        verdict = {"passed": passed, "faults": ["mIoU dropped"], "sha256": digest}
+        change_manifest(path, verification={"openvino-fp32": verdict, "onnxruntime-fp32": verdict | {"passed": False}})
+        assert segmenter_trt.Engine(path, threads=1).describe()["warning"].startswith(warning)
+    change_manifest(path, verification={"openvino-fp32": verdict | {"passed": True}})
+    engine = segmenter_trt.Engine(path, threads=1, require_verified=True)
+    assert segmenter_trt.Session(engine).describe()["warning"] == ""
+
+
 def test_importing_loads_nothing() -> None:
     program = (
         "import sys, segmenter_trt; from segmenter_trt import runtimes; folder = runtimes.folder('openvino');"

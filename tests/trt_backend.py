@@ -54,7 +54,7 @@ def write_plan(folder: Path, **changes: object) -> Path:
         "preprocess": {"mean": [0.5] * 3, "std": [0.5] * 3},
         "command": "",
         "versions": {},
-        "machine": "",
+        "machine": "somewhere",
         "plugins": [],
         "compute_capabilities": [],
         "details": {},

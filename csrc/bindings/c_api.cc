@@ -144,7 +144,8 @@ segmenter_trt_status segmenter_trt_engine_open(const char* artifact, const segme
                                                       .streams = given.streams == 0 ? 1 : given.streams,
                                                       .device = given.device,
                                                       .runtime = text(given.runtime),
-                                                      .plugins = text(given.plugins)});
+                                                      .plugins = text(given.plugins),
+                                                      .require_verified = given.require_verified != 0});
     trt::Description facts = opened.describe();
     *engine = new segmenter_trt_engine{std::move(opened), std::move(facts)};
   });
@@ -214,9 +215,8 @@ segmenter_trt_status segmenter_trt_session_run(segmenter_trt_session* session, c
     require(static_cast<const char*>(labels), "labels");
     require_bytes("labels", {batch, height, width}, label_bytes(session->session.engine().manifest()), bytes);
     const trt::bindings::Exclusive one(session->held);
-    with_labels(session->session, labels, {height, width}, [&](const auto& to) {
-      session->session.run(trt::ImagesView{pixels, batch, height, width}, to);
-    });
+    with_labels(session->session, labels, {height, width},
+                [&](const auto& to) { session->session.run(trt::ImagesView{pixels, batch, height, width}, to); });
   });
 }
 

@@ -84,7 +84,8 @@ void find_libraries(const fs::path& artifact, EngineOptions& options) {
 
 std::unique_ptr<PyEngine> open(const fs::path& path, std::optional<std::string> backend,
                                std::optional<std::string> precision, int threads, int streams, int device,
-                               std::optional<fs::path> runtime, std::optional<fs::path> plugins) {
+                               std::optional<fs::path> runtime, std::optional<fs::path> plugins,
+                               bool require_verified) {
   EngineOptions options = {
       .backend = backend.value_or(""),
       .precision = precision.value_or(""),
@@ -93,6 +94,7 @@ std::unique_ptr<PyEngine> open(const fs::path& path, std::optional<std::string> 
       .device = device,
       .runtime = runtime.value_or(fs::path()),
       .plugins = plugins.value_or(fs::path()),
+      .require_verified = require_verified,
   };
   find_libraries(path, options);
   const py::gil_scoped_release release;
@@ -134,11 +136,12 @@ backend: openvino, tensorrt or tensorrt-rtx, None for the one the artifact is fo
 floating-point layers, fp32 or bf16, None chooses; threads: of the CPU, 0 for every core this process may use; streams:
 sessions the CPU serves at the same moment, which share the threads; device: GPU; runtime: library of the runtime or its
 folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks
-for, None takes the one installed with this module.
+for, None takes the one installed with this module; require_verified: refuse an artifact whose manifest does not say
+that it passed `segmenter verify` in this engine, which `describe()["warning"]` tells otherwise.
 Raises ManifestError, ArtifactError, Unavailable, and InputError for options that are none.)")
       .def(py::init(&open), py::arg("path"), py::kw_only(), py::arg("backend") = py::none(),
            py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,
-           py::arg("runtime") = py::none(), py::arg("plugins") = py::none())
+           py::arg("runtime") = py::none(), py::arg("plugins") = py::none(), py::arg("require_verified") = false)
       .def_property_readonly(
           "manifest", [](const PyEngine& self) { return as_dict(self.engine.manifest()); },
           "What the artifact's manifest says, under the names it has there: classes, palette, height, ...")

@@ -33,7 +33,7 @@ bool c_contiguous(const std::vector<std::int64_t>& shape, const std::int64_t* st
   for (std::size_t axis = shape.size(); axis-- > 0;) {
     if (shape[axis] == 0) return true;
     if (shape[axis] != 1 && strides[axis] != expected) return false;
-    expected *= shape[axis];
+    if (__builtin_mul_overflow(expected, shape[axis], &expected)) return false;
   }
   return true;
 }
@@ -121,7 +121,7 @@ Memory of_cuda_interface(const py::object& object, const std::string& name) {
   memory.data = reinterpret_cast<void*>(address);
   memory.shape = interface["shape"].cast<std::vector<std::int64_t>>();
   memory.dtype = type == "|u1" ? "uint8" : type == "<i2" ? "int16" : type == "<f4" ? "float32" : type;
-  const std::int64_t item = type.size() > 2 ? std::stoll(type.substr(2)) : 1;
+  const std::int64_t item = std::max(type.size() > 2 ? std::stoll(type.substr(2)) : 1LL, 1LL);
   memory.contiguous = true;
   if (interface.contains("strides") && !interface["strides"].is_none()) {
     const auto strides = interface["strides"].cast<std::vector<std::int64_t>>();
@@ -145,7 +145,10 @@ std::uintptr_t stream_number(std::uintptr_t stream) { return stream == 0 ? 1 : s
 
 std::int64_t Memory::bytes() const {
   std::int64_t count = dtype == "uint8" ? 1 : dtype == "int16" ? 2 : 4;
-  for (const std::int64_t side : shape) count *= side;
+  for (const std::int64_t side : shape) {
+    // sides nothing can have, which the session refuses
+    if (__builtin_mul_overflow(count, side, &count)) return 0;
+  }
   return count;
 }
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <string>
 
+#include "segmenter_trt/errors.h"
 #include "segmenter_trt/resize.h"
 
 namespace segmenter_trt::cli {
@@ -67,6 +69,12 @@ const Labels& Labeller::label(const Picture& picture) {
     to_size(wide_, input.H, input.W, labels_);
   } else {
     to_size(narrow_, input.H, input.W, labels_);
+  }
+  // a plan makes its labels itself, and each is a place in the palette
+  const auto [least, most] = std::minmax_element(labels_.classes.begin(), labels_.classes.end());
+  if (*least < 0 || *most >= manifest().K()) {
+    throw RunError("labels: class " + std::to_string(*least < 0 ? *least : *most) + ", and the manifest names " +
+                   std::to_string(manifest().K()) + "; make the engine again");
   }
   return labels_;
 }

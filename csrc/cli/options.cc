@@ -140,6 +140,7 @@ std::string help() {
          "  --runtime PATH      library of the runtime, or its folder (searched, OpenVINO's first\n"
          "                      in the folder SEGMENTER_TRT_OPENVINO names)\n"
          "  --plugins PATH      library of the plugins a plan asks for (searched)\n"
+         "  --require-verified  refuse an engine whose manifest does not say that it passed `segmenter verify`\n"
          "  --version, --help\n"
          "\n"
          "Exits with 0; with 1 when a picture could not be read, the others being labelled; with 2 otherwise.\n";
@@ -158,6 +159,8 @@ Options parse(int count, const char* const* arguments) {
       options.version = true;
     } else if (argument == "--overlay") {
       options.overlay = true;
+    } else if (argument == "--require-verified") {
+      options.runtime.require_verified = true;
     } else {
       const std::size_t equals = argument.find('=');
       const std::string_view name = argument.substr(0, equals);

@@ -62,8 +62,8 @@ class Queue {
   bool closed_ = false;
 };
 
-void serve(const trt::Engine& engine, Queue& queue) {
-  trt::Session session(engine);
+void serve(trt::Session& session, Queue& queue) {
+  const trt::Engine& engine = session.engine();
   const std::int64_t H = engine.manifest().height.opt, W = engine.manifest().width.opt;
   std::vector<std::uint8_t> labels(static_cast<std::size_t>(H * W));
   for (Job job; queue.take(job);) {
@@ -87,8 +87,10 @@ int main(int arguments, char** argument) try {
   const trt::Manifest& manifest = engine.manifest();
   if (manifest.K() > 256) throw std::runtime_error("more than 256 classes: pass run a LabelsView<std::int16_t>");
   Queue queue(static_cast<std::size_t>(2 * threads));
+  std::vector<trt::Session> sessions;  // made here, where an error ends the program in words
+  for (int i = 0; i < threads; ++i) sessions.emplace_back(engine);
   std::vector<std::thread> workers;
-  for (int i = 0; i < threads; ++i) workers.emplace_back([&] { serve(engine, queue); });
+  for (trt::Session& session : sessions) workers.emplace_back([&] { serve(session, queue); });
 
   Job job = {0, std::vector<std::uint8_t>(static_cast<std::size_t>(manifest.height.opt * manifest.width.opt * 3))};
   for (; std::fread(job.pixels.data(), 1, job.pixels.size(), stdin) == job.pixels.size(); ++job.frame) queue.put(job);

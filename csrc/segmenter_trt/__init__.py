@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
         "segmenter_trt is not compiled for this Python; install the project with `pip install .` (it needs g++)",
         name=error.name,
     ) from error
+from segmenter_trt import runtimes
 
 __all__ = [
     "ArtifactError",
@@ -56,8 +57,8 @@ def plugin_library() -> Path:
 
     Raises RuntimeError naming how to build it when this package was installed without it, as it is by default.
     """
-    path = Path(__file__).with_name("libsegmenter_trt_plugin.so")
-    if not path.is_file():
+    path = runtimes.plugins()
+    if path is None:
         raise RuntimeError(
             "segmenter_trt was built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot --out"
             " cubins --only attention patch_embed mask_scores upsample_argmax`, then install with"

@@ -97,6 +97,7 @@ class Engine:
         device: int = 0,
         runtime: str | os.PathLike[str] | None = None,
         plugins: str | os.PathLike[str] | None = None,
+        require_verified: bool = False,
     ) -> None: ...
     @property
     def manifest(self) -> _Manifest: ...

@@ -94,7 +94,7 @@ class Backend {
 
 // Libraries with the same one fit each other: the seam's number, raised when this header or a structure in it changes,
 // and the standard library, whose strings and vectors cross the seam.
-inline constexpr char kBackendAbi[] = "segmenter_trt backend 1 " SEGMENTER_TRT_STANDARD_LIBRARY;
+inline constexpr char kBackendAbi[] = "segmenter_trt backend 2 " SEGMENTER_TRT_STANDARD_LIBRARY;
 
 // `abi` is the library's kBackendAbi, and is compared before anything else is used.
 struct BackendModule {

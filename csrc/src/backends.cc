@@ -31,7 +31,7 @@ std::vector<fs::path> candidates(const std::string& file) {
   if (const char* const folder = std::getenv(kFolderVariable)) return {fs::path(folder) / file};
   std::vector<fs::path> found;
   if (const fs::path folder = own_folder(); !folder.empty()) {
-    for (const fs::path& path : {folder / file, folder.parent_path() / "lib" / file}) {
+    for (const fs::path& path : {folder / file, folder.parent_path() / SEGMENTER_TRT_LIBRARIES / file}) {
       std::error_code ignored;
       if (fs::exists(path, ignored)) found.push_back(path);
     }
@@ -60,8 +60,9 @@ const BackendModule& open_module(const std::string& name) {
     }
     return *module;
   }
-  throw Unavailable("engine " + name + ": " + file + " cannot be opened (" + told +
-                    "); build it with -DTENSORRT_INCLUDE_DIR (csrc/tensorrt), or name its folder in " + kFolderVariable);
+  const std::string headers = name == "tensorrt-rtx" ? "-DTENSORRT_RTX_INCLUDE_DIR" : "-DTENSORRT_INCLUDE_DIR";
+  throw Unavailable("engine " + name + ": " + file + " cannot be opened (" + told + "); build it with " + headers +
+                    " (csrc/tensorrt), or name its folder in " + kFolderVariable);
 }
 
 // The name of the backend a request asks for. Throws InputError for one that cannot open the artifact.

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "segmenter_trt/errors.h"
+#include "segmenter_trt/manifest.h"
 #include "segmenter_trt/normalize.h"
 #include "segmenter_trt/upsample_argmax.h"
 
@@ -16,6 +17,27 @@ inline constexpr std::int64_t kMostByteClasses = 256;
 
 inline std::string sides(std::int64_t height, std::int64_t width) {
   return std::to_string(height) + "x" + std::to_string(width);
+}
+
+// Throws InputError for images of a size the engine does not take.
+inline void check_size(std::int64_t H, std::int64_t W, const Manifest& manifest) {
+  const Range& height = manifest.height;
+  const Range& width = manifest.width;
+  if (height.holds(H) && width.holds(W)) return;
+  const std::string image = "image " + sides(H, W) + ": this engine takes ";
+  if (height.fixed() && width.fixed()) {
+    throw InputError(image + sides(height.min, width.min) + "; resize it, or export again with --height " +
+                     std::to_string(H) + " --width " + std::to_string(W));
+  }
+  throw InputError(image + sides(height.min, width.min) + " to " + sides(height.max, width.max) + "; resize it");
+}
+
+// Throws InputError for a number of images the engine does not take.
+inline void check_batch(std::int64_t count, const Range& batch) {
+  if (batch.holds(count)) return;
+  throw InputError("batch of " + std::to_string(count) + ": this engine takes " +
+                   (count > batch.max ? "at most " + std::to_string(batch.max) + "; split it"
+                                      : "at least " + std::to_string(batch.min) + "; fill it up"));
 }
 
 // Throws InputError for labels of another type than K classes have, or of another size than the images.

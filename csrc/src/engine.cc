@@ -10,6 +10,7 @@
 #include "engine_state.h"
 #include "segmenter_trt/errors.h"
 #include "sha256.h"
+#include "verified.h"
 
 namespace segmenter_trt {
 namespace {
@@ -67,9 +68,13 @@ Engine Engine::open(const fs::path& artifact, const EngineOptions& options) {
   auto backend = make_backend({manifest, artifact, contents.bytes(), definite});
   const Description facts = backend->describe();
   const bool narrowed = manifest.precision == "fp32" && facts.floats == "bf16";
-  std::string name = facts.engine + "-" + (narrowed ? facts.floats : manifest.precision) + ", " + manifest.model;
+  const std::string engine = facts.engine + "-" + (narrowed ? facts.floats : manifest.precision);
+  std::string unsure = unverified(manifest, engine);
+  if (!unsure.empty()) unsure += "; run `segmenter verify` on this machine";
+  if (options.require_verified && !unsure.empty()) throw ArtifactError(artifact.string() + ": " + unsure);
+  std::string name = engine + ", " + manifest.model;
   return Engine(std::make_shared<const State>(
-      State{artifact, std::move(manifest), definite.threads, std::move(backend), std::move(name)}));
+      State{artifact, std::move(manifest), definite.threads, std::move(backend), std::move(name), std::move(unsure)}));
 }
 
 const Manifest& Engine::manifest() const noexcept { return state_->manifest; }
@@ -84,6 +89,9 @@ Description Engine::describe() const {
   facts.height = manifest.height;
   facts.width = manifest.width;
   facts.batch = manifest.batch;
+  if (!state_->unverified.empty()) {
+    facts.warning = state_->unverified + (facts.warning.empty() ? "" : "; " + facts.warning);
+  }
   return facts;
 }
 

@@ -15,7 +15,8 @@ struct Engine::State {
   Manifest manifest;
   int threads;
   std::unique_ptr<Backend> backend;
-  std::string name;  // engine, precision and model, as messages begin: "openvino-int8, small"
+  std::string name;        // engine, precision and model, as messages begin: "openvino-int8, small"
+  std::string unverified;  // why it may not be taken for verified; empty when it may
 };
 
 }  // namespace segmenter_trt

@@ -117,6 +117,7 @@ std::string OpenVino::version() const {
 std::string OpenVino::told() const {
   const char* const message = get_last_err_msg();
   std::string line = message == nullptr ? "" : message;
+  if (message != nullptr) free(message);  // a copy, the caller's
   std::replace_if(
       line.begin(), line.end(), [](char c) { return c >= 0 && c < ' '; }, ' ');
   const auto twice = [](char a, char b) { return a == ' ' && b == ' '; };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -111,6 +112,11 @@ void check_sizes(const ImagesView& images, Size size) {
   if (images.B < 0) throw std::invalid_argument("batch of " + std::to_string(images.B) + ": wanted 0 or more");
   check_side(images.H, images.W);
   check_side(size.height, size.width);
+  // of the sides checked, no product overflows: 2^24 * 2^24 * 3
+  const std::int64_t bytes = std::max(images.H, size.height) * std::max(images.W, size.width) * 3;
+  if (images.B > std::numeric_limits<std::int64_t>::max() / bytes) {
+    throw std::invalid_argument("batch of " + std::to_string(images.B) + ": more bytes than there are addresses");
+  }
 }
 
 void resize(const ImagesView& images, const PixelsView& resized, int threads) {

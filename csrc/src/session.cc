@@ -21,25 +21,6 @@ namespace {
 // Shapes a session remembers what it has made for; a stream of images has one, a folder a few.
 constexpr std::size_t kShapes = 8;
 
-void check_size(const ImageShape& images, const Manifest& manifest) {
-  const Range& height = manifest.height;
-  const Range& width = manifest.width;
-  if (height.holds(images.H) && width.holds(images.W)) return;
-  const std::string image = "image " + sides(images.H, images.W) + ": this engine takes ";
-  if (height.fixed() && width.fixed()) {
-    throw InputError(image + sides(height.min, width.min) + "; resize it, or export again with --height " +
-                     std::to_string(images.H) + " --width " + std::to_string(images.W));
-  }
-  throw InputError(image + sides(height.min, width.min) + " to " + sides(height.max, width.max) + "; resize it");
-}
-
-void check_batch(std::int64_t count, const Range& batch) {
-  if (batch.holds(count)) return;
-  throw InputError("batch of " + std::to_string(count) + ": this engine takes " +
-                   (count > batch.max ? "at most " + std::to_string(batch.max) + "; split it"
-                                      : "at least " + std::to_string(batch.min) + "; fill it up"));
-}
-
 // How masks of one shape of images become labels, or scores.
 struct Shaped {
   ImageShape images;
@@ -64,7 +45,7 @@ struct Session::State {
   ImageShape checked(const void* data, std::int64_t B, std::int64_t H, std::int64_t W) const {
     if (data == nullptr) throw InputError("images that are nowhere: wanted a pointer to uint8 RGB [B, H, W, 3]");
     const ImageShape shape = {B, H, W};
-    check_size(shape, manifest);
+    check_size(H, W, manifest);
     check_batch(B, manifest.batch);
     return shape;
   }
@@ -72,10 +53,23 @@ struct Session::State {
   // Runs what the runtime complains of in words that name the engine.
   HostOutputs infer(const ImageShape& shape, const void* input, Wanted wanted) const {
     try {
-      return runner->run(shape, input, wanted);
+      const HostOutputs outputs = runner->run(shape, input, wanted);
+      if (outputs.masks.data != nullptr) require_promised(outputs.masks, shape);
+      return outputs;
     } catch (const RunError& error) {
       throw RunError(name + ": " + error.what());
     }
+  }
+
+  // What reads masks, and writes labels and scores of them, goes by the manifest.
+  void require_promised(const MasksView& masks, const ImageShape& shape) const {
+    const auto patches = [&](std::int64_t side) { return (side - 1) / manifest.patch_size + 1; };
+    if (masks.B == shape.B && masks.K == manifest.K() && masks.h == patches(shape.H) && masks.w == patches(shape.W)) {
+      return;
+    }
+    throw RunError("its masks are [" + std::to_string(masks.B) + ", " + std::to_string(masks.K) + ", " +
+                   std::to_string(masks.h) + ", " + std::to_string(masks.w) + "] of " + std::to_string(shape.B) +
+                   " images of " + sides(shape.H, shape.W) + ", and its manifest promises others; make both again");
   }
 
   HostOutputs infer(const ImagesView& pixels, Wanted wanted) {

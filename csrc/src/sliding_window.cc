@@ -19,7 +19,8 @@
 namespace segmenter_trt {
 namespace {
 
-WindowOptions checked(const WindowOptions& options) {
+// Of what the engine takes, before memory for windows is asked for.
+WindowOptions checked(const WindowOptions& options, const Manifest& manifest) {
   WindowOptions definite = options;
   if (definite.stride == 0) definite.stride = definite.window;
   if (definite.stride < 1 || definite.stride > definite.window) {
@@ -27,6 +28,8 @@ WindowOptions checked(const WindowOptions& options) {
                      ": wanted 1 to " + std::to_string(options.window) + ", or pixels are left out");
   }
   if (definite.batch < 1) throw InputError("window batch " + std::to_string(options.batch) + ": wanted 1 or more");
+  check_size(options.window, options.window, manifest);
+  check_batch(std::max(definite.batch, manifest.batch.min), manifest.batch);
   return definite;
 }
 
@@ -217,12 +220,13 @@ void label_enlarged(Session& session, const ImagesView& pixels, Label* labels, c
 
 template <class Label>
 void run(Session& session, const ImagesView& pixels, const LabelsView<Label>& labels, const WindowOptions& given) {
-  const WindowOptions options = checked(given);
+  const Manifest& manifest = session.engine().manifest();
+  const WindowOptions options = checked(given, manifest);
   if (pixels.data == nullptr || pixels.B != 1 || pixels.H < 1 || pixels.W < 1) {
     throw InputError("images [" + std::to_string(pixels.B) + ", " + std::to_string(pixels.H) + ", " +
                      std::to_string(pixels.W) + ", 3]: wanted one image with a pixel at least");
   }
-  check_labels(labels, pixels, session.engine().manifest().K());
+  check_labels(labels, pixels, manifest.K());
   if (std::min(pixels.H, pixels.W) < options.window) {
     label_enlarged(session, pixels, labels.data, options);
   } else {

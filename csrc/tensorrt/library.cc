@@ -17,8 +17,10 @@ constexpr char kVariable[] = "SEGMENTER_TRT_TENSORRT";
 constexpr std::size_t kLongest = 600;  // of what is quoted
 
 #ifdef SEGMENTER_TRT_RTX
+constexpr char kHeaders[] = "-DTENSORRT_RTX_INCLUDE_DIR";
 std::vector<std::string> file_names() { return {"libtensorrt_rtx.so.1", "libtensorrt_rtx.so"}; }
 #else
+constexpr char kHeaders[] = "-DTENSORRT_INCLUDE_DIR";
 std::vector<std::string> file_names() {
   return {"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"};
 }
@@ -46,6 +48,11 @@ std::int32_t part(void* library, const char* name) {
 }
 
 }  // namespace
+
+Log& Log::of_process() {
+  static Log* const log = new Log;
+  return *log;
+}
 
 void Log::log(Severity severity, nvinfer1::AsciiChar const* text) noexcept {
   if (severity > Severity::kERROR) return;
@@ -86,18 +93,9 @@ Library::Library(const fs::path& place) : handle_(nullptr) {
   if (major != NV_TENSORRT_MAJOR || minor < NV_TENSORRT_MINOR) {
     throw Unavailable(std::string("engine ") + kEngine + ": the library is " + version_ +
                       ", and this backend was compiled for " + std::to_string(NV_TENSORRT_MAJOR) + "." +
-                      std::to_string(NV_TENSORRT_MINOR) +
-                      "; compile it with the headers of that library (-DTENSORRT_INCLUDE_DIR)");
+                      std::to_string(NV_TENSORRT_MINOR) + "; compile it with the headers of that library (" + kHeaders +
+                      ")");
   }
-}
-
-void Library::require_built_with_this(const Manifest& manifest, const std::string& artifact) const {
-  const auto found = manifest.versions.find(kPackage);
-  const std::string built = found == manifest.versions.end() ? "an unknown version" : found->second;
-  if (built == version_) return;
-  throw ArtifactError(artifact + ": built with " + kEngine + " " + built + ", this is " + version_ +
-                      "; build it again here: segmenter build MODEL.onnx --out " + manifest.artifact + " --engine " +
-                      kEngine);
 }
 
 std::unique_ptr<nvinfer1::IRuntime> Library::make_runtime(Log& log) const {

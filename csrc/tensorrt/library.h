@@ -9,7 +9,6 @@
 #include <string>
 
 #include "segmenter_trt/engine.h"
-#include "segmenter_trt/manifest.h"
 
 namespace segmenter_trt::tensorrt {
 
@@ -24,11 +23,17 @@ inline constexpr char kPackage[] = "tensorrt";
 // Keeps what TensorRT said last, for the error that follows; TensorRT calls it from any thread.
 class Log final : public nvinfer1::ILogger {
  public:
+  // The one there is, never destroyed: TensorRT keeps the logger of its first runtime for those made while that lives,
+  // so that one of an engine's own could be called after the engine is gone.
+  static Log& of_process();
+
   void log(Severity severity, nvinfer1::AsciiChar const* text) noexcept override;
   // What was told as an error since the last call, in one line.
   std::string take();
 
  private:
+  Log() = default;
+
   std::mutex mutex_;
   std::string told_;
 };
@@ -41,9 +46,6 @@ class Library {
 
   // major.minor.patch.build
   const std::string& version() const noexcept { return version_; }
-
-  // Throws ArtifactError when a plan was built with another version: plans are for the version that built them.
-  void require_built_with_this(const Manifest& manifest, const std::string& artifact) const;
 
   // Throws Unavailable when TensorRT gives none.
   std::unique_ptr<nvinfer1::IRuntime> make_runtime(Log& log) const;

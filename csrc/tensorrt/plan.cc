@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "plan_checks.h"
 #include "runner.h"
 #include "segmenter_trt/errors.h"
 
@@ -51,12 +52,6 @@ bool holds(const std::string& wanted, std::pair<int, int> capability) {
   const std::pair<int, int> asked = {std::atoi(std::string(digits.substr(0, dot)).c_str()),
                                      std::atoi(std::string(digits.substr(dot + 1)).c_str())};
   return later ? capability >= asked : capability == asked;
-}
-
-std::string joined(const std::vector<std::string>& parts) {
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
-  return text;
 }
 
 std::size_t bytes_of(nvinfer1::DataType type) {
@@ -106,10 +101,10 @@ Plan::Plan(const BackendRequest& request)
       input_(request.manifest.input) {
   const std::string artifact = request.artifact.string();
   require_device(request.manifest, artifact);
-  library_.require_built_with_this(request.manifest, artifact);
+  require_version(request.manifest, artifact, request.bytes, kEngine, library_.version());
   const cuda::Current current(driver_, context_);
   runtime_ = library_.make_runtime(log_);
-  load_plugins(request.manifest, request.options);
+  load_plugins(request);
   engine_.reset(runtime_->deserializeCudaEngine(request.bytes.data(), request.bytes.size()));
   if (engine_ == nullptr) throw ArtifactError(artifact + ": " + kEngine + " cannot load it: " + log_.take());
   read_tensors(request.manifest, artifact);
@@ -128,20 +123,19 @@ Plan::~Plan() {
 void Plan::require_device(const Manifest& manifest, const std::string& artifact) {
   const auto& wanted = manifest.compute_capabilities;
   const auto capability = capability_of(driver_, device_);
+  if (wanted.empty()) return;  // of any
   if (std::any_of(wanted.begin(), wanted.end(), [&](const std::string& one) { return holds(one, capability); })) return;
-  throw ArtifactError(
-      artifact + ": built for GPUs of compute capability " + (wanted.empty() ? "unknown" : joined(wanted)) + ", " +
-      device_name_ + " has " + std::to_string(capability.first) + "." + std::to_string(capability.second) +
-      "; build it again for this GPU: segmenter build MODEL.onnx --out " + manifest.artifact + " --engine " + kEngine);
+  throw ArtifactError(artifact + ": built for GPUs of compute capability " + joined(wanted) + ", " + device_name_ +
+                      " has " + std::to_string(capability.first) + "." + std::to_string(capability.second) + "; " +
+                      rebuild_advice(manifest, artifact));
 }
 
-void Plan::load_plugins(const Manifest& manifest, const EngineOptions& options) {
+void Plan::load_plugins(const BackendRequest& request) {
+  const Manifest& manifest = request.manifest;
   if (manifest.plugins.empty()) return;
-  const fs::path library = plugin_library(options);
+  const fs::path library = plugin_library(request.options);
   const std::string wanted = "plugins " + joined(manifest.plugins);
-  if (library.empty()) {
-    throw Unavailable(wanted + ": no " + kPluginFile + " found; name it in the options or in " + kPluginVariable);
-  }
+  require_plugin_library(manifest, request.artifact.string(), library);
   nvinfer1::IPluginRegistry& registry = runtime_->getPluginRegistry();
   if (registry.loadLibrary(library.c_str()) == nullptr) {
     throw Unavailable(wanted + ": " + kEngine + " cannot load " + library.string() + ": " + log_.take());

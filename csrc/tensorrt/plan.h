@@ -52,6 +52,8 @@ class Plan final : public Backend {
   const std::vector<Tensor>& tensors() const noexcept { return tensors_; }
   bool gives(const char* output) const noexcept;
   Log& log() const noexcept { return log_; }
+  // That the network computes in.
+  std::int64_t scratch_bytes() const noexcept { return engine_->getDeviceMemorySizeV2(); }
 
   // A context of the engine's with scratch memory of its own, or none when `shared`. Throws RunError.
   std::unique_ptr<nvinfer1::IExecutionContext> make_context(bool shared) const;
@@ -60,7 +62,7 @@ class Plan final : public Backend {
 
  private:
   void require_device(const Manifest& manifest, const std::string& artifact);
-  void load_plugins(const Manifest& manifest, const EngineOptions& options);
+  void load_plugins(const BackendRequest& request);
   void read_tensors(const Manifest& manifest, const std::string& artifact);
 
   const cuda::Driver& driver_;
@@ -69,7 +71,7 @@ class Plan final : public Backend {
   cuda::PrimaryContext context_;
   Library library_;
   Input input_;
-  mutable Log log_;
+  Log& log_ = Log::of_process();
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;  // goes before its runtime
   std::vector<Tensor> tensors_;

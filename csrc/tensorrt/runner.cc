@@ -1,14 +1,18 @@
 #include "runner.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <string>
 
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt::tensorrt {
 namespace {
 
-constexpr std::size_t kMostShapes = 8;  // each keeps its memory and its graph
+constexpr std::size_t kMostShapes = 8;      // each keeps its memory and its graph
+constexpr std::uintptr_t kAlignment = 256;  // of every address a plan is given, as TensorRT demands
 
 nvinfer1::Dims dims_of(const ImageShape& shape, Input input) {
   nvinfer1::Dims dims{};
@@ -27,6 +31,23 @@ std::size_t count(const nvinfer1::Dims& dims) {
   return product;
 }
 
+std::string text(const nvinfer1::Dims& dims) {
+  std::string shape = "[";
+  for (int axis = 0; axis < dims.nbDims; ++axis) shape += (axis == 0 ? "" : ", ") + std::to_string(dims.d[axis]);
+  return shape + "]";
+}
+
+bool same(const nvinfer1::Dims& dims, std::initializer_list<std::int64_t> wanted) {
+  return dims.nbDims == static_cast<int>(wanted.size()) && std::equal(wanted.begin(), wanted.end(), dims.d);
+}
+
+void require_aligned(const void* address, const char* what) {
+  const std::uintptr_t past = reinterpret_cast<std::uintptr_t>(address) % kAlignment;
+  if (past == 0) return;
+  throw InputError(std::string(what) + " on the GPU begin " + std::to_string(past) + " bytes past a multiple of " +
+                   std::to_string(kAlignment) + ", which TensorRT does not take; copy them to memory of their own");
+}
+
 void* pointer(cuda::Address address) { return reinterpret_cast<void*>(address); }
 
 }  // namespace
@@ -43,8 +64,10 @@ struct PlanRunner::Place {
   ImageShape shape;
   std::vector<Port> ports;
   std::vector<std::int16_t> labels;  // of more classes than a byte holds, which a plan writes as int32
+  // A graph has a context of its own: TensorRT leaves undefined what one does whose context was changed since.
+  std::unique_ptr<nvinfer1::IExecutionContext> context;
   cuda::GraphExec graph;
-  bool warm = false;       // whether it ran once: TensorRT may allocate at the first call, which no capture allows
+  bool seen = false;       // whether it ran once: a graph is for shapes that come again
   bool capturable = true;  // until a capture fails
 
   Port& port(const char* name) {
@@ -55,13 +78,22 @@ struct PlanRunner::Place {
 PlanRunner::PlanRunner(const Plan& plan, const SessionOptions& options)
     : plan_(plan), driver_(plan.driver()), graphs_(options.graphs) {
   const cuda::Current current(driver_, plan_.context());
-  context_ = plan_.make_context(options.shared_workspace);
-  if (options.shared_workspace) {
-    shared_ = &plan_.shared_workspace();
-    context_->setDeviceMemoryV2(pointer(shared_->memory.get()), shared_->bytes);
+  try {
+    if (options.shared_workspace) {
+      shared_ = &plan_.shared_workspace();
+    } else {
+      // TensorRT takes no empty memory
+      scratch_ =
+          cuda::device_memory(driver_, static_cast<std::size_t>(std::max<std::int64_t>(plan_.scratch_bytes(), 1)));
+    }
+    context_ = make_context();
+    stream_ = cuda::stream(driver_);
+    passed_ = cuda::event(driver_);
+  } catch (...) {
+    // here, for members go after `current`
+    release();
+    throw;
   }
-  stream_ = cuda::stream(driver_);
-  passed_ = cuda::event(driver_);
 }
 
 PlanRunner::~PlanRunner() {
@@ -69,32 +101,53 @@ PlanRunner::~PlanRunner() {
   // nothing may be given back that a stream still reads
   if (outside_) driver_.EventSynchronize(passed_.get());
   driver_.StreamSynchronize(stream_.get());
-  places_.clear();
-  context_.reset();
-  stream_ = {};
-  passed_ = {};
+  release();
   if (cuda::Context popped = nullptr; pushed) driver_.CtxPopCurrent(&popped);
 }
 
-void PlanRunner::require(bool done, const char* what) {
+void PlanRunner::release() noexcept {
+  places_.clear();
+  context_.reset();
+  scratch_ = {};
+  stream_ = {};
+  passed_ = {};
+}
+
+// All contexts of a session compute in one scratch memory, for its work is kept in order.
+std::unique_ptr<nvinfer1::IExecutionContext> PlanRunner::make_context() const {
+  auto made = plan_.make_context(true);
+  const cuda::DeviceMemory& memory = shared_ == nullptr ? scratch_ : shared_->memory;
+  made->setDeviceMemoryV2(pointer(memory.get()), plan_.scratch_bytes());
+  return made;
+}
+
+void PlanRunner::require(bool done, const char* what) const {
   if (!done) throw RunError(std::string(kEngine) + ": " + what + " failed: " + plan_.log().take());
+}
+
+void PlanRunner::set_shape(nvinfer1::IExecutionContext& context, const ImageShape& shape) const {
+  if (context.setInputShape(kImages, dims_of(shape, plan_.input()))) return;
+  throw InputError("images " + std::to_string(shape.B) + "x" + std::to_string(shape.H) + "x" + std::to_string(shape.W) +
+                   ": outside this plan's profile (" + plan_.log().take() + "); build it for that shape");
 }
 
 void PlanRunner::set_shape(const ImageShape& shape) {
   if (shape == shape_) return;
   shape_ = {};
-  if (!context_->setInputShape(kImages, dims_of(shape, plan_.input()))) {
-    throw InputError("images " + std::to_string(shape.B) + "x" + std::to_string(shape.H) + "x" +
-                     std::to_string(shape.W) + ": outside this plan's profile (" + plan_.log().take() +
-                     "); build it for that shape");
-  }
+  set_shape(*context_, shape);
   shape_ = shape;
 }
 
-PlanRunner::Port PlanRunner::port(const Tensor& tensor) {
+PlanRunner::Port PlanRunner::port(const Tensor& tensor, const ImageShape& shape) {
   Port made{&tensor, context_->getTensorShape(tensor.name.c_str()), 0, {}, {}};
   made.bytes = count(made.dims) * tensor.element_bytes;
-  if (made.bytes == 0) throw RunError(std::string(kEngine) + ": tensor " + tensor.name + " has no size");
+  // what reads and writes them goes by the images' size, so that others would be passed the end of
+  const bool fits = (tensor.name != kLabels || same(made.dims, {shape.B, shape.H, shape.W})) &&
+                    (tensor.name != kMasks || (made.dims.nbDims == 4 && made.dims.d[0] == shape.B));
+  if (made.bytes == 0 || !fits) {
+    throw RunError(std::string(kEngine) + ": tensor " + tensor.name + " is " + text(made.dims) + " of images " +
+                   text(dims_of(shape, plan_.input())) + "; build the plan again");
+  }
   made.device = cuda::device_memory(driver_, made.bytes);
   if (tensor.input || tensor.name == kLabels || tensor.name == kMasks)
     made.host = cuda::pinned_memory(driver_, made.bytes);
@@ -110,7 +163,7 @@ PlanRunner::Place& PlanRunner::place(const ImageShape& shape) {
   set_shape(shape);
   Place made{};
   made.shape = shape;
-  for (const Tensor& tensor : plan_.tensors()) made.ports.push_back(port(tensor));
+  for (const Tensor& tensor : plan_.tensors()) made.ports.push_back(port(tensor, shape));
   // the last to go has been waited for: every `run` ends with its stream empty
   if (outside_) {
     cuda::check(driver_, driver_.EventSynchronize(passed_.get()), "waiting for the caller's stream");
@@ -121,28 +174,30 @@ PlanRunner::Place& PlanRunner::place(const ImageShape& shape) {
   return places_.front();
 }
 
-void PlanRunner::bind(const Place& place, const void* pixels, void* labels) {
+void PlanRunner::bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels,
+                      void* labels) const {
   for (const Port& one : place.ports) {
     void* address = pointer(one.device.get());
     if (one.tensor->input && pixels != nullptr) address = const_cast<void*>(pixels);
     if (one.tensor->name == kLabels && labels != nullptr) address = labels;
-    require(context_->setTensorAddress(one.tensor->name.c_str(), address), "binding memory");
+    require(context.setTensorAddress(one.tensor->name.c_str(), address), "binding memory");
   }
 }
 
-void PlanRunner::network(cuda::StreamHandle stream) {
-  require(context_->enqueueV3(reinterpret_cast<cudaStream_t>(stream)), "the network");
+void PlanRunner::network(nvinfer1::IExecutionContext& context, cuda::StreamHandle stream) const {
+  require(context.enqueueV3(reinterpret_cast<cudaStream_t>(stream)), "the network");
 }
 
 // Images to the device, the network, and what the host sees back.
-void PlanRunner::work(Place& place, cuda::StreamHandle stream) {
-  for (Port& one : place.ports) {
+void PlanRunner::work(nvinfer1::IExecutionContext& context, const Place& place) const {
+  const cuda::StreamHandle stream = stream_.get();
+  for (const Port& one : place.ports) {
     if (!one.tensor->input) continue;
     cuda::check(driver_, driver_.MemcpyHtoDAsync(one.device.get(), one.host.get(), one.bytes, stream),
                 "images to the GPU");
   }
-  network(stream);
-  for (Port& one : place.ports) {
+  network(context, stream);
+  for (const Port& one : place.ports) {
     if (one.tensor->input || !one.host) continue;
     cuda::check(driver_, driver_.MemcpyDtoHAsync(one.host.get(), one.device.get(), one.bytes, stream),
                 "results from the GPU");
@@ -151,21 +206,30 @@ void PlanRunner::work(Place& place, cuda::StreamHandle stream) {
 
 // Leaves the place without a graph where its work cannot be captured; it then goes on without.
 void PlanRunner::capture(Place& place) {
-  if (driver_.StreamBeginCapture(stream_.get(), cuda::kCaptureThreadLocal) != 0) {
-    place.capturable = false;
+  place.capturable = false;
+  try {
+    place.context = make_context();
+    set_shape(*place.context, place.shape);
+    bind(*place.context, place, nullptr, nullptr);
+    // the first call prepares what a graph must not hold: it may allocate, and computes what follows from the shape
+    network(*place.context, stream_.get());
+  } catch (const Error&) {
+    place.context.reset();
     return;
   }
+  if (driver_.StreamBeginCapture(stream_.get(), cuda::kCaptureThreadLocal) != 0) return;
+  bool whole = false;
   try {
-    work(place, stream_.get());
-  } catch (const RunError&) {
-    place.capturable = false;
+    work(*place.context, place);
+    whole = true;
+  } catch (const Error&) {
+    // told by the same work without a graph, if it fails there too
   }
   cuda::GraphHandle handle = nullptr;
   const cuda::Status ended = driver_.StreamEndCapture(stream_.get(), &handle);
   const cuda::Graph graph(driver_, handle);
   cuda::GraphExecHandle exec = nullptr;
-  if (ended != 0 || !place.capturable || driver_.GraphInstantiateWithFlags(&exec, graph.get(), 0) != 0) {
-    place.capturable = false;
+  if (ended != 0 || !whole || driver_.GraphInstantiateWithFlags(&exec, graph.get(), 0) != 0) {
     plan_.log().take();
     return;
   }
@@ -191,18 +255,16 @@ HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) 
     cuda::check(driver_, driver_.StreamWaitEvent(stream_.get(), passed_.get(), 0), "waiting for the caller's stream");
     outside_ = false;
   }
-  if (!here.graph) {
-    set_shape(shape);
-    bind(here, nullptr, nullptr);
-    if (graphs_ && here.warm && here.capturable) capture(here);
-  }
+  if (graphs_ && here.seen && here.capturable && !here.graph) capture(here);
   if (here.graph) {
     cuda::check(driver_, driver_.GraphLaunch(here.graph.get(), stream_.get()), "the network's graph");
   } else {
-    work(here, stream_.get());
+    set_shape(shape);
+    bind(*context_, here, nullptr, nullptr);
+    work(*context_, here);
   }
   cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
-  here.warm = true;
+  here.seen = true;
 
   HostOutputs outputs{};
   if (plan_.gives(kMasks)) {
@@ -230,6 +292,8 @@ void PlanRunner::enqueue(const ImageShape& shape, const void* device_pixels, voi
                      (plan_.gives(kLabels) ? "normalised images" : "its labels made on the CPU") +
                      "; export with --input pixels and labels, and build again");
   }
+  require_aligned(device_pixels, "images");
+  require_aligned(device_labels, "labels");
   const cuda::Current current(driver_, plan_.context());
   Place& here = place(shape);
   if (here.port(kLabels).tensor->type != nvinfer1::DataType::kUINT8) {
@@ -244,8 +308,8 @@ void PlanRunner::enqueue(const ImageShape& shape, const void* device_pixels, voi
   // another stream of the caller's may still be at this context's memory
   if (outside_) cuda::check(driver_, driver_.StreamWaitEvent(theirs, passed_.get(), 0), "the session's last call");
   set_shape(shape);
-  bind(here, device_pixels, device_labels);
-  network(theirs);
+  bind(*context_, here, device_pixels, device_labels);
+  network(*context_, theirs);
   cuda::check(driver_, driver_.EventRecord(passed_.get(), theirs), "marking the caller's stream");
   outside_ = true;
   if (shared_ != nullptr) cuda::check(driver_, driver_.EventRecord(shared_->last.get(), theirs), "taking turns");

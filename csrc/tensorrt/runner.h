@@ -1,4 +1,4 @@
-// One session of a plan: its execution context, its stream, and for each shape its memory and its CUDA graph.
+// One session of a plan: its execution contexts, its stream, and for each shape its memory and its CUDA graph.
 #pragma once
 
 #include <list>
@@ -25,25 +25,29 @@ class PlanRunner final : public Runner {
   struct Port;   // a tensor of a shape: where it lies on the device and, where the host sees it, on the host
   struct Place;  // everything of one shape
 
+  void release() noexcept;
+  std::unique_ptr<nvinfer1::IExecutionContext> make_context() const;
   Place& place(const ImageShape& shape);
-  Port port(const Tensor& tensor);
+  Port port(const Tensor& tensor, const ImageShape& shape);
+  void set_shape(nvinfer1::IExecutionContext& context, const ImageShape& shape) const;
   void set_shape(const ImageShape& shape);
-  void bind(const Place& place, const void* pixels, void* labels);
-  void work(Place& place, cuda::StreamHandle stream);
+  void bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels, void* labels) const;
+  void work(nvinfer1::IExecutionContext& context, const Place& place) const;
   void capture(Place& place);
-  void require(bool done, const char* what);
-  void network(cuda::StreamHandle stream);
+  void require(bool done, const char* what) const;
+  void network(nvinfer1::IExecutionContext& context, cuda::StreamHandle stream) const;
 
   const Plan& plan_;
   const cuda::Driver& driver_;
   const bool graphs_;
   SharedWorkspace* shared_ = nullptr;  // null with scratch memory of its own
-  std::unique_ptr<nvinfer1::IExecutionContext> context_;
+  cuda::DeviceMemory scratch_;
+  std::unique_ptr<nvinfer1::IExecutionContext> context_;  // of what is not captured
   cuda::Stream stream_;
   cuda::Event passed_;       // behind the last call on a stream of the caller's
   bool outside_ = false;     // whether there was one that this session's own stream has not waited for
   std::list<Place> places_;  // the last used in front
-  ImageShape shape_{};       // that the context is set to
+  ImageShape shape_{};       // that context_ is set to
 };
 
 }  // namespace segmenter_trt::tensorrt

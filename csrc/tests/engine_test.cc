@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <random>
+#include <vector>
 
 #include "fake_engine.h"
 #include "segmenter_trt/errors.h"
@@ -58,6 +60,39 @@ TEST_F(EngineTest, PassesOnWhatABackendThrows) {
   EXPECT_EQ(told<Unavailable>([&] { open({.model = "absent"}); }), "no GPU here; use the ONNX");
 }
 
+TEST_F(EngineTest, TellsWhatIsNotVerified) {
+  const std::string advice = "; run `segmenter verify` on this machine";
+  const auto verdict = [](const std::string& name, const std::string& digest, const std::string& passed) {
+    return "\"" + name + R"(": {"sha256": ")" + digest + R"(", "passed": )" + passed +
+           R"(, "faults": [5, "mIoU\u001b dropped", "\u00fc"]})";
+  };
+  const std::string own = digest_of(Fake{}.bytes), other(64, '0');
+  const std::string graph = verdict("graph:onnxruntime-fp32", "00", "true");
+  const std::vector<std::array<std::string, 2>> cases = {
+      {"null", "not verified in tensorrt-fp32"},
+      {"{}", "not verified in tensorrt-fp32"},
+      {"{" + verdict("tensorrt-fp16", own, "true") + "}", "not verified in tensorrt-fp32"},
+      {"{" + verdict("tensorrt-fp32", other, "true") + "}", "not verified in tensorrt-fp32"},
+      {R"({"tensorrt-fp32": {"passed": true}})", "not verified in tensorrt-fp32"},
+      {"{" + verdict("tensorrt-fp32", own, "false") + "}",
+       "failed its verification in tensorrt-fp32: mIoU? dropped; ??"},
+      {"{" + graph + "}", "verified only as the graph it was built from, not in tensorrt-fp32"},
+      {"{" + verdict("graph:onnxruntime-fp32", "01", "true") + "}", "not verified in tensorrt-fp32"},
+      {"{" + verdict("graph:onnxruntime-fp32", "01", "false") + "}",
+       "the graph it was built from failed its verification: mIoU? dropped; ??"},
+      {R"({"graph:x": {"passed": false, "faults": 5}})",
+       "the graph it was built from failed its verification: it does not tell why"},
+  };
+  for (const auto& [verification, reason] : cases) {
+    const Fake fake = {.verification = verification};
+    EXPECT_EQ(open(fake).describe().warning, reason + advice) << verification;
+    const std::string message = told<ArtifactError>([&] { open(fake, {.require_verified = true}); });
+    EXPECT_EQ(message, (folder_ / "m.plan").string() + ": " + reason + advice);
+  }
+  const Fake passed = {.verification = "{" + graph + ", " + verdict("tensorrt-fp32", own, "true") + "}"};
+  EXPECT_EQ(open(passed, {.require_verified = true}).describe().warning, "");
+}
+
 TEST_F(EngineTest, RefusesABackendOfAnotherVersion) {
   const std::string message = told<Unavailable>([&] { open({.engine = "tensorrt-rtx"}); });
   EXPECT_TRUE(contains(message, "libsegmenter_trt_tensorrt_rtx.so: made for 'segmenter_trt backend 0', wanted"));
@@ -68,7 +103,6 @@ TEST_F(EngineTest, SaysHowToGetABackend) {
   const std::string message = told<Unavailable>([&] { open({}); });
   EXPECT_TRUE(contains(message, "libsegmenter_trt_tensorrt.so cannot be opened"));
   EXPECT_TRUE(contains(message, "SEGMENTER_TRT_BACKENDS"));
-  EXPECT_TRUE(contains(told<Unavailable>([&] { open({.engine = "any"}); }), "engine any"));
 }
 
 TEST_F(EngineTest, SaysHowToGetOpenVino) {

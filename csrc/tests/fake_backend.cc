@@ -41,6 +41,8 @@ class FakeRunner final : public Runner {
     if (has(manifest_, "broken")) masks_.back() = std::numeric_limits<float>::quiet_NaN();
     HostOutputs outputs = {view, nullptr};
     outputs.masks.data = masks_.data();
+    if (has(manifest_, "other classes")) --outputs.masks.K;
+    if (has(manifest_, "other grid")) --outputs.masks.h;
     if (wanted == Wanted::labels) {
       labels_.assign(static_cast<std::size_t>(shape.B * shape.H * shape.W), 3);
       outputs.labels = labels_.data();

@@ -31,6 +31,9 @@ struct Fake {
   int patch = 4;
   int classes = 5;
   std::string bytes = "a plan";
+  std::string verification = "null";
+
+  std::string artifact() const { return "m." + kind; }
 
   std::string manifest() const {
     std::string names;
@@ -39,15 +42,16 @@ struct Fake {
       names += (k ? ", " : "") + ("\"class " + std::to_string(k) + "\"");
       palette += (k ? ", [" : "[") + std::to_string(k % 256) + ", 0, 255]";
     }
-    return R"({"artifact": "m.plan", "kind": ")" + kind + R"(", "engine": ")" + engine +
+    return R"({"artifact": ")" + artifact() + R"(", "kind": ")" + kind + R"(", "engine": ")" + engine +
            R"(", "precision": "fp32", "sha256": ")" + digest_of(bytes) +
-           R"(", "source": {"checkpoint": "sha256:00"}, "model": ")" + model + R"(", "patch_size": )" +
-           std::to_string(patch) + R"(, "input": ")" + input + R"(", "height": )" + height + R"(, "width": )" + width +
-           R"(, "batch": )" + batch + R"(, "outputs": )" + outputs + R"(, "classes": [)" + names +
-           R"(], "palette": [)" + palette +
+           R"(", "source": {"checkpoint": "sha256:00", "onnx": "sha256:00"}, "model": ")" + model +
+           R"(", "patch_size": )" + std::to_string(patch) + R"(, "input": ")" + input + R"(", "height": )" + height +
+           R"(, "width": )" + width + R"(, "batch": )" + batch + R"(, "outputs": )" + outputs + R"(, "classes": [)" +
+           names + R"(], "palette": [)" + palette +
            R"(], "preprocess": {"mean": [0, 0, 0], "std": [0.00392156862745098, 0.5, 0.5]}, "command": "make",)"
            R"( "versions": {"python": "3.11"}, "machine": "Linux", "plugins": [], "compute_capabilities": [],)"
-           R"( "details": {"opset": 20}, "verification": null, "format": 2})";
+           R"( "details": {"opset": 20}, "verification": )" +
+           verification + R"(, "format": 2})";
   }
 };
 
@@ -68,9 +72,9 @@ class EngineTest : public testing::Test {
   }
 
   Engine open(const Fake& fake, const EngineOptions& options = {}) const {
-    write("m.plan", fake.bytes);
-    write("m.plan.json", fake.manifest());
-    return Engine::open(folder_ / "m.plan", options);
+    write(fake.artifact(), fake.bytes);
+    write(fake.artifact() + ".json", fake.manifest());
+    return Engine::open(folder_ / fake.artifact(), options);
   }
 
   // The message of the Error that `call` throws.

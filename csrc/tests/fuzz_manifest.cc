@@ -1,6 +1,6 @@
 // libFuzzer on the manifest's parser, whose text may come from anywhere (clang):
 //   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Icsrc/include -I JSON csrc/tests/fuzz_manifest.cc
-//     csrc/src/manifest.cc -o fuzz_manifest && ./fuzz_manifest -max_total_time=60
+//     csrc/src/manifest*.cc -o fuzz_manifest && ./fuzz_manifest -max_total_time=60
 #include <cstddef>
 #include <cstdint>
 #include <string_view>

@@ -50,8 +50,37 @@ TEST(Manifest, SaysWhatPythonWrote) {
   EXPECT_EQ(manifest.verification, "null");
 }
 
-TEST(Manifest, IgnoresFieldsOfLaterReleases) {
-  EXPECT_EQ(parse_manifest(replaced("\"format\"", "\"signature\": \"x\", \"format\""), "m.json").K(), 5);
+TEST(Manifest, MayLeaveOutFourFields) {
+  const std::string text =
+      replaced(R"( "plugins": [], "compute_capabilities": [], "details": {"opset": 20}, "verification": null,)", "");
+  const Manifest manifest = parse_manifest(text, "m.json");
+  EXPECT_TRUE(manifest.plugins.empty());
+  EXPECT_TRUE(manifest.compute_capabilities.empty());
+  EXPECT_EQ(manifest.details, "{}");
+  EXPECT_EQ(manifest.plugin_library, std::nullopt);
+  EXPECT_EQ(manifest.verification, "null");
+}
+
+TEST(Manifest, NamesThePluginLibraryOfAPlan) {
+  const std::string digest(64, 'a');
+  const std::string library = R"({"plugin_library": {"name": "p.so", "sha256": ")" + digest + R"("}})";
+  const auto found = parse_manifest(replaced(R"({"opset": 20})", library), "m.json").plugin_library;
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(found->name, "p.so");
+  EXPECT_EQ(found->sha256, digest);
+}
+
+TEST_F(EngineTest, AManifestIsOfTheFileItLiesBeside) {
+  write("other.plan.json", Fake{}.manifest());
+  const std::string message = told<ManifestError>([&] { read_manifest(folder_ / "other.plan"); });
+  EXPECT_NE(message.find("other.plan.json: is the manifest of m.plan; give both files their names back"),
+            std::string::npos)
+      << message;
+  write("m.plan.json", Fake{}.manifest());
+  EXPECT_EQ(read_manifest(folder_ / "m.plan").artifact, "m.plan");
+  write("m.plan.json", Fake{}.manifest() + std::string(std::size_t{4} << 20, ' '));
+  EXPECT_NE(told<ManifestError>([&] { read_manifest(folder_ / "m.plan"); }).find("longer than 4194304 bytes"),
+            std::string::npos);
 }
 
 TEST(Manifest, RefusesAnotherFormatBeforeAllElse) {
@@ -59,34 +88,40 @@ TEST(Manifest, RefusesAnotherFormatBeforeAllElse) {
     EXPECT_NE(refusal(replaced("\"format\": 2", std::string("\"format\": ") + format)).find("wanted 2"),
               std::string::npos);
   }
-  EXPECT_EQ(refusal("[]"), "m.json: manifest format None, wanted 2; make the artifact again");
-  EXPECT_EQ(refusal("{\"format\": 1}"), "m.json: manifest format 1, wanted 2; make the artifact again");
+  EXPECT_EQ(refusal("{\"format\": 1}"),
+            "m.json: not a manifest of this release: manifest format 1, wanted 2; make the artifact again");
+  EXPECT_NE(refusal("{}").find("manifest format None, wanted 2"), std::string::npos);
+  EXPECT_NE(refusal("[]").find("wanted an object, got []"), std::string::npos);
 }
 
 TEST(Manifest, NamesTheFieldThatIsWrong) {
   const std::vector<std::array<std::string, 3>> wrong = {
-      {"\"kind\": \"plan\"", "\"kind\": \"script\"", "kind: wanted one of onnx, plan"},
-      {"\"engine\": \"tensorrt\"", "\"engine\": \"../evil\"", "engine: wanted one of"},
-      {"\"kind\": \"plan\", ", "", "no field kind"},
-      {"\"patch_size\": 4", "\"patch_size\": 0", "patch_size: wanted a whole number"},
-      {"\"patch_size\": 4", "\"patch_size\": 4.0", "patch_size: wanted a whole number"},
-      {"[1, 16, 512]", "[16, 1, 512]", "height: wanted [min, opt, max]"},
-      {"[1, 16, 512]", "[1, 16]", "height: wanted [min, opt, max]"},
-      {"[1, 16, 512]", "[1, 16, 18446744073709551615]", "height: wanted [min, opt, max]"},
-      {"[1, 1, 4]", "[0, 1, 4]", "batch: wanted [min, opt, max]"},
-      {"[4, 0, 255]", "[4, 0, 256]", "palette: wanted [R, G, B]"},
-      {", [4, 0, 255]", "", "palette: wanted one colour a class"},
-      {"\"class 0\"", "0", "classes: wanted a list of texts"},
-      {"[0.00392156862745098, 0.5, 0.5]", "[0, 0.5, 0.5]", "preprocess: wanted std above 0"},
-      {"[0.00392156862745098, 0.5, 0.5]", "[1e-300, 0.5, 0.5]", "preprocess: wanted std above 0"},
-      {"[0, 0, 0]", "[0, 0]", "mean: wanted three numbers"},
-      {"\"source\": {\"checkpoint\": \"sha256:00\"}", "\"source\": {\"checkpoint\": 0}",
-       "source: wanted texts by name"},
-      {"\"sha256\": \"", "\"sha256\": \"g", "sha256: wanted 64 hexadecimal digits"},
+      {"\"kind\": \"plan\"", "\"kind\": \"script\"", "kind \"script\": wanted one of onnx, plan"},
+      {"\"engine\": \"tensorrt\"", "\"engine\": \"../\\u001b\"", R"(engine "../\u001b": wanted one of any, )"},
+      {"\"engine\": \"tensorrt\"", "\"engine\": \"any\"", "engine any: wanted the one the plan was built for"},
+      {"\"kind\": \"plan\", ", "", "field kind is missing"},
+      {"\"kind\"", "\"\\u007fkind\": 0, \"kind\"", R"(unknown field "\u007fkind")"},
+      {"\"kind\"", "\"kind\": \"plan\", \"kind\"", "field \"kind\" is there twice"},
+      {"\"patch_size\": 4", "\"patch_size\": 0", "patch_size 0: wanted an integer from 1 to 1024"},
+      {"\"patch_size\": 4", "\"patch_size\": 4.0", "patch_size 4.0: wanted an integer"},
+      {"[1, 16, 512]", "[16, 1, 512]", "height [16,1,512]: wanted min <= opt <= max"},
+      {"[1, 16, 512]", "[1, 16]", "height [1,16]: wanted a list of 3"},
+      {"[1, 16, 512]", "[1, 16, 18446744073709551615]", "height [1,16,18446744073709551615]: wanted an integer"},
+      {"[1, 1, 4]", "[0, 1, 4]", "batch [0,1,4]: wanted an integer from 1 to 65536"},
+      {"[4, 0, 255]", "[4, 0, 256]", "wanted an integer from 0 to 255"},
+      {", [4, 0, 255]", "", "palette of 4 colours: wanted one for each class"},
+      {"\"class 0\"", "0", "wanted a string of 1 to 200 characters"},
+      {"[0.00392156862745098, 0.5, 0.5]", "[0, 0.5, 0.5]", "wanted a number from 1e-06 to 1000000.0"},
+      {"[0, 0, 0]", "[0, 0]", "wanted a list of 3"},
+      {"{\"checkpoint\": \"sha256:00\", \"onnx\": \"sha256:00\"}", "[]",
+       "source []: wanted an object of at most 16 strings"},
+      {"\"sha256\": \"", "\"sha256\": \"g", "wanted a string of 64 characters"},
+      {"\"model\": \"fake\"", "\"model\": \"\xC2\x85\"", "wanted a string without control characters"},
+      {"\"outputs\": [\"labels\"", "\"outputs\": [\"masks\"", "wanted a list without the same twice"},
   };
   for (const auto& [from, to, message] : wrong) {
-    EXPECT_NE(refusal(replaced(from, to)).find("not a manifest (" + message), std::string::npos)
-        << refusal(replaced(from, to));
+    EXPECT_NE(refusal(replaced(from, to)).find(message), std::string::npos)
+        << message << " is not in " << refusal(replaced(from, to));
   }
 }
 

@@ -51,6 +51,9 @@ TEST(Resize, RefusesSidesThatAreNone) {
   EXPECT_THROW(resize({image.data(), 1, 2, 2}, {nullptr, 0, 2}), std::invalid_argument);
   EXPECT_THROW(resize({image.data(), 1, 2, 2}, {nullptr, 2, (1 << 24) + 1}), std::invalid_argument);
   EXPECT_THROW(resize({image.data(), -1, 2, 2}, {nullptr, 2, 2}), std::invalid_argument);
+  for (const std::int64_t B : {std::int64_t{1} << 62, std::int64_t{1} << 40}) {
+    EXPECT_THROW(resize({image.data(), B, 8192, 8192}, {nullptr, 2, 2}), std::invalid_argument);
+  }
 }
 
 }  // namespace

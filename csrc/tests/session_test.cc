@@ -189,6 +189,20 @@ TEST_F(SessionTest, OutlivesTheEngineItWasMadeOf) {
   EXPECT_EQ(run<std::uint8_t>(moved, pixels, 1, 16, 16), labels);
 }
 
+TEST_F(SessionTest, RefusesMasksItsManifestDoesNotPromise) {
+  const Bytes pixels = pictures(1, 16, 16);
+  std::vector<float> logits(16 * 16 * 300);
+  for (const char* const model : {"other classes", "other grid", "other classes labels"}) {
+    Session session(open({.model = model}));
+    EXPECT_NE(
+        told<RunError>([&] { run<std::uint8_t>(session, pixels, 1, 16, 16); }).find("its manifest promises others"),
+        std::string::npos)
+        << model;
+    EXPECT_THROW(session.logits({pixels.data(), 1, 16, 16}, logits.data()), RunError) << model;
+    EXPECT_THROW(session.masks(ImagesView{pixels.data(), 1, 16, 16}), RunError) << model;
+  }
+}
+
 TEST_F(SessionTest, EightThreadsOfOneEngineAgreeWithOne) {
   const Engine engine = open({});
   const Bytes pixels = pictures(2, 40, 56);

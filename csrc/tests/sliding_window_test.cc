@@ -126,6 +126,12 @@ TEST_F(SlidingWindowTest, RefusesWindowsThatLeaveGaps) {
   EXPECT_EQ(refused({pixels.data(), 1, 40, 50}, {24, 25, 1}),
             "stride 25 with window 24: wanted 1 to 24, or pixels are left out");
   EXPECT_EQ(refused({pixels.data(), 1, 40, 50}, {24, 24, 0}), "window batch 0: wanted 1 or more");
+  // nobody has memory for these
+  for (const std::int64_t window : {std::int64_t{1} << 30, std::int64_t{1} << 62}) {
+    EXPECT_NE(refused({pixels.data(), 1, 40, 50}, {window}).find("this engine takes"), std::string::npos);
+  }
+  EXPECT_NE(refused({pixels.data(), 1, 40, 50}, {24, 24, std::int64_t{1} << 62}).find("this engine takes at most"),
+            std::string::npos);
   EXPECT_NE(refused({pixels.data(), 2, 20, 50}, {24}).find("wanted one image"), std::string::npos);
   EXPECT_NE(refused({pixels.data(), 1, 0, 50}, {24}).find("wanted one image"), std::string::npos);
   EXPECT_THROW(

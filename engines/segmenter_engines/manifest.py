@@ -2,11 +2,12 @@
 
 `X.onnx.json` lies beside `X.onnx`. Whoever reads one, in any language, refuses what breaks these rules (`read_fields`):
 - At most 4 MiB of UTF-8 without a byte order mark: one JSON object, no name twice in an object, lists and objects
-  nested at most 32 deep, every number within a double. Numbers that are integers below have neither point nor exponent.
+  nested at most 32 deep, every number within a double, no lone surrogate in any string. Numbers that are integers below
+  have neither point nor exponent.
 - Every field of `Manifest` is there but for plugins, compute_capabilities, details and verification, which may be left
   out; no other is. `format` is 2.
 - Strings have 1 to 200 characters (code points) where nothing else is said, none of them a control character (below
-  U+0020, U+007F to U+009F) or a lone surrogate. artifact: 1 to 255, no `/` or `\\`, not `.` or `..`, ends with `.onnx`
+  U+0020, U+007F to U+009F). artifact: 1 to 255, no `/` or `\\`, not `.` or `..`, ends with `.onnx`
   or `.plan` as `kind` says, and is the name of the file it lies beside. command: 0 to 8000. machine: up to 500.
 - sha256: 64 digits 0-9a-f. source: at most 16 strings of up to 1000; versions: at most 100.
 - patch_size: 1 to 1024. height, width, batch: three integers, 1 <= min <= opt <= max <= 65536.

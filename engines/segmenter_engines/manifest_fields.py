@@ -38,14 +38,13 @@ def read_fields(text: bytes) -> dict[str, Any]:
             object_pairs_hook=_unique,
             parse_constant=_no_number,
             parse_float=_finite,
-            parse_int=_whole_number,
+            parse_int=_finite_int,
         )
-        if _depth(values) > MAX_DEPTH:
-            raise FieldError(f"nested deeper than {MAX_DEPTH}")
-    except RecursionError as error:  # the parser's, or that of looking how deep it is
+    except RecursionError as error:
         raise FieldError(f"nested deeper than {MAX_DEPTH}") from error
     except ValueError as error:
         raise error if isinstance(error, FieldError) else FieldError(f"no JSON in UTF-8 ({error})") from error
+    _check_all_of(values)
     if not isinstance(values, dict):
         raise FieldError(f"wanted an object, got {_shown(values)}")
     if type(values.get("format")) is not int or values["format"] != FORMAT:
@@ -74,13 +73,13 @@ def _check_together(values: dict[str, Any]) -> None:
 
 
 def _text(limit: int, pattern: str = "", meaning: str = "", *, least: int = 1) -> Check:
-    """A string of `least` to `limit` characters, none a control character or half of one; all of it fits `pattern`."""
+    """A string of `least` to `limit` characters, none a control character; all of it fits `pattern`."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or not least <= len(value) <= limit:
             raise FieldError(f"a string of {least} to {limit} characters")
         if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", value):
-            raise FieldError("a string without control characters and lone surrogates")
+            raise FieldError("a string without control characters")
         if pattern and not re.fullmatch(pattern, value, re.ASCII):
             raise FieldError(meaning)
         return value
@@ -240,15 +239,28 @@ def _finite(text: str) -> float:
     return value
 
 
-def _whole_number(text: str) -> int:
-    if not math.isfinite(float(text)):
-        raise FieldError(f"{text[:20]} is beyond what a double holds")
+def _finite_int(text: str) -> int:
+    _finite(text)  # first: to read an integer of thousands of digits is slow, or refused
     return int(text)
 
 
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+def _check_all_of(value: Any) -> None:
+    """See that a value is nested no deeper than may be, and holds no half characters, wherever in it."""
+    level, depth = [value], 0
+    # by levels: Python's stack ends before a hostile nest does
+    while level:
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += (*one, *one.values())
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, str) and re.search("[\ud800-\udfff]", one):
+                raise FieldError(f"{_shown(one)} holds a lone surrogate")
+        depth += any(isinstance(one, (dict, list)) for one in level)
+        if depth > MAX_DEPTH:
+            raise FieldError(f"nested deeper than {MAX_DEPTH}")
+        level = inner
 
 
 def _shown(value: Any) -> str:

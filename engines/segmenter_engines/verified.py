@@ -4,6 +4,7 @@
 `graph:onnxruntime-fp16` is of the graph the plan was built from. A verdict counts for the file whose hash it names.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def unverified(manifest: Manifest, engine: str) -> str | None:
 
 
 def _faults(verdicts: dict[str, Any]) -> str:
-    # nothing but `passed` is held to a type in a manifest
-    found = [told.get("faults") for told in verdicts.values()]
-    texts = [str(fault) for faults in found if isinstance(faults, list) for fault in faults]
-    return " ".join("; ".join(texts).split())[:200] or "it does not tell why"
+    # a verdict is from a file and may hold anything
+    lists = [told.get("faults") for told in verdicts.values()]
+    texts = [fault for faults in lists if isinstance(faults, list) for fault in faults if isinstance(fault, str)]
+    return re.sub("[^ -~]", "?", "; ".join(texts))[:200] or "it does not tell why"

@@ -50,13 +50,14 @@ typedef struct segmenter_trt_session segmenter_trt_session;
 /* Set `size` to sizeof(the structure) and the rest to zero: zero is the default of every field. */
 typedef struct segmenter_trt_engine_options {
   size_t size;
-  const char* backend;   /* openvino, tensorrt or tensorrt-rtx; NULL takes the one the artifact is for */
-  const char* precision; /* of OpenVINO's floating-point layers: fp32 or bf16; NULL chooses */
-  const char* runtime;   /* library of the runtime, or its folder; NULL searches */
-  const char* plugins;   /* library of the plugins a plan asks for; NULL searches */
-  int32_t threads;       /* of the CPU; 0 takes every core this process may use */
-  int32_t streams;       /* sessions the CPU serves at the same moment, which share the threads; 0 is 1 */
-  int32_t device;        /* GPU */
+  const char* backend;      /* openvino, tensorrt or tensorrt-rtx; NULL takes the one the artifact is for */
+  const char* precision;    /* of OpenVINO's floating-point layers: fp32 or bf16; NULL chooses */
+  const char* runtime;      /* library of the runtime, or its folder; NULL searches */
+  const char* plugins;      /* library of the plugins a plan asks for; NULL searches */
+  int32_t threads;          /* of the CPU; 0 takes every core this process may use */
+  int32_t streams;          /* sessions the CPU serves at the same moment, which share the threads; 0 is 1 */
+  int32_t device;           /* GPU */
+  int32_t require_verified; /* 1 refuses what `warning` of its facts would tell is not verified */
 } segmenter_trt_engine_options;
 
 typedef struct segmenter_trt_session_options {
@@ -79,7 +80,8 @@ typedef struct segmenter_trt_facts {
   const char* device;    /* cpu, or the GPU's name */
   const char* precision; /* of the artifact */
   const char* model;
-  const char* warning; /* what may make labels here differ from those the artifact was verified with; usually empty */
+  const char* warning; /* that the artifact is not verified in this engine, or failed, or what may make labels here
+                        * differ from those it was verified with; "" when there is nothing to tell */
 } segmenter_trt_facts;
 
 /* Of the library, as in "1.2.3". */
@@ -133,8 +135,8 @@ SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_logits(segmenter_tr
                                                                     int64_t height, int64_t width, float* logits,
                                                                     size_t bytes);
 
-/* As segmenter_trt_session_run on a GPU: both addresses are the device's, and the work is enqueued on a CUstream (NULL:
- * the default one) and not waited for. */
+/* As segmenter_trt_session_run on a GPU: both addresses are the device's, at multiples of 256 bytes, and the work is
+ * enqueued on a CUstream (NULL: the default one) and not waited for. */
 SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_enqueue(segmenter_trt_session* session,
                                                                      const void* device_pixels, int64_t batch,
                                                                      int64_t height, int64_t width, void* device_labels,

@@ -17,6 +17,7 @@ struct EngineOptions {
   int device = 0;                      // GPU
   std::filesystem::path runtime = {};  // library of the runtime, or its folder; empty searches
   std::filesystem::path plugins = {};  // library of the plugins a plan asks for; empty searches
+  bool require_verified = false;       // refuse what Description::warning would tell is not verified
 };
 
 // Facts for people and reports.
@@ -29,7 +30,8 @@ struct Description {
   std::string model;
   std::string labels_by;  // the graph, or segmenter_trt's upsample_argmax
   Input input;            // what the network is given; pixels too where the runtime normalises them itself
-  std::string warning;    // what may make labels here differ from those the artifact was verified with; usually empty
+  std::string warning;    // that the artifact is not verified in this engine, or failed, or what may make labels here
+                          // differ from those it was verified with; empty when there is nothing to tell
   int threads;            // of the CPU; 0 where the network does not run on it
   Range height, width, batch;
 };
@@ -39,7 +41,8 @@ class Engine {
  public:
   // Reads the manifest, then sees that the artifact is the file it vouches for (SHA-256) and that this machine has what
   // it needs, before any runtime reads a byte of it.
-  // Throws ManifestError, ArtifactError, Unavailable, and InputError for options that are none.
+  // Throws ManifestError, ArtifactError (also when it is not verified, and must be), Unavailable, and InputError for
+  // options that are none.
   static Engine open(const std::filesystem::path& artifact, const EngineOptions& options = {});
 
   const Manifest& manifest() const noexcept;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +41,12 @@ struct Affine {
 // scale = 1 / (255 std), shift = -mean / std, each rounded to float32 once.
 Affine affine(const Preprocess& preprocess) noexcept;
 
+// The library of TensorRT plugins a plan was built with.
+struct PluginLibrary {
+  std::string name;    // of the file, without a folder
+  std::string sha256;  // in hexadecimal
+};
+
 struct Manifest {
   std::string artifact;  // file name, in the same folder
   Kind kind;
@@ -60,7 +67,8 @@ struct Manifest {
   std::string machine;
   std::vector<std::string> plugins;               // custom ops its runtime must bring
   std::vector<std::string> compute_capabilities;  // of the GPUs a plan runs on: "9.0" that alone, "8.0+" and later ones
-  std::string details;                            // JSON
+  std::string details;                            // JSON: an object
+  std::optional<PluginLibrary> plugin_library;    // of details
   std::string verification;                       // JSON; "null" before `segmenter verify` has seen it
 
   bool gives(std::string_view output) const noexcept;
@@ -70,11 +78,12 @@ struct Manifest {
 // `X.onnx.json` of `X.onnx`.
 std::filesystem::path manifest_path(const std::filesystem::path& artifact);
 
-// `name` is what messages call the text, usually its path. Throws ManifestError for whatever is no manifest.
+// `name` is what messages call the text, usually its path. Throws ManifestError for whatever breaks a rule
+// of format 2, which engines/segmenter_engines/manifest.py states.
 Manifest parse_manifest(std::string_view json, const std::string& name);
 
-// The manifest beside an artifact, whose file is not looked at. Throws ManifestError as parse_manifest does and when
-// there is none.
+// The manifest beside an artifact, whose file is not looked at. Throws ManifestError as parse_manifest does, when there
+// is none, and when it is another artifact's.
 Manifest read_manifest(const std::filesystem::path& artifact);
 
 }  // namespace segmenter_trt

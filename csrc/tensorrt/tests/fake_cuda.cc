@@ -121,7 +121,7 @@ int MemAlloc(Address* address, std::size_t bytes) {
   GUARD("MemAlloc");
   if (depth < 1) return kInvalidContext;
   if (bytes == 0) return kInvalidValue;
-  void* const memory = std::malloc(bytes);
+  void* const memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(memory, 0xEE, bytes);
   device_blocks[reinterpret_cast<std::uintptr_t>(memory)] = bytes;
   ++counts.device_memory;
@@ -176,6 +176,7 @@ int StreamCreate(void** stream, unsigned) {
 }
 int StreamDestroy(void* stream) {
   GUARD("StreamDestroy");
+  if (depth < 1) return kInvalidContext;
   delete static_cast<Stream*>(stream);
   --counts.streams;
   return 0;
@@ -224,6 +225,7 @@ int EventSynchronize(void* event) {
 }
 int EventDestroy(void* event) {
   GUARD("EventDestroy");
+  if (depth < 1) return kInvalidContext;
   delete static_cast<int*>(event);
   --counts.events;
   return 0;
@@ -242,6 +244,7 @@ int GraphLaunch(void* exec, void* stream) {
 }
 int GraphExecDestroy(void* exec) {
   GUARD("GraphExecDestroy");
+  if (depth < 1) return kInvalidContext;
   delete static_cast<Graph*>(exec);
   --counts.execs;
   return 0;
@@ -331,4 +334,10 @@ EXPORTED int fake_cuda_submit(void* stream, void (*work)(void*), void* data, voi
 EXPORTED int fake_cuda_on_device(const void* address, std::size_t bytes) {
   const std::lock_guard lock(mutex);
   return inside(device_blocks, address, bytes);
+}
+
+EXPORTED int fake_cuda_capturing(void* stream) {
+  const std::lock_guard lock(mutex);
+  const auto* const there = static_cast<const Stream*>(stream);
+  return there != nullptr && there->capturing != nullptr;
 }

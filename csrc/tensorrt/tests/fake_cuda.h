@@ -19,6 +19,8 @@ void fake_cuda_fail(const char* function, int status, int times);
 void fake_cuda_set_device(int major, int minor, int count);
 // Puts work on a stream: at once, or into the graph it is capturing. Returns 0, or the error of a stream that refuses.
 int fake_cuda_submit(void* stream, void (*work)(void*), void* data, void (*drop)(void*));
+// Whether a stream is capturing.
+int fake_cuda_capturing(void* stream);
 // Whether memory of so many bytes at an address is the device's.
 int fake_cuda_on_device(const void* address, std::size_t bytes);
 }

@@ -1,8 +1,10 @@
-// A TensorRT that runs plans of a few words, as libnvinfer: `fake B H W K P int32 masks`.
+// A TensorRT that runs plans of a few words behind a plan's 32 bytes, as libnvinfer: `fake B H W K P int32 masks`.
 //
 // Label of a pixel: its red value modulo K; masks are 1 for the label of a patch's first pixel and 0 elsewhere, and NaN
 // everywhere in an image whose first pixel is 255, 255, 255. The profile goes up to B images of H x W. Work is put on
-// the stream of the fake driver, with the addresses bound at that moment, as TensorRT's is.
+// the stream of the fake driver, with the addresses bound at that moment, as TensorRT's is. What TensorRT leaves
+// undefined goes wrong here: a graph whose context was changed since makes no labels, and an enqueue is not captured
+// before the context has run the shape. There is one logger, that of the first runtime, while any runtime lives.
 #include <dlfcn.h>
 
 #include <cmath>
@@ -11,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -25,10 +28,11 @@ using nvinfer1::Dims;
 
 struct Facts {
   std::int64_t B = 0, H = 0, W = 0, K = 0, P = 0;
-  bool wide = false, masks = false, normalized = false;
+  bool wide = false, masks = false, normalized = false, short_labels = false;
 };
 
 nvinfer1::ILogger* logger = nullptr;
+int runtimes = 0;
 
 void complain(const char* text) { logger->log(nvinfer1::ILogger::Severity::kERROR, text); }
 
@@ -44,6 +48,8 @@ struct Job {
   const void* images;
   void* labels;
   void* masks;
+  std::shared_ptr<const int> changes;  // of its context, now and at the enqueue
+  int changes_then;
 };
 
 int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
@@ -55,6 +61,7 @@ int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
 
 void compute(void* data) {
   const Job& job = *static_cast<Job*>(data);
+  if (*job.changes != job.changes_then) return;
   const auto K = static_cast<int>(job.facts.K);
   for (std::int64_t b = 0; b < job.B; ++b) {
     for (std::int64_t y = 0; y < job.H; ++y) {
@@ -84,6 +91,11 @@ void compute(void* data) {
 class Context final : public nvinfer1::StubContext {
  public:
   Context(const Facts& facts, bool own_memory) : facts_(facts), memory_(own_memory) {}
+  ~Context() override {
+    ++*changes_;
+    // what it holds on the device belongs to a context of CUDA's
+    if (of_driver<decltype(fake_cuda_counts)>("fake_cuda_counts")().pushed < 1) std::abort();
+  }
 
   bool setInputShape(char const*, Dims const& dims) noexcept override {
     const std::int64_t B = dims.d[0], H = dims.d[facts_.normalized ? 2 : 1], W = dims.d[facts_.normalized ? 3 : 2];
@@ -92,17 +104,20 @@ class Context final : public nvinfer1::StubContext {
       return false;
     }
     B_ = B, H_ = H, W_ = W;
+    ++*changes_;
+    prepared_ = false;
     return true;
   }
   Dims getTensorShape(char const* name) const noexcept override {
-    if (name == std::string("labels")) return Dims{3, {B_, H_, W_}};
+    if (name == std::string("labels")) return Dims{3, {B_, facts_.short_labels ? H_ - 1 : H_, W_}};
     if (name == std::string("masks"))
       return Dims{4, {B_, facts_.K, (H_ + facts_.P - 1) / facts_.P, (W_ + facts_.P - 1) / facts_.P}};
     return facts_.normalized ? Dims{4, {B_, 3, H_, W_}} : Dims{4, {B_, H_, W_, 3}};
   }
   bool setTensorAddress(char const* name, void* data) noexcept override {
+    if (bound_[name] != data) ++*changes_;
     bound_[name] = data;
-    return true;
+    return reinterpret_cast<std::uintptr_t>(data) % 256 == 0;
   }
   void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override {
     memory_ = size > 0 && fake_on_device_(memory, static_cast<std::size_t>(size)) != 0;
@@ -112,7 +127,13 @@ class Context final : public nvinfer1::StubContext {
       complain("no scratch memory");
       return false;
     }
-    auto* const job = new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"], bound_["masks"]};
+    if (!prepared_ && capturing_(stream) != 0) {
+      complain("captured before it was prepared");
+      return false;
+    }
+    prepared_ = true;
+    auto* const job =
+        new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"], bound_["masks"], changes_, *changes_};
     const std::size_t pixels = static_cast<std::size_t>(B_ * H_ * W_);
     if (fake_on_device_(job->images, pixels * (facts_.normalized ? 12 : 3)) == 0 ||
         (job->labels != nullptr && fake_on_device_(job->labels, pixels * (facts_.wide ? 4 : 1)) == 0)) {
@@ -129,9 +150,12 @@ class Context final : public nvinfer1::StubContext {
  private:
   const Facts facts_;
   bool memory_;
+  bool prepared_ = false;
+  const std::shared_ptr<int> changes_ = std::make_shared<int>(0);
   std::int64_t B_ = 0, H_ = 0, W_ = 0;
   std::map<std::string, void*> bound_;
   decltype(&fake_cuda_on_device) fake_on_device_ = of_driver<decltype(fake_cuda_on_device)>("fake_cuda_on_device");
+  decltype(&fake_cuda_capturing) capturing_ = of_driver<decltype(fake_cuda_capturing)>("fake_cuda_capturing");
   decltype(&fake_cuda_submit) submit_ = of_driver<decltype(fake_cuda_submit)>("fake_cuda_submit");
 };
 
@@ -188,8 +212,12 @@ class Registry final : public nvinfer1::StubRegistry {
 
 class Runtime final : public nvinfer1::StubRuntime {
  public:
+  explicit Runtime(nvinfer1::ILogger* given) {
+    if (runtimes++ == 0) logger = given;
+  }
+  ~Runtime() override { --runtimes; }
   nvinfer1::ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
-    std::istringstream words(std::string(static_cast<const char*>(blob), size));
+    std::istringstream words(std::string(static_cast<const char*>(blob), size).substr(32));
     std::string word;
     Facts facts;
     if (!(words >> word) || word != "fake" || !(words >> facts.B >> facts.H >> facts.W >> facts.K >> facts.P)) {
@@ -200,6 +228,7 @@ class Runtime final : public nvinfer1::StubRuntime {
       facts.wide |= word == "int32";
       facts.masks |= word == "masks";
       facts.normalized |= word == "normalized";
+      facts.short_labels |= word == "short";
     }
     return new Engine(facts);
   }
@@ -217,8 +246,7 @@ class Runtime final : public nvinfer1::StubRuntime {
 #endif
 
 EXPORTED void* createInferRuntime_INTERNAL(void* given, std::int32_t) noexcept {
-  logger = static_cast<nvinfer1::ILogger*>(given);
-  return static_cast<nvinfer1::IRuntime*>(new Runtime);
+  return static_cast<nvinfer1::IRuntime*>(new Runtime(static_cast<nvinfer1::ILogger*>(given)));
 }
 EXPORTED std::int32_t getInferLibMajorVersion() noexcept { return NV_TENSORRT_MAJOR; }
 EXPORTED std::int32_t getInferLibMinorVersion() noexcept { return FAKE_MINOR; }

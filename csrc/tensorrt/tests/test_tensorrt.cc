@@ -1,10 +1,15 @@
 // The TensorRT backend without a GPU: every path to the driver and to TensorRT, and what goes wrong on it.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,14 +17,29 @@
 #include "fake_cuda.h"
 #include "owners.h"
 #include "plan.h"
+#include "plan_checks.h"
 #include "segmenter_trt/errors.h"
+#include "sha256.h"
 
 namespace segmenter_trt {
 namespace {
 
 using Bytes = std::vector<std::uint8_t>;
 
-const std::string kPlan = "fake 4 64 64 5 8 masks";
+using Version = std::array<int, 4>;
+constexpr Version kVersion = {NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, 1, 48};
+
+// The 32 bytes a plan begins with.
+std::string header(const std::string& tag, const Version& version, std::size_t length = 0, char layout = 0) {
+  std::string text = tag + std::string(1, layout) + std::string(11, '\0');
+  for (int byte = 0; byte < 8; ++byte) text += static_cast<char>(length >> 8 * byte);
+  for (const int number : version) text += static_cast<char>(number);
+  return text + tag;
+}
+
+std::string plan_of(const std::string& words) { return header("ftrt", kVersion) + words; }
+
+const std::string kPlan = plan_of("fake 4 64 64 5 8 masks");
 const ImageShape kShape = {2, 16, 24};
 
 Manifest manifest_of(const std::string& plan) {
@@ -166,8 +186,43 @@ TEST_F(Tensorrt, ShapesTakeTurnsAndTheOldestGoes) {
   }
 }
 
+TEST_F(Tensorrt, AGraphOutlivesWhatItsSessionDoesBetweenReplays) {
+  const auto plan = open();
+  const auto runner = plan->make_runner({});
+  const ImageShape other = {1, 8, 16};
+  const Bytes a = picture(kShape, 1), b = picture(other, 2);
+  const auto run = [&](const ImageShape& shape, const Bytes& pixels) {
+    return labels_of(runner->run(shape, pixels.data(), Wanted::labels), shape) == expected(pixels);
+  };
+  // each is captured after the other was run, and replayed after the other was captured
+  const int launches = fake_cuda_counts().launches;
+  for (int call = 0; call < 4; ++call) {
+    EXPECT_TRUE(run(kShape, a)) << "call " << call;
+    EXPECT_TRUE(run(other, b)) << "call " << call;
+  }
+  EXPECT_EQ(fake_cuda_counts().launches - launches, 6);
+}
+
+TEST_F(Tensorrt, LabelsOfAnotherSizeThanTheImagesAreRefused) {
+  const auto plan = open("fake 4 64 64 5 8 short");
+  const auto runner = plan->make_runner({});
+  const Bytes pixels = picture(kShape, 1);
+  expect_told("tensor labels is [2, 15, 24] of images [2, 16, 24, 3]",
+              [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
+}
+
+TEST_F(Tensorrt, AnEngineIsHeardAfterAnOlderOneIsGone) {
+  auto older = open();
+  const auto plan = open();
+  older.reset();
+  const auto runner = plan->make_runner({});
+  const Bytes pixels = picture(kShape, 1);
+  fake_cuda_fail("submit", 700, 1);
+  expect_told("failed: the stream refused", [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
+}
+
 TEST_F(Tensorrt, LabelsOfManyClassesBecomeInt16) {
-  const std::string text = "fake 1 64 64 5 8 int32";
+  const std::string text = plan_of("fake 1 64 64 5 8 int32");
   const auto plan = open(text);
   const auto runner = plan->make_runner({});
   const ImageShape shape = {1, 8, 8};
@@ -182,7 +237,7 @@ TEST_F(Tensorrt, LabelsOfManyClassesBecomeInt16) {
 }
 
 TEST_F(Tensorrt, PlansOfNormalisedImagesTakeThem) {
-  const auto plan = open("fake 4 64 64 5 8 normalized");
+  const auto plan = open(plan_of("fake 4 64 64 5 8 normalized"));
   EXPECT_EQ(plan->input(), Input::normalized);
   const auto runner = plan->make_runner({});
   const Bytes pixels = picture({1, 8, 8}, 4);
@@ -213,8 +268,14 @@ TEST_F(Tensorrt, ImagesOnTheDeviceAreLabelledThere) {
     EXPECT_EQ(labels_of(runner->run(kShape, other.data(), Wanted::labels), kShape), expected(other));
     EXPECT_EQ(enqueue(), expected(pixels));
   }
+  const auto at = [](cuda::Address address) { return reinterpret_cast<void*>(address); };
+  alignas(256) static std::uint8_t host[1];
   expect_told("an address that is not the device's",
-              [&] { runner->enqueue(kShape, pixels.data(), reinterpret_cast<void*>(labels.get()), stream.get()); });
+              [&] { runner->enqueue(kShape, host, at(labels.get()), stream.get()); });
+  expect_told("images on the GPU begin 3 bytes past a multiple of 256",
+              [&] { runner->enqueue(kShape, at(images.get() + 3), at(labels.get()), stream.get()); });
+  expect_told("labels on the GPU begin 16 bytes past a multiple of 256",
+              [&] { runner->enqueue(kShape, at(images.get()), at(labels.get() + 16), stream.get()); });
 }
 
 TEST_F(Tensorrt, SessionsShareAWorkspaceByTakingTurns) {
@@ -264,7 +325,7 @@ TEST_F(Tensorrt, FailuresOfTheDriverAreNamedAndNothingIsLost) {
     fake_cuda_fail(function, 0, 0);
     EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels)) << function;
   }
-  for (const char* const function : {"StreamCreate", "EventCreate"}) {
+  for (const char* const function : {"StreamCreate", "EventCreate", "MemAlloc"}) {
     const auto plan = open();
     fake_cuda_fail(function, 2, 1);
     EXPECT_THROW(plan->make_runner({}), RunError) << function;
@@ -296,9 +357,8 @@ TEST_F(Tensorrt, AFailingNetworkIsToldInTensorRtsWords) {
   expect_told("tensorrt: the network failed: the stream refused",
               [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
   fake_cuda_fail("submit", 0, 0);
-  expect_told("5x16x24: outside this plan's profile (outside the profile)", [&] {
-    runner->run({5, 16, 24}, pixels.data(), Wanted::labels);
-  });
+  expect_told("5x16x24: outside this plan's profile (outside the profile)",
+              [&] { runner->run({5, 16, 24}, pixels.data(), Wanted::labels); });
   EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels));
 }
 
@@ -312,12 +372,14 @@ TEST_F(Tensorrt, PlansThatCannotRunHereAreNamed) {
     manifest.compute_capabilities = {wanted};
     EXPECT_THROW(open(kPlan, manifest), ArtifactError) << wanted;
   }
+  manifest.compute_capabilities.clear();
+  EXPECT_NO_THROW(open(kPlan, manifest));
   manifest = manifest_of(kPlan);
   manifest.versions = {{"tensorrt", "10.3.0.26"}};
   expect_told("built with tensorrt 10.3.0.26, this is 10.", [&] { open(kPlan, manifest); });
   manifest.versions.clear();
-  expect_told("built with tensorrt an unknown version", [&] { open(kPlan, manifest); });
-  expect_told("cannot load it: this is no plan", [&] { open("broken", manifest_of(kPlan)); });
+  expect_told("built with tensorrt of a version its manifest does not tell", [&] { open(kPlan, manifest); });
+  expect_told("cannot load it: this is no plan", [&] { open(plan_of("broken"), manifest_of(kPlan)); });
   manifest = manifest_of(kPlan);
   manifest.input = Input::normalized;
   expect_told("tensor images has a type or direction", [&] { open(kPlan, manifest); });
@@ -342,18 +404,73 @@ TEST_F(Tensorrt, WhatTheMachineLacksIsNamed) {
 }
 
 TEST_F(Tensorrt, PluginsAreLoadedBeforeThePlan) {
+  const auto folder = std::filesystem::temp_directory_path() / ("segmenter_trt_plugins_" + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  for (const char* const name : {"plugins.so", "missing.so"}) std::ofstream(folder / name) << "a library";
   Manifest manifest = manifest_of(kPlan);
+  manifest.command = "segmenter build m.onnx --out model.plan";
   manifest.plugins = {"SegmenterAttention"};
   EngineOptions options;
-  expect_told("plugins SegmenterAttention: no libsegmenter_trt_plugin.so found",
-              [&] { open(kPlan, manifest, options); });
-  options.plugins = "/lib/plugins.so";
-  EXPECT_NO_THROW(open(kPlan, manifest, options));
-  options.plugins = "/lib/missing.so";
-  expect_told("cannot load /lib/missing.so: cannot open it", [&] { open(kPlan, manifest, options); });
-  options.plugins = "/lib/plugins.so";
+  options.plugins = folder / "plugins.so";
+  const auto opened = [&] { open(kPlan, manifest, options); };
+  expect_told("model.plan.json: vouches for no plugin library where the plan needs one (SegmenterAttention)", opened);
+  const std::string bytes = "a library";
+  manifest.plugin_library = {"p.so", sha256(std::as_bytes(std::span(bytes)))};
+  EXPECT_NO_THROW(opened());
+  options.plugins.clear();
+  expect_told("needs the plugin library p.so (SegmenterAttention), which is not here (none was found)", opened);
+  options.plugins = folder / "none.so";
+  expect_told("none.so); install segmenter-trt with its plugins", opened);
+  options.plugins = folder / "missing.so";
+  expect_told("missing.so: cannot open it", opened);
+  // another library: named with both hashes and what to do, and never loaded
+  manifest.plugin_library->sha256 = std::string(64, '0');
+  expect_told("built with plugin library p.so of SHA-256 " + std::string(64, '0') + ", " + options.plugins.string() +
+                  " has " + sha256(std::as_bytes(std::span(bytes))) +
+                  "; install that one, or make it again: `segmenter build m.onnx --out model.plan`",
+              opened);
+  options.plugins = folder / "plugins.so";
+  manifest.plugin_library->sha256 = sha256(std::as_bytes(std::span(bytes)));
   manifest.plugins = {"SegmenterAttention", "SegmenterOther"};
-  expect_told("has no plugin SegmenterOther", [&] { open(kPlan, manifest, options); });
+  expect_told("has no plugin SegmenterOther", opened);
+  std::filesystem::remove_all(folder);
+}
+
+TEST_F(Tensorrt, APlansOwnHeaderIsBelievedAgainstItsManifest) {
+  const Manifest manifest = manifest_of(kPlan);
+  const std::string words = "fake 4 64 64 5 8 masks";
+  const auto refused = [&](const std::string& plan, const std::string& wanted) {
+    expect_told(wanted, [&] { open(plan, manifest); });
+  };
+  refused(header("vtrt", kVersion) + words, "begins as one of tensorrt-rtx does, wanted one of tensorrt");
+  refused(words + words, "begins as no plan does");
+  refused("", "begins as no plan does");
+  refused(kPlan.substr(0, 31), "begins as no plan does");
+  refused(header("ftrt", {10, 3, 0, 26}) + words, "its own header says tensorrt 10.3.0.26 wrote it, this is ");
+  EXPECT_NO_THROW(open(header("ftrt", {1, 2, 3, 4}, 0, 1) + words, manifest));  // a layout that is not known
+}
+
+TEST(PlanChecks, APlanOfRtxTellsItsLength) {
+  Manifest manifest{};
+  manifest.versions = {{"tensorrt-rtx", "1.7.1.372.post1"}};
+  const auto check = [&](const std::string& plan, const std::string& version) {
+    return told([&] {
+      tensorrt::require_version(manifest, "m.plan", std::as_bytes(std::span(plan)), "tensorrt-rtx", version);
+    });
+  };
+  const std::string tail(300, '\1');
+  const auto plan = [&](std::size_t length) { return header("vtrt", {1, 7, 1, 372 % 256}, length) + tail; };
+  EXPECT_EQ(check(plan(332), "1.7.1.372"), "nothing was thrown");
+  EXPECT_EQ(check(plan(331), "1.7.1.372"),
+            "m.plan: has 332 bytes, its own header says 331; make it again: `segmenter build GRAPH.onnx --out m.plan`");
+  const std::size_t past = (std::size_t{1} << 56) + 332;
+  EXPECT_NE(check(plan(past), "1.7.1.372").find("header says " + std::to_string(past)), std::string::npos);
+  EXPECT_NE(check(plan(332), "1.7.1.373").find("built with tensorrt-rtx 1.7.1.372.post1, this is 1.7.1.373"),
+            std::string::npos);
+  for (const char* const version : {"", "x", "1.7", "99999999999999999999.1"}) {
+    manifest.versions = {{"tensorrt-rtx", version}};
+    EXPECT_NE(check(plan(332), "1.7.1.372").find("built with"), std::string::npos) << version;
+  }
 }
 
 TEST_F(Tensorrt, FactsForReports) {

@@ -43,9 +43,10 @@ def open_session(
     """
     path = Path(path)
     if require_signature is not None:
-        from segmenter_engines.sign import require_signature as require_signed
+        # here, for the package it needs is an extra
+        from segmenter_engines.sign import require_signature as require
 
-        require_signed(path, Path(require_signature))
+        require(path, Path(require_signature))
     session = open_engine(path, engine, threads=threads, precision=precision, mode=mode)
     reason = None if _is_checkpoint(path) else unverified(read_manifest(path, check_hash=False), session.name)
     if reason is not None:

@@ -1,0 +1,60 @@
+#include "verified.h"
+
+#include <nlohmann/json.hpp>
+#include <vector>
+
+namespace segmenter_trt {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kOfGraph = "graph:";  // begins the names of verdicts on the graph a plan was built from
+constexpr std::size_t kLongest = 200;       // of faults that are quoted
+
+// A text of a verdict, which may hold anything; empty where there is none.
+std::string text(const json& verdict, const char* name) {
+  const auto found = verdict.find(name);
+  return found != verdict.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
+bool passed(const json& verdict) { return verdict["passed"].get<bool>(); }
+
+// What failed, in printable ASCII: it comes from a file.
+std::string faults(const std::vector<json>& verdicts) {
+  std::string told;
+  for (const json& verdict : verdicts) {
+    const auto found = verdict.find("faults");
+    if (found == verdict.end() || !found->is_array()) continue;
+    for (const json& fault : *found) {
+      if (fault.is_string()) told += (told.empty() ? "" : "; ") + fault.get<std::string>();
+    }
+  }
+  for (char& letter : told) {
+    if (letter < ' ' || letter > '~') letter = '?';
+  }
+  return told.empty() ? "it does not tell why" : told.substr(0, kLongest);
+}
+
+}  // namespace
+
+std::string unverified(const Manifest& manifest, const std::string& engine) {
+  const json found = json::parse(manifest.verification);
+  const auto own = found.find(engine);
+  if (own != found.end() && text(*own, "sha256") == manifest.sha256) {
+    return passed(*own) ? "" : "failed its verification in " + engine + ": " + faults({*own});
+  }
+  std::vector<json> graph;
+  bool failed = false, of_this = true;
+  const auto source = manifest.source.find("onnx");
+  for (const auto& [name, verdict] : found.items()) {
+    if (!name.starts_with(kOfGraph)) continue;
+    graph.push_back(verdict);
+    failed |= !passed(verdict);
+    of_this &= source != manifest.source.end() && source->second == "sha256:" + text(verdict, "sha256");
+  }
+  if (failed) return "the graph it was built from failed its verification: " + faults(graph);
+  if (!graph.empty() && of_this) return "verified only as the graph it was built from, not in " + engine;
+  return "not verified in " + engine;
+}
+
+}  // namespace segmenter_trt

@@ -1,0 +1,13 @@
+// What the verdicts in a manifest are worth; engines/segmenter_engines/verified.py is the same in Python.
+#pragma once
+
+#include <string>
+
+#include "segmenter_trt/manifest.h"
+
+namespace segmenter_trt {
+
+// Why an artifact may not be taken for verified in an engine, such as `openvino-int8`, in one line; empty when it may.
+std::string unverified(const Manifest& manifest, const std::string& engine);
+
+}  // namespace segmenter_trt
