@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -206,7 +206,12 @@ class Acceptance:
     def stop(self) -> None:
         """End the step that runs, and all it started."""
         if self.child is not None and self.child.poll() is None:
+            # engines have sessions of their own: left alive they would be timed along with the next step
+            others = _descendants(self.child.pid)
             os.killpg(self.child.pid, signal.SIGKILL)
+            for other in others:
+                with suppress(ProcessLookupError):
+                    os.kill(other, signal.SIGKILL)
             self.child.wait()
 
     def _run(self, step: Step) -> Outcome:
@@ -271,6 +276,18 @@ def _commit() -> str | None:
         return None
     done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that these started; none where the system does not tell."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def _last_line(text: str) -> str:

@@ -81,6 +81,29 @@ def test_a_step_of_other_options_is_not_done(tmp_path: Path) -> None:
     assert mark.read_text() == "xyx"
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs: gone, or dead and not yet waited for, it does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are told by /proc")
+def test_what_a_step_started_ends_with_it(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    code = (
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True);"
+        f"time.sleep(100)"
+    )
+    assert run(tmp_path, [step("long", code, limit_s=3.0)])["long"].status == "cut"
+    pid, deadline = int(mark.read_text()), time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < deadline, "the step's child is alive"
+        time.sleep(0.05)
+
+
 def test_a_page_that_takes_too_long_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
