@@ -1,4 +1,4 @@
-"""Two speed runs of one network: which engines became slower, and which changes are only noise.
+"""Two speed runs of one network: which engines became slower or broke, and which changes are only noise.
 
 Engines are compared by how many times faster than the reference of their own run they were, because the two runs may
 come from machines, or from hours, of other speed. What is noise is told from the rounds: in each, engine and reference
@@ -58,10 +58,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: changes of engines in both runs, and a line for each that is in one alone or failed."""
+    """What `compare` found: changes of engines in both runs, and a line for each that is in one alone.
+
+    broken: a line for each that was timed in the baseline and failed in the candidate.
+    """
 
     changes: list[Change]
     apart: list[str]
+    broken: list[str]
 
     @property
     def slower(self) -> list[Change]:
@@ -82,19 +86,23 @@ def compare(baseline: dict[str, Any], candidate: dict[str, Any], tolerance: floa
     sides = [_Side.of(run, name) for run, name in ((baseline, "baseline"), (candidate, "candidate"))]
     generator = np.random.default_rng(seed)
     names = list(dict.fromkeys((*sides[0].speedups, *sides[1].speedups)))
-    changes, apart = [], []
+    changes, apart, broken = [], [], []
     for name in names:
         engine, batch, region = name
         found = [side.speedups.get(name) for side in sides]
         if found[0] is None or found[1] is None:
             missing = sides[found[0] is not None]
-            apart.append(f"{engine}, batch {batch}: not timed in the {missing.name}")
+            reason = missing.failed.get(name)
+            if reason is not None and missing is sides[1]:
+                broken.append(f"{engine}, batch {batch}: {reason}")
+            else:
+                apart.append(f"{engine}, batch {batch}: not timed in the {missing.name}")
             continue
         draws = [one.draws(generator) for one in found if one is not None]
         low, high = np.quantile(draws[1] / draws[0], (0.5 - COVERED / 2, 0.5 + COVERED / 2))
         values = (found[0].value, found[1].value, float(low), float(high))
         changes.append(Change(engine, batch, region, *values, tolerance))
-    return Comparison(changes, apart)
+    return Comparison(changes, apart, broken)
 
 
 def _require_equal(what: str, mine: object, theirs: object) -> None:
@@ -124,6 +132,7 @@ class _Speedup:
 class _Side:
     name: str
     speedups: dict[tuple[str, int, str], _Speedup]
+    failed: dict[tuple[str, int, str], str]  # why
 
     @classmethod
     def of(cls, run: dict[str, Any], name: str) -> "_Side":
@@ -145,7 +154,12 @@ class _Side:
                     " from noise: time again with --rounds 6"
                 )
             found[row["engine"], row["batch"], row["region"]] = _Speedup(theirs, mine)
-        return cls(name, found)
+        failed = {
+            (row["engine"], row["batch"], row["region"]): str(row.get("reason"))
+            for row in run["rows"]
+            if row["status"] == "failed"
+        }
+        return cls(name, found, failed)
 
 
 def _rounds(row: Row) -> np.ndarray:
@@ -169,11 +183,16 @@ def show(found: Comparison) -> None:
     console.print(table)
     for line in found.apart:
         console.print(line, style="yellow", soft_wrap=True)
+    for line in found.broken:
+        console.print(line, style="red", soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Compare two speed runs of one network; exits with 2 when an engine became slower beyond noise and tolerance."""
+    """Compare two speed runs of one network; exits with 2 when an engine became slower beyond noise and tolerance.
+
+    So it does when one that was timed in the baseline failed in the candidate.
+    """
 
     baseline: Annotated[Path, tyro.conf.Positional]
     """JSON of bench-throughput to compare with."""
@@ -190,6 +209,10 @@ class Options:
 def bench(options: Options) -> int:
     found = compare(read_run(options.baseline), read_run(options.candidate), options.tolerance)
     show(found)
+    if found.broken:
+        raise VerificationError(
+            f"{options.candidate}: failed where {options.baseline} did not: {'; '.join(found.broken)}"
+        )
     if not found.changes:
         raise DataError(f"{options.candidate}: no engine that {options.baseline} has too; nothing was compared")
     if found.slower:

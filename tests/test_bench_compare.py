@@ -66,6 +66,21 @@ def test_engines_of_one_run_alone_are_named() -> None:
     assert compare(part, whole, 0.1).apart == ["openvino-int8, batch 1: not timed in the baseline"]
 
 
+def test_an_engine_that_broke_is_no_engine_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, broken = timed_run(SPEEDS, 0.03, seed=0), timed_run(SPEEDS, 0.03, seed=1)
+    (row,) = (row for row in broken["rows"] if row["engine"] == "openvino-int8")
+    row |= {"status": "failed", "reason": "9.00% of pixels agree"}
+    found = compare(whole, broken, 0.1)
+    assert (found.broken, found.apart) == (["openvino-int8, batch 1: 9.00% of pixels agree"], [])
+    mended = compare(broken, whole, 0.1)
+    assert (mended.broken, mended.apart) == ([], ["openvino-int8, batch 1: not timed in the baseline"])
+    files = [str(tmp_path / name) for name in ("whole.json", "broken.json")]
+    for path, run in zip(files, (whole, broken), strict=True):
+        Path(path).write_text(json.dumps(run), encoding="utf-8")
+    assert command.main(files) == 2
+    assert "openvino-int8, batch 1: 9.00% of pixels agree" in capsys.readouterr().err
+
+
 def changed(run: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     other = copy.deepcopy(run)
     *parents, last = path.split(".")

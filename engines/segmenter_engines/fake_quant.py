@@ -138,9 +138,7 @@ def take_smoothing(model: Segmenter, graph: onnx.GraphProto) -> int:
         node = made_by.get(activation)
         if node is None or node.op_type != "LayerNormalization" or "/smooth/" not in node.input[1]:
             continue
-        linears = [
-            cast(nn.Linear, modules[weight.removeprefix("model.").removesuffix(".weight")]) for weight in weights
-        ]
+        linears = [cast(nn.Linear, modules[layer_name(weight)]) for weight in weights]
         norm = _norm_before(modules, weights[0])
         there = torch.stack([values_of(constants[name]) for name in node.input[1:3]])
         here = torch.stack([norm.weight, norm.bias])

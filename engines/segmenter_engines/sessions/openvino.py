@@ -82,9 +82,11 @@ class OpenVinoSession(Session):
             rows[index] = request.get_output_tensor(0).data.copy()
 
         queue.set_callback(keep)
-        for index in range(len(x)):
-            queue.start_async([openvino.Tensor(x[index : index + 1], shared_memory=True)], index)
-        queue.wait_all()
+        try:
+            for index in range(len(x)):
+                queue.start_async([openvino.Tensor(x[index : index + 1], shared_memory=True)], index)
+        finally:
+            queue.wait_all()  # also where one cannot be started: the others read the images, which go with this call
         return np.concatenate(rows)
 
     def describe(self) -> dict[str, Any]:
