@@ -69,7 +69,7 @@ class Outcome:
 
 def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
     """The steps of a machine, the most valuable first."""
-    out = str(Path(options.out) / RUNS)
+    out, models = str(Path(options.out) / RUNS), str(Path(options.out) / "models")
     steps = [Step("machine", "machine", "segmenter_bench.machine_step", ("--out", out), 120, ("torch",))]
     if gpu:
         steps += [
@@ -89,18 +89,7 @@ def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
     for name in VARIANTS if gpu else VARIANTS[1:2]:
         # the official way again at each variant: ratios are of one run
         engines, batches = (ON_GPU, ("1", "8", "32")) if gpu else (("all",), ("1",))
-        pace = (
-            "--rounds",
-            "5",
-            "--burst-seconds",
-            "0.3",
-            "--images",
-            "2",
-            "--out",
-            out,
-            "--cache",
-            str(Path(options.out) / "models"),
-        )
+        pace = (*["--rounds", "5", "--burst-seconds", "0.3", "--images", "2"], "--out", out, "--cache", models)
         arguments = ("--variant", name, "--engine", *engines, "--batch", *batches, "--network", *pace)
         steps.append(Step(f"engines {name}", "engines", "segmenter_bench.throughput", arguments, 300, BENCH))
         kernels = ("--ops", "triton", "--batch", "8") if gpu else ("--rounds", "3")
@@ -109,31 +98,11 @@ def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
     if options.folder:
         # how accurate an engine is comes before how fast
         data = ("--data", options.data) if options.data else ()
-        judged = (
-            "--folder",
-            options.folder,
-            "--dataset",
-            options.dataset,
-            *data,
-            "--limit",
-            str(options.images),
-            "--out",
-            out,
-        )
-        timed = (
-            "--folder",
-            options.folder,
-            "--dataset",
-            options.dataset,
-            *data,
-            "--rounds",
-            "5",
-            "--burst-seconds",
-            "0.3",
-        )
+        judged = ("--folder", options.folder, "--dataset", options.dataset, *data, "--out", out)
+        timed = (*judged, *["--rounds", "5", "--burst-seconds", "0.3"])
         steps[1:1] = [
-            Step("accuracy", "accuracy", "segmenter_bench.miou", judged, 600, BENCH),
-            Step("engines of the folder", "engines", "segmenter_bench.throughput", (*timed, "--out", out), 300, BENCH),
+            Step("accuracy", "accuracy", "segmenter_bench.miou", (*judged, "--limit", str(options.images)), 600, BENCH),
+            Step("engines of the folder", "engines", "segmenter_bench.throughput", timed, 300, BENCH),
         ]
     return [step for step in steps if not options.only or step.group in options.only]
 
