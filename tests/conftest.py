@@ -13,6 +13,7 @@ from PIL import Image
 
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.model import Segmenter
+from tests.once import once
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell's job in the background does not hear Ctrl-C, and what tests start would inherit that
@@ -77,9 +78,7 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of a small network and every graph made from it, once for all tests: to be read, not changed."""
     from tests.small_engines import fill
 
-    folder = tmp_path_factory.mktemp("engines")
-    fill(folder)
-    return folder
+    return once(tmp_path_factory, "engines", fill)
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +86,7 @@ def cpp_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build folder of the C++ library with its tests and programs, once for all tests that need one."""
     from tests.cpp_build import build
 
-    folder = tmp_path_factory.mktemp("cpp")
-    build(folder)
-    return folder
+    return once(tmp_path_factory, "cpp", build)
 
 
 @pytest.fixture(scope="session")
@@ -97,9 +94,7 @@ def ranged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Graphs of the same network for a range of sizes, once for all tests: to be read, not changed."""
     from tests.small_engines import fill_ranged
 
-    folder = tmp_path_factory.mktemp("ranged")
-    fill_ranged(folder)
-    return folder
+    return once(tmp_path_factory, "ranged", fill_ranged)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +116,5 @@ def sdk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         return Path(ready)
     from tests.sdk import install
 
-    prefix = tmp_path_factory.mktemp("sdk")
-    install(request.getfixturevalue("cpp_library"), prefix)
-    return prefix
+    library: Path = request.getfixturevalue("cpp_library")
+    return once(tmp_path_factory, "sdk", lambda prefix: install(library, prefix))
