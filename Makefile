@@ -62,8 +62,9 @@ gpu: setup
 	$(BIN)/python -m segmenter_kernels.tune
 	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30
 
+# two processes, however many cores: most tests use one, and those that build or time things use what is left
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check

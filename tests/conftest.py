@@ -1,6 +1,7 @@
 """Fixtures many tests share: a tiny network, a small dataset on disk, and the real data where there are any."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from PIL import Image
 
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.model import Segmenter
+from tests.once import once
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's job in the background does not hear Ctrl-C, and what tests start would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, which no module above does
@@ -72,9 +78,7 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of a small network and every graph made from it, once for all tests: to be read, not changed."""
     from tests.small_engines import fill
 
-    folder = tmp_path_factory.mktemp("engines")
-    fill(folder)
-    return folder
+    return once(tmp_path_factory, "engines", fill)
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +86,7 @@ def cpp_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build folder of the C++ library with its tests and programs, once for all tests that need one."""
     from tests.cpp_build import build
 
-    folder = tmp_path_factory.mktemp("cpp")
-    build(folder)
-    return folder
+    return once(tmp_path_factory, "cpp", build)
 
 
 @pytest.fixture(scope="session")
@@ -92,9 +94,7 @@ def ranged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Graphs of the same network for a range of sizes, once for all tests: to be read, not changed."""
     from tests.small_engines import fill_ranged
 
-    folder = tmp_path_factory.mktemp("ranged")
-    fill_ranged(folder)
-    return folder
+    return once(tmp_path_factory, "ranged", fill_ranged)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,5 @@ def sdk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         return Path(ready)
     from tests.sdk import install
 
-    prefix = tmp_path_factory.mktemp("sdk")
-    install(request.getfixturevalue("cpp_library"), prefix)
-    return prefix
+    library: Path = request.getfixturevalue("cpp_library")
+    return once(tmp_path_factory, "sdk", lambda prefix: install(library, prefix))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmenter_engines import open_session
+from segmenter_engines.sessions import open_engine
 from segmenter_engines.sessions import plan as plans
 from segmenter_engines.sessions.device import open_device
 from tests.fake_tensorrt import FakeTensorRT, labels_of, normalized, write_plan
@@ -77,7 +77,7 @@ def main(folder):
     patch.setattr(plans, "builder_log", lambda engine: trt.log)
     images = pictures(3, 40, 56)
     expected = labels_of(images, 5)
-    session = open_session(write_plan(folder / "m.plan"), threads=1)
+    session = open_engine(write_plan(folder / "m.plan"), threads=1)
     with session:
         found["labels"] = [bool(np.array_equal(session(images), expected)) for _ in range(3)]
         found["streamed"] = bool(np.array_equal(np.stack(list(session.stream(images))), expected))
@@ -98,7 +98,7 @@ def main(folder):
     del labels, array, stream, device, session
     found["closed"] = driver.report()
     print(json.dumps(found), flush=True)
-    left = open_session(folder / "m.plan", threads=1)
+    left = open_engine(folder / "m.plan", threads=1)
     for _ in range(3):
         left(images)
     streamed = left.stream(images)

@@ -136,7 +136,7 @@ def _manifest(source, **changes):
         "artifact": source.name, "kind": "onnx", "engine": "any", "precision": "fp16", "sha256": sha256(source),
         "source": {}, "model": "small", "patch_size": 16, "input": "normalized", "height": (64,) * 3,
         "width": (64,) * 3, "batch": (1, 1, 64), "outputs": ("labels",), "classes": ("a", "b"),
-        "palette": ((0, 0, 0), (1, 1, 1)), "preprocess": Preprocess(), "command": "", "versions": {}, "machine": "",
+        "palette": ((0, 0, 0), (1, 1, 1)), "preprocess": Preprocess(), "command": "", "versions": {}, "machine": "x",
     }  # fmt: skip
     Manifest(**{**values, **changes}).write(source)
 

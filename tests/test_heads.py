@@ -1,7 +1,5 @@
 """The split of queries, keys and values by heads: the same numbers, and whole weights in a plan."""
 
-import re
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,6 +7,7 @@ import pytest
 
 from segmenter.preprocess import normalize
 from segmenter_engines.heads import split_by_heads
+from segmenter_engines.layer_report import read_report
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.quantize import quantize
 from tests.small_engines import pictures
@@ -35,7 +34,7 @@ def test_values_do_not_change_and_a_second_pass_finds_nothing(engine_folder):
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_products_of_queries_keys_and_values_read_8_bit_weights(engine_folder, tmp_path, precision):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from segmenter_engines.build import build, builder_log
+    from segmenter_engines.build import build
 
     quantize(
         engine_folder / "model.fp16.onnx",
@@ -44,12 +43,8 @@ def test_products_of_queries_keys_and_values_read_8_bit_weights(engine_folder, t
         precision=precision,
         exclude=["decoder"],
     )
-    build(tmp_path / "m.onnx", tmp_path / "m.plan")
-    said = [line for _, text in builder_log().messages for line in text.splitlines() if line.startswith("Name: ")]
-    kind = {"int8": "Int8", "fp8": "FP8"}[precision]
-    weights = []
-    for line in said:
-        if re.search(r"LayerType: (gemm|runtime_fusion)", line) and "mha" not in line.split(",")[0]:
-            sides = re.findall(r"Dimensions: \[([-\d,]+)\].*?Datatype: (\w+)", line.partition("Outputs:")[0])
-            weights += [shape for shape, element in sides if shape == "64,192" and element == kind]
-    assert len(weights) == 2  # of the encoder's two blocks, whole
+    plan = tmp_path / "m.plan"
+    report = read_report(plan, build(tmp_path / "m.onnx", plan).sha256)
+    sides = [tensor for layer in report.of("product") for tensor in (*layer.inputs, *layer.constants)]
+    whole = [tensor for tensor in sides if (tensor.shape, tensor.type) == ((64, 192), precision)]
+    assert len(whole) == 2  # of the encoder's two blocks
