@@ -85,7 +85,7 @@ fs::path plugin_library(const EngineOptions& options) {
   Dl_info info;
   if (dladdr(reinterpret_cast<const void*>(&plugin_library), &info) != 0 && info.dli_fname != nullptr) {
     std::error_code ignored;
-    const fs::path beside = fs::absolute(info.dli_fname, ignored).parent_path() / kPluginFile;
+    fs::path beside = fs::absolute(info.dli_fname, ignored).parent_path() / kPluginFile;
     if (fs::exists(beside, ignored)) return beside;
   }
   return {};
