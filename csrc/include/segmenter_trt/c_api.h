@@ -136,7 +136,7 @@ SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_logits(segmenter_tr
                                                                     size_t bytes);
 
 /* As segmenter_trt_session_run on a GPU: both addresses are the device's, at multiples of 256 bytes, and the work is
- * enqueued on a CUstream (NULL: the default one) and not waited for. */
+ * enqueued on a CUstream (NULL: the default one; none that is being captured) and not waited for. */
 SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_enqueue(segmenter_trt_session* session,
                                                                      const void* device_pixels, int64_t batch,
                                                                      int64_t height, int64_t width, void* device_labels,

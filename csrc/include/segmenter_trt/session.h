@@ -48,8 +48,8 @@ class Session {
 
   // On a GPU: labels of images that lie on the device, into memory there, enqueued on a CUstream of the caller's (null:
   // the default one) and not waited for. Both begin at a multiple of 256 bytes and stay in place until the stream has
-  // passed them. Bytes or int16 as in run. The first call of a shape makes memory, which no capture of the caller's may
-  // hold. Throws Unavailable where the engine runs on the CPU.
+  // passed them; the stream is not being captured. Bytes or int16 as in run.
+  // Throws Unavailable where the engine runs on the CPU.
   void enqueue(const ImagesView& device_pixels, void* device_labels, void* stream);
 
   const Engine& engine() const noexcept;
