@@ -48,7 +48,8 @@ const BackendModule& open_module(const std::string& name) {
     // never closed: errors and runners of it may outlive any engine
     void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
-      told = dlerror();
+      // of the one that is there, if one is: the last is only not found
+      if (const char* const reason = dlerror(); told.empty()) told = reason;
       continue;
     }
     const auto function = reinterpret_cast<BackendModuleFunction*>(dlsym(library, kBackendModuleFunction));

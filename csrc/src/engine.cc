@@ -22,9 +22,14 @@ class Contents {
  public:
   explicit Contents(const fs::path& path) {
     std::error_code missing;
-    const std::uintmax_t size = fs::file_size(path, missing);
-    std::ifstream file(path, std::ios::binary);
-    if (missing || !file || !fs::is_regular_file(path, missing)) {
+    std::uintmax_t size = 0;
+    std::ifstream file;
+    // opening a pipe would wait for who writes to it
+    if (fs::is_regular_file(path, missing)) {
+      size = fs::file_size(path, missing);
+      file.open(path, std::ios::binary);
+    }
+    if (missing || !file.is_open()) {
       throw ArtifactError(path.string() +
                           ": no such engine file; make it with `segmenter export` or `segmenter build`");
     }

@@ -40,9 +40,14 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
 Manifest read_manifest(const fs::path& artifact) {
   const fs::path path = manifest_path(artifact);
   std::error_code missing;
-  const std::uintmax_t bytes = fs::file_size(path, missing);
-  std::ifstream file(path, std::ios::binary);
-  if (missing || !file) {
+  std::uintmax_t bytes = 0;
+  std::ifstream file;
+  // opening a pipe would wait for who writes to it
+  if (fs::is_regular_file(path, missing)) {
+    bytes = fs::file_size(path, missing);
+    file.open(path, std::ios::binary);
+  }
+  if (missing || !file.is_open()) {
     throw ManifestError(artifact.string() + ": no manifest " + path.filename().string() +
                         " beside it; copy both files, or make them again");
   }

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "checks.h"
 #include "plan_checks.h"
 #include "runner.h"
 #include "segmenter_trt/errors.h"
@@ -66,15 +67,15 @@ std::size_t bytes_of(nvinfer1::DataType type) {
   }
 }
 
-// The type a tensor of our plans has; the manifest settles what the images are.
-bool fits(const Tensor& tensor, Input input) {
+// The type a tensor of our plans has; the manifest settles what the images are, and how wide its labels.
+bool fits(const Tensor& tensor, Input input, std::int64_t K) {
   if (tensor.name == kImages) {
     return tensor.input &&
            tensor.type == (input == Input::pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT);
   }
   if (tensor.input) return false;
   if (tensor.name == kLabels)
-    return tensor.type == nvinfer1::DataType::kUINT8 || tensor.type == nvinfer1::DataType::kINT32;
+    return tensor.type == (K <= kMostByteClasses ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kINT32);
   return tensor.type == nvinfer1::DataType::kFLOAT;
 }
 
@@ -84,7 +85,7 @@ fs::path plugin_library(const EngineOptions& options) {
   Dl_info info;
   if (dladdr(reinterpret_cast<const void*>(&plugin_library), &info) != 0 && info.dli_fname != nullptr) {
     std::error_code ignored;
-    const fs::path beside = fs::absolute(info.dli_fname, ignored).parent_path() / kPluginFile;
+    fs::path beside = fs::absolute(info.dli_fname, ignored).parent_path() / kPluginFile;
     if (fs::exists(beside, ignored)) return beside;
   }
   return {};
@@ -103,21 +104,30 @@ Plan::Plan(const BackendRequest& request)
   require_device(request.manifest, artifact);
   require_version(request.manifest, artifact, request.bytes, kEngine, library_.version());
   const cuda::Current current(driver_, context_);
-  runtime_ = library_.make_runtime(log_);
-  load_plugins(request);
-  engine_.reset(runtime_->deserializeCudaEngine(request.bytes.data(), request.bytes.size()));
-  if (engine_ == nullptr) throw ArtifactError(artifact + ": " + kEngine + " cannot load it: " + log_.take());
-  read_tensors(request.manifest, artifact);
+  try {
+    runtime_ = library_.make_runtime(log_);
+    load_plugins(request);
+    engine_.reset(runtime_->deserializeCudaEngine(request.bytes.data(), request.bytes.size()));
+    if (engine_ == nullptr) throw ArtifactError(artifact + ": " + kEngine + " cannot load it: " + log_.take());
+    read_tensors(request.manifest, artifact);
+  } catch (...) {
+    // here, for members go after `current`
+    release();
+    throw;
+  }
 }
 
 Plan::~Plan() {
-  // what is given back belongs to this context
   const bool pushed = driver_.CtxPushCurrent(context_.get()) == 0;
+  release();
+  if (cuda::Context popped = nullptr; pushed) driver_.CtxPopCurrent(&popped);
+}
+
+void Plan::release() noexcept {
   workspace_.memory = {};
   workspace_.last = {};
   engine_.reset();
   runtime_.reset();
-  if (cuda::Context popped = nullptr; pushed) driver_.CtxPopCurrent(&popped);
 }
 
 void Plan::require_device(const Manifest& manifest, const std::string& artifact) {
@@ -157,7 +167,7 @@ void Plan::read_tensors(const Manifest& manifest, const std::string& artifact) {
     const nvinfer1::DataType type = engine_->getTensorDataType(name);
     const Tensor tensor = {name, type, bytes_of(type),
                            engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT};
-    if (!fits(tensor, input_)) refuse("tensor " + tensor.name + " has a type or direction");
+    if (!fits(tensor, input_, manifest.K())) refuse("tensor " + tensor.name + " has a type or direction");
     if (!tensor.input && !manifest.gives(tensor.name)) refuse("output " + tensor.name);
     tensors_.push_back(tensor);
   }
@@ -182,11 +192,10 @@ Description Plan::describe() const {
   return facts;
 }
 
-std::unique_ptr<nvinfer1::IExecutionContext> Plan::make_context(bool shared) const {
+std::unique_ptr<nvinfer1::IExecutionContext> Plan::make_context() const {
   const std::lock_guard lock(mutex_);
-  using Strategy = nvinfer1::ExecutionContextAllocationStrategy;
   std::unique_ptr<nvinfer1::IExecutionContext> made(
-      engine_->createExecutionContext(shared ? Strategy::kUSER_MANAGED : Strategy::kSTATIC));
+      engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
   if (made == nullptr) throw RunError(std::string(kEngine) + ": no execution context: " + log_.take());
   return made;
 }
@@ -194,13 +203,15 @@ std::unique_ptr<nvinfer1::IExecutionContext> Plan::make_context(bool shared) con
 SharedWorkspace& Plan::shared_workspace() const {
   const std::lock_guard lock(mutex_);
   if (!workspace_.last) {
-    workspace_.bytes = engine_->getDeviceMemorySizeV2();
-    // TensorRT takes no empty memory
-    workspace_.memory =
-        cuda::device_memory(driver_, static_cast<std::size_t>(std::max<std::int64_t>(workspace_.bytes, 1)));
+    workspace_.memory = make_scratch();
     workspace_.last = cuda::event(driver_);
   }
   return workspace_;
+}
+
+cuda::DeviceMemory Plan::make_scratch() const {
+  // TensorRT takes no empty memory
+  return cuda::device_memory(driver_, static_cast<std::size_t>(std::max<std::int64_t>(scratch_bytes(), 1)));
 }
 
 std::unique_ptr<Runner> Plan::make_runner(const SessionOptions& options) const {

@@ -32,7 +32,6 @@ struct Tensor {
 struct SharedWorkspace {
   std::mutex mutex;
   cuda::DeviceMemory memory;
-  std::int64_t bytes = 0;
   cuda::Event last;  // recorded behind the last session that used it
 };
 
@@ -55,12 +54,15 @@ class Plan final : public Backend {
   // That the network computes in.
   std::int64_t scratch_bytes() const noexcept { return engine_->getDeviceMemorySizeV2(); }
 
-  // A context of the engine's with scratch memory of its own, or none when `shared`. Throws RunError.
-  std::unique_ptr<nvinfer1::IExecutionContext> make_context(bool shared) const;
+  // A context of the engine's, to be given scratch memory. Throws RunError.
+  std::unique_ptr<nvinfer1::IExecutionContext> make_context() const;
+  // Memory of scratch_bytes. Throws RunError.
+  cuda::DeviceMemory make_scratch() const;
   // Made at the first call. Throws RunError.
   SharedWorkspace& shared_workspace() const;
 
  private:
+  void release() noexcept;
   void require_device(const Manifest& manifest, const std::string& artifact);
   void load_plugins(const BackendRequest& request);
   void read_tensors(const Manifest& manifest, const std::string& artifact);

@@ -82,9 +82,7 @@ PlanRunner::PlanRunner(const Plan& plan, const SessionOptions& options)
     if (options.shared_workspace) {
       shared_ = &plan_.shared_workspace();
     } else {
-      // TensorRT takes no empty memory
-      scratch_ =
-          cuda::device_memory(driver_, static_cast<std::size_t>(std::max<std::int64_t>(plan_.scratch_bytes(), 1)));
+      scratch_ = plan_.make_scratch();
     }
     context_ = make_context();
     stream_ = cuda::stream(driver_);
@@ -115,7 +113,7 @@ void PlanRunner::release() noexcept {
 
 // All contexts of a session compute in one scratch memory, for its work is kept in order.
 std::unique_ptr<nvinfer1::IExecutionContext> PlanRunner::make_context() const {
-  auto made = plan_.make_context(true);
+  auto made = plan_.make_context();
   const cuda::DeviceMemory& memory = shared_ == nullptr ? scratch_ : shared_->memory;
   made->setDeviceMemoryV2(pointer(memory.get()), plan_.scratch_bytes());
   return made;

@@ -2,6 +2,7 @@
 #include "segmenter_trt/engine.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <random>
@@ -33,6 +34,12 @@ TEST_F(EngineTest, NamesWhatIsMissing) {
   write("m.plan", "a plan");
   EXPECT_TRUE(contains(told<ManifestError>([&] { Engine::open(folder_ / "m.plan"); }), "no manifest m.plan.json"));
   EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_); }), "no such engine file"));
+  // nobody writes to these
+  ASSERT_EQ(mkfifo((folder_ / "pipe").c_str(), 0600), 0);
+  ASSERT_EQ(mkfifo((folder_ / "m.plan.json").c_str(), 0600), 0);
+  EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_ / "pipe"); }), "no such engine file"));
+  EXPECT_TRUE(contains(told<ManifestError>([&] { Engine::open(folder_ / "m.plan"); }), "no manifest m.plan.json"));
+  std::filesystem::remove(folder_ / "m.plan.json");
 }
 
 TEST_F(EngineTest, RefusesAFileItsManifestDoesNotVouchFor) {

@@ -23,7 +23,8 @@ struct NormalizedView {
   std::int64_t B, H, W;
 };
 
-// One per thread; it keeps the engine alive. After the first call of a shape, calls allocate nothing.
+// One per thread; it keeps the engine alive. After the first call of a shape, calls allocate nothing. A child of fork()
+// has none of the threads its parent's engines and sessions work with, and opens its own.
 class Session {
  public:
   explicit Session(const Engine& engine, const SessionOptions& options = {});

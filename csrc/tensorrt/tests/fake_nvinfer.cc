@@ -42,6 +42,11 @@ Function* of_driver(const char* name) {
   return library == nullptr ? nullptr : reinterpret_cast<Function*>(dlsym(library, name));
 }
 
+// What these objects hold on the device belongs to a context of CUDA's, which must be current when they go.
+void require_current() {
+  if (of_driver<decltype(fake_cuda_counts)>("fake_cuda_counts")().pushed < 1) std::abort();
+}
+
 struct Job {
   Facts facts;
   std::int64_t B, H, W;
@@ -93,8 +98,7 @@ class Context final : public nvinfer1::StubContext {
   Context(const Facts& facts, bool own_memory) : facts_(facts), memory_(own_memory) {}
   ~Context() override {
     ++*changes_;
-    // what it holds on the device belongs to a context of CUDA's
-    if (of_driver<decltype(fake_cuda_counts)>("fake_cuda_counts")().pushed < 1) std::abort();
+    require_current();
   }
 
   bool setInputShape(char const*, Dims const& dims) noexcept override {
@@ -165,6 +169,7 @@ class Engine final : public nvinfer1::StubEngine {
     names_ = {"images", "labels"};
     if (facts.masks) names_.push_back("masks");
   }
+  ~Engine() override { require_current(); }
   std::int32_t getNbIOTensors() const noexcept override { return static_cast<std::int32_t>(names_.size()); }
   char const* getIOTensorName(std::int32_t index) const noexcept override {
     return names_[static_cast<std::size_t>(index)];

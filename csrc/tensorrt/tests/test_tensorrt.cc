@@ -53,6 +53,7 @@ Manifest manifest_of(const std::string& plan) {
   manifest.outputs = {"labels"};
   if (plan.find("masks") != std::string::npos) manifest.outputs.push_back("masks");
   manifest.classes = {"a", "b", "c", "d", "e"};
+  if (plan.find("int32") != std::string::npos) manifest.classes.resize(257);
   manifest.versions = {
       {"tensorrt", std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + ".1.48"}};
   manifest.compute_capabilities = {"8.0+"};
@@ -204,7 +205,7 @@ TEST_F(Tensorrt, AGraphOutlivesWhatItsSessionDoesBetweenReplays) {
 }
 
 TEST_F(Tensorrt, LabelsOfAnotherSizeThanTheImagesAreRefused) {
-  const auto plan = open("fake 4 64 64 5 8 short");
+  const auto plan = open(plan_of("fake 4 64 64 5 8 short"));
   const auto runner = plan->make_runner({});
   const Bytes pixels = picture(kShape, 1);
   expect_told("tensor labels is [2, 15, 24] of images [2, 16, 24, 3]",
@@ -357,8 +358,9 @@ TEST_F(Tensorrt, AFailingNetworkIsToldInTensorRtsWords) {
   expect_told("tensorrt: the network failed: the stream refused",
               [&] { runner->run(kShape, pixels.data(), Wanted::labels); });
   fake_cuda_fail("submit", 0, 0);
-  expect_told("5x16x24: outside this plan's profile (outside the profile)",
-              [&] { runner->run({5, 16, 24}, pixels.data(), Wanted::labels); });
+  expect_told("5x16x24: outside this plan's profile (outside the profile)", [&] {
+    runner->run({5, 16, 24}, pixels.data(), Wanted::labels);
+  });
   EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels));
 }
 
@@ -386,6 +388,10 @@ TEST_F(Tensorrt, PlansThatCannotRunHereAreNamed) {
   manifest = manifest_of(kPlan);
   manifest.outputs = {"labels"};
   expect_told("output masks, which its manifest does not say", [&] { open(kPlan, manifest); });
+  manifest = manifest_of(kPlan);
+  manifest.classes.resize(257);
+  expect_told("tensor labels has a type or direction", [&] { open(kPlan, manifest); });
+  manifest = manifest_of(kPlan);
   manifest.outputs = {"labels", "masks", "confidence"};
   expect_told("has no output confidence", [&] { open(kPlan, manifest); });
 }
