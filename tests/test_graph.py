@@ -1,6 +1,7 @@
 """Exported graphs between sizes, of pixels, and with confidences: what PyTorch computes, in every runtime."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,7 +17,9 @@ from segmenter_engines import export as export_command
 from segmenter_engines import open_session
 from segmenter_engines.build import build
 from segmenter_engines.export import export
+from segmenter_engines.folder import FP16, FP32
 from segmenter_engines.graph import OUTPUTS
+from segmenter_engines.graph_file import write_graph
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.quantize import quantize
 from tests.networks import small_network
@@ -216,7 +219,15 @@ def test_more_classes_than_labels_can_name_are_refused(tmp_path):
         export(model, tmp_path / "m.onnx")
 
 
-def test_a_graph_whose_manifest_would_be_refused_is_not_written(tmp_path):
+def test_a_graph_whose_manifest_would_be_refused_is_not_written(engine_folder, tmp_path):
+    graph, out = onnx.load(engine_folder / FP32), tmp_path / FP32
+    manifest = read_manifest(engine_folder / FP32)
     with pytest.raises(EngineError, match=r"batch .* wanted an integer from 1 to 65536"):
-        export(small_network(), tmp_path / "m.onnx", height=64, width=64, batch=(1, 1, 1 << 17))
+        write_graph(graph, replace(manifest, batch=(1, 1, 1 << 17)), out)
     assert not list(tmp_path.iterdir())
+    assert write_graph(graph, replace(manifest, sha256=""), out) == read_manifest(out)
+    # over one that is there: as it was
+    before = out.read_bytes(), read_manifest(out)
+    with pytest.raises(EngineError, match="cannot be written"):
+        write_graph(onnx.load(engine_folder / FP16), replace(manifest, model=""), out)
+    assert (out.read_bytes(), read_manifest(out)) == before

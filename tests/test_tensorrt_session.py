@@ -372,14 +372,14 @@ def test_at_interpreter_exit_everything_is_given_back(tmp_path):
 import weakref
 from pathlib import Path
 import pytest
-from segmenter_engines import open_session
+from segmenter_engines.sessions import open_engine
 from tests.fake_tensorrt import write_plan
 from tests.test_tensorrt_session import Machine, shots
 
 machine = Machine(pytest.MonkeyPatch())
 # finalizers run the last made first
 weakref.finalize(machine, lambda cuda: print("left", len(cuda.live), cuda.faults), machine.cuda)
-session = open_session(write_plan(Path({str(tmp_path)!r}) / "m.plan"), threads=1)
+session = open_engine(write_plan(Path({str(tmp_path)!r}) / "m.plan"), threads=1)
 for _ in range(3):
     session(shots(1))
 stream = session.stream(shots(3))
