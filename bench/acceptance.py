@@ -35,6 +35,7 @@ KERNELS += ("linear_residual", "linear_int8", "linear_fp8", "quantize")
 VARIANTS = ("Seg-B-Mask/16", "Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")
 BENCH = ("torch", "numpy", "PIL", "rich", "tyro", "safetensors", "segmenter_trt._native")
 ON_GPU = ("official", "eager", "compiled", "triton")
+EXPORTED = ("official", "triton-fp16", "onnxruntime", "tensorrt-rtx", "tensorrt")  # what takes an export, and a build
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
         kernels = ("--ops", "triton", "--batch", "8") if gpu else ("--rounds", "3")
         stages = ("--variant", name, *kernels, "--out", out)
         steps.append(Step(f"stages {name}", "stages", "segmenter_bench.stages", stages, 120, BENCH))
+    if gpu:
+        # last, for it exports and builds first
+        exported = ("--variant", VARIANTS[0], "--engine", *EXPORTED, "--batch", "1", "8")
+        pace = (*["--rounds", "5", "--burst-seconds", "0.3", "--images", "2"], "--out", out, "--cache", models)
+        steps.append(Step("exported engines", "engines", "segmenter_bench.throughput", (*exported, *pace), 480, BENCH))
     if options.folder:
         # how accurate an engine is comes before how fast
         data = ("--data", options.data) if options.data else ()

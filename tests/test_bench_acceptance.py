@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 
 from segmenter_bench import acceptance
-from segmenter_bench.acceptance import PAGE, RUNS, STEPS, Acceptance, Outcome, Step, environment, outcomes, plan
+from segmenter_bench.acceptance import (
+    EXPORTED,
+    PAGE,
+    RUNS,
+    STEPS,
+    Acceptance,
+    Outcome,
+    Step,
+    environment,
+    outcomes,
+    plan,
+)
+from segmenter_bench.engines import choose
 from tests.bench_samples import miou_run, throughput_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,6 +168,8 @@ def test_the_plan_puts_what_matters_first() -> None:
     names = [one.name for one in plan(options(), gpu=True)]
     assert names[1] == "kernel attention"
     assert "engines Seg-B/8" in names
+    (exported,) = (one for one in plan(options(), gpu=True) if one.name == "exported engines")
+    choose([name for name in exported.arguments if name in EXPORTED])  # all of them are engines
     cpu = plan(options(), gpu=False)
     assert [one.name for one in cpu] == ["machine", "kernel code", "engines Seg-Ti-Mask/16", "stages Seg-Ti-Mask/16"]
     assert {one.group for one in plan(options(only=["stages"]), gpu=True)} == {"stages"}
