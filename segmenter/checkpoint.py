@@ -20,6 +20,7 @@ from segmenter.files import atomic_path
 from segmenter.model import Segmenter
 
 CONFIG_NAME = "config.json"
+STATES = "states"  # folder of a training run's checkpoints, which its links `best` and `last` lead to
 WEIGHTS_NAME = "model.safetensors"
 OFFICIAL_NAME = "checkpoint.pth"
 VARIANT_NAME = "variant.yml"
@@ -35,6 +36,20 @@ def save_model(model: Segmenter, folder: Path | str) -> None:
     with atomic_path(folder / CONFIG_NAME) as temporary:
         temporary.write_text(json.dumps(model.config.to_dict() | name, indent=1) + "\n")
         write_tensors(tensors, folder / WEIGHTS_NAME, name)
+
+
+def require_new_checkpoint(out: Path, source: Path | None = None) -> None:
+    """See that a network may be written to a folder: not over what it is made of, nor into a training run's own states.
+
+    source: checkpoint the network comes from. Raises CheckpointError otherwise.
+    """
+    wanted = out.resolve()
+    if source is not None and wanted == source.resolve():
+        raise CheckpointError(f"--out {out}: is the checkpoint it would be made of, and would be lost; pass another")
+    if wanted.parent.name == STATES and wanted.is_dir():
+        raise CheckpointError(
+            f"--out {out}: is a state of a training run, and its network would be lost; pass another folder"
+        )
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

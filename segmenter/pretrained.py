@@ -19,7 +19,15 @@ import tyro
 import yaml
 from torch import Tensor
 
-from segmenter.checkpoint import CONFIG_NAME, OFFICIAL_NAME, VARIANT_NAME, load_weights, read_tensors, save_model
+from segmenter.checkpoint import (
+    CONFIG_NAME,
+    OFFICIAL_NAME,
+    VARIANT_NAME,
+    load_weights,
+    read_tensors,
+    require_new_checkpoint,
+    save_model,
+)
 from segmenter.cli import run
 from segmenter.config import NORMALIZATIONS, DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.datasets import DATASETS, classes_of, layout_of
@@ -294,6 +302,7 @@ def import_weights(options: Options) -> int:
             f"{options.source}: holds no {OFFICIAL_NAME}; name an official checkpoint, its folder, or a .safetensors"
             f" file (a folder with {CONFIG_NAME} is a checkpoint already)"
         )
+    require_new_checkpoint(options.out)
     if source.suffix == ".pth":
         model = load_official(source)
     else:

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from segmenter import load_model
-from segmenter.checkpoint import save_model, write_tensors
+from segmenter import pretrained as pretrained_command
+from segmenter import probe as probe_command
+from segmenter.checkpoint import require_new_checkpoint, save_model, write_tensors
 from segmenter.errors import CheckpointError
+from segmenter_engines import qat as qat_command
 from tests.networks import small_network
 
 
@@ -320,3 +323,29 @@ def test_ade20k_checkpoints_know_their_classes(tmp_path):
     config = official_config({"net_kwargs": net, "dataset_kwargs": {"dataset": "ade20k"}}, tmp_path)
     assert config.classes[:2] == ("wall", "building")
     assert config.encoder.image_size == (512, 512)
+
+
+def test_what_a_network_is_made_of_and_trained_states_are_never_written_over(tmp_path, capsys):
+    """Through the links too that a training run's best and last network have."""
+    state = tmp_path / "run" / "states" / "best-00000010"
+    save_model(small_network(), state)
+    (tmp_path / "run" / "best").symlink_to(Path("states") / state.name)
+    before = (state / "model.safetensors").read_bytes()
+    best = tmp_path / "run" / "best"
+    for out, source, message in (
+        (best, None, "is a state of a training run"),
+        (state, tmp_path / "other", "is a state of a training run"),
+        (best, best, "is the checkpoint it would be made of"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            require_new_checkpoint(out, source)
+    require_new_checkpoint(tmp_path / "run" / "new", best)
+    for command in (pretrained_command, probe_command, qat_command):
+        arguments = {
+            pretrained_command: [str(state / "model.safetensors"), "--num-classes", "5"],
+            probe_command: [str(best), "--dataset", "shapes"],
+            qat_command: [str(best), "--dataset", "shapes", "--recipe", "m.onnx"],
+        }[command]
+        assert command.main([*arguments, "--out", str(best)]) == 2
+        assert f"--out {best}: is " in capsys.readouterr().err
+    assert (state / "model.safetensors").read_bytes() == before

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from segmenter.checkpoint import CONFIG_NAME, load_model, save_model
+from segmenter.checkpoint import CONFIG_NAME, load_model, require_new_checkpoint, save_model
 from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import EngineError
@@ -136,6 +136,7 @@ def fine_tune(model: Segmenter, samples: Augmented, options: Options) -> float:
 
 
 def qat(options: Options) -> int:
+    require_new_checkpoint(options.out, options.checkpoint)
     require_writable(options.out / CONFIG_NAME)
     device = pick_device(options.device)
     torch.manual_seed(options.seed)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from segmenter.checkpoint import CONFIG_NAME, load_model, save_model
+from segmenter.checkpoint import CONFIG_NAME, load_model, require_new_checkpoint, save_model
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.decoder import LinearDecoder
@@ -36,6 +36,7 @@ def run_probe(options: Options) -> int:
     Raises ConfigError for impossible options or when the loss stops being a number, and what checkpoints and datasets
     raise.
     """
+    require_new_checkpoint(options.out, options.checkpoint)
     require_writable(options.out / CONFIG_NAME)
     device = torch.device(pick_device(options.device))
     model = load_model(options.checkpoint, str(device))

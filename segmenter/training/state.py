@@ -21,7 +21,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from segmenter.checkpoint import WEIGHTS_NAME, load_weights, read_tensors, save_model, write_tensors
+from segmenter.checkpoint import STATES, WEIGHTS_NAME, load_weights, read_tensors, save_model, write_tensors
 from segmenter.errors import CheckpointError
 from segmenter.files import atomic_path
 from segmenter.model import Segmenter
@@ -54,7 +54,7 @@ class RunFolder:
     """A run's states under `root`, one process at a time."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.states = root, root / "states"
+        self.root, self.states = root, root / STATES
         self.last, self.best = root / "last", root / "best"
 
     @contextmanager
