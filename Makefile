@@ -62,11 +62,10 @@ gpu: setup
 	$(BIN)/python -m segmenter_kernels.tune
 	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30
 
-# Two processes, however many cores: most tests use one, and those that build or time things use what is left. Training's
-# tests send signals to themselves, which a worker does not survive.
+# Kernels in two processes, for each of their tests uses one core; the others share one, with what takes long to make.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 --ignore tests/test_train.py
-	$(BIN)/python -m pytest tests/test_train.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 tests/kernels
+	$(BIN)/python -m pytest --ignore tests/kernels
 
 lint: setup
 	$(BIN)/ruff check
