@@ -7,7 +7,7 @@ Stages are named ranges of PyTorch's profiler around the ops and layers of the n
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -107,18 +107,13 @@ def network(
     """uint8 RGB [B, H, W, 3] in host memory to labels [B, H, W] in host memory; the copies are stages too."""
 
     def run(images: np.ndarray) -> Tensor:
-        with ranges.stage("input copy") if ranges else _nothing():
+        with ranges.stage("input copy") if ranges else nullcontext():
             x = normalize(images, model.config.preprocess).to(device, dtype)
         labels = model.labels(x)
-        with ranges.stage("label copy") if ranges else _nothing():
+        with ranges.stage("label copy") if ranges else nullcontext():
             return labels.cpu()
 
     return run
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def measured_stages(
