@@ -1,13 +1,15 @@
 #include "segmenter_trt/engine.h"
 
 #include <cstddef>
-#include <fstream>
+#include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 
 #include "backend.h"
 #include "cpu.h"
 #include "engine_state.h"
+#include "regular_file.h"
 #include "segmenter_trt/errors.h"
 #include "sha256.h"
 #include "verified.h"
@@ -21,24 +23,17 @@ namespace fs = std::filesystem;
 class Contents {
  public:
   explicit Contents(const fs::path& path) {
-    std::error_code missing;
-    std::uintmax_t size = 0;
-    std::ifstream file;
-    // opening a pipe would wait for who writes to it
-    if (fs::is_regular_file(path, missing)) {
-      size = fs::file_size(path, missing);
-      file.open(path, std::ios::binary);
-    }
-    if (missing || !file.is_open()) {
+    std::optional<RegularFile> file = open_regular_file(path);
+    if (!file) {
       throw ArtifactError(path.string() +
                           ": no such engine file; make it with `segmenter export` or `segmenter build`");
     }
-    size_ = static_cast<std::size_t>(size);
+    size_ = static_cast<std::size_t>(file->bytes);
     data_ = std::make_unique_for_overwrite<std::byte[]>(size_);
-    file.read(reinterpret_cast<char*>(data_.get()), static_cast<std::streamsize>(size_));
-    if (static_cast<std::size_t>(file.gcount()) != size_) {
-      throw ArtifactError(path.string() + ": " + std::to_string(file.gcount()) + " of " + std::to_string(size_) +
-                          " bytes could be read; copy it again");
+    file->stream.read(reinterpret_cast<char*>(data_.get()), static_cast<std::streamsize>(size_));
+    if (static_cast<std::size_t>(file->stream.gcount()) != size_) {
+      throw ArtifactError(path.string() + ": " + std::to_string(file->stream.gcount()) + " of " +
+                          std::to_string(size_) + " bytes could be read; copy it again");
     }
   }
 

@@ -1,10 +1,11 @@
 #include "segmenter_trt/manifest.h"
 
 #include <algorithm>
-#include <fstream>
+#include <optional>
 
 #include "manifest_fields.h"
 #include "manifest_json.h"
+#include "regular_file.h"
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt {
@@ -39,22 +40,15 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
 
 Manifest read_manifest(const fs::path& artifact) {
   const fs::path path = manifest_path(artifact);
-  std::error_code missing;
-  std::uintmax_t bytes = 0;
-  std::ifstream file;
-  // opening a pipe would wait for who writes to it
-  if (fs::is_regular_file(path, missing)) {
-    bytes = fs::file_size(path, missing);
-    file.open(path, std::ios::binary);
-  }
-  if (missing || !file.is_open()) {
+  std::optional<RegularFile> file = open_regular_file(path);
+  if (!file) {
     throw ManifestError(artifact.string() + ": no manifest " + path.filename().string() +
                         " beside it; copy both files, or make them again");
   }
   // one more than may be tells that there is more
-  std::string read(static_cast<std::size_t>(std::min<std::uintmax_t>(bytes, kMostManifestBytes + 1)), '\0');
-  file.read(read.data(), static_cast<std::streamsize>(read.size()));
-  read.resize(static_cast<std::size_t>(file.gcount()));
+  std::string read(static_cast<std::size_t>(std::min<std::uintmax_t>(file->bytes, kMostManifestBytes + 1)), '\0');
+  file->stream.read(read.data(), static_cast<std::streamsize>(read.size()));
+  read.resize(static_cast<std::size_t>(file->stream.gcount()));
   Manifest manifest = parse_manifest(read, path.string());
   if (manifest.artifact != artifact.filename().string()) {
     throw ManifestError(path.string() + ": is the manifest of " + manifest.artifact +
