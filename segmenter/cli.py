@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": ("segmenter.evaluate", "mIoU and accuracy of a checkpoint on a dataset"),
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
+    "export-official": ("segmenter.export_official", "checkpoint to the official checkpoint.pth and variant.yml"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
