@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
     "export-official": ("segmenter.export_official", "checkpoint to the official checkpoint.pth and variant.yml"),
+    "recipes": ("segmenter.recipes", "every result row: what it takes, what it reaches, and its commands"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
@@ -82,17 +83,19 @@ def run(
     options_class: type[Options],
     argv: Sequence[str] | None = None,
     description: str | None = None,
+    expand: Callable[[list[str]], list[str]] = list,
 ) -> int:
     """Parse `argv` (the process's own when None) into `options_class`, call `command`, and return its exit status.
 
-    description: text above the list of options; the class's docstring when None. A mistake in the options, an error the
+    description: text above the list of options; the class's docstring when None. expand: what makes arguments of those
+    given, such as those of a recipe they name. A mistake in the options, an error the
     project raises on purpose, a missing extra, and a file system's refusal give one line on stderr and 2; Ctrl-C 130.
     """
 
     def parse_and_call() -> int:
         import tyro
 
-        arguments = sys.argv[1:] if argv is None else list(argv)
+        arguments = expand(sys.argv[1:] if argv is None else list(argv))
         program, said = _program(command), io.StringIO()
         try:
             with redirect_stderr(said):

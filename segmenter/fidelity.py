@@ -13,7 +13,7 @@ from segmenter.errors import CheckpointError
 Shape = tuple[int, ...]
 AS_IT_IS, REARRANGED, RESIZED = "as it is", "rearranged", "resized"
 NEW, LEFT_OUT, MISSING = "new", "left out", "missing"
-_BLOCK = re.compile(r"\d+")
+_BLOCK = re.compile(r"(blocks\.|encoderblock_)\d+")
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,16 @@ def fidelity_table(fidelity: Fidelity, title: str | None = None) -> Table:
     """The fates as a table for printing, blocks that fared alike in one row."""
     groups: dict[Fate, list[Fate]] = {}
     for fate in fidelity.fates:
-        alike = replace(fate, name=_BLOCK.sub("*", fate.name), key=_BLOCK.sub("*", fate.key))
+        alike = replace(fate, name=_BLOCK.sub(r"\1*", fate.name), key=_BLOCK.sub(r"\1*", fate.key))
         groups.setdefault(alike, []).append(fate)
     table = Table(title=title)
-    for heading in ("network", "file", "how", "shape in the file", "shape here"):
+    for heading in ("tensor", "how", "shape"):
         table.add_column(heading, overflow="fold")
     table.add_column("tensors", justify="right")
     for alike, fates in groups.items():
         shown = alike if len(fates) > 1 else fates[0]
-        table.add_row(shown.name, shown.key, shown.how, _text(shown.old), _text(shown.new), str(len(fates)))
+        renamed = shown.key and shown.name and not shown.name.endswith(shown.key)
+        name = f"{shown.name}\n  from {shown.key}" if renamed else shown.name or shown.key
+        shapes = [" x ".join(map(str, shape)) for shape in (shown.old, shown.new) if shape]
+        table.add_row(name, shown.how, " to ".join(dict.fromkeys(shapes)), str(len(fates)))
     return table
-
-
-def _text(shape: Shape) -> str:
-    return " x ".join(map(str, shape))

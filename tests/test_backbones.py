@@ -294,23 +294,25 @@ def test_the_table_tells_what_became_of_every_tensor(tmp_path, capsys, monkeypat
     command = [str(tmp_path / "vit.npz"), "--num-classes", "3", "--patch-size", "8", "--height", "48", "--width", "48"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    rows = {
-        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
-        for line in out.splitlines()
-        if line.startswith("│")
-    }
+    rows, last = {}, ""
+    for line in filter(lambda line: line.startswith("│"), out.splitlines()):
+        name, *cells = (cell.strip() for cell in line.split("│")[1:-1])
+        if name.startswith("from "):
+            rows[last].append(name)
+        else:
+            last, rows[name] = name, cells
     assert rows["encoder.patch_embed.proj.weight"] == [
-        "embedding/kernel",
-        "resized",
-        "16 x 16 x 3 x 128",
-        "128 x 3 x 8 x 8",
-        "1",
+        *("resized", "16 x 16 x 3 x 128 to 128 x 3 x 8 x 8", "1"),
+        "from embedding/kernel",
     ]
-    assert rows["encoder.pos_embed"][1:4] == ["resized", "1 x 17 x 128", "1 x 37 x 128"]
-    assert rows["encoder.blocks.*.attn.proj.weight"][1:] == ["rearranged", "4 x 32 x 128", "128 x 128", "2"]
-    assert rows["encoder.cls_token"][:2] == ["cls", "as it is"]
-    assert rows["decoder.proj_dec.weight"][:2] == ["", "new"]
-    assert "head/kernel" in out
+    assert rows["encoder.pos_embed"][:2] == ["resized", "1 x 17 x 128 to 1 x 37 x 128"]
+    assert rows["encoder.blocks.*.attn.proj.weight"] == [
+        *("rearranged", "4 x 32 x 128 to 128 x 128", "2"),
+        "from Transformer/encoderblock_*/MultiHeadDotProductAttention_1/out/kernel",
+    ]
+    assert rows["encoder.cls_token"] == ["as it is", "1 x 1 x 128", "1", "from cls"]
+    assert rows["decoder.proj_dec.weight"][0] == "new"
+    assert rows["head/kernel"][0] == "left out"
     assert "4 left out" in out
     assert "nothing written" in out
     # all of the network, and all of the file
