@@ -50,6 +50,7 @@ class Backbone:
     origins: dict[str, Origin]
     left_out: dict[str, Shape]
     normalization: str  # the images the source was trained on, a key of `segmenter.config.NORMALIZATIONS`
+    position_resize: str  # how positions are resized as weights come in, a mode of `segmenter.vit.resize_position`
 
     def keep_blocks(self, count: int) -> None:
         """Keep the first `count` blocks; the final LayerNorm becomes the identity, for its own followed another block.
@@ -91,10 +92,8 @@ class Backbone:
         old, P = self.encoder, self.encoder.patch_size
         new = replace(old, image_size=(-(-size[0] // P) * P, -(-size[1] // P) * P))
         if new.grid != old.grid:
-            # what resizes bicubic at the source smooths where it shrinks; the network's own resizing does not
-            mode = mode or ("antialiased" if old.position_resize == "bicubic" else old.position_resize)
             self.tensors["pos_embed"] = resize_position(
-                self.tensors["pos_embed"], old.grid, new.grid, old.extra_tokens, mode
+                self.tensors["pos_embed"], old.grid, new.grid, old.extra_tokens, mode or self.position_resize
             )
             self.origins["pos_embed"] = self.origins["pos_embed"].resized()
             if new.position_resize == "dinov2":
@@ -112,9 +111,10 @@ def load_backbone(path: Path) -> Backbone:
     """ViT weights from a file: `.npz` under Google's names; safetensors or a pickle under timm's or DINOv2's.
 
     The configuration is read off the shapes: 64 channels a head where the file does not say, square training grid,
-    LayerNorm eps 1e-6. Positions are resized as DINOv2 does where the file has LayerScale; bicubic where tokens have no
-    positions of their own (registers; some of timm's ViTs); else bilinear, as the official Segmenter does. Tensors of
-    the encoder that are lacking stay so: loading the weights names them.
+    LayerNorm eps 1e-6. Positions are resized as DINOv2 does where the file has LayerScale; bicubic, antialiased as the
+    weights come in, where tokens have no positions of their own (registers; some of timm's ViTs); else bilinear, as the
+    official Segmenter does, which has Google's resized bicubic as they come in, by timm. Tensors of the encoder that
+    are lacking stay so: loading the weights names them.
     Raises CheckpointError for keys or shapes that are no such ViT, and for parts the encoder does not have.
     """
     heads = 0
@@ -132,13 +132,16 @@ def load_backbone(path: Path) -> Backbone:
     _require_expressible(path, {**tensors, **rest})
     encoder = _encoder_of(path, tensors, heads)
     _complete_tokens(tensors, origins, encoder)
+    google = path.suffix == ".npz"
+    coming_in = "antialiased" if encoder.position_resize == "bicubic" else encoder.position_resize
     return Backbone(
         path,
         encoder,
         tensors,
         origins,
         left_out={name: tuple(value.shape) for name, value in rest.items()},
-        normalization="vit" if path.suffix == ".npz" else "imagenet",
+        normalization="vit" if google else "imagenet",
+        position_resize="bicubic" if google else coming_in,
     )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -41,9 +41,10 @@ class Fate:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The fates of all tensors, those of the network in its order first."""
+    """The fates of all tensors, those of the network in its order first, and what is otherwise than at the source."""
 
-    fates: tuple[Fate, ...] = field(default=())
+    fates: tuple[Fate, ...]
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """How many tensors had each fate."""

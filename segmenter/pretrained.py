@@ -71,7 +71,7 @@ def from_backbone(
         config = _config_of(backbone, classes, palette, decoder or "mask")
     else:
         config = _config_of_variant(backbone, variant_name, classes, palette)
-        image_size, position_resize = image_size or config.encoder.image_size, position_resize or "bilinear"
+        image_size = image_size or config.encoder.image_size
     if image_size is not None:
         backbone.change_image_size(image_size, position_resize)
     encoder = backbone.encoder
@@ -90,6 +90,9 @@ def from_backbone(
         backbone.left_out,
         new=("decoder.",),
     )
+    if encoder.norm_eps != backbone.encoder.norm_eps:
+        eps = f"LayerNorm eps is {encoder.norm_eps:g} as in {config.name}, the source's {backbone.encoder.norm_eps:g}"
+        fidelity = replace(fidelity, notes=(eps,))
     if report is not None:
         report(fidelity)
     fidelity.require_whole(path)
@@ -169,7 +172,8 @@ class Options:
     width: int | None = None
     """Training width in pixels."""
     position_resize: Literal["bilinear", "bicubic", "dinov2"] | None = None
-    """How they are resized; default as the official Segmenter does (bilinear), or DINOv2 for its weights."""
+    """How they are resized; default as the official Segmenter does (bilinear, .npz files bicubic), or DINOv2 for its
+    weights."""
     patch_size: int | None = None
     """Change the patch size to 8, 14, 16 or 32 pixels, the number of patches staying; height and width come after."""
     patch_resize: PatchResize = "pi"
@@ -195,7 +199,7 @@ def import_weights(options: Options) -> int:
 
     def report(fidelity: Fidelity) -> None:
         console.print(fidelity_table(fidelity, f"{source.name}: what became of every tensor"))
-        print("; ".join(f"{count} {how}" for how, count in fidelity.counts().items()))
+        print("; ".join(f"{count} {how}" for how, count in fidelity.counts().items()), *fidelity.notes, sep="\n")
 
     if _is_official(source):
         model = load_official(source, report=report)

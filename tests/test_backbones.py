@@ -9,10 +9,13 @@ from safetensors.torch import load_file, save_file
 from segmenter import config as configuration
 from segmenter import load_model
 from segmenter.backbone import load_backbone
+from segmenter.checkpoint import save_model
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.patch_resize import resize_patches
 from segmenter.pretrained import from_backbone, main
-from tests.networks import CLASSES
+from segmenter_engines import open_session
+from segmenter_engines.export import main as export
+from tests.networks import CLASSES, small_network
 
 C, HIDDEN, DEPTH, P, SIDE = 128, 512, 2, 16, 4
 HEADS = C // 64
@@ -147,6 +150,18 @@ def test_networks_with_registers_are_saved_and_resized(tmp_path, kind):
     assert model(torch.randn(1, 3, 48, 32)).shape == (1, 3, 48, 32)
 
 
+def test_registers_go_through_an_engine(tmp_path):
+    save_model(small_network(registers=3, layer_scale=True, position_resize="bicubic"), tmp_path / "ours")
+    assert export([str(tmp_path / "ours"), "--out", str(tmp_path / "m.onnx"), "--height", "64", "--width", "96"]) == 0
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    labels = []
+    for source, engine in ((tmp_path / "ours", "eager"), (tmp_path / "m.onnx", "onnxruntime")):
+        with open_session(source, engine, threads=1) as session:
+            labels.append(session(image))
+    assert len(np.unique(labels[0])) > 1
+    np.testing.assert_array_equal(*labels)
+
+
 def google_arrays(seed=0, heads=4, prefix=""):
     """Random ViT weights in the layout of Google's files."""
     random = np.random.default_rng(seed)
@@ -219,6 +234,34 @@ def test_googles_layout(tmp_path, heads, prefix):
     config = from_backbone(tmp_path / "vit.npz", CLASSES).config
     assert config.encoder.heads == heads
     assert config.preprocess.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("google", {"mode": "bicubic"}),
+        ("deit", {"mode": "bilinear"}),
+        ("deit-3", {"mode": "bicubic", "antialias": True}),
+        ("dinov2 with registers", {"mode": "bicubic", "antialias": True}),
+    ],
+)
+def test_positions_come_in_as_the_sources_resize_them(tmp_path, kind, mode):
+    if kind == "google":
+        path, arrays = tmp_path / "vit.npz", google_arrays()
+        np.savez(path, **arrays)
+        position = torch.from_numpy(arrays["Transformer/posembed_input/pos_embedding"])
+    else:
+        state = timm_state(**KINDS[kind])
+        path, position = save(state, tmp_path / "vit.safetensors"), state["pos_embed"]
+    grid = position[:, -SIDE * SIDE :].reshape(1, SIDE, SIDE, C).permute(0, 3, 1, 2)
+    for size in ((3, 2), (5, 7)):
+        wanted = F.interpolate(grid, size=size, **mode, align_corners=False).flatten(2).transpose(1, 2)
+        model = from_backbone(path, CLASSES, image_size=(size[0] * P, size[1] * P))
+        torch.testing.assert_close(model.encoder.pos_embed[:, -size[0] * size[1] :], wanted)
+    asked = from_backbone(path, CLASSES, image_size=(48, 32), position_resize="bilinear")
+    wanted = F.interpolate(grid, size=(3, 2), mode="bilinear").flatten(2).transpose(1, 2)
+    torch.testing.assert_close(asked.encoder.pos_embed[:, -6:], wanted)
+    assert asked.config.encoder.position_resize == "bilinear"
 
 
 def without(state, *names):
@@ -321,12 +364,14 @@ def test_the_table_tells_what_became_of_every_tensor(tmp_path, capsys, monkeypat
     assert sum(int(count) for how, count in counts.items() if how != "left out") == network
 
 
-def test_a_variant_of_the_paper_from_a_backbone(tmp_path, monkeypatch):
+def test_a_variant_of_the_paper_from_a_backbone(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(configuration._SIZES, "Ti", Size)
     path = save(timm_state(distilled=True), tmp_path / "vit.safetensors")
     model = from_backbone(path, CLASSES, variant_name="Seg-DeiT-Ti/16", image_size=(48, 64))
     encoder = model.config.encoder
     assert (encoder.norm_eps, encoder.drop_path, encoder.image_size) == (1e-5, 0.1, (48, 64))
+    assert main([str(path), "--num-classes", "3", "--variant", "Seg-DeiT-Ti/16"]) == 0
+    assert "LayerNorm eps is 1e-05 as in Seg-DeiT-Ti/16, the source's 1e-06" in capsys.readouterr().out
     assert model.config.decoder.kind == "linear"
     assert from_backbone(path, CLASSES, variant_name="Seg-DeiT-Ti-Mask/16").config.encoder.image_size == (512, 512)
     with pytest.raises(ConfigError, match=r"no encoder of Seg-Ti-Mask/16: distilled True for False"):
