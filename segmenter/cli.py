@@ -7,6 +7,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -176,7 +177,8 @@ def _mistake(box: str) -> str:
             sections[-1].append(text.strip())
     message, *advice = sections if "╭" in box else sections[1:] or sections
     near = [words for first, *words in advice if first.startswith(("Perhaps", "Similar")) and words]
-    mistake = " ".join(message).rstrip(".") or "the options cannot be read"
+    # tyro leaves marks of its own for bold text in some messages
+    mistake = re.sub(r"\[/?bold\]", "", " ".join(message)).rstrip(".") or "the options cannot be read"
     return f"{mistake}; did you mean {near[0][0]}?" if near else mistake
 
 
