@@ -72,12 +72,12 @@ class EncoderConfig:
             raise ConfigError(f"patch size {self.patch_size}: wanted one of {PATCH_SIZES}")
         _require_counts("encoder", width=self.width, depth=self.depth, heads=self.heads, mlp_width=self.mlp_width)
         _require_heads("encoder", self.width, self.heads)
-        if self.registers < 0:
-            raise ConfigError(f"encoder registers {self.registers}: wanted 0 or more")
         if self.position_resize not in ("bilinear", "bicubic", "dinov2"):
             raise ConfigError(f"position resize {self.position_resize!r}: wanted 'bilinear', 'bicubic' or 'dinov2'")
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
             raise ConfigError(f"image size {self.image_size}: wanted multiples of the patch size {self.patch_size}")
+        if self.registers < 0:
+            raise ConfigError(f"encoder registers {self.registers}: wanted 0 or more")
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -118,7 +118,7 @@ def arguments_of(options: Mapping[str, Any]) -> list[str]:
 
 
 def with_recipe(arguments: Sequence[str]) -> list[str]:
-    """Arguments of `segmenter train` with the options of its `--recipe` put before those given, which win.
+    """Arguments of `segmenter train` with the options of its `--recipe` before those given; the last of a name counts.
 
     Raises ConfigError for a recipe that cannot be read, and one that starts from weights where none are given.
     """
@@ -127,14 +127,13 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
     if name is None or {"-h", "--help"} & set(arguments):
         return arguments
     recipe = read_recipe(name, steps=("train",))  # training wants to be there before PyTorch is
-    given = set(map(_option, arguments))
-    if recipe.weights is not None and not given & {"init", "variant"}:
+    start = _value_of("--init", arguments) or _value_of("--variant", arguments)
+    if recipe.weights is not None and start is None:
         raise ConfigError(
             f"recipe {name} starts from {recipe.weights['file']}; import it as `segmenter recipes {name}` says and pass"
             " --init with its folder, or --variant to start from random weights"
         )
-    own = {"dataset": recipe.dataset, **recipe.train}
-    return [*arguments_of({key: value for key, value in own.items() if _plain(key) not in given}), *arguments]
+    return [*arguments_of({"dataset": recipe.dataset, **recipe.train}), *arguments]
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -144,17 +143,6 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
         if argument.startswith(f"{option}="):
             return argument.partition("=")[2]
     return None
-
-
-def _option(argument: str) -> str:
-    """The plain name of an option as given, empty for anything else: `--no-class_weights` is `class-weights`."""
-    if not argument.startswith("--"):
-        return ""
-    return _plain(argument[2:].partition("=")[0]).removeprefix("no-")
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def _require_keys(path: Path, part: str, values: object, known: Sequence[str], required: Sequence[str] = ()) -> None:

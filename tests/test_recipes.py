@@ -154,6 +154,8 @@ def test_train_takes_a_recipe_under_explicit_options():
         0.5,
     )
     assert options.length.batch == 8
+    options = expanded("--recipe", "camvid-vit-s-14", "--init", "i", "--dataset", "folder", "--max-minutes", "1")
+    assert (options.dataset, options.length.max_minutes, options.optimizer.warmup) == ("folder", 1.0, 10)
     assert with_recipe(["--out", "run"]) == ["--out", "run"]
 
 
