@@ -50,10 +50,15 @@ def read_augreg(path: Path) -> tuple[dict[str, Tensor], dict[str, Origin], dict[
         if not all(key in arrays for key in keys):
             return
         found = [arrays.pop(key) for key in keys]
-        values = [_rearranged(key, value) for key, value in zip(keys, found, strict=True)]
-        how = AS_IT_IS if len(keys) == 1 and values[0].shape == found[0].shape else REARRANGED
+        try:
+            values = [_rearranged(key, value) for key, value in zip(keys, found, strict=True)]
+            whole = np.concatenate(values) if len(values) > 1 else values[0]
+        except (ValueError, IndexError) as error:
+            shapes = ", ".join(f"{key} {value.shape}" for key, value in zip(keys, found, strict=True))
+            raise CheckpointError(f"{path}: {shapes}: not shaped as in Google's ViTs ({error})") from error
+        how = AS_IT_IS if len(keys) == 1 and whole.shape == found[0].shape else REARRANGED
         origins[name] = Origin(", ".join(keys), found[0].shape, how)
-        tensors[name] = torch.from_numpy(np.concatenate(values).astype(np.float32))
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(whole, np.float32))
 
     query = next((value for key, value in arrays.items() if key.endswith("query/kernel") and value.ndim == 3), None)
     heads = 0 if query is None else query.shape[1]

@@ -187,13 +187,15 @@ def _encoder_of(path: Path, tensors: dict[str, Tensor], heads: int) -> EncoderCo
         depth = 1 + max(int(match[1]) for match in map(_BLOCK.match, tensors) if match)
         hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
         positions = position.shape[1]
+        if (projection.ndim, position.ndim) != (4, 3):
+            raise ValueError(f"patch_embed.proj.weight {tuple(projection.shape)}, pos_embed {tuple(position.shape)}")
     except (KeyError, ValueError, IndexError) as error:
         lacking = f"{error.args[0]} is not in it" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
             f"{path}: not a ViT under timm's, DINOv2's or Google's key names ({lacking}); use weights of such a ViT, or"
             " convert their names"
         ) from error
-    registers = sum(tensors[name].shape[1] for name in _REGISTERS if name in tensors)
+    registers = sum(tensors[name].shape[1] for name in _REGISTERS if name in tensors and tensors[name].ndim == 3)
     distilled, scaled = "dist_token" in tensors, "blocks.0.ls1.gamma" in tensors
     count = positions - 1 - distilled
     tokens_have_positions = positions == 1 or not _is_square(positions)

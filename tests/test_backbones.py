@@ -322,6 +322,14 @@ def test_files_that_are_no_weights_are_named(tmp_path):
         load_backbone(tmp_path / "vit.pth")
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 2), (16, 16, 3, 128)])
+@pytest.mark.parametrize("key", ["cls", "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/key/kernel"])
+def test_arrays_of_other_shapes_are_refused_in_one_line(tmp_path, key, shape):
+    np.savez(tmp_path / "vit.npz", **(google_arrays() | {key: np.zeros(shape, np.float32)}))
+    with pytest.raises(CheckpointError, match=r"vit\.npz: "):
+        from_backbone(tmp_path / "vit.npz", CLASSES)
+
+
 @pytest.mark.parametrize("lacking", ["blocks.1.attn.proj.bias", "norm.weight", "cls_token"])
 def test_a_lacking_tensor_ends_the_command_after_the_table(tmp_path, capsys, lacking):
     path = save(without(timm_state(), lacking), tmp_path / "vit.safetensors")
