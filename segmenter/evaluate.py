@@ -123,7 +123,8 @@ class Options:
     checkpoint: Path
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
     dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: str = "val"

@@ -64,6 +64,11 @@ def predictor(model: "Segmenter", inference: Inference) -> Predict:
     @torch.inference_mode()
     def predict(image: np.ndarray) -> np.ndarray:
         H, W = image.shape[:2]
+        if image.shape[2] != config.encoder.channels:
+            raise ImageError(
+                f"image of {image.shape[2]} channels: this network takes {config.encoder.channels}; use images that"
+                " have them, or a network for these"
+            )
         smallest = min(inference.scales)
         if min(H, W) * smallest < P:
             scaled = "" if smallest == 1.0 else f" at scale {smallest:g}"

@@ -170,7 +170,8 @@ class TrainOptions:
     out: Path
     """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""
     dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     resume: Literal["auto", "always", "never"] = "auto"
