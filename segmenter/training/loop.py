@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segmenter.datasets import SegmentationDataset
+from segmenter.errors import DataError, ImageError
 from segmenter.model import Segmenter
 from segmenter.training.augment import PRESETS
 from segmenter.training.data import Augmented, Order, batches, spare_workers
@@ -59,11 +60,16 @@ class Trainer:
                 self.scaler.load_state_dict(record.scaler)
         self.weights = None if record.class_weights is None else torch.tensor(record.class_weights, device=device)
         wanted = options.augmentation
-        settings = PRESETS[wanted.augment]
-        if wanted.scale is not None:
-            settings = replace(settings, scale=wanted.scale)
+        given = {name: getattr(wanted, name) for name in ("scale", "short_side", "long_ratio")}
+        settings = replace(
+            PRESETS[wanted.augment], **{name: value for name, value in given.items() if value is not None}
+        )
         crop = wanted.crop or model.config.encoder.image_size
-        self.samples = Augmented(data, crop, settings, model.config.preprocess, options.seed)
+        self.samples = Augmented(
+            *(data, crop, settings, model.config.preprocess, options.seed),
+            skip_bad=options.machine.on_bad_sample == "skip",
+            raw=options.machine.augment_on == "device",
+        )
         self.began = time.monotonic() - record.elapsed_s
         self.saved_at, self.saving_s = time.monotonic(), 0.0
         self.frozen: int | None = None
@@ -98,7 +104,12 @@ class Trainer:
             if self._evaluation_due(self.progress):
                 # a kill or a signal came after this state was saved and before it was judged
                 self.evaluate(log, interruption)
-            self._updates(log, interruption)
+            try:
+                self._updates(log, interruption)
+            except (ImageError, DataError):
+                # a file that went, or broke, costs nothing of what was learnt before it
+                self.save()
+                raise
             self.save()
         return self.evaluate(log, interruption)
 
@@ -130,15 +141,13 @@ class Trainer:
         order = Order(len(self.samples.dataset), options.length.batch, options.seed, self.step, self.schedule.steps)
         workers = spare_workers() if options.machine.workers is None else options.machine.workers
         began, seconds = time.monotonic(), None
-        for images, labels in batches(self.samples, order, workers, self.device.type == "cuda"):
+        for images, labels in batches(self.samples, order, workers, self.device, log.note):
             elapsed_s, progress = self.elapsed_s, self.progress
             if progress >= 1:
                 break
             self._thaw(progress)
             lr = self.schedule.lr_at(self.step, elapsed_s)
-            loss = self._update(
-                images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True), lr
-            )
+            loss = self._update(images, labels, lr)
             self.step += 1
             now = time.monotonic() - began
             seconds = now if seconds is None else 0.9 * seconds + 0.1 * now
