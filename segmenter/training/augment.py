@@ -104,12 +104,8 @@ def augment(
     pixels, target = cut_image(image, drawn), cut_labels(labels, drawn.resized, drawn.box)
     if drawn.mirrored:
         pixels, target = pixels[:, ::-1], target[:, ::-1]
-    planar = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32))
-    normal = normalize_planar(distort(planar[None], (drawn.colours,)), preprocess)[0]
-    down, right = crop[0] - target.shape[0], crop[1] - target.shape[1]
-    # zeros after normalisation: what the network's own padding puts beside an image
-    padded = np.pad(target, ((0, down), (0, right)), constant_values=IGNORE)
-    return F.pad(normal, (0, right, 0, down)), torch.from_numpy(padded)
+    normal = normalize_planar(distort(to_planar(pixels), (drawn.colours,)), preprocess)
+    return pad_to(crop, normal[0], target)
 
 
 def cut_image(image: np.ndarray, drawn: Draw) -> np.ndarray:
@@ -140,6 +136,21 @@ def cut_labels(labels: np.ndarray, resized: tuple[int, int], box: Box) -> np.nda
     rows = nearest(np.arange(top, bottom), labels.shape[0], resized[0])
     columns = nearest(np.arange(left, right), labels.shape[1], resized[1])
     return labels[rows].take(columns, axis=1)
+
+
+def to_planar(pixels: np.ndarray) -> Tensor:
+    """uint8 [h, w, C] -> float32 [1, C, h, w]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32))[None]
+
+
+def pad_to(crop: tuple[int, int], normal: Tensor, target: np.ndarray) -> tuple[Tensor, Tensor]:
+    """A normalised image [C, h, w] and labels [h, w] filled up to the crop with 0, as the network pads, and 255."""
+    labels = torch.from_numpy(np.ascontiguousarray(target))
+    down, right = crop[0] - target.shape[0], crop[1] - target.shape[1]
+    if not (down or right):
+        return normal, labels
+    sides = (0, right, 0, down)
+    return F.pad(normal, sides), F.pad(labels, sides, value=IGNORE)
 
 
 def nearest(places: np.ndarray, length: int, resized: int) -> np.ndarray:
