@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
+    "show-data": ("segmenter.show_data", "draw augmented training samples with their labels"),
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
     "sensitivity": ("segmenter_engines.sensitivity", "what each layer costs when it alone is quantised"),
