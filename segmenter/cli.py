@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
+    "prepare-data": ("segmenter.prepare_data", "where a dataset is had, what is missing of it, and its conversion"),
     "show-data": ("segmenter.show_data", "draw augmented training samples with their labels"),
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
@@ -50,6 +51,7 @@ COMMANDS = {
 # which extra of the package brings a module; anything else missing is no user's mistake
 _EXTRAS = {
     "tensorboard": "train",
+    "scipy": "data",
     "onnx": "engines",
     "onnxruntime": "engines",
     "onnxscript": "engines",

@@ -3,7 +3,7 @@
 Masks hold 0 for background and 1 to 59 for the classes. `pascal_context` judges all 60, as the paper does;
 `pascal_context_59` leaves background out. Source: Mottaghi et al. 2014, layout as MMSegmentation documents it; colours
 as ADE20K's. The masks that everyone trains on, the official code's and MMSegmentation's, number the classes by the
-alphabet; the names that the official code shows beside them are in another order, which is that of no such mask.
+alphabet; the names that the official code shows beside them are in another order.
 """
 
 from pathlib import Path
