@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from segmenter.cli import run
-from segmenter.drawing import INK, SOFT, Colour, fitted, font
+from segmenter.drawing import INK, SOFT, Colour, fitted, font, require_picture_path
 from segmenter.errors import ConfigError
-from segmenter.files import require_writable
 from segmenter.images import Palette, write_image
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def _leader(draw: ImageDraw.ImageDraw, x: float, y: float, place: Place) -> None
 def class_map(options: Options) -> int:
     from segmenter.checkpoint import load_model
 
-    require_writable(options.out)
+    require_picture_path(options.out, "--out")
     model = load_model(options.checkpoint, "cpu")
     config = model.config
     places, shares = project(class_embeddings(model))

@@ -1,9 +1,14 @@
-"""What our pictures of numbers share: colours for values, and text that fits."""
+"""What our pictures of numbers share: colours for values, text that fits, and where they may be written."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from segmenter.errors import ConfigError
+from segmenter.files import require_writable
+from segmenter.images import IMAGE_SUFFIXES
 
 Colour = tuple[int, int, int]
 
@@ -21,6 +26,16 @@ def colours(values: np.ndarray, ramp: Sequence[Colour]) -> np.ndarray:
     at = np.clip(values, 0.0, 1.0) * (len(steps) - 1)
     channels = [np.interp(at, np.arange(len(steps)), steps[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def require_picture_path(path: Path, option: str) -> None:
+    """Find out before long work whether a picture can be written to `path`, which `option` named.
+
+    Raises ConfigError for a name that is no picture's, OSError as `segmenter.files.require_writable` does.
+    """
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ConfigError(f"{option} {path}: wanted the name of a picture, such as {path.stem}.png")
+    require_writable(path)
 
 
 def font(height: int) -> ImageFont.FreeTypeFont:

@@ -20,6 +20,7 @@ from rich.table import Table
 from segmenter.cli import run
 from segmenter.confusion import confusion_picture
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
+from segmenter.drawing import require_picture_path
 from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path, require_writable
 from segmenter.images import write_image
@@ -182,9 +183,10 @@ def evaluate(options: Options) -> int:
     from segmenter.metrics import ConfusionMatrix
     from segmenter.objects import ObjectRecall
 
-    for path in (options.json, options.confusion):
-        if path is not None:
-            require_writable(path)
+    if options.json is not None:
+        require_writable(options.json)
+    if options.confusion is not None:
+        require_picture_path(options.confusion, "--confusion")
     dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
     boundary = BoundaryIoU(len(dataset.classes), options.band, dataset.ignore)
     objects = ObjectRecall(len(dataset.classes), dataset.ignore)

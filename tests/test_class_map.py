@@ -95,4 +95,10 @@ def test_class_map_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert class_map.main(["--checkpoint", str(tmp_path / "two"), "--out", str(out)]) == 2
     assert "2 classes: always lie on a line" in capsys.readouterr().err
     assert class_map.main(["--checkpoint", str(tmp_path / "nothing"), "--out", str(out)]) == 2
-    assert class_map.main(["--checkpoint", str(tmp_path / "two"), "--out", str(tmp_path)]) == 2
+    capsys.readouterr()
+    for out, message in (
+        (tmp_path / "map.txt", "wanted the name of a picture, such as map.png"),
+        (tmp_path, "picture"),
+    ):
+        assert class_map.main(["--checkpoint", str(tmp_path / "checkpoint"), "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err

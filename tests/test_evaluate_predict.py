@@ -107,6 +107,21 @@ def test_windows_scales_and_flips(tiny_model: Segmenter) -> None:
     np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
 
 
+def test_images_are_resized_first_and_labelled_at_their_size(tiny_model: Segmenter) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (20, 35, 3), np.uint8)
+    calls = []
+    tiny_model.register_forward_pre_hook(lambda module, inputs: calls.append(tuple(inputs[0].shape)))
+    inference = Inference(window=32, stride=24, window_batch=8, scales=(0.5, 1.0), resize=(256, 64))
+    labels = predictor(tiny_model, inference)(image)
+    # 64x112 has 3 x 5 windows, of which 8 at once; its half, 32x56, has 1 x 2
+    assert [shape[0] for shape in calls] == [2, 8, 7]
+    views = scaled_views(image, tiny_model.config.preprocess, (0.5, 1.0), resize=(256, 64))
+    expected = segment(tiny_model, views, (20, 35), window=32, stride=24)
+    np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
+    # one that is smaller than a patch is not, once resized
+    assert predictor(tiny_model, inference)(image[:5]).shape == (5, 35)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (7, 40), (40, 7)])
 def test_images_smaller_than_a_patch_are_refused(tiny_model: Segmenter, shape: tuple[int, int]) -> None:
     H, W = shape
@@ -183,6 +198,8 @@ def test_evaluate_looks_closer(
     assert list(result["boundary"]["iou"].values()) == boundary.iou.tolist()
     assert result["objects"] == {"areas": [1024, 9216], **objects.summary(dataset.classes)}
     np.testing.assert_array_equal(read_image(picture), confusion_picture(matrix.matrix, dataset.classes))
+    assert evaluate.main([*arguments, "--confusion", str(tmp_path / "matrix")]) == 2
+    assert "wanted the name of a picture, such as matrix.png" in capsys.readouterr().err
     assert evaluate.main([*arguments, "--band", "0"]) == 2
     assert "band 0: wanted whole pixels" in capsys.readouterr().err
     assert evaluate.main([*arguments[:-1], "--paper", "multi-scale"]) == 2
