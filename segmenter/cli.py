@@ -24,6 +24,12 @@ COMMANDS = {
     "probe": ("segmenter.probe", "fit a decoder on a frozen encoder: the quick start before fine-tuning"),
     "evaluate": ("segmenter.evaluate", "mIoU and accuracy of a checkpoint on a dataset"),
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
+    "attention": ("segmenter.attention", "where a token looks: attention of every layer and head over an image"),
+    "class-map": (
+        "segmenter.class_map",
+        "which classes are alike to a network: their embeddings in the plane",
+    ),
+    "browse": ("segmenter.browse", "one HTML page of images, labels, predictions and mistakes, worst first"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
     "prepare-data": ("segmenter.prepare_data", "where a dataset is had, what is missing of it, and its conversion"),

@@ -54,11 +54,11 @@ class Attention(nn.Module):
         mixed = self.ops.attention(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
         return F.dropout(self.proj(mixed), self.dropout, self.training)
 
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Attention probabilities [B, A, N, N], for looking at."""
+    def probabilities(self, x: Tensor, queries: slice = slice(None)) -> Tensor:
+        """Attention probabilities [B, A, queries, N], for looking at; of all tokens, or of those in a slice."""
         B, N, C = x.shape
         q, k, _ = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        return (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
+        return (q[:, :, queries] @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
 
 
 class FeedForward(nn.Module):
