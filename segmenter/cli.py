@@ -48,6 +48,7 @@ COMMANDS = {
 # which extra of the package brings a module; anything else missing is no user's mistake
 _EXTRAS = {
     "tensorboard": "train",
+    "wandb": "wandb",
     "onnx": "engines",
     "onnxruntime": "engines",
     "onnxscript": "engines",

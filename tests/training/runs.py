@@ -1,0 +1,71 @@
+"""Tiny runs of the training command, and what they leave behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segmenter.train import main
+from segmenter.training.state import RunFolder
+
+TINY = [
+    *("--width", "16", "--depth", "2", "--heads", "1", "--crop", "32", "32", "--batch", "2", "--limit", "7"),
+    *("--dropout", "0.2", "--drop-path", "0.2", "--workers", "0", "--threads", "1", "--device", "cpu", "--amp", "off"),
+    *("--optimizer", "adamw", "--log-every", "1", "--eval-every", "0", "--no-tensorboard"),
+]
+
+
+def run_here(arguments: list[str]) -> int:
+    """The command in this process, whose threads then are as many as they were."""
+    threads = torch.get_num_threads()
+    try:
+        return main(arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(out: Path, *more: str) -> int:
+    return run_here([*TINY, "--out", str(out), *more])
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Loss by update; an update recorded twice fails."""
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    pairs = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return loaded
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, theirs = load_file(first / "last" / "model.safetensors"), load_file(second / "last" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the run die, saving nothing, once the state of an update is written."""
+    save = RunFolder.save
+
+    def save_and_die(self: RunFolder, model: Any, optimizer: Any, record: Any, learning: Any) -> None:
+        save(self, model, optimizer, record, learning)
+        if record.step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "save", save_and_die)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], out: Path, *more: str) -> str:
+    capsys.readouterr()
+    assert train(out, *more) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
