@@ -142,8 +142,9 @@ def joined(device: str) -> Iterator[Ranks]:
 
     store, rank, count = next(rendezvous("env://"))
     store = PrefixStore(f"segmenter/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    ranks = Ranks(device, rank, count, store)
     try:
-        ranks = Ranks(_own_device(device), rank, count, store)
+        ranks.device = _own_device(device)
         store.set(f"who/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
         on_gpu = ranks.device.startswith("cuda")
         if on_gpu:
@@ -152,15 +153,27 @@ def joined(device: str) -> Iterator[Ranks]:
         init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count)
         yield ranks
     except SegmenterError:
-        try:
-            spoken = store.add("errors", 1) > 1
-        except RuntimeError:
-            spoken = False
-        if spoken:
+        if not _first_to_fail(ranks, store):
             sys.exit(FAILED)
         raise
-    # not after an error: it would wait for what will never come
     destroy_process_group()
+
+
+def _first_to_fail(ranks: Ranks, store: "Store") -> bool:
+    """Whether no other process has ended with an error yet; the one that may keep the store waits for the others."""
+    from torch.distributed import destroy_process_group, is_initialized
+
+    try:
+        first = store.add("errors", 1) == 1
+        if ranks.first:
+            if is_initialized() and ranks.device == "cpu":  # a GPU would wait for what will never come
+                destroy_process_group()
+            end = time.monotonic() + _PATIENCE_S
+            while store.add("errors", 0) < ranks.count and time.monotonic() < end:
+                time.sleep(0.05)
+    except RuntimeError:  # the store is gone, and so is who kept it
+        return True
+    return first
 
 
 def _own_device(name: str) -> str:

@@ -25,8 +25,8 @@ class Board(Protocol):
 def open_boards(options: TrainOptions, first_step: int, note: Callable[[str], None]) -> list[Board]:
     """The boards that options ask for; what happened after `first_step` is drawn anew.
 
-    note: told in one line of a board that cannot be had and need not be. Raises ModuleNotFoundError for a wandb that is
-    asked for and not installed, ConfigError when it refuses, CheckpointError for a folder that cannot be written.
+    note: told in one line of a board that cannot be had and need not be. Raises ModuleNotFoundError as `require_boards`
+    does, ConfigError when a board refuses, CheckpointError for a folder that cannot be written.
     """
     boards: list[Board] = []
     if options.record.wandb is not None:
@@ -36,6 +36,12 @@ def open_boards(options: TrainOptions, first_step: int, note: Callable[[str], No
     elif options.record.tensorboard:
         boards.append(TensorBoard(options.out / "tensorboard", first_step))
     return boards
+
+
+def require_boards(options: TrainOptions) -> None:
+    """Raises ModuleNotFoundError for a board that is asked for and not installed."""
+    if options.record.wandb is not None:
+        import wandb  # noqa: F401
 
 
 class TensorBoard:

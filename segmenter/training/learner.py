@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -73,6 +74,8 @@ class Learner:
             return
         set_training(self.model, blocks)
         if self.ranks.count > 1 and blocks != self.frozen:
+            # strides along sides of length 1, which mean nothing, differ
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             # it counts the parameters that learn once and for all
             with self.ranks.exchanging():
                 self.run = DistributedDataParallel(self.masks, gradient_as_bucket_view=True)

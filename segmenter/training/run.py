@@ -16,6 +16,7 @@ from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
 from segmenter.ranks import LostRank, Ranks, joined
 from segmenter.training import ops_cpu
+from segmenter.training.boards import require_boards
 from segmenter.training.interruption import Interrupted, Interruption
 from segmenter.training.log import NoLog, TrainingLog
 from segmenter.training.loop import Metrics, Trainer
@@ -78,6 +79,7 @@ def _run(options: TrainOptions, ranks: Ranks, interruption: Interruption) -> int
         if record is None and folder.holds_run and ranks.first:
             trainer.read_first()
             val[0]
+        require_boards(options)
         ranks.wait()
         # only now, when all options have proved possible and the data can be read, does anything old go
         if ranks.first:
