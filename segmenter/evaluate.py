@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from segmenter.cli import run
-from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path, require_writable
 from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
@@ -31,12 +31,12 @@ def evaluate_labels(
     predict: Predict,
     dataset: SegmentationDataset,
     progress: bool = True,
-    each: Callable[[np.ndarray, "ConfusionMatrix"], None] | None = None,
+    each: Callable[[Sample, np.ndarray, "ConfusionMatrix"], None] | None = None,
 ) -> "ConfusionMatrix":
     """Label every picture of a dataset and count the pixels against its truth.
 
     predict: uint8 RGB [H, W, 3] -> integer labels [H, W]; progress: show a bar on stderr. each: called after every
-    picture with its labels and the matrix of that picture alone.
+    picture with the sample, its labels and the matrix of that picture alone.
     Raises ImageError or DataError naming the sample that cannot be read or labelled.
     """
     from segmenter.metrics import ConfusionMatrix
@@ -50,7 +50,7 @@ def evaluate_labels(
         alone.update(labels, sample.labels)
         matrix.matrix += alone.matrix
         if each is not None:
-            each(labels, alone)
+            each(sample, labels, alone)
     return matrix
 
 
@@ -118,12 +118,16 @@ def iou_table(matrix: "ConfusionMatrix", classes: Sequence[str], title: str | No
 
 @dataclass(frozen=True)
 class Options:
-    """Measure a checkpoint's mIoU, pixel accuracy and mean accuracy on a dataset."""
+    """Measure a checkpoint's mIoU, pixel accuracy and mean accuracy on a dataset.
+
+    Where it has two classes, also MAE (of the second's probability), the mean IoU of the images, and BER.
+    """
 
     checkpoint: Path
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
     dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: str = "val"
@@ -136,6 +140,7 @@ class Options:
 
 
 def evaluate(options: Options) -> int:
+    from segmenter.binary import BinaryMeasures
     from segmenter.checkpoint import load_model
 
     if options.json is not None:
@@ -143,7 +148,10 @@ def evaluate(options: Options) -> int:
     dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
     model = load_model(options.checkpoint, pick_device(options.inference.device))
     require_same_classes(model.config.classes, dataset, options.checkpoint)
-    matrix = evaluate_labels(predictor(model, options.inference), dataset)
+    binary = BinaryMeasures(dataset.ignore) if len(dataset.classes) == 2 else None
+    label = predictor(model, options.inference, None if binary is None else binary.watch)
+    each = None if binary is None else lambda sample, *_: binary.update(sample.labels)
+    matrix = evaluate_labels(label, dataset, each=each)
     require_labelled(matrix, dataset)
     title = f"{model.config.name} on {options.dataset} {options.split}, {len(dataset)} images"
     Console().print(iou_table(matrix, dataset.classes, title))
@@ -151,6 +159,8 @@ def evaluate(options: Options) -> int:
         f"mIoU {_text(matrix.miou)}, pixel accuracy {_text(matrix.pixel_accuracy)},"
         f" mean accuracy {_text(matrix.mean_accuracy)}"
     )
+    if binary is not None:
+        print(f"MAE {_text(binary.mae)}, mean IoU of the images {_text(binary.image_iou)}, BER {_text(binary.ber)}")
     if options.json is not None:
         record = {
             "checkpoint": str(options.checkpoint),
@@ -160,6 +170,7 @@ def evaluate(options: Options) -> int:
             "images": len(dataset),
             "inference": vars(options.inference),
             **summary(matrix, dataset.classes),
+            **({} if binary is None else {name: _number(value) for name, value in binary.summary().items()}),
         }
         with atomic_path(options.json) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

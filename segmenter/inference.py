@@ -9,6 +9,8 @@ import numpy as np
 from segmenter.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from segmenter.model import Segmenter
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [H, W, 3] -> integer labels [H, W]
@@ -42,10 +44,11 @@ class Inference:
             raise ConfigError(f"scales {self.scales}: wanted one or more numbers above 0")
 
 
-def predictor(model: "Segmenter", inference: Inference) -> Predict:
+def predictor(model: "Segmenter", inference: Inference, watch: "Callable[[Tensor], None] | None" = None) -> Predict:
     """The network as a function from a picture, uint8 RGB [H, W, 3], to labels, uint8 [H, W] (int16 above 256 classes).
 
-    The network is used on the device it is on. The function raises ImageError for a picture smaller than one patch.
+    The network is used on the device it is on. watch: told each picture's class probabilities, [K, H, W], before its
+    labels are given. The function raises ImageError for a picture smaller than one patch.
     """
     import torch
 
@@ -64,6 +67,11 @@ def predictor(model: "Segmenter", inference: Inference) -> Predict:
     @torch.inference_mode()
     def predict(image: np.ndarray) -> np.ndarray:
         H, W = image.shape[:2]
+        if image.shape[2] != config.encoder.channels:
+            raise ImageError(
+                f"image of {image.shape[2]} channels: this network takes {config.encoder.channels}; use images that"
+                " have them, or a network for these"
+            )
         smallest = min(inference.scales)
         if min(H, W) * smallest < P:
             scaled = "" if smallest == 1.0 else f" at scale {smallest:g}"
@@ -71,13 +79,17 @@ def predictor(model: "Segmenter", inference: Inference) -> Predict:
                 f"image {W}x{H}{scaled}: smaller than one {P}x{P} patch; leave it out, or use a larger one"
             )
         x = normalize(image, config.preprocess).to(device)
+        if window is None and watch is None:
+            return model.labels(x)[0].cpu().numpy()
         if window is None:
-            labels = model.labels(x)[0]
+            probabilities = model(x)[0].softmax(0)
         else:
             views = scaled_views(x, inference.scales, inference.flip)
             stride = inference.stride or window
-            labels = segment(model, views, (H, W), window, stride, inference.window_batch).argmax(0).to(dtype)
-        return labels.cpu().numpy()
+            probabilities = segment(model, views, (H, W), window, stride, inference.window_batch)
+        if watch is not None:
+            watch(probabilities)
+        return probabilities.argmax(0).to(dtype).cpu().numpy()
 
     return predict
 

@@ -115,6 +115,7 @@ class Share:
     def __init__(self, dataset: SegmentationDataset, first: int, step: int) -> None:
         self.dataset, self.first, self.step = dataset, first, step
         self.classes, self.palette, self.ignore = dataset.classes, dataset.palette, dataset.ignore
+        self.channels = dataset.channels
 
     def __len__(self) -> int:
         return len(range(self.first, len(self.dataset), self.step))

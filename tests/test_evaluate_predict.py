@@ -30,7 +30,7 @@ def checkpoint(tiny_model: Segmenter, tmp_path: Path) -> Path:
 class Tiles:
     """Three 16x24 pictures of left class 0, right class 1, with an ignored corner."""
 
-    classes, palette, ignore = ("left", "right", "never"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)), 255
+    classes, palette, ignore, channels = ("left", "right", "never"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)), 255, 3
 
     def __len__(self) -> int:
         return 3

@@ -42,6 +42,7 @@ def glass(root: Path, values: list[int]) -> None:
             write(root / split / scene / image / "rgb.png", [0] * len(values))
             write(root / split / scene / image / "mask.png", values)
             write(root / split / scene / image / "boundary.png", [1] * len(values))
+            np.save(root / split / scene / image / "temperature.npy", np.linspace(19.5, 27.5, len(values))[None])
 
 
 CITYSCAPES_IDS = [0, 6, 7, 8, 9, 11, 12, 13, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 255]
@@ -95,6 +96,7 @@ CITYSCAPES_TRAIN_IDS = [
         ("pascal_context", lambda root: pascal(root, [0, 1, 59, 255]), [0, 1, 59, 255], 2, "2009_000003.png"),
         ("pascal_context_59", lambda root: pascal(root, [0, 1, 59, 255]), [255, 0, 58, 255], 2, "2009_000003.png"),
         ("rgbt_glass", lambda root: glass(root, [0, 255]), [0, 1], 3, "noglass_2/0/rgb.png"),
+        ("rgbt_glass_thermal", lambda root: glass(root, [0, 255]), [0, 1], 3, "noglass_2/0/rgb.png"),
     ],
 )
 def test_labels_are_converted(

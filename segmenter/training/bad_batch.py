@@ -1,6 +1,6 @@
 """The batch at which a run came apart, in a file to look at, and the error that names it.
 
-safetensors.torch.load_file(FILE)                               images float32 [B, 3, h, w], labels uint8 [B, h, w]
+safetensors.torch.load_file(FILE)                               images float32 [B, C, h, w], labels uint8 [B, h, w]
 safetensors.safe_open(FILE, "pt").metadata()["batch"]           JSON: step, seed, and each image's name and number
 """
 
@@ -27,7 +27,7 @@ def came_apart(samples: Augmented, order: Order, folder: RunFolder, options: Tra
     if not ranks.first:
         sys.exit(FAILED)
     (places,), step = order, order.first
-    sources = [samples.dataset[index].source for _, index in places]
+    sources = [_source(samples, index) for _, index in places]
     path = folder.root / f"bad-batch-{step:08d}.safetensors"
     # the number of a sample, with the seed, decides how it was augmented
     facts = {
@@ -52,3 +52,10 @@ def came_apart(samples: Augmented, order: Order, folder: RunFolder, options: Tra
         f" ({where}); {good}; go on with --resume always and a lower --lr ({options.optimizer.lr}), --clip-grad 1, or"
         " --amp off"
     )
+
+
+def _source(samples: Augmented, index: int) -> str:
+    try:
+        return samples.dataset[index].source
+    except SegmenterError:  # skipped, in this run
+        return f"what took the place of image {index}"

@@ -84,19 +84,18 @@ class Learner:
     def update(self, parts: Sequence[Batch], step: int, lr: float) -> Tensor:
         """Update number `step`, from this process's parts of a batch; returns the loss of the whole batch before it.
 
-        The gradient is that of the mean over all labelled pixels of the batch, wherever its parts are. On a CPU raises
-        NotFiniteError where the loss is no number, everything still as it was; elsewhere see `require_finite`.
+        The parts are on this process's device. The gradient is that of the mean over all labelled pixels of the batch,
+        wherever its parts are.
+        On a CPU raises NotFiniteError where the loss is no number, all still as it was; elsewhere see `require_finite`.
         """
         settings = self.options.optimizer
         set_lr(self.optimizer, lr)
-        labels = [truth.to(self.device, non_blocking=True) for _, truth in parts]
-        counts = [labelled(truth, settings.loss_stride, self.weights) for truth in labels]
+        counts = [labelled(labels, settings.loss_stride, self.weights) for _, labels in parts]
         count = self.ranks.sum(torch.stack(counts).sum())
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
-        for index, ((images, _), truth) in enumerate(zip(parts, labels, strict=True)):
-            last = index == len(parts) - 1
-            losses.append(self._backward(images, truth, count, step, index, last))
+        for index, (images, labels) in enumerate(parts):
+            losses.append(self._backward(images, labels, count, step, index, index == len(parts) - 1))
         loss = self.ranks.sum(torch.stack(losses).sum())
         self._watch(loss, step)
         if settings.clip_grad > 0:
@@ -127,7 +126,7 @@ class Learner:
         waiting = self.run.no_sync() if isinstance(self.run, DistributedDataParallel) and not last else nullcontext()
         with self.ranks.exchanging(), waiting:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                masks = self.run(images.to(self.device, non_blocking=True))
+                masks = self.run(images)
             loss = segmentation_loss(masks, labels, patch, stride, self.weights, count=count)
             # gradients are averaged over the processes, and theirs is a sum
             self.scaler.scale(loss * self.ranks.count).backward()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segmenter.datasets import SegmentationDataset
+from segmenter.errors import DataError, ImageError
 from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
 from segmenter.ranks import Ranks
@@ -65,11 +66,16 @@ class Trainer:
             if record.scaler:
                 self.learner.scaler.load_state_dict(record.scaler)
         wanted = options.augmentation
-        settings = PRESETS[wanted.augment]
-        if wanted.scale is not None:
-            settings = replace(settings, scale=wanted.scale)
+        given = {name: getattr(wanted, name) for name in ("scale", "short_side", "long_ratio")}
+        settings = replace(
+            PRESETS[wanted.augment], **{name: value for name, value in given.items() if value is not None}
+        )
         crop = wanted.crop or model.config.encoder.image_size
-        self.samples = Augmented(data, crop, settings, model.config.preprocess, options.seed)
+        self.samples = Augmented(
+            *(data, crop, settings, model.config.preprocess, options.seed),
+            skip_bad=options.machine.on_bad_sample == "skip",
+            raw=options.machine.augment_on == "device",
+        )
         self.began = time.monotonic() - record.elapsed_s
         self.elapsed_s = record.elapsed_s  # of the run so far, earlier parts included: by the first process's clock
         self.saved_at, self.saving_s = time.monotonic(), 0.0
@@ -105,6 +111,10 @@ class Trainer:
             except NotFiniteError as error:
                 order = self._order(error.step, error.step + 1)
                 raise came_apart(self.samples, order, self.folder, self.options, self.ranks) from error
+            except (ImageError, DataError):
+                # a file that went, or broke, costs nothing of what was learnt before it
+                self.save()
+                raise
         return self.evaluate(log, interruption)
 
     def save(self) -> None:
@@ -150,19 +160,19 @@ class Trainer:
     def _order(self, first: int, steps: int | None) -> Order:
         return Order(len(self.samples.dataset), self.options.length.batch, self.options.seed, first, steps)
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def _batches(self, note: Callable[[str], None]) -> Iterator[list[Batch]]:
         """This process's parts of every batch to come."""
         accumulate, workers = self.options.machine.accumulate, self.options.machine.workers
         share = Share(self._order(self.step, self.schedule.steps), self.ranks.rank * accumulate, accumulate, self.parts)
         workers = spare_workers() if workers is None else workers
-        parts = batches(self.samples, share, workers, self.device.type == "cuda")
+        parts = batches(self.samples, share, workers, self.device, note)
         while batch := list(islice(parts, accumulate)):
             yield batch
 
     def _updates(self, log: TrainingLog | NoLog, interruption: Interruption) -> None:
         """Update to the end of the schedule, with evaluations and states on the way."""
         began, seconds = time.monotonic(), None
-        for parts in self._batches():
+        for parts in self._batches(log.note):
             if self.progress >= 1:
                 break
             settings = self.options.optimizer

@@ -107,8 +107,16 @@ class AugmentOptions:
     """Height and width of training crops; default the network's image size, 16 patches a side for one of your own."""
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
+    short_side: int | None = None
+    """Pixels of the shorter side at a scale of 1, in place of that; the paper's are 512 (640 for Seg-L) for ADE20K, 520
+    for Pascal Context and 1024 for Cityscapes."""
+    long_ratio: float | None = None
+    """The longer side has at most so many times the shorter side's pixels; default the set's, 4, the paper's for
+    ADE20K; it has 8 for Pascal Context and 2 for Cityscapes."""
 
     def __post_init__(self) -> None:
+        require((self.short_side or 1) >= 1, "--short-side", self.short_side, "at least a pixel")
+        require((self.long_ratio or 1) >= 1, "--long-ratio", self.long_ratio, "at least 1")
         if self.crop is not None and min(self.crop) < 1:
             raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
 
@@ -171,6 +179,10 @@ class MachineOptions:
     """Threads of a CPU computation; 0 leaves it to PyTorch."""
     workers: int | None = None
     """Processes that load and augment images; default one a spare core, at least 1, at most 8."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Who resizes, crops and distorts training images: those processes, or the device, a batch at a time."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """When a training image or mask is missing or damaged: save and stop, or name it and take the next one."""
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1 part")
@@ -186,7 +198,8 @@ class TrainOptions:
     out: Path
     """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""
     dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     resume: Literal["auto", "always", "never"] = "auto"
