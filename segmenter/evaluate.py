@@ -1,6 +1,7 @@
 """How good labels are: the one loop over a dataset that everything here is judged by, and its command.
 
-`python -m segmenter.evaluate --checkpoint FOLDER --dataset camvid --data ROOT`
+`python -m segmenter.evaluate --checkpoint FOLDER --dataset camvid --data ROOT`; by many processes, each with a share
+of the images: `torchrun --nproc-per-node 4 -m segmenter.evaluate ...`
 """
 
 import json
@@ -21,7 +22,8 @@ from segmenter.cli import run
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path, require_writable
-from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
+from segmenter.inference import Inference, Predict, predict_named, predictor
+from segmenter.ranks import Ranks, joined
 
 if TYPE_CHECKING:
     from segmenter.metrics import ConfusionMatrix
@@ -140,18 +142,30 @@ class Options:
 
 
 def evaluate(options: Options) -> int:
+    """Evaluate, on every process that torchrun started a share of the images; the numbers are those of one process."""
+    with joined(options.inference.device) as ranks:
+        return _evaluate(options, ranks)
+
+
+def _evaluate(options: Options, ranks: Ranks) -> int:
     from segmenter.binary import BinaryMeasures
     from segmenter.checkpoint import load_model
 
     if options.json is not None:
         require_writable(options.json)
     dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
-    model = load_model(options.checkpoint, pick_device(options.inference.device))
+    model = load_model(options.checkpoint, ranks.device)
     require_same_classes(model.config.classes, dataset, options.checkpoint)
     binary = BinaryMeasures(dataset.ignore) if len(dataset.classes) == 2 else None
     label = predictor(model, options.inference, None if binary is None else binary.watch)
     each = None if binary is None else lambda sample, *_: binary.update(sample.labels)
-    matrix = evaluate_labels(label, dataset, each=each)
+    matrix = evaluate_labels(label, ranks.share(dataset), progress=ranks.first, each=each)
+    ranks.sum_counts(matrix.matrix)
+    if binary is not None:
+        binary.errors, binary.ious = ranks.gathered(binary.errors), ranks.gathered(binary.ious)
+        ranks.sum_counts(binary.counts)
+    if not ranks.first:
+        return 0
     require_labelled(matrix, dataset)
     title = f"{model.config.name} on {options.dataset} {options.split}, {len(dataset)} images"
     Console().print(iou_table(matrix, dataset.classes, title))

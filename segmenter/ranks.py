@@ -57,12 +57,24 @@ class Ranks:
                 all_reduce(tensor)
         return tensor
 
-    def sum_counts(self, counts: np.ndarray) -> None:
-        """Sum an integer array over all processes, in place: exact, so the order does not matter."""
-        import torch
-
+    def sum_counts(self, *counts: np.ndarray) -> None:
+        """Sum integer arrays over all processes, in place: exact, so the order does not matter."""
         if self.count > 1:
-            counts[...] = self.sum(torch.from_numpy(counts.astype(np.int64))).numpy()
+            import torch
+
+            for each in counts:
+                each[...] = self.sum(torch.from_numpy(each.astype(np.int64))).numpy()
+
+    def gathered(self, values: list[float]) -> list[float]:
+        """All processes' values, one process's after another's."""
+        if self.count == 1:
+            return values
+        from torch.distributed import all_gather_object
+
+        lists: list[list[float]] = [[] for _ in range(self.count)]
+        with self.exchanging():
+            all_gather_object(lists, values)
+        return [value for each in lists for value in each]
 
     def largest(self, *values: float) -> tuple[float, ...]:
         """Each of these numbers' largest value over all processes."""

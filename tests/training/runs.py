@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
+from importlib import import_module
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -78,21 +79,23 @@ def refuse(capsys: pytest.CaptureFixture[str], out: Path, *more: str) -> str:
     return error
 
 
-def start(arguments: list[str], said: Path | None = None, **environment: str) -> ForkServerProcess:
-    """The command in a process of its own, forked from one that has imported all: it trains within a second.
+def start(
+    arguments: list[str], said: Path | None = None, module: str = "segmenter.train", **environment: str
+) -> ForkServerProcess:
+    """A command in a process of its own, forked from one that has imported all: it works within a second.
 
-    said: where its stderr goes.
+    said: where its stdout and stderr go.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["segmenter.training.run", "tests.training.runs"])
-    process = context.Process(target=_child, args=(arguments, said, environment))
+    process = context.Process(target=_child, args=(module, arguments, said, environment))
     process.start()
     return process
 
 
-def _child(arguments: list[str], said: Path | None, environment: dict[str, str]) -> None:
+def _child(module: str, arguments: list[str], said: Path | None, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull if said is None else said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    sys.exit(main(arguments))
+    sys.exit(import_module(module).main(arguments))
