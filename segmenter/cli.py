@@ -34,6 +34,10 @@ COMMANDS = {
     "layers": ("segmenter_engines.layers", "what a plan's layers are: fused, converted, in which precision"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
     "sign": ("segmenter_engines.sign", "sign an engine's manifest with an Ed25519 key"),
+    "label": (
+        "segmenter_engines.label",
+        "label a folder of pictures with an engine, a share on each machine",
+    ),
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
@@ -50,6 +54,7 @@ COMMANDS = {
 _EXTRAS = {
     "tensorboard": "train",
     "wandb": "wandb",
+    "ray": "ray",
     "onnx": "engines",
     "onnxruntime": "engines",
     "onnxscript": "engines",
