@@ -137,19 +137,18 @@ def share(names: Sequence[str], shard: str) -> list[str]:
 
 
 def label(options: Options) -> int:
-    began = time.process_time()
     images, out = Store(options.images), Store(options.out)
     if out.lies_in(images):
         raise ConfigError(f"--out {out.url}: lies in --images, whose pictures labels would mix with; choose another")
     own = share(pictures(images), options.shard)
     there = set(out.names((".png",)))
     todo = [name for name in own if label_name(name) not in there]
-    errors = list(_errors(options, todo))
+    errors, seconds = _label_all(options, todo)
     console = Console(stderr=True)
     for error in errors:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     done = len(todo) - len(errors)
-    cost = f", {(time.process_time() - began) / done:.3f} CPU seconds each" if done and not options.ray else ""
+    cost = f", {seconds / done:.4f} CPU seconds each" if done and seconds else ""
     print(
         f"{done} of {len(todo)} images labelled into {options.out}{cost}; {len(own) - len(todo)} of this share's"
         f" {len(own)} were there"
@@ -157,19 +156,21 @@ def label(options: Options) -> int:
     return 1 if errors else 0
 
 
-def _errors(options: Options, todo: Sequence[str]) -> list[str]:
-    """Label pictures; what went wrong with some, in a line each."""
+def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], float]:
+    """Label pictures; what went wrong with some, in a line each, and CPU seconds here once the engine is open."""
     if not todo:
-        return []
+        return [], 0.0
     where = options.artifact, options.images, options.out, options.engine, options.threads
     if options.ray:
         from segmenter_engines.label_ray import label_by_ray
 
-        return label_by_ray(where, todo, options.ray, options.ray_gpus)
+        return label_by_ray(where, todo, options.ray, options.ray_gpus), 0.0
     labeller = Labeller(*where)
+    began = time.process_time()
     try:
         names = track(todo, "labelling", console=Console(stderr=True), transient=True)
-        return [line for name in names if (line := attempt(labeller, name))]
+        errors = [line for name in names if (line := attempt(labeller, name))]
+        return errors, time.process_time() - began
     finally:
         labeller.close()
 

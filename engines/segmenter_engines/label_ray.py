@@ -29,8 +29,11 @@ def label_by_ray(where: Where, names: Sequence[str], workers: int, gpus: float =
     """
     import ray
 
+    artifact, images, out, *rest = where
+    # workers have other working folders
+    seen = artifact.resolve(), *(url if "://" in url else str(Path(url).resolve()) for url in (images, out)), *rest
     rows = ray.data.from_items([{"name": name} for name in names])
     done = rows.map_batches(
-        RayLabeller, fn_constructor_args=where, batch_size=_NAMES, concurrency=workers, num_gpus=gpus
+        RayLabeller, fn_constructor_args=seen, batch_size=_NAMES, concurrency=workers, num_gpus=gpus
     )
     return [row["error"] for row in done.iter_rows() if row["error"]]
