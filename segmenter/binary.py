@@ -1,5 +1,7 @@
 """Measures of networks that tell one class from the rest, as glass and salient-object papers report them."""
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -16,7 +18,7 @@ class BinaryMeasures:
 
     def __init__(self, ignore: int = 255) -> None:
         self.ignore = ignore
-        self.errors: list[float] = []  # of each image: mean |score - truth|
+        self.errors: list[float] = []  # of each image, in any order: mean |score - truth|
         self.ious: list[float] = []  # of each image: 1 where neither truth nor prediction has the class
         self.counts = np.zeros((2, 2), np.int64)  # truth, prediction
         self._scores: np.ndarray | None = None
@@ -49,12 +51,12 @@ class BinaryMeasures:
     @property
     def mae(self) -> float:
         """Mean over the images of the mean absolute error of the scores, 0 to 1; NaN before the first."""
-        return float(np.mean(self.errors)) if self.errors else float("nan")
+        return math.fsum(self.errors) / len(self.errors) if self.errors else float("nan")
 
     @property
     def image_iou(self) -> float:
         """Mean over the images of the second class's IoU, 0 to 1; NaN before the first."""
-        return float(np.mean(self.ious)) if self.ious else float("nan")
+        return math.fsum(self.ious) / len(self.ious) if self.ious else float("nan")
 
     @property
     def ber(self) -> float:

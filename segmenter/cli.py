@@ -42,6 +42,10 @@ COMMANDS = {
     "layers": ("segmenter_engines.layers", "what a plan's layers are: fused, converted, in which precision"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
     "sign": ("segmenter_engines.sign", "sign an engine's manifest with an Ed25519 key"),
+    "label": (
+        "segmenter_engines.label",
+        "label a folder of pictures with an engine, a share on each machine",
+    ),
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
@@ -50,6 +54,7 @@ COMMANDS = {
     "bench-native": ("segmenter_bench.native", "the C++ program against the Python session"),
     "bench-stages": ("segmenter_bench.stages", "where the network's time goes, stage by stage"),
     "bench-data": ("segmenter_bench.data", "images per second of loading and augmentation, stage by stage"),
+    "bench-train": ("segmenter_bench.train_step", "what an update of training costs beside a bare PyTorch loop"),
     "bench-compare": ("segmenter_bench.compare", "which engines became slower from one speed run to another"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }
@@ -58,6 +63,8 @@ COMMANDS = {
 _EXTRAS = {
     "tensorboard": "train",
     "scipy": "data",
+    "wandb": "wandb",
+    "ray": "ray",
     "onnx": "engines",
     "onnxruntime": "engines",
     "onnxscript": "engines",

@@ -1,6 +1,7 @@
 """How good labels are: the one loop over a dataset that everything here is judged by, and its command.
 
-`python -m segmenter.evaluate --checkpoint FOLDER --dataset camvid --data ROOT`
+`python -m segmenter.evaluate --checkpoint FOLDER --dataset camvid --data ROOT`; by many processes, each with a share
+of the images: `torchrun --nproc-per-node 4 -m segmenter.evaluate ...`
 """
 
 import json
@@ -24,8 +25,9 @@ from segmenter.drawing import require_picture_path
 from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path, require_writable
 from segmenter.images import write_image
-from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
+from segmenter.inference import Inference, Predict, predict_named, predictor
 from segmenter.protocol import Views, paper_inference
+from segmenter.ranks import Ranks, joined
 
 if TYPE_CHECKING:
     from segmenter.boundary import BoundaryIoU
@@ -181,6 +183,12 @@ class Options:
 
 
 def evaluate(options: Options) -> int:
+    """Evaluate, on every process that torchrun started a share of the images; the numbers are those of one process."""
+    with joined(options.inference.device) as ranks:
+        return _evaluate(options, ranks)
+
+
+def _evaluate(options: Options, ranks: Ranks) -> int:
     from segmenter.binary import BinaryMeasures
     from segmenter.boundary import BoundaryIoU
     from segmenter.checkpoint import load_model
@@ -194,7 +202,7 @@ def evaluate(options: Options) -> int:
     dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
     boundary = BoundaryIoU(len(dataset.classes), options.band, dataset.ignore)
     objects = ObjectRecall(len(dataset.classes), dataset.ignore)
-    model = load_model(options.checkpoint, pick_device(options.inference.device))
+    model = load_model(options.checkpoint, ranks.device)
     require_same_classes(model.config.classes, dataset, options.checkpoint)
     inference = options.inference
     if options.paper is not None:
@@ -209,7 +217,13 @@ def evaluate(options: Options) -> int:
 
     binary = BinaryMeasures(dataset.ignore) if len(dataset.classes) == 2 else None
     label = predictor(model, inference, None if binary is None else binary.watch)
-    matrix = evaluate_labels(label, dataset, each=look_closer)
+    matrix = evaluate_labels(label, ranks.share(dataset), progress=ranks.first, each=look_closer)
+    ranks.sum_counts(matrix.matrix, boundary.counts, objects.counts)
+    if binary is not None:
+        binary.errors, binary.ious = ranks.gathered(binary.errors), ranks.gathered(binary.ious)
+        ranks.sum_counts(binary.counts)
+    if not ranks.first:
+        return 0
     require_labelled(matrix, dataset)
     title = f"{model.config.name} on {options.dataset} {options.split}, {len(dataset)} images"
     Console().print(class_table(matrix, dataset.classes, title, boundary if options.details else None))

@@ -80,9 +80,9 @@ def test_labels_are_the_python_sessions(program: Program, engine_folder: Path, g
 
 
 def test_bf16_is_the_python_sessions(program: Program, engine_folder: Path) -> None:
-    import openvino
+    from segmenter_engines.sessions.openvino import shared_core
 
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bfloat16 instructions")
     graph, images = engine_folder / "model.fp32.onnx", pictures(2)
     labels = program("labels", graph, images, 1, "bf16")

@@ -49,8 +49,10 @@ def runtime(path, name):
     if name == "onnxruntime":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda feed: session.run(list(OUTPUTS), feed)
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    from segmenter_engines.sessions.openvino import shared_core
+
+    compiled = shared_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(feed):
         results = compiled(feed)

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
@@ -77,33 +79,40 @@ void find(void* library, const char* name, Function& function) {
 
 }  // namespace
 
-OpenVino::OpenVino(const fs::path& runtime) {
-  void* const library = open_library(runtime);
-  find(library, "ov_core_create", core_create);
-  find(library, "ov_core_free", core_free);
-  find(library, "ov_core_get_property", core_get_property);
-  find(library, "ov_core_read_model_from_memory_buffer", core_read_model_from_memory_buffer);
-  find(library, "ov_core_compile_model", core_compile_model);
-  find(library, "ov_model_free", model_free);
-  find(library, "ov_compiled_model_create_infer_request", compiled_model_create_infer_request);
-  find(library, "ov_compiled_model_free", compiled_model_free);
-  find(library, "ov_infer_request_get_input_tensor_by_index", infer_request_get_input_tensor_by_index);
-  find(library, "ov_infer_request_set_input_tensor_by_index", infer_request_set_input_tensor_by_index);
-  find(library, "ov_infer_request_get_output_tensor_by_index", infer_request_get_output_tensor_by_index);
-  find(library, "ov_infer_request_infer", infer_request_infer);
-  find(library, "ov_infer_request_free", infer_request_free);
-  find(library, "ov_tensor_create_from_host_ptr", tensor_create_from_host_ptr);
-  find(library, "ov_tensor_get_element_type", tensor_get_element_type);
-  find(library, "ov_tensor_set_shape", tensor_set_shape);
-  find(library, "ov_tensor_get_shape", tensor_get_shape);
-  find(library, "ov_tensor_get_byte_size", tensor_get_byte_size);
-  find(library, "ov_tensor_data", tensor_data);
-  find(library, "ov_tensor_free", tensor_free);
-  find(library, "ov_shape_free", shape_free);
-  find(library, "ov_free", free);
-  find(library, "ov_get_openvino_version", get_openvino_version);
-  find(library, "ov_version_free", version_free);
-  find(library, "ov_get_last_err_msg", get_last_err_msg);
+OpenVino::OpenVino(const fs::path& runtime) : library_(open_library(runtime)) {
+  find(library_, "ov_core_create", core_create);
+  find(library_, "ov_core_get_property", core_get_property);
+  find(library_, "ov_core_read_model_from_memory_buffer", core_read_model_from_memory_buffer);
+  find(library_, "ov_core_compile_model", core_compile_model);
+  find(library_, "ov_model_free", model_free);
+  find(library_, "ov_compiled_model_create_infer_request", compiled_model_create_infer_request);
+  find(library_, "ov_compiled_model_free", compiled_model_free);
+  find(library_, "ov_infer_request_get_input_tensor_by_index", infer_request_get_input_tensor_by_index);
+  find(library_, "ov_infer_request_set_input_tensor_by_index", infer_request_set_input_tensor_by_index);
+  find(library_, "ov_infer_request_get_output_tensor_by_index", infer_request_get_output_tensor_by_index);
+  find(library_, "ov_infer_request_infer", infer_request_infer);
+  find(library_, "ov_infer_request_free", infer_request_free);
+  find(library_, "ov_tensor_create_from_host_ptr", tensor_create_from_host_ptr);
+  find(library_, "ov_tensor_get_element_type", tensor_get_element_type);
+  find(library_, "ov_tensor_set_shape", tensor_set_shape);
+  find(library_, "ov_tensor_get_shape", tensor_get_shape);
+  find(library_, "ov_tensor_get_byte_size", tensor_get_byte_size);
+  find(library_, "ov_tensor_data", tensor_data);
+  find(library_, "ov_tensor_free", tensor_free);
+  find(library_, "ov_shape_free", shape_free);
+  find(library_, "ov_free", free);
+  find(library_, "ov_get_openvino_version", get_openvino_version);
+  find(library_, "ov_version_free", version_free);
+  find(library_, "ov_get_last_err_msg", get_last_err_msg);
+}
+
+const ov_core* OpenVino::core() const {
+  static std::mutex lock;
+  static auto& cores = *new std::map<void*, ov_core*>;  // by library
+  const std::lock_guard<std::mutex> guard(lock);
+  ov_core*& core = cores[library_];
+  if (core == nullptr && core_create(&core) != 0) core = nullptr;
+  return core;
 }
 
 std::string OpenVino::version() const {

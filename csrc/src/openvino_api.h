@@ -36,8 +36,12 @@ class OpenVino {
   // What went wrong in the last call, in one line.
   std::string told() const;
 
-  int (*core_create)(ov_core**);
-  void (*core_free)(ov_core*);
+  // The one core this library has in the process; nullptr when it cannot be made, and told() says why. It is never
+  // freed: a core leads the signals of the thread that makes it to a stack of its own and unmaps that when it goes,
+  // and of two cores that do not go in the reverse of the order they came in the thread keeps an unmapped one, so that
+  // its next signal ends the process.
+  const ov_core* core() const;
+
   int (*core_get_property)(const ov_core*, const char* device, const char* key, char** value);
   int (*core_read_model_from_memory_buffer)(const ov_core*, const char* model, std::size_t size,
                                             const ov_tensor* weights, ov_model**);
@@ -64,6 +68,8 @@ class OpenVino {
   void (*free)(const char*);
 
  private:
+  void* library_;
+  int (*core_create)(ov_core**);
   int (*get_openvino_version)(ov_version*);
   void (*version_free)(ov_version*);
   const char* (*get_last_err_msg)();

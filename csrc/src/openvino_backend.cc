@@ -165,9 +165,9 @@ class OpenVinoBackend final : public Backend {
                           ", which OpenVINO has not; export it with --lowering native");
     }
     version_ = api_.version();
-    Owned<ov_core> core(api_.core_free);
-    check(api_.core_create(core.made()), name);
-    choose_floats(request, core.get());
+    const ov_core* const core = api_.core();
+    check(core == nullptr ? -1 : 0, name);
+    choose_floats(request, core);
 
     const std::string_view bytes(reinterpret_cast<const char*>(request.bytes.data()), request.bytes.size());
     std::string cut;
@@ -177,10 +177,10 @@ class OpenVinoBackend final : public Backend {
       throw ArtifactError(name + ": " + error.what());
     }
     Owned<ov_model> model(api_.model_free);
-    check(api_.core_read_model_from_memory_buffer(core.get(), cut.data(), cut.size(), nullptr, model.made()), name);
+    check(api_.core_read_model_from_memory_buffer(core, cut.data(), cut.size(), nullptr, model.made()), name);
     const std::string threads = std::to_string(threads_);
     const std::string streams = std::to_string(request.options.streams);
-    check(api_.core_compile_model(core.get(), model.get(), kDevice, 8, compiled_.made(), "INFERENCE_NUM_THREADS",
+    check(api_.core_compile_model(core, model.get(), kDevice, 8, compiled_.made(), "INFERENCE_NUM_THREADS",
                                   threads.c_str(), "INFERENCE_PRECISION_HINT", floats_ == "bf16" ? "bf16" : "f32",
                                   "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", streams.c_str()),
           name);

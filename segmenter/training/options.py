@@ -74,6 +74,11 @@ class OptimizerOptions:
     """AdamW's averages of gradients and of their squares."""
     weight_decay: float = 0.0
     """Never applied to biases, norms, position embeddings and tokens."""
+    layer_decay: float = 1.0
+    """What each encoder block's learning rate is of that of the block after it, such as 0.75; 1 for the same."""
+    ema: float = 0.0
+    """Average the weights of all updates, keeping this share of the average at each, such as 0.999 (less at first); the
+    average is what evaluations judge, and what best/ and last/ hold. 0 for none."""
     clip_grad: float = 0.0
     """Largest norm of the gradient, 0 for any."""
     freeze_encoder_blocks: int = 0
@@ -89,6 +94,8 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
+        require(0 < self.layer_decay <= 1, "--layer-decay", self.layer_decay, "more than 0, at most 1")
+        require(0 <= self.ema < 1, "--ema", self.ema, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class LengthOptions:
     """How long to train; whichever end comes first counts, and the learning rate decays towards it."""
 
     batch: int = 8
-    """Images an update."""
+    """Images an update, over all processes."""
     steps: int | None = None
     """Updates."""
     epochs: float | None = None
@@ -148,6 +155,8 @@ class RecordOptions:
     """Updates between log records."""
     tensorboard: bool = True
     """Log for TensorBoard, where it is installed."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well; WANDB_MODE=offline keeps it on this machine."""
 
     def __post_init__(self) -> None:
         require((self.eval_every or 0) >= 0, "--eval-every", self.eval_every, "0 or more updates")
@@ -156,10 +165,16 @@ class RecordOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Where to train."""
+    """Where to train, and how: by many processes when torchrun starts it, which share every batch."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
+    """cpu, cuda, cuda:1, ...; auto is cuda where there is one. Of many processes each takes a GPU of its own."""
+    accumulate: int = 1
+    """Parts in which a process takes its share of a batch, one after the other, to need less memory."""
+    compile: bool = False
+    """Compile the network by torch.compile: minutes at first, then quicker updates."""
+    deterministic: bool = False
+    """Only computations that repeat to the bit, on a GPU too; slower. On a CPU they do anyway."""
     threads: int = 0
     """Threads of a CPU computation; 0 leaves it to PyTorch."""
     workers: int | None = None
@@ -170,6 +185,7 @@ class MachineOptions:
     """When a training image or mask is missing or damaged: save and stop, or name it and take the next one."""
 
     def __post_init__(self) -> None:
+        require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1 part")
         require(self.threads >= 0, "--threads", self.threads, "0 or more")
         require((self.workers or 0) >= 0, "--workers", self.workers, "0 or more")
 

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,21 @@ from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.session import Mode, Session, Spec
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_lock = Lock()
+_cores: list[openvino.Core] = []
+
+
+def shared_core() -> openvino.Core:
+    """The process's one core, which never goes.
+
+    A core leads the signals of the thread that makes it to a stack of its own and unmaps that when it goes. Of two
+    cores that do not go in the reverse of the order they came in, the thread keeps an unmapped one, and its next signal
+    (Ctrl-C) ends the process with a segmentation fault: so it is in OpenVINO 2026.4.
+    """
+    with _lock:
+        if not _cores:
+            _cores.append(openvino.Core())
+        return _cores[0]
 
 
 class OpenVinoSession(Session):
@@ -30,7 +46,7 @@ class OpenVinoSession(Session):
         manifest = read_manifest(path)
         if precision not in (None, *_HINTS):
             raise EngineError(f"precision {precision!r}: OpenVINO computes in {' or '.join(_HINTS)} on a CPU")
-        core = openvino.Core()
+        core = shared_core()
         native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not native:
             raise Unavailable("openvino in bf16: this CPU has no bfloat16 instructions; use fp32 or int8")
