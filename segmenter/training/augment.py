@@ -145,7 +145,7 @@ def to_planar(pixels: np.ndarray) -> Tensor:
 
 def pad_to(crop: tuple[int, int], normal: Tensor, target: np.ndarray) -> tuple[Tensor, Tensor]:
     """A normalised image [C, h, w] and labels [h, w] filled up to the crop with 0, as the network pads, and 255."""
-    labels = torch.from_numpy(np.ascontiguousarray(target))
+    labels = torch.from_numpy(target.copy())  # mirrored ones have a negative stride, which PyTorch does not take
     down, right = crop[0] - target.shape[0], crop[1] - target.shape[1]
     if not (down or right):
         return normal, labels
