@@ -16,6 +16,7 @@ from segmenter.datasets import SPLITS, layout_of
 from segmenter.datasets.convert import CONVERTERS
 from segmenter.datasets.pairs import list_files
 from segmenter.datasets.sources import SOURCES, Source
+from segmenter.datasets.thermal import has_thermal
 from segmenter.errors import ConfigError, DataError
 
 
@@ -81,14 +82,20 @@ def describe(source: Source) -> Iterator[str]:
 def _missing(name: str, root: Path, split: str, source: Source) -> Iterator[str]:
     """What a split lacks; prints how many pairs it has."""
     try:
-        listing = list_files(layout_of(name, root, split))
+        layout = layout_of(name, root, split)
+        listing = list_files(layout)
     except DataError as error:
         yield f"{split}: {error}"
         return
     found = len(listing.pairs)
     wanted = None if source.images is None else source.images[split]
     print(f"{root}: {split} {found:,} images with masks" + ("" if wanted is None else f" (the paper: {wanted:,})"))
-    for files, what in ((listing.without_mask, "without a mask"), (listing.without_image, "without an image")):
+    cold = [path for path, _ in listing.pairs if layout.thermal and not has_thermal(path)]
+    for files, what in (
+        (listing.without_mask, "without a mask"),
+        (listing.without_image, "without an image"),
+        (cold, "without temperatures"),
+    ):
         if files:
             yield f"{split}: {len(files)} {what}, the first {files[0]}"
     if wanted is not None and found < wanted:

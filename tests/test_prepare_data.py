@@ -79,6 +79,20 @@ def test_a_part_of_a_dataset_is_not_complete(cityscapes: Path, capsys: pytest.Ca
     assert "train: 2,973 images fewer than the paper's" in out
 
 
+def test_temperatures_are_looked_for_where_they_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        for image in ("0", "1"):
+            save(tmp_path / split / "office" / image / "rgb.png", [[0, 0]])
+            save(tmp_path / split / "office" / image / "mask.png", [[0, 255]])
+            save(tmp_path / split / "office" / image / "thermal.png", [[1, 2]])
+    assert main(["rgbt_glass_thermal", str(tmp_path)]) == 0
+    (tmp_path / "test" / "office" / "1" / "thermal.png").unlink()
+    assert main(["rgbt_glass", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["rgbt_glass_thermal", str(tmp_path)]) == 1
+    assert "val: 1 without temperatures, the first" in capsys.readouterr().out
+
+
 def test_cityscapes_masks_are_converted_once(cityscapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = [open_dataset("cityscapes", cityscapes, split)[0].labels.tolist() for split in ("train", "val")]
     assert main(["cityscapes", str(cityscapes), "--convert"]) == 1  # converted, and still a part of the dataset

@@ -11,6 +11,11 @@ TEMPERATURES = "temperature.npy"
 PICTURE = "thermal.png"
 
 
+def has_thermal(path: Path) -> bool:
+    """Whether an image's file has a thermal picture beside it."""
+    return path.with_name(TEMPERATURES).is_file() or path.with_name(PICTURE).is_file()
+
+
 def with_thermal(image: np.ndarray, path: Path) -> np.ndarray:
     """An RGB image, uint8 [H, W, 3], with the thermal picture beside its file as a fourth channel: uint8 [H, W, 4].
 

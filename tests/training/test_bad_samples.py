@@ -8,6 +8,7 @@ from PIL import Image
 
 from segmenter.checkpoint import load_model, read_tensors
 from segmenter.train import main as train
+from segmenter.training.data import Order
 
 STEPS = 6
 
@@ -80,6 +81,18 @@ def test_a_run_stops_saves_and_goes_on_to_the_same_network(
     assert steps(out) == list(range(1, STEPS + 1))
     whole, resumed = (read_tensors(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "run"))
     assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_processes_that_read_ahead_lose_no_update(
+    picture_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (picture_root / "masks" / "train" / "p2.png").write_bytes(b"no picture")
+    (step,) = [step for step, ((_, index),) in enumerate(Order(3, 1, seed=1, first=0, steps=3)) if index == 2]
+    assert step > 0
+    out = tmp_path / "run"
+    assert run(picture_root, out, "--workers", "2") == 2
+    assert "masks/train/p2.png: not a PNG file" in capsys.readouterr().err
+    assert json.loads((out / "last" / "training.json").read_text())["step"] == step
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
