@@ -6,7 +6,7 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,8 +41,12 @@ class Options:
     """What is done to them, as `segmenter train` has it."""
     crop: tuple[int, int] = (512, 512)
     """Height and width of training crops."""
+    scale: tuple[float, float] | None = None
+    """Smallest and largest random scale, as `segmenter train` has it; so are the two that follow."""
     short_side: int | None = None
-    """Pixels of the shorter side at a scale of 1, as `segmenter train` has it."""
+    """Pixels of the shorter side at a scale of 1."""
+    long_ratio: float | None = None
+    """Most pixels of the longer side, in shorter sides."""
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Samples to draw: the first of a run with this seed."""
     side: int = 240
@@ -96,10 +100,10 @@ def contact_sheet(dataset: SegmentationDataset, options: Options) -> np.ndarray:
 def augmented(dataset: SegmentationDataset, options: Options) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What the first batches of a run hold, as pictures: uint8 [H, W, C] and labels uint8 [H, W]."""
     from segmenter.config import Preprocess
-    from segmenter.training.augment import PRESETS
+    from segmenter.training.augment import preset
     from segmenter.training.data import Augmented, Order, batches
 
-    settings = replace(PRESETS[options.augment], short_side=options.short_side)
+    settings = preset(options.augment, options.scale, options.short_side, options.long_ratio)
     plain = Preprocess((0.0,) * dataset.channels, (1.0,) * dataset.channels)
     samples = Augmented(dataset, options.crop, settings, plain, options.seed)
     for images, labels in batches(samples, Order(len(dataset), 1, options.seed, 0, options.samples), workers=0):

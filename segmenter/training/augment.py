@@ -66,6 +66,17 @@ PRESETS = {
 }
 
 
+def preset(
+    name: str,
+    scale: tuple[float, float] | None = None,
+    short_side: int | None = None,
+    long_ratio: float | None = None,
+) -> Augmentation:
+    """One of `PRESETS`, with what is given in place of its own."""
+    given = {"scale": scale, "short_side": short_side, "long_ratio": long_ratio}
+    return replace(PRESETS[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Draw:
     """What was drawn for one sample: its size (height, width) when resized, the part of that, and the rest."""
