@@ -131,7 +131,10 @@ def draw(options: Options, model: "Segmenter", path: Path) -> None:
 
     config, image = model.config, read_image(path)
     if image.shape[2] != len(config.preprocess.mean):
-        raise ImageError(f"{path}: has {image.shape[2]} channels where the network takes {len(config.preprocess.mean)}")
+        raise ImageError(
+            f"{path}: has {image.shape[2]} channels where the network takes {len(config.preprocess.mean)};"
+            " look at one trained on RGB images"
+        )
     token, what, box = find_token(options, config, image.shape[:2])
     x = normalize(image, config.preprocess).to(next(model.parameters()).device)
     maps = attention_maps(model, x, options.part, token).float().cpu().numpy()

@@ -64,7 +64,8 @@ def attention_overlay(image: np.ndarray, weights: np.ndarray, patch_size: int) -
     share = weights / max(float(weights.max()), np.finfo(np.float32).tiny)
     glow = np.kron(share, np.ones((patch_size, patch_size)))[:H, :W, None]
     grey = 20 + 0.5 * np.array(Image.fromarray(image).convert("L"), np.float64)[..., None]
-    strength = np.sqrt(glow)
+    # where all is looked at the image still shows
+    strength = 0.85 * np.sqrt(glow)
     return np.rint(grey * (1 - strength) + colours(glow[..., 0], GLOW) * strength).astype(np.uint8)
 
 

@@ -83,7 +83,6 @@ def components(labels: np.ndarray) -> tuple[np.ndarray, int]:
         below = slice(max(0, shift), W - max(0, -shift))
         # where two runs begin to touch; the pixels after say the same
         fresh = starts[:-1, above] | starts[1:, below]
-        fresh[:, :1] = True
         same = fresh & (labels[:-1, above] == labels[1:, below])
         pairs.append(np.unique(runs[:-1, above][same] * count + runs[1:, below][same]))
     first, second = np.divmod(np.unique(np.concatenate(pairs)), count)

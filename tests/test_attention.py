@@ -114,6 +114,9 @@ def test_a_sheet_has_a_row_a_layer_and_a_column_a_head() -> None:
     left = 8 + 3 * (70 + 8) + 16
     tile = sheet[one.shape[0] : one.shape[0] + 40, left : left + 70].astype(int)
     assert tile[36, 8].sum() > 2 * tile[36, 40].sum()
+    mean, head = (sheet[one.shape[0] : one.shape[0] + 40, x : x + 70].astype(int) for x in (8, 8 + 78 + 16))
+    assert mean[36, 8].sum() > 2 * mean[36, 40].sum()
+    assert head[36, 8].tolist() == head[36, 40].tolist()
     with_unmarked = attention_sheet(image, maps, 16, (0, 1), "encoder", None, 70)
     assert not (with_unmarked.astype(int) == (0, 230, 118)).all(-1).any()
 

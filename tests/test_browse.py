@@ -162,7 +162,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
             assert tab.value(PIXEL % (1, 35, 20)) == [10, 20, 30, 255]
             assert tab.value(PIXEL % (2, 35, 20)) == [229, 38, 43, 255]
             assert tab.value(PIXEL % (2, 22, 20))[3] == 0
-            assert tab.value(PIXEL % (0, 35, 0))[3] == 0
+            # nobody judges the first row
+            assert tab.value(PIXEL % (0, 35, 0))[3] == tab.value(PIXEL % (2, 35, 0))[3] == 0
             for key in ("s", "j", "j", "Enter"):
                 tab.value(KEY % key)
             assert tab.value(names) == [f"img<{index}>.png" for index in (0, 1, 2, 3)]

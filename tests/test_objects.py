@@ -74,7 +74,7 @@ def test_counts_against_the_definition() -> None:
     truth = np.kron(random.integers(0, 3, (9, 12)), np.ones((4, 4), int)).astype(np.uint8)
     truth[10:14, 5:30] = 255
     labels = np.where(random.random(truth.shape) < 0.45, random.integers(0, 4, truth.shape), truth).astype(np.uint8)
-    measure = ObjectRecall(4, areas=(20, 60))
+    measure = ObjectRecall(4, areas=(16, 48))
     wanted = np.zeros((4, 4, 3), int)
     for part in (slice(0, 18), slice(18, 36)):
         measure.update(labels[part], truth[part])
@@ -84,7 +84,7 @@ def test_counts_against_the_definition() -> None:
             k = truth[part][inside][0]
             if k != 255:
                 pixels, right = inside.sum(), (labels[part][inside] == k).sum()
-                size = 0 if pixels < 20 else 1 if pixels < 60 else 2
+                size = 0 if pixels < 16 else 1 if pixels < 48 else 2
                 wanted[:, k, size] += 1, right >= pixels / 2, pixels, right
     np.testing.assert_array_equal(measure.counts, wanted)
     assert (wanted[0].sum(0) > 0).all()
@@ -111,6 +111,15 @@ def test_small_things_are_told_from_large_ones() -> None:
     assert summary["medium"]["recall"] == 0.75
     assert summary["large"]["by_class"] == {"ground": 1.0}
     json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize(("right", "found"), [(7, 0.0), (8, 1.0)])
+def test_half_of_its_pixels_make_a_thing_found(right: int, found: float) -> None:
+    labels = np.zeros((4, 4), np.uint8)
+    labels.ravel()[:right] = 1
+    measure = ObjectRecall(2)
+    measure.update(labels, np.ones((4, 4), np.uint8))
+    assert measure.summary(("ground", "thing"))["small"]["found"] == found
 
 
 def test_without_objects_there_is_no_recall() -> None:
