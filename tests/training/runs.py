@@ -87,7 +87,8 @@ def start(
     said: where its stdout and stderr go.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["segmenter.training.run", "tests.training.runs"])
+    # the first optimiser of a process imports torch._dynamo, which takes longer than all else
+    context.set_forkserver_preload(["segmenter.training.run", "tests.training.runs", "torch._dynamo"])
     process = context.Process(target=_child, args=(module, arguments, said, environment))
     process.start()
     return process
