@@ -172,10 +172,10 @@ def nearest(places: np.ndarray, length: int, resized: int) -> np.ndarray:
 def _resized_size(shape: Sequence[int], crop: tuple[int, int], scale: float, settings: Augmentation) -> tuple[int, int]:
     """(height, width) of the image at a scale; at least a pixel a side."""
     H, W = shape[:2]
-    if settings.short_side is None:
-        short, factor = min(crop), scale * max(crop[0] / H, crop[1] / W)
-    else:
-        short, factor = settings.short_side, int(settings.short_side * scale) / min(H, W)
+    short = min(crop) if settings.short_side is None else settings.short_side
+    # one where the image just covers the crop; for a square one that is a short side of the crop's pixels
+    whole = max(crop[0] / H, crop[1] / W) if settings.short_side is None else short / min(H, W)
+    factor = int(short * scale) / short * whole
     factor = min(factor, int(settings.long_ratio * short * scale) / max(H, W))
     return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
 
