@@ -22,7 +22,7 @@ from segmenter.cores import usable_cores
 from segmenter.datasets import IGNORE, SPLITS, layout_of
 from segmenter.datasets.pairs import Layout, list_files, require_same_size
 from segmenter.errors import ConfigError, DataError, ImageError, SegmenterError
-from segmenter.images import read_image, read_labels
+from segmenter.images import read_labels
 
 _SMALLEST_SIDE = 16  # pixels: most networks' patch, and no network takes an image smaller than its own
 
@@ -88,7 +88,7 @@ def check_pair(layout: Layout, image_path: Path, mask_path: Path) -> tuple[list[
     counts = np.zeros(256, np.int64)
     image = mask = None
     try:
-        image = read_image(image_path)
+        image = layout.read_picture(image_path)
     except ImageError as error:
         problems.append(Problem("unusable image", str(error)))
     try:
@@ -129,7 +129,14 @@ class Options:
     root: tyro.conf.Positional[Path]
     """The dataset's folder."""
     dataset: Literal[
-        "folder", "camvid", "ade20k", "cityscapes", "pascal_context", "pascal_context_59", "rgbt_glass"
+        "folder",
+        "camvid",
+        "ade20k",
+        "cityscapes",
+        "pascal_context",
+        "pascal_context_59",
+        "rgbt_glass",
+        "rgbt_glass_thermal",
     ] = "folder"
     """How the folder is laid out."""
     split: Literal["train", "val", "all"] = "all"

@@ -25,10 +25,18 @@ COMMANDS = {
     "probe": ("segmenter.probe", "fit a decoder on a frozen encoder: the quick start before fine-tuning"),
     "evaluate": ("segmenter.evaluate", "mIoU and accuracy of a checkpoint on a dataset"),
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
+    "attention": ("segmenter.attention", "where a token looks: attention of every layer and head over an image"),
+    "class-map": (
+        "segmenter.class_map",
+        "which classes are alike to a network: their embeddings in the plane",
+    ),
+    "browse": ("segmenter.browse", "one HTML page of images, labels, predictions and mistakes, worst first"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
     "export-official": ("segmenter.export_official", "checkpoint to the official checkpoint.pth and variant.yml"),
     "recipes": ("segmenter.recipes", "every result row: what it takes, what it reaches, and its commands"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
+    "prepare-data": ("segmenter.prepare_data", "where a dataset is had, what is missing of it, and its conversion"),
+    "show-data": ("segmenter.show_data", "draw augmented training samples with their labels"),
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
     "sensitivity": ("segmenter_engines.sensitivity", "what each layer costs when it alone is quantised"),
@@ -37,6 +45,10 @@ COMMANDS = {
     "layers": ("segmenter_engines.layers", "what a plan's layers are: fused, converted, in which precision"),
     "verify": ("segmenter_engines.verify", "compare an engine's labels with PyTorch's"),
     "sign": ("segmenter_engines.sign", "sign an engine's manifest with an Ed25519 key"),
+    "label": (
+        "segmenter_engines.label",
+        "label a folder of pictures with an engine, a share on each machine",
+    ),
     "pipeline": ("segmenter_engines.pipeline", "checkpoint to every engine: export, quantize, build, verify"),
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
@@ -44,6 +56,8 @@ COMMANDS = {
     "bench-routines": ("segmenter_bench.routines", "the compiled routines against PyTorch and Pillow"),
     "bench-native": ("segmenter_bench.native", "the C++ program against the Python session"),
     "bench-stages": ("segmenter_bench.stages", "where the network's time goes, stage by stage"),
+    "bench-data": ("segmenter_bench.data", "images per second of loading and augmentation, stage by stage"),
+    "bench-train": ("segmenter_bench.train_step", "what an update of training costs beside a bare PyTorch loop"),
     "bench-compare": ("segmenter_bench.compare", "which engines became slower from one speed run to another"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }
@@ -51,6 +65,9 @@ COMMANDS = {
 # which extra of the package brings a module; anything else missing is no user's mistake
 _EXTRAS = {
     "tensorboard": "train",
+    "scipy": "data",
+    "wandb": "wandb",
+    "ray": "ray",
     "onnx": "engines",
     "onnxruntime": "engines",
     "onnxscript": "engines",

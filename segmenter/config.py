@@ -34,14 +34,20 @@ def _require_heads(part: str, width: int, heads: int) -> None:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How uint8 RGB becomes the network's input: `(x / 255 - mean) / std`, per channel."""
+    """How uint8 RGB, and the channels after it where there are any, become the network's input.
 
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    `(x / 255 - mean) / std`, per channel.
+    """
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(f"preprocess mean {self.mean}, std {self.std}: wanted 3 numbers each, every std above 0")
+        if len(self.mean) < 3 or len(self.std) != len(self.mean) or min(self.std) <= 0:
+            raise ConfigError(
+                f"preprocess mean {self.mean}, std {self.std}: wanted 3 numbers each, or more where channels follow"
+                " RGB, every std above 0"
+            )
 
 
 HALF = Preprocess()
@@ -66,12 +72,15 @@ class EncoderConfig:
     drop_path: float = 0.1  # stochastic depth: rate of the last block, growing linearly from 0
     norm_eps: float = 1e-5
     position_resize: Literal["bilinear", "bicubic", "dinov2"] = "bilinear"  # see segmenter.vit.resize_position
+    channels: int = 3  # of the image: RGB, and any that follow, such as a thermal one
 
     def __post_init__(self) -> None:
         if self.patch_size not in PATCH_SIZES:
             raise ConfigError(f"patch size {self.patch_size}: wanted one of {PATCH_SIZES}")
         _require_counts("encoder", width=self.width, depth=self.depth, heads=self.heads, mlp_width=self.mlp_width)
         _require_heads("encoder", self.width, self.heads)
+        if self.channels < 3:
+            raise ConfigError(f"encoder channels {self.channels}: wanted 3, for RGB, or more")
         if self.position_resize not in ("bilinear", "bicubic", "dinov2"):
             raise ConfigError(f"position resize {self.position_resize!r}: wanted 'bilinear', 'bicubic' or 'dinov2'")
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
@@ -127,10 +136,29 @@ class SegmenterConfig:
             object.__setattr__(self, "palette", default_palette(len(self.classes)))
         if len(self.palette) != len(self.classes):
             raise ConfigError(f"{len(self.palette)} colours for {len(self.classes)} classes; give one a class")
+        if len(self.preprocess.mean) != self.encoder.channels:
+            raise ConfigError(
+                f"preprocess of {len(self.preprocess.mean)} channels, encoder of {self.encoder.channels}; give one mean"
+                " and std a channel"
+            )
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def with_channels(self, channels: int) -> "SegmenterConfig":
+        """The same for images of so many channels; those beyond the ones it has are brought to -1 .. 1.
+
+        Raises ConfigError for fewer than it has.
+        """
+        more = channels - self.encoder.channels
+        if more < 0:
+            raise ConfigError(
+                f"{self.name!r} takes images of {self.encoder.channels} channels where the dataset's have {channels};"
+                " use a dataset that has them, or another network"
+            )
+        preprocess = Preprocess(self.preprocess.mean + (0.5,) * more, self.preprocess.std + (0.5,) * more)
+        return replace(self, encoder=replace(self.encoder, channels=channels), preprocess=preprocess)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

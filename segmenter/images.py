@@ -33,14 +33,14 @@ def read_image(path: Path) -> np.ndarray:
     Raises ImageError for a file that is missing, damaged, of another format, above Pillow's pixel limit, with an alpha
     channel, with 16 bits a channel, or CMYK.
     """
-    image = _decode(path, ("JPEG", "PNG"))
-    if _png_depth(path) == 16 or image.mode.startswith(("I", "F")):
+    image, depth = _decode(path, ("JPEG", "PNG"))
+    if depth == 16 or image.mode.startswith(("I", "F")):
         raise ImageError(f"{path}: has 16 bits a channel; wanted 8-bit RGB, convert it first")
     if image.has_transparency_data:
         raise ImageError(f"{path}: has an alpha channel ({image.mode}); wanted RGB, flatten it onto a background first")
     if image.mode not in ("RGB", "L", "P", "1"):
         raise ImageError(f"{path}: has mode {image.mode}; wanted 8-bit RGB, convert it first")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -48,13 +48,13 @@ def read_labels(path: Path) -> np.ndarray:
 
     Raises ImageError for a file that is missing, damaged, not a PNG, above Pillow's pixel limit, or coloured.
     """
-    image = _decode(path, ("PNG",))
+    image, depth = _decode(path, ("PNG",))
     if image.mode.startswith("I"):
         return np.array(image).astype(np.int32)
     if image.mode == "P":
         return np.array(image)
     if image.mode in ("L", "1"):
-        return np.array(image).astype(np.uint8) // np.uint8(_STRETCH[_png_depth(path)])
+        return np.array(image).astype(np.uint8) // np.uint8(_STRETCH[depth])
     raise ImageError(
         f"{path}: is {image.mode}, and masks must hold class indices; replace each colour by its class's index and save"
         " as greyscale or palette PNG"
@@ -132,18 +132,19 @@ def with_legend(image: np.ndarray, classes: Sequence[str], palette: Palette) -> 
     return np.concatenate((picture, legend(classes, palette, width)))
 
 
-def _decode(path: Path, formats: tuple[str, ...]) -> Image.Image:
-    """The file's first frame with its pixels in memory."""
+def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, int]:
+    """The file's first frame with its pixels in memory, and the bits a sample it has in the file."""
     wanted = " or ".join(formats)
     try:
-        with Image.open(path, formats=formats) as image:
+        with Path(path).open("rb") as file, Image.open(file, formats=formats) as image:
             # Pillow only warns between one and two times its limit; None lifts the limit
             limit = Image.MAX_IMAGE_PIXELS
             size = f"{image.width}x{image.height}"
             if limit is not None and image.width * image.height > limit:
                 raise ImageError(f"{path}: has {size} pixels; wanted at most {limit} in all, shrink it first")
             image.load()
-            return image
+            file.seek(0)
+            return image, _png_depth(file.read(_PNG_START.size))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
     except UnidentifiedImageError:
@@ -152,10 +153,9 @@ def _decode(path: Path, formats: tuple[str, ...]) -> Image.Image:
         raise ImageError(f"{path}: cannot be read as {wanted} ({error}); replace or remove it") from error
 
 
-def _png_depth(path: Path) -> int:
+def _png_depth(start: bytes) -> int:
     """Bits a sample of a PNG, and 8 for a JPEG: Pillow hides the 16 bits of colour PNGs and the few of grey ones."""
-    with Path(path).open("rb") as file:
-        signature, chunk, depth = _PNG_START.unpack(file.read(_PNG_START.size))
+    signature, chunk, depth = _PNG_START.unpack(start)
     return int(depth) if signature == b"\x89PNG\r\n\x1a\n" and chunk == b"IHDR" else 8
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from segmenter.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from segmenter.model import Segmenter
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [H, W, 3] -> integer labels [H, W]
@@ -28,30 +30,39 @@ class Inference:
     """Scales of the image to average over; other than 1 they need --window."""
     flip: bool = False
     """Average over the mirrored image too; needs --window."""
+    resize: tuple[int, int] | None = None
+    """Longest long side and short side, in pixels, that images are resized to first, their ratio kept; needs --window.
+    Labels are of the image's own size all the same."""
     device: str = "auto"
     """'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        if self.window is None and (self.stride is not None or self.scales != (1.0,) or self.flip):
-            raise ConfigError("--stride, --scales and --flip work through sliding windows; add --window, such as 512")
+        views = self.stride is not None or self.scales != (1.0,) or self.flip or self.resize is not None
+        if self.window is None and views:
+            raise ConfigError(
+                "--stride, --scales, --flip and --resize work through sliding windows; add --window, such as 512"
+            )
         if self.window is not None and not 1 <= (self.stride or self.window) <= self.window:
             raise ConfigError(f"window {self.window}, stride {self.stride}: wanted 1 <= stride <= window")
         if self.window_batch < 1:
             raise ConfigError(f"window batch {self.window_batch}: wanted 1 or more")
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"scales {self.scales}: wanted one or more numbers above 0")
+        if self.resize is not None and min(self.resize) < 1:
+            raise ConfigError(f"resize {self.resize}: wanted the longest long side and short side, such as 2048 512")
 
 
-def predictor(model: "Segmenter", inference: Inference) -> Predict:
+def predictor(model: "Segmenter", inference: Inference, watch: "Callable[[Tensor], None] | None" = None) -> Predict:
     """The network as a function from a picture, uint8 RGB [H, W, 3], to labels, uint8 [H, W] (int16 above 256 classes).
 
-    The network is used on the device it is on. The function raises ImageError for a picture smaller than one patch.
+    The network is used on the device it is on. watch: told each picture's class probabilities, [K, H, W], before its
+    labels are given. The function raises ImageError for a picture smaller than one patch.
     """
     import torch
 
     from segmenter.ops import label_dtype
     from segmenter.preprocess import normalize
-    from segmenter.window import scaled_views, segment
+    from segmenter.window import scaled_views, segment, view_size
 
     config = model.config
     P = config.encoder.patch_size
@@ -64,20 +75,30 @@ def predictor(model: "Segmenter", inference: Inference) -> Predict:
     @torch.inference_mode()
     def predict(image: np.ndarray) -> np.ndarray:
         H, W = image.shape[:2]
+        if image.shape[2] != config.encoder.channels:
+            raise ImageError(
+                f"image of {image.shape[2]} channels: this network takes {config.encoder.channels}; use images that"
+                " have them, or a network for these"
+            )
         smallest = min(inference.scales)
-        if min(H, W) * smallest < P:
+        if min(view_size((H, W), smallest, inference.resize)) < P:
             scaled = "" if smallest == 1.0 else f" at scale {smallest:g}"
             raise ImageError(
                 f"image {W}x{H}{scaled}: smaller than one {P}x{P} patch; leave it out, or use a larger one"
             )
-        x = normalize(image, config.preprocess).to(device)
         if window is None:
-            labels = model.labels(x)[0]
+            x = normalize(image, config.preprocess).to(device)
+            if watch is None:
+                return model.labels(x)[0].cpu().numpy()
+            probabilities = model(x)[0].softmax(0)
         else:
-            views = scaled_views(x, inference.scales, inference.flip)
+            views = scaled_views(image, config.preprocess, inference.scales, inference.flip, inference.resize)
+            views = [(view.to(device), flipped) for view, flipped in views]
             stride = inference.stride or window
-            labels = segment(model, views, (H, W), window, stride, inference.window_batch).argmax(0).to(dtype)
-        return labels.cpu().numpy()
+            probabilities = segment(model, views, (H, W), window, stride, inference.window_batch)
+        if watch is not None:
+            watch(probabilities)
+        return probabilities.argmax(0).to(dtype).cpu().numpy()
 
     return predict
 

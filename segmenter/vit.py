@@ -54,11 +54,11 @@ class Attention(nn.Module):
         mixed = self.ops.attention(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
         return F.dropout(self.proj(mixed), self.dropout, self.training)
 
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Attention probabilities [B, A, N, N], for looking at."""
+    def probabilities(self, x: Tensor, queries: slice = slice(None)) -> Tensor:
+        """Attention probabilities [B, A, queries, N], for looking at; of all tokens, or of those in a slice."""
         B, N, C = x.shape
         q, k, _ = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        return (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
+        return (q[:, :, queries] @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -123,9 +123,18 @@ class Block(nn.Module):
 class PatchEmbedding(nn.Module):
     """Holds the projection's parameters; `ops.patch_embed` applies them."""
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+
+def widen_projection(weight: Tensor, channels: int) -> Tensor:
+    """Patch projection [C, c, P, P] for images of more channels, whose weights start at zero.
+
+    The network begins as the one it was, to the last bit, and learns what the new channels are worth: a weight of zero
+    has a gradient as soon as its input has not.
+    """
+    return F.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
 
 
 def resize_position(
@@ -156,7 +165,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, self.ops = config, ops
         C, (h, w) = config.width, config.grid
-        self.patch_embed = PatchEmbedding(config.patch_size, C)
+        self.patch_embed = PatchEmbedding(config.patch_size, C, config.channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, C)) if config.distilled else None
         self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, C)) if config.registers else None

@@ -158,7 +158,11 @@ def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["evaluate", "--help"], ["predict", "--help"], ["check-data", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("evaluate", "predict", "check-data", "attention", "class-map", "browse")),
+    ],
 )
 def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     code = f"import sys; from segmenter.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"

@@ -42,6 +42,7 @@ def glass(root: Path, values: list[int]) -> None:
             write(root / split / scene / image / "rgb.png", [0] * len(values))
             write(root / split / scene / image / "mask.png", values)
             write(root / split / scene / image / "boundary.png", [1] * len(values))
+            np.save(root / split / scene / image / "temperature.npy", np.linspace(19.5, 27.5, len(values))[None])
 
 
 CITYSCAPES_IDS = [0, 6, 7, 8, 9, 11, 12, 13, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 255]
@@ -95,6 +96,7 @@ CITYSCAPES_TRAIN_IDS = [
         ("pascal_context", lambda root: pascal(root, [0, 1, 59, 255]), [0, 1, 59, 255], 2, "2009_000003.png"),
         ("pascal_context_59", lambda root: pascal(root, [0, 1, 59, 255]), [255, 0, 58, 255], 2, "2009_000003.png"),
         ("rgbt_glass", lambda root: glass(root, [0, 255]), [0, 1], 3, "noglass_2/0/rgb.png"),
+        ("rgbt_glass_thermal", lambda root: glass(root, [0, 255]), [0, 1], 3, "noglass_2/0/rgb.png"),
     ],
 )
 def test_labels_are_converted(
@@ -116,6 +118,14 @@ def test_labels_are_converted(
 def test_there_are_as_many_classes_as_the_benchmark_judges(name: str, count: int) -> None:
     classes, palette = classes_of(name)
     assert len(set(classes)) == len(palette) == count
+
+
+def test_pascal_context_numbers_its_classes_by_the_alphabet() -> None:
+    """A picture of a screen in a room, VOC's 2008_000002, has 0, 55 and 58 in its published mask."""
+    classes, _ = classes_of("pascal_context")
+    assert (classes[0], classes[55], classes[58]) == ("background", "tvmonitor", "window")
+    assert list(classes[1:]) == sorted(classes[1:])
+    assert classes_of("pascal_context_59")[0] == classes[1:]
 
 
 def test_a_value_outside_the_benchmark_is_named_with_those_wanted(tmp_path: Path) -> None:

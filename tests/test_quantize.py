@@ -168,7 +168,7 @@ def test_a_graph_of_one_batch_size_is_quantised_as_one_of_any(engine_folder, tmp
 class Labelled:
     """Images with labels nobody looks at."""
 
-    classes, palette, ignore = CLASSES, ((0, 0, 0),) * len(CLASSES), 255
+    classes, palette, ignore, channels = CLASSES, ((0, 0, 0),) * len(CLASSES), 255, 3
 
     def __init__(self, images):
         self.images = images
@@ -280,7 +280,7 @@ def test_a_widened_graph_keeps_the_rounded_weights(engine_folder):
 
 
 class Samples(list):
-    classes, palette, ignore = (), (), 255
+    classes, palette, ignore, channels = (), (), 255, 3
 
 
 def test_calibration_images_are_spread_or_drawn_by_a_seed():

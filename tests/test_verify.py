@@ -32,7 +32,7 @@ from tests.small_engines import RANGED, H, pictures
 class Pictures:
     """Pictures whose truth is what a session says of them: its own mIoU is 1."""
 
-    classes, palette, ignore = CLASSES, ((0, 0, 0),) * len(CLASSES), 255
+    classes, palette, ignore, channels = CLASSES, ((0, 0, 0),) * len(CLASSES), 255, 3
 
     def __init__(self, session, count=4):
         self.images = pictures(count, seed=3)

@@ -29,6 +29,7 @@ from segmenter_engines.manifest import (
     Manifest,
     command_line,
     machine_name,
+    require_rgb,
     versions_of,
     vouched,
     weights_of,
@@ -84,6 +85,7 @@ def export(
     ops, table = _plugins() if lowering == "plugin" else (None, {})
     model = _loaded(checkpoint, ops)
     config = model.config
+    require_rgb(config)
     if config.num_classes > MAX_CLASSES:
         raise EngineError(f"{config.num_classes} classes: labels are int16, which ends at {MAX_CLASSES}; merge classes")
     P, trained = config.encoder.patch_size, config.encoder.image_size

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from segmenter.checkpoint import OFFICIAL_NAME, WEIGHTS_NAME
-from segmenter.config import Preprocess
+from segmenter.config import Preprocess, SegmenterConfig
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, sha256
 from segmenter.packages import installed
@@ -158,6 +158,15 @@ def require_out(out: Path, suffix: str, source: Path) -> None:
 def vouched(digest: str) -> str:
     """A file's SHA-256 as manifests name it in `source`."""
     return f"sha256:{digest}"
+
+
+def require_rgb(config: SegmenterConfig) -> None:
+    """Raises EngineError for a network of more channels than RGB's, which no engine takes."""
+    if config.encoder.channels != 3:
+        raise EngineError(
+            f"{config.name}: takes images of {config.encoder.channels} channels, and engines take RGB alone; evaluate"
+            " it with `segmenter evaluate`, or train a network on RGB for engines"
+        )
 
 
 def derived_from(base: Manifest) -> dict[str, str]:

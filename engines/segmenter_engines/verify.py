@@ -13,7 +13,7 @@ import tyro
 from segmenter.cli import run
 from segmenter.cores import usable_cores
 from segmenter.cpu import cpu_flags
-from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted, fit
 from segmenter.errors import EngineError, Unavailable, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes
@@ -47,7 +47,7 @@ def judge(session: Session, samples: SegmentationDataset) -> Judged:
     labels: list[np.ndarray] = []
     matrices: list[ConfusionMatrix] = []
 
-    def keep(found: np.ndarray, matrix: ConfusionMatrix) -> None:
+    def keep(sample: Sample, found: np.ndarray, matrix: ConfusionMatrix) -> None:
         labels.append(found)
         matrices.append(matrix)
 

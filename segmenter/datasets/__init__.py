@@ -29,6 +29,7 @@ _ON_DISK: dict[str, tuple[Callable[[Path, str], Layout], str]] = {
     "pascal_context": (pascal_context.layout, pascal_context.EXPECTED),
     "pascal_context_59": (pascal_context.layout_59, pascal_context.EXPECTED),
     "rgbt_glass": (rgbt_glass.layout, rgbt_glass.EXPECTED),
+    "rgbt_glass_thermal": (rgbt_glass.thermal_layout, rgbt_glass.EXPECTED),
 }
 DATASETS = ("shapes", *_ON_DISK)
 _CLASSES = {
@@ -39,6 +40,7 @@ _CLASSES = {
     "pascal_context": (pascal_context.CLASSES, pascal_context.PALETTE),
     "pascal_context_59": (pascal_context.FOREGROUND, pascal_context.PALETTE[1:]),
     "rgbt_glass": (rgbt_glass.CLASSES, rgbt_glass.PALETTE),
+    "rgbt_glass_thermal": (rgbt_glass.CLASSES, rgbt_glass.PALETTE),
 }
 
 

@@ -7,10 +7,17 @@ from segmenter.datasets.sample import Sample, SegmentationDataset
 
 
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 RGB [h, w, 3] resized bilinearly to `size` (H, W); the same array when it fits already."""
+    """uint8 [h, w, C], RGB first, resized bilinearly to `size` (H, W); the same array when it fits already."""
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    parts = (image[..., :3], *(image[..., [index]] for index in range(3, image.shape[2])))
+    return np.concatenate([_resized(part.squeeze(), size) for part in parts], axis=2)
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    picture = np.ascontiguousarray(picture)
+    pixels = np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return pixels.reshape(*size, -1)
 
 
 class Fitted:
@@ -19,6 +26,7 @@ class Fitted:
     def __init__(self, samples: SegmentationDataset, size: tuple[int, int]) -> None:
         self.samples, self.size = samples, size
         self.classes, self.palette, self.ignore = samples.classes, samples.palette, samples.ignore
+        self.channels = samples.channels
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from segmenter.datasets.sample import IGNORE, Sample, require_index
+from segmenter.datasets.thermal import with_thermal
 from segmenter.errors import DataError
 from segmenter.images import IMAGE_SUFFIXES, picture_files, read_image, read_labels
 
@@ -21,7 +22,8 @@ class Layout:
     values: what a mask holds for each class, 0 to K - 1 if not given; void: its values for pixels nobody judges.
     depth: folders between `images` or `masks` and their files. image_name and mask_name: what a file's path below them
     is, without its suffix, for a pair's common name `{}`; files named otherwise belong to something else.
-    names: the split's common names where a list and not the folder decides.
+    names: the split's common names where a list and not the folder decides. thermal: whether a fourth channel is read
+    from beside each image.
     """
 
     images: Path
@@ -35,6 +37,15 @@ class Layout:
     image_name: str = "{}"
     mask_name: str = "{}"
     names: tuple[str, ...] | None = None
+    thermal: bool = False
+
+    def read_picture(self, path: Path) -> np.ndarray:
+        """The image of a pair, uint8 [H, W, C].
+
+        Raises ImageError as `read_image` and `read_thermal` do.
+        """
+        image = read_image(path)
+        return with_thermal(image, path) if self.thermal else image
 
     def to_labels(self, mask: np.ndarray, path: Path) -> np.ndarray:
         """Mask values as they are stored, integer [H, W], to labels uint8 [H, W] with 255 to ignore.
@@ -128,6 +139,7 @@ class PairedDataset:
                 raise DataError(f"{files[0]}: {trouble}{others}; `segmenter check-data` lists every such file")
         self.layout, self.pairs = layout, listing.pairs
         self.classes, self.palette = layout.classes, layout.palette
+        self.channels = 3 + layout.thermal
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -135,7 +147,7 @@ class PairedDataset:
     def __getitem__(self, index: int) -> Sample:
         require_index(index, len(self))
         image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path), read_labels(mask_path)
+        image, mask = self.layout.read_picture(image_path), read_labels(mask_path)
         require_same_size(image, mask, image_path, mask_path)
         name = image_path.relative_to(self.layout.images).as_posix()
         return Sample(image, self.layout.to_labels(mask, mask_path), name, image_path)

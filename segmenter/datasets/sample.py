@@ -14,7 +14,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled picture. image: uint8 RGB [H, W, 3]; labels: uint8 [H, W], 255 to ignore.
+    """One labelled picture. image: uint8 [H, W, C], RGB first; labels: uint8 [H, W], 255 to ignore.
 
     name: within its dataset; file: where it lies, if it does; source: either, for messages.
     """
@@ -30,11 +30,15 @@ class Sample:
 
 
 class SegmentationDataset(Protocol):
-    """A sequence of samples with class names and one RGB colour a class; picklable, and cheap to make."""
+    """A sequence of samples with class names and one RGB colour a class; picklable, and cheap to make.
+
+    channels: of its images, 3 where they are RGB alone.
+    """
 
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     ignore: int
+    channels: int
 
     def __len__(self) -> int: ...
 
@@ -51,6 +55,7 @@ class Subset:
             raise ConfigError(f"limit {limit}: wanted a number of images, or 0 for all of them")
         self.dataset = dataset
         self.classes, self.palette, self.ignore = dataset.classes, dataset.palette, dataset.ignore
+        self.channels = dataset.channels
         self.length = min(limit, len(dataset)) if limit else len(dataset)
 
     def __len__(self) -> int:

@@ -98,7 +98,7 @@ class Shapes:
     split: 'train' or 'val', which never share an image; length: samples, 4096 and 200 when None.
     """
 
-    classes, palette, ignore = CLASSES, PALETTE, IGNORE
+    classes, palette, ignore, channels = CLASSES, PALETTE, IGNORE, 3
 
     def __init__(self, split: str, length: int | None = None) -> None:
         self.split, self.length = split, LENGTHS[split] if length is None else length

@@ -1,7 +1,7 @@
 """Batches for training: which image comes when, augmented how, is decided by the seed and the sample's number alone."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -10,14 +10,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segmenter.config import Preprocess
 from segmenter.cores import usable_cores
-from segmenter.datasets import SegmentationDataset
-from segmenter.errors import SegmenterError
-from segmenter.training.augment import Augmentation, augment
+from segmenter.datasets import Sample, SegmentationDataset
+from segmenter.errors import DataError, SegmenterError
+from segmenter.training.augment import Augmentation, Draw, augment, draw
+from segmenter.training.batch_augment import Raw, augment_batch, stack_raw
 
 # the number of a sample in the whole run, and the image it shows
 Place = tuple[int, int]
 Batch = tuple[Tensor, Tensor]
+# a sample, augmented or with what was drawn for it, and what was skipped on the way to it
+Item = tuple[Batch | tuple[np.ndarray, np.ndarray, Draw], tuple[str, ...]]
 _ORDER, _AUGMENT = 0, 1  # keep the two uses of the seed apart
+_MOST_SKIPPED = 100  # bad samples in a row: a disk that is gone, and no odd file
+_CPU = torch.device("cpu")
 
 
 class Order(Sampler[list[Place]]):
@@ -42,8 +47,12 @@ class Order(Sampler[list[Place]]):
             step += 1
 
 
-class Augmented(Dataset[Batch]):
-    """A dataset's images as augmented pairs, by place."""
+class Augmented(Dataset[Item]):
+    """A dataset's images as augmented pairs, by place.
+
+    skip_bad: where a sample cannot be read, take the next one that can, and say so. raw: leave the augmentation, once
+    it is drawn, to the device.
+    """
 
     def __init__(
         self,
@@ -52,16 +61,41 @@ class Augmented(Dataset[Batch]):
         settings: Augmentation,
         preprocess: Preprocess,
         seed: int,
+        *,
+        skip_bad: bool = False,
+        raw: bool = False,
     ) -> None:
         self.dataset, self.crop, self.settings, self.preprocess, self.seed = dataset, crop, settings, preprocess, seed
+        self.skip_bad, self.raw = skip_bad, raw
 
-    def __getitem__(self, place: Place) -> Batch:
+    def __getitem__(self, place: Place) -> Item:
         number, index = place
-        sample = self.dataset[index]
+        sample, skipped = self._readable(index)
         seed = (self.seed, _AUGMENT, number)
-        return augment(sample.image, sample.labels, seed, self.crop, self.settings, self.preprocess)
+        if self.raw:
+            drawn = draw(sample.labels, seed, self.crop, self.settings)
+            return (sample.image, sample.labels, drawn), skipped
+        return augment(sample.image, sample.labels, seed, self.crop, self.settings, self.preprocess), skipped
 
-    def __getitems__(self, places: list[Place]) -> "list[Batch] | SegmenterError":
+    def _readable(self, index: int) -> tuple[Sample, tuple[str, ...]]:
+        """The sample, or where bad ones are skipped the next good one in the dataset's order, and why others are not.
+
+        Depends on nothing but the files: a run that goes on with the same ones takes the same.
+        """
+        skipped: list[str] = []
+        while True:
+            try:
+                return self.dataset[(index + len(skipped)) % len(self.dataset)], tuple(skipped)
+            except SegmenterError as error:
+                if not self.skip_bad:
+                    raise
+                skipped.append(str(error))
+                if len(skipped) == min(len(self.dataset), _MOST_SKIPPED):
+                    raise DataError(
+                        f"{skipped[0]} (and so are the {len(skipped) - 1} samples after it); too many to skip"
+                    ) from error
+
+    def __getitems__(self, places: list[Place]) -> "list[Item] | SegmenterError":
         # an error raised in a worker would arrive as a traceback in a string; handed over it stays one readable line
         try:
             return [self[place] for place in places]
@@ -69,23 +103,40 @@ class Augmented(Dataset[Batch]):
             return error
 
 
-def batches(samples: Augmented, order: Order, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
-    """Normalised images float32 [B, 3, h, w] and labels uint8 [B, h, w], in order; `workers` 0 makes them here.
+def batches(
+    samples: Augmented,
+    order: Order,
+    workers: int,
+    device: torch.device = _CPU,
+    note: Callable[[str], None] | None = None,
+) -> Iterator[Batch]:
+    """Normalised images float32 [B, C, h, w] and labels uint8 [B, h, w] on `device`, in order.
 
-    Raises ImageError or DataError for a bad file.
+    workers: processes that make them, 0 for this one. note: told of every bad sample that is skipped, once each.
+    Raises ImageError or DataError for a bad file that is not skipped.
     """
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Item] = DataLoader(
         samples,
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_stack,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
     )
+    told: set[str] = set()
     for batch in loader:
         if isinstance(batch, SegmenterError):
             raise batch
-        yield batch
+        made, skipped = batch
+        for line in skipped:
+            if line not in told and note is not None:
+                note(f"skipped: {line}")
+            told.add(line)
+        if isinstance(made, Raw):
+            yield augment_batch(made, samples.crop, samples.preprocess, device)
+        else:
+            images, labels = made
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def spare_workers() -> int:
@@ -93,10 +144,15 @@ def spare_workers() -> int:
     return min(max(usable_cores() - 1, 1), 8)
 
 
-def _stack(pairs: "list[Batch] | SegmenterError") -> Batch | SegmenterError:
-    if isinstance(pairs, SegmenterError):
-        return pairs
-    return torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])
+def _stack(items: "list[Item] | SegmenterError") -> tuple[Batch | Raw, list[str]] | SegmenterError:
+    if isinstance(items, SegmenterError):
+        return items
+    skipped = [line for _, lines in items for line in lines]
+    raw = [sample for sample, _ in items if len(sample) == 3]
+    if raw:
+        return stack_raw(raw), skipped
+    pairs = [sample for sample, _ in items if len(sample) == 2]
+    return (torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])), skipped
 
 
 def _start_worker(_: int) -> None:

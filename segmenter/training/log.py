@@ -1,20 +1,18 @@
-"""What a run says while it trains: a progress bar or plain lines, metrics.jsonl, and TensorBoard where installed."""
+"""What a run says while it trains: a progress bar or plain lines, metrics.jsonl, and boards for those who want them."""
 
 import json
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from segmenter.files import atomic_path
+from segmenter.training.boards import open_boards
+from segmenter.training.options import TrainOptions
 from segmenter.training.state import reporting
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 LOG_NAME = "metrics.jsonl"
 _LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
@@ -29,17 +27,13 @@ class TrainingLog:
     Raises CheckpointError when the log cannot be written.
     """
 
-    def __init__(self, root: Path, first_step: int, tensorboard: bool) -> None:
-        self.root, self.path = root, root / LOG_NAME
+    def __init__(self, options: TrainOptions, first_step: int) -> None:
+        self.root, self.path = options.out, options.out / LOG_NAME
         with reporting(self.path, "cannot be written"):
             self.evaluated = _keep_records(self.path, first_step)  # update and seconds of the last evaluation
             self.file = self.path.open("a", encoding="utf-8")
         self.console = Console(stderr=True)
-        self.board: SummaryWriter | None = None
-        if tensorboard and find_spec("tensorboard") is None:
-            self.note("TensorBoard is not installed (pip install tensorboard); the log is " + str(self.path))
-        elif tensorboard:
-            self.board = _open_board(root / "tensorboard", first_step)
+        self.boards = open_boards(options, first_step, self.note)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -62,8 +56,8 @@ class TrainingLog:
         # a full disk must not hide the error that is on its way, which names it
         try:
             self.file.close()
-            if self.board is not None:
-                self.board.close()
+            for board in self.boards:
+                board.close()
         except OSError as trouble:
             self.note(f"{self.root}: the log could not be finished ({trouble})")
 
@@ -82,22 +76,29 @@ class TrainingLog:
         with reporting(self.path, "cannot be written"):
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()
-            if self.board is not None:
-                for key, value in values.items():
-                    if key != "step" and isinstance(value, float):
-                        self.board.add_scalar(key, value, values["step"])
+            for board in self.boards:
+                board.add(values["step"], {key: value for key, value in values.items() if isinstance(value, float)})
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _open_board(folder: Path, first_step: int) -> "SummaryWriter":
-    # takes a second or two to import, and is not always there
-    from torch.utils.tensorboard import SummaryWriter
+class NoLog:
+    """The log of the processes of a run that leave speaking to the first."""
 
-    with reporting(folder, "cannot be written"):
-        return SummaryWriter(str(folder), purge_step=first_step + 1)
+    evaluated = 0, 0.0
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, *_: float) -> None: ...
+
+    def record(self, values: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 def _keep_records(path: Path, last_step: int) -> tuple[int, float]:

@@ -1,28 +1,32 @@
 """The training loop: updates, checkpoints, evaluations, each resumable to the last bit that the device repeats."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segmenter.datasets import SegmentationDataset
+from segmenter.errors import DataError, ImageError
+from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
-from segmenter.training.augment import PRESETS
-from segmenter.training.data import Augmented, Order, batches, spare_workers
+from segmenter.ranks import Ranks
+from segmenter.training.augment import preset
+from segmenter.training.bad_batch import came_apart
+from segmenter.training.data import Augmented, Batch, Order, batches, spare_workers
 from segmenter.training.interruption import Interrupted, Interruption
-from segmenter.training.log import TrainingLog
-from segmenter.training.loss import require_finite, require_stride, segmentation_loss
-from segmenter.training.optimizer import autocast_type, make_optimizer, set_lr, set_training
-from segmenter.training.options import TrainOptions
+from segmenter.training.learner import Learner, NotFiniteError
+from segmenter.training.log import NoLog, TrainingLog
+from segmenter.training.loss import require_stride
+from segmenter.training.options import TrainOptions, require
 from segmenter.training.schedule import Schedule
+from segmenter.training.share import Share
 from segmenter.training.state import RunFolder, TrainingRecord
 
 Metrics = dict[str, Any]
-_DROPOUT = 2  # a use of the seed apart from those of segmenter.training.data
 _EVALUATIONS = 5  # a run, unless told otherwise
 _SAVING_SHARE = 0.05  # of the time, at most, for checkpoints at the ends of epochs
 
@@ -30,8 +34,9 @@ _SAVING_SHARE = 0.05  # of the time, at most, for checkpoints at the ends of epo
 class Trainer:
     """A run in its folder: `train` until the schedule ends or a signal comes.
 
-    judge: metrics of the network; `best` is chosen by their `miou`. record: where the run begins. resume: read weights
-    and optimiser state from the folder.
+    judge: the network's confusion matrix over this process's share of the validation images. report: metrics of that of
+    all of them; `best` is chosen by their `miou`. record: where the run begins. resume: read weights and optimiser
+    state from the folder. All processes of a run do the same; the first alone writes.
     """
 
     def __init__(
@@ -40,39 +45,38 @@ class Trainer:
         folder: RunFolder,
         model: Segmenter,
         data: SegmentationDataset,
-        judge: Callable[[Segmenter], Metrics],
+        judge: Callable[[Segmenter], ConfusionMatrix],
+        report: Callable[[ConfusionMatrix], Metrics],
         record: TrainingRecord,
-        device: torch.device,
+        ranks: Ranks,
         resume: bool,
     ) -> None:
         require_stride(options.optimizer.loss_stride, model.config.encoder.patch_size)
-        self.options, self.folder, self.judge = options, folder, judge
-        self.model, self.device = model.to(device), device
+        self.options, self.folder, self.judge, self.report, self.ranks = options, folder, judge, report, ranks
         self.record, self.step = record, record.step
         self.schedule = make_schedule(options, len(data))
-        self.precision = autocast_type(options.optimizer.amp, device)
-        self.optimizer = make_optimizer(model, options.optimizer)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        self.device = torch.device(ranks.device)
+        self.parts = ranks.count * options.machine.accumulate
+        what = f"{ranks.count} processes and --accumulate {options.machine.accumulate} want"
+        require(options.length.batch >= self.parts, "--batch", options.length.batch, f"{self.parts} or more, as {what}")
+        weights = None if record.class_weights is None else torch.tensor(record.class_weights, device=self.device)
+        self.learner = Learner(model, options, self.device, ranks, weights)
         if resume:
-            folder.load(model, self.optimizer)
+            folder.load(model, self.learner.optimizer, self.learner.average)
             if record.scaler:
-                self.scaler.load_state_dict(record.scaler)
-        self.weights = None if record.class_weights is None else torch.tensor(record.class_weights, device=device)
+                self.learner.scaler.load_state_dict(record.scaler)
         wanted = options.augmentation
-        settings = PRESETS[wanted.augment]
-        if wanted.scale is not None:
-            settings = replace(settings, scale=wanted.scale)
+        settings = preset(wanted.augment, wanted.scale, wanted.short_side, wanted.long_ratio)
         crop = wanted.crop or model.config.encoder.image_size
-        self.samples = Augmented(data, crop, settings, model.config.preprocess, options.seed)
+        self.samples = Augmented(
+            *(data, crop, settings, model.config.preprocess, options.seed),
+            skip_bad=options.machine.on_bad_sample == "skip",
+            raw=options.machine.augment_on == "device",
+        )
         self.began = time.monotonic() - record.elapsed_s
+        self.elapsed_s = record.elapsed_s  # of the run so far, earlier parts included: by the first process's clock
         self.saved_at, self.saving_s = time.monotonic(), 0.0
-        self.frozen: int | None = None
         self.evaluated = 0, 0.0  # update and seconds of the last evaluation
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds of the run so far, earlier parts of a resumed one included."""
-        return time.monotonic() - self.began
 
     @property
     def progress(self) -> float:
@@ -84,115 +88,127 @@ class Trainer:
 
         Raises ImageError or DataError for a bad file.
         """
-        order = Order(len(self.samples.dataset), self.options.length.batch, self.options.seed, self.step, self.step + 1)
-        next(batches(self.samples, order, workers=0))
+        next(batches(self.samples, self._order(self.step, self.step + 1), workers=0))
 
-    def train(self, log: TrainingLog, interruption: Interruption) -> Metrics:
+    def train(self, log: TrainingLog | NoLog, interruption: Interruption) -> Metrics:
         """Train to the end of the schedule; returns the metrics of the final network.
 
-        Raises Interrupted after a signal, the state saved; ConfigError when the loss is no longer a number;
-        CheckpointError when a state cannot be written.
+        Raises Interrupted after a signal, the state saved; ConfigError when the loss is no longer a number, its batch
+        saved; CheckpointError when a state cannot be written.
         """
-        self.evaluated = log.evaluated
+        step, seconds = self.ranks.largest(*log.evaluated)
+        self.evaluated = int(step), seconds
         if self.progress < 1:
             if self._evaluation_due(self.progress):
                 # a kill or a signal came after this state was saved and before it was judged
                 self.evaluate(log, interruption)
-            self._updates(log, interruption)
-            self.save()
+            try:
+                self._updates(log, interruption)
+                self.save()
+            except NotFiniteError as error:
+                order = self._order(error.step, error.step + 1)
+                raise came_apart(self.samples, order, self.folder, self.options, self.ranks) from error
+            except (ImageError, DataError):
+                # a file that went, or broke, costs nothing of what was learnt before it
+                self.save()
+                raise
         return self.evaluate(log, interruption)
 
     def save(self) -> None:
-        """Make the present state `last`."""
-        self._require_finite(all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()))
+        """Make the present state `last`.
+
+        Raises NotFiniteError where it is not worth it: a weight is no number.
+        """
+        self.learner.require_finite()
+        if not self.learner.finite_weights():
+            raise NotFiniteError(self.step - 1)
         begin = time.monotonic()
-        self.record = replace(self.record, step=self.step, elapsed_s=self.elapsed_s, scaler=self.scaler.state_dict())
-        self.folder.save(self.model, self.optimizer, self.record)
+        scaler = self.learner.scaler.state_dict()
+        self.record = replace(self.record, step=self.step, elapsed_s=self.elapsed_s, scaler=scaler)
+        if self.ranks.first:
+            learning = None if self.learner.average is None else self.learner.model
+            self.folder.save(self.learner.judged, self.learner.optimizer, self.record, learning)
         self.saved_at = time.monotonic()
         self.saving_s = self.saved_at - begin
 
-    def evaluate(self, log: TrainingLog, interruption: Interruption) -> Metrics:
+    def evaluate(self, log: TrainingLog | NoLog, interruption: Interruption) -> Metrics:
         """Judge the network, and keep it as `best` if it is."""
+        self._agree(interruption)
         self.evaluated = self.step, self.elapsed_s
-        with interruption.allowed():
-            metrics = {"step": self.step, **self.judge(self.model.eval())}
-        best = self.folder.best_metrics()
-        if best is None or (metrics["miou"] or 0.0) > (best["miou"] or 0.0):
-            self.folder.save_best(self.model, metrics)
-        log.note(f"step {self.step}: mIoU {_text(metrics['miou'])}, pixel accuracy {_text(metrics['pixel_accuracy'])}")
+        try:
+            with interruption.allowed():
+                matrix = self.judge(self.learner.judged)
+        except Interrupted:
+            matrix = None  # the others have to hear of it first
+        if self._agree(interruption) or matrix is None:
+            raise Interrupted
+        self.ranks.sum_counts(matrix.matrix)
+        metrics = {"step": self.step, **self.report(matrix)}
+        if self.ranks.first:
+            best = self.folder.best_metrics()
+            if best is None or (metrics["miou"] or 0.0) > (best["miou"] or 0.0):
+                self.folder.save_best(self.learner.judged, metrics)
+        miou, accuracy = _text(metrics["miou"]), _text(metrics["pixel_accuracy"])
+        log.note(f"step {self.step}: mIoU {miou}, pixel accuracy {accuracy}")
         measures = {key: metrics[key] for key in ("step", "miou", "pixel_accuracy", "mean_accuracy")}
         log.record({**measures, "elapsed_s": self.evaluated[1]})
         return metrics
 
-    def _updates(self, log: TrainingLog, interruption: Interruption) -> None:
+    def _order(self, first: int, steps: int | None) -> Order:
+        return Order(len(self.samples.dataset), self.options.length.batch, self.options.seed, first, steps)
+
+    def _batches(self, note: Callable[[str], None]) -> Iterator[list[Batch]]:
+        """This process's parts of every batch to come."""
+        accumulate, workers = self.options.machine.accumulate, self.options.machine.workers
+        share = Share(self._order(self.step, self.schedule.steps), self.ranks.rank * accumulate, accumulate, self.parts)
+        workers = spare_workers() if workers is None else workers
+        parts = batches(self.samples, share, workers, self.device, note)
+        while batch := list(islice(parts, accumulate)):
+            yield batch
+
+    def _updates(self, log: TrainingLog | NoLog, interruption: Interruption) -> None:
         """Update to the end of the schedule, with evaluations and states on the way."""
-        options = self.options
-        order = Order(len(self.samples.dataset), options.length.batch, options.seed, self.step, self.schedule.steps)
-        workers = spare_workers() if options.machine.workers is None else options.machine.workers
         began, seconds = time.monotonic(), None
-        for images, labels in batches(self.samples, order, workers, self.device.type == "cuda"):
-            elapsed_s, progress = self.elapsed_s, self.progress
-            if progress >= 1:
+        for parts in self._batches(log.note):
+            if self.progress >= 1:
                 break
-            self._thaw(progress)
-            lr = self.schedule.lr_at(self.step, elapsed_s)
-            loss = self._update(
-                images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True), lr
-            )
+            settings = self.options.optimizer
+            self.learner.freeze(settings.freeze_encoder_blocks if self.progress < settings.freeze_for else 0)
+            lr = self.schedule.lr_at(self.step, self.elapsed_s)
+            loss = self.learner.update(parts, self.step, lr)
             self.step += 1
             now = time.monotonic() - began
             seconds = now if seconds is None else 0.9 * seconds + 0.1 * now
-            self._show(log, loss, lr, options.length.batch / max(seconds, 1e-9))
-            if interruption.signal is not None:
+            signalled = self._agree(interruption)
+            self._show(log, loss, lr, self.options.length.batch / max(seconds, 1e-9))
+            if signalled:
                 self.save()
                 raise Interrupted
-            progress = self.progress
-            if progress < 1 and self._evaluation_due(progress):
+            if self.progress < 1 and self._evaluation_due(self.progress):
                 self.save()
                 self.evaluate(log, interruption)
-            elif progress < 1 and self._save_due():
+            elif self.progress < 1 and self.ranks.first and self._save_due():
                 self.save()
             began = time.monotonic()
 
-    def _thaw(self, progress: float) -> None:
-        """Freeze what is to be frozen at this point of the run; after an evaluation, back into training mode."""
-        settings = self.options.optimizer
-        frozen = settings.freeze_encoder_blocks if progress < settings.freeze_for else 0
-        if frozen != self.frozen or not self.model.training:
-            set_training(self.model, frozen)
-            self.frozen = frozen
+    def _agree(self, interruption: Interruption) -> bool:
+        """Set all processes' clocks by the first's; whether any of them was sent a signal, which then all were."""
+        elapsed_s = time.monotonic() - self.began if self.ranks.first else 0.0
+        self.elapsed_s, signalled = self.ranks.largest(elapsed_s, float(interruption.signal or 0))
+        interruption.signal = int(signalled) or None
+        return interruption.signal is not None
 
-    def _show(self, log: TrainingLog, loss: Tensor, lr: float, images_per_s: float) -> None:
+    def _show(self, log: TrainingLog | NoLog, loss: Tensor, lr: float, images_per_s: float) -> None:
         """Tell the log about an update: each on a CPU; on a GPU, where reading a loss means waiting, those recorded."""
         recorded = self.step % self.options.record.log_every == 0
         if not recorded and self.device.type != "cpu":
             return
+        self.learner.require_finite()
         value = loss.item()
-        self._require_finite(np.isfinite(value))
         log.update(self.step, self.progress, self.elapsed_s, value, lr, images_per_s)
         if recorded:
             rate, seconds = round(images_per_s, 2), round(self.elapsed_s, 3)
             log.record({"step": self.step, "loss": value, "lr": lr, "images_per_s": rate, "elapsed_s": seconds})
-
-    def _update(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
-        """One step of the optimiser; returns the loss before it."""
-        # chance in the network depends on the update alone, so it needs no place in the state
-        torch.manual_seed(int(np.random.SeedSequence((self.options.seed, _DROPOUT, self.step)).generate_state(1)[0]))
-        settings = self.options.optimizer
-        set_lr(self.optimizer, lr)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            masks = self.model.masks(images)
-        loss = segmentation_loss(
-            masks, labels, self.model.config.encoder.patch_size, settings.loss_stride, self.weights
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if settings.clip_grad > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach()
 
     def _evaluation_due(self, progress: float) -> bool:
         """Whether an evaluation belongs here and has not been: the log knows, however the run was stopped."""
@@ -207,10 +223,6 @@ class Trainer:
         images, batch = len(self.samples.dataset), self.options.length.batch
         epoch_ended = self.step * batch // images > (self.step - 1) * batch // images
         return age >= self.options.record.save_every_seconds or (epoch_ended and age * _SAVING_SHARE > self.saving_s)
-
-    def _require_finite(self, finite: bool) -> None:
-        advice = f"lower --lr ({self.options.optimizer.lr}), pass --clip-grad 1, or --amp off"
-        require_finite(finite, self.step, advice)
 
 
 def _text(measure: float | None) -> str:

@@ -11,24 +11,48 @@ from segmenter.errors import ConfigError
 
 
 def segmentation_loss(
-    masks: Tensor, labels: Tensor, patch_size: int, stride: int = 1, weights: Tensor | None = None, ignore: int = 255
+    masks: Tensor,
+    labels: Tensor,
+    patch_size: int,
+    stride: int = 1,
+    weights: Tensor | None = None,
+    ignore: int = 255,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels; 0, still differentiable, where there are none.
 
     masks: [B, K, h, w] on the patch grid of the padded image; labels: integer [B, H, W] of the image before padding;
-    weights: [K]. With a `stride` above 1 the masks are upsampled to 1 / stride of the image and only every stride-th
-    pixel is compared: at many classes the loss is much of an update's cost, and neighbouring pixels say little new.
+    weights: [K]; count: what to divide by where these images are part of a batch, the sum of its parts' `labelled`, so
+    that their losses add up to the batch's. With a `stride` above 1 the masks are upsampled to 1 / stride of the image
+    and only every stride-th pixel is compared: at many classes the loss is much of an update's cost, and neighbouring
+    pixels say little new.
     Raises ConfigError as `require_stride` does.
     """
     require_stride(stride, patch_size)
     size = masks.shape[2] * patch_size // stride, masks.shape[3] * patch_size // stride
-    truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
+    truth = _compared(labels, stride).long()
     logits = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False)
     logits = logits[..., : truth.shape[1], : truth.shape[2]]
+    if torch.are_deterministic_algorithms_enabled():
+        # a GPU sums over images in any order, but over rows in one
+        logits, truth = logits.flatten(2).transpose(1, 2).flatten(0, 1), truth.flatten()
     total = F.cross_entropy(logits, truth, weight=weights, ignore_index=ignore, reduction="sum")
-    keep = truth != ignore
-    count = keep.sum() if weights is None else (weights[torch.where(keep, truth, 0)] * keep).sum()
+    if count is None:
+        count = labelled(labels, stride, weights, ignore)
     return total / count.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def labelled(labels: Tensor, stride: int = 1, weights: Tensor | None = None, ignore: int = 255) -> Tensor:
+    """How many pixels `segmentation_loss` compares, a scalar: integer, or float32 where classes have `weights` [K]."""
+    truth = _compared(labels, stride)
+    keep = truth != ignore
+    if weights is None:
+        return keep.sum()
+    return (weights[torch.where(keep, truth, 0).long()] * keep).sum()
+
+
+def _compared(labels: Tensor, stride: int) -> Tensor:
+    return labels[:, stride // 2 :: stride, stride // 2 :: stride]
 
 
 def require_finite(finite: bool, step: int, advice: str) -> None:

@@ -12,7 +12,9 @@ from segmenter.errors import ConfigError
 from segmenter.evaluate import different_class
 from segmenter.model import Segmenter
 from segmenter.training.options import NetworkOptions
+from segmenter.vit import widen_projection
 
+PROJECTION = "encoder.patch_embed.proj.weight"
 _PATCHES_A_SIDE = 16  # of the image size of a network of one's own
 
 
@@ -35,9 +37,14 @@ def make_network(
         return Segmenter(config, ops), f"{config.name}, from random weights"
     source = load_model(options.init)
     config = _with_chances(replace(source.config, classes=dataset.classes, palette=dataset.palette), options)
+    config = config.with_channels(dataset.channels)
     model = Segmenter(config, ops)
     tensors = source.state_dict()
+    tensors[PROJECTION] = widen_projection(tensors[PROJECTION], dataset.channels)
     line = f"{config.name}, from {options.init}"
+    if dataset.channels > source.config.encoder.channels:
+        fresh = range(source.config.encoder.channels + 1, dataset.channels + 1)
+        line += f"; channel {', '.join(map(str, fresh))} begins at weight 0"
     other = _other_classes(source.config.classes, config.classes)
     if other:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
@@ -55,7 +62,7 @@ def _fresh_config(
         if crop is not None:
             size = _whole_patches(crop, config.encoder.patch_size)
             config = replace(config, encoder=replace(config.encoder, image_size=size))
-        return _with_chances(replace(config, palette=dataset.palette), options)
+        return _with_chances(replace(config, palette=dataset.palette), options).with_channels(dataset.channels)
     P, C = options.patch_size, options.width
     config = SegmenterConfig(
         encoder=EncoderConfig(
@@ -79,7 +86,7 @@ def _fresh_config(
         palette=dataset.palette,
         name=f"{options.decoder} patch {P}, width {C}, depth {options.depth}",
     )
-    return _with_chances(config, options)
+    return _with_chances(config, options).with_channels(dataset.channels)
 
 
 def _other_classes(there: tuple[str, ...], here: tuple[str, ...]) -> str:

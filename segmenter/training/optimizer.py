@@ -13,24 +13,32 @@ from segmenter.training.options import OptimizerOptions
 _NO_DECAY = ("pos_embed", "cls_token", "dist_token", "register_tokens", "cls_emb")
 
 
-def parameter_groups(model: Segmenter, weight_decay: float, backbone_scale: float = 1.0) -> list[dict[str, Any]]:
-    """Groups of named parameters: encoder and decoder, each with and without weight decay.
+def parameter_groups(
+    model: Segmenter, weight_decay: float, backbone_scale: float = 1.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups of named parameters that share weight decay and learning rate.
 
-    `lr_scale` of a group multiplies the schedule's rate: `backbone_scale` for the encoder, 1 for the decoder.
+    `lr_scale` of a group multiplies the schedule's rate: 1 for the decoder, `backbone_scale` for the encoder's last
+    norm, and `layer_decay` times what comes after it for each block and, first of all, the embeddings.
     Biases, norms, LayerScale factors, position embeddings and tokens are not decayed.
+    Source: BEiT (Bao et al., ICLR 2022), appendix; ELECTRA before it.
     """
-    groups: dict[tuple[bool, bool], list[tuple[str, Tensor]]] = {}
+    groups: dict[tuple[float, bool], list[tuple[str, Tensor]]] = {}
     for name, parameter in model.named_parameters():
         decayed = parameter.ndim > 1 and not name.endswith(_NO_DECAY)
-        groups.setdefault((name.startswith("encoder."), decayed), []).append((name, parameter))
+        scale = backbone_scale * layer_decay ** _blocks_after(name, len(model.encoder.blocks))
+        groups.setdefault((scale if name.startswith("encoder.") else 1.0, decayed), []).append((name, parameter))
     return [
-        {
-            "params": named,
-            "weight_decay": weight_decay if decayed else 0.0,
-            "lr_scale": backbone_scale if in_encoder else 1.0,
-        }
-        for (in_encoder, decayed), named in groups.items()
+        {"params": named, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+        for (scale, decayed), named in groups.items()
     ]
+
+
+def _blocks_after(name: str, depth: int) -> int:
+    """How many layers a parameter of the encoder is from its last norm: 1 for the last block, `depth` + 1 at most."""
+    if name.startswith("encoder.norm."):
+        return 0
+    return depth - int(name.split(".")[2]) if name.startswith("encoder.blocks.") else depth + 1
 
 
 def make_optimizer(model: Segmenter, options: OptimizerOptions) -> Optimizer:
@@ -41,7 +49,7 @@ def make_optimizer(model: Segmenter, options: OptimizerOptions) -> Optimizer:
     if options.lr <= 0:
         raise ConfigError(f"learning rate {options.lr}: wanted more than 0")
     scale = 1.0 if options.backbone_lr is None else options.backbone_lr / options.lr
-    groups = parameter_groups(model, options.weight_decay, scale)
+    groups = parameter_groups(model, options.weight_decay, scale, options.layer_decay)
     try:
         if options.optimizer == "sgd":
             # not fused: that one fails where some parameters have momentum and others, just thawed, have none

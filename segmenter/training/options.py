@@ -74,6 +74,11 @@ class OptimizerOptions:
     """AdamW's averages of gradients and of their squares."""
     weight_decay: float = 0.0
     """Never applied to biases, norms, position embeddings and tokens."""
+    layer_decay: float = 1.0
+    """What each encoder block's learning rate is of that of the block after it, such as 0.75; 1 for the same."""
+    ema: float = 0.0
+    """Average the weights of all updates, keeping this share of the average at each, such as 0.999 (less at first); the
+    average is what evaluations judge, and what best/ and last/ hold. 0 for none."""
     clip_grad: float = 0.0
     """Largest norm of the gradient, 0 for any."""
     freeze_encoder_blocks: int = 0
@@ -89,6 +94,8 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
+        require(0 < self.layer_decay <= 1, "--layer-decay", self.layer_decay, "more than 0, at most 1")
+        require(0 <= self.ema < 1, "--ema", self.ema, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,16 @@ class AugmentOptions:
     """Height and width of training crops; default the network's image size, 16 patches a side for one of your own."""
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
+    short_side: int | None = None
+    """Pixels of the shorter side at a scale of 1, in place of that; the paper's are 512 (640 for Seg-L) for ADE20K, 520
+    for Pascal Context and 1024 for Cityscapes."""
+    long_ratio: float | None = None
+    """The longer side has at most so many times the shorter side's pixels; default the set's, 4, the paper's for
+    ADE20K; it has 8 for Pascal Context and 2 for Cityscapes."""
 
     def __post_init__(self) -> None:
+        require((self.short_side or 1) >= 1, "--short-side", self.short_side, "at least a pixel")
+        require((self.long_ratio or 1) >= 1, "--long-ratio", self.long_ratio, "at least 1")
         if self.crop is not None and min(self.crop) < 1:
             raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
 
@@ -111,7 +126,7 @@ class LengthOptions:
     """How long to train; whichever end comes first counts, and the learning rate decays towards it."""
 
     batch: int = 8
-    """Images an update."""
+    """Images an update, over all processes."""
     steps: int | None = None
     """Updates."""
     epochs: float | None = None
@@ -140,6 +155,8 @@ class RecordOptions:
     """Updates between log records."""
     tensorboard: bool = True
     """Log for TensorBoard, where it is installed."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well; WANDB_MODE=offline keeps it on this machine."""
 
     def __post_init__(self) -> None:
         require((self.eval_every or 0) >= 0, "--eval-every", self.eval_every, "0 or more updates")
@@ -148,16 +165,27 @@ class RecordOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Where to train."""
+    """Where to train, and how: by many processes when torchrun starts it, which share every batch."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
+    """cpu, cuda, cuda:1, ...; auto is cuda where there is one. Of many processes each takes a GPU of its own."""
+    accumulate: int = 1
+    """Parts in which a process takes its share of a batch, one after the other, to need less memory."""
+    compile: bool = False
+    """Compile the network by torch.compile: minutes at first, then quicker updates."""
+    deterministic: bool = False
+    """Only computations that repeat to the bit, on a GPU too; slower. On a CPU they do anyway."""
     threads: int = 0
     """Threads of a CPU computation; 0 leaves it to PyTorch."""
     workers: int | None = None
     """Processes that load and augment images; default one a spare core, at least 1, at most 8."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Who resizes, crops and distorts training images: those processes, or the device, a batch at a time."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """When a training image or mask is missing or damaged: save and stop, or name it and take the next one."""
 
     def __post_init__(self) -> None:
+        require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1 part")
         require(self.threads >= 0, "--threads", self.threads, "0 or more")
         require((self.workers or 0) >= 0, "--workers", self.workers, "0 or more")
 
@@ -170,7 +198,8 @@ class TrainOptions:
     out: Path
     """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""
     dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     recipe: str | None = None

@@ -1,7 +1,7 @@
 """A training run from its options: data, network, a new or a resumed state, the loop, the report."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,15 +11,19 @@ from segmenter.checkpoint import CONFIG_NAME, read_config
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError
 from segmenter.evaluate import evaluate_labels, require_labelled, summary
-from segmenter.inference import Inference, pick_device, predictor
+from segmenter.inference import Inference, predictor
+from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
+from segmenter.ranks import LostRank, Ranks, joined
 from segmenter.training import ops_cpu
+from segmenter.training.boards import require_boards
 from segmenter.training.interruption import Interrupted, Interruption
-from segmenter.training.log import TrainingLog
+from segmenter.training.log import NoLog, TrainingLog
 from segmenter.training.loop import Metrics, Trainer
 from segmenter.training.loss import class_weights
 from segmenter.training.network import make_network
 from segmenter.training.options import TrainOptions
+from segmenter.training.repeatable import needed, repeatable
 from segmenter.training.state import METRICS_NAME, RunFolder, TrainingRecord, write_metrics
 
 _WEIGHED_IMAGES = 500  # looked at for class frequencies
@@ -32,19 +36,31 @@ def run_training(options: TrainOptions) -> int:
     """
     if options.machine.threads:
         torch.set_num_threads(options.machine.threads)
+    interruption = Interruption()
+    with interruption.listening(), joined(options.machine.device) as ranks, repeatable(options.machine.deterministic):
+        return _run(options, ranks, interruption)
+
+
+def _run(options: TrainOptions, ranks: Ranks, interruption: Interruption) -> int:
     data = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
     val = Subset(open_dataset(options.dataset, options.data, "val"), options.limit)
-    device = torch.device(pick_device(options.machine.device))
+    own = ranks.share(val)
+    device = torch.device(ranks.device)
     ops = ops_cpu if device.type == "cpu" else None
     inference = Inference(window=options.record.eval_window)
 
-    def judge(model: Segmenter) -> Metrics:
-        matrix = evaluate_labels(predictor(model, inference), val, progress=False)
+    def judge(model: Segmenter) -> ConfusionMatrix:
+        return evaluate_labels(predictor(model, inference), own, progress=False)
+
+    def report(matrix: ConfusionMatrix) -> Metrics:
         require_labelled(matrix, val)
         return summary(matrix, val.classes)
 
-    folder, interruption = RunFolder(options.out), Interruption()
-    with folder.locked(), interruption.listening():
+    folder = RunFolder(options.out)
+    with ExitStack() as stack:
+        if ranks.first:
+            stack.enter_context(folder.locked())
+        ranks.wait()
         record = _resumed(options, folder, data)
         if record is not None:
             model = Segmenter(read_config(folder.last / CONFIG_NAME), ops)
@@ -52,30 +68,51 @@ def run_training(options: TrainOptions) -> int:
         else:
             model, line = make_network(options.network, data, options.augmentation.crop, options.seed, ops)
         first = record or TrainingRecord(0, 0.0, options.identity(), _facts(data), _weights(options, data))
-        trainer = Trainer(options, folder, model, data, judge, first, device, resume=record is not None)
+        _require_one_folder(ranks, first.step, options)
+        trainer = Trainer(options, folder, model, data, judge, report, first, ranks, resume=record is not None)
         predictor(model, inference)  # refuses an impossible window now, not at the first evaluation
         metrics = options.out / METRICS_NAME
         if trainer.progress >= 1 and metrics.is_file():
-            print(f"this run has ended, see {metrics}; more --steps with --resume always would prolong it")
+            if ranks.first:
+                print(f"this run has ended, see {metrics}; more --steps with --resume always would prolong it")
             return 0
-        if record is None and folder.holds_run:
+        if record is None and folder.holds_run and ranks.first:
             trainer.read_first()
             val[0]
+        require_boards(options)
+        ranks.wait()
         # only now, when all options have proved possible and the data can be read, does anything old go
-        folder.begin(record)
-        with TrainingLog(options.out, first.step, options.record.tensorboard) as log:
+        if ranks.first:
+            folder.begin(record)
+        with TrainingLog(options, first.step) if ranks.first else NoLog() as log:
             log.note(line)
             if record is None and (warning := _rough(options)):
                 log.note(warning)
             try:
-                with _explaining(device):
+                with _explaining(device, ranks):
                     final = trainer.train(log, interruption)
             except Interrupted:
                 log.note(f"stopped at step {trainer.step}, saved in {folder.last}; the same command goes on from there")
                 return 128 + (interruption.signal or 0)
-            best = _report(folder, final, trainer)
-    print(f"mIoU {best['miou'] or 0.0:.4f} at step {best['step']}: {folder.best}")
+            except LostRank:
+                # an exchange fails before anything has changed; a GPU would wait for the lost one for ever
+                if ranks.first and device.type == "cpu":
+                    trainer.save()
+                raise
+            if ranks.first:
+                best = _report(folder, final, trainer)
+                print(f"mIoU {best['miou'] or 0.0:.4f} at step {best['step']}: {folder.best}")
     return 0
+
+
+def _require_one_folder(ranks: Ranks, step: int, options: TrainOptions) -> None:
+    """Raises ConfigError where the processes of a run, on several machines, do not see the same state in --out."""
+    least, most = ranks.largest(-step, step)
+    if -least != most:
+        raise ConfigError(
+            f"--out {options.out}: machines see other states in it (steps {-least:.0f} to {most:.0f}); name a folder"
+            " that all of them share"
+        )
 
 
 def _rough(options: TrainOptions) -> str | None:
@@ -94,13 +131,17 @@ def _rough(options: TrainOptions) -> str | None:
 
 
 @contextmanager
-def _explaining(device: torch.device) -> Iterator[None]:
-    """Turn what PyTorch raises for lack of memory into a ConfigError that says what to do."""
+def _explaining(device: torch.device, ranks: Ranks) -> Iterator[None]:
+    """Turn what PyTorch raises for lack of memory, or of what an option needs, into an error that says what to do."""
     try:
-        yield
+        with ranks.exchanging():
+            yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{device} has too little memory; lower --batch, --crop, or pass --amp bf16") from error
+        advice = "pass --accumulate 2 (or more), --amp bf16, or lower --crop"
+        raise ConfigError(f"{device} has too little memory; {advice}") from error
     except RuntimeError as error:
+        if (reason := needed(error)) is not None:
+            raise ConfigError(reason) from error
         if "DataLoader worker" not in str(error):
             raise
         raise ConfigError(
@@ -124,7 +165,12 @@ def _resumed(options: TrainOptions, folder: RunFolder, data: SegmentationDataset
             f" {len(data.classes)}; choose another --out, or pass --resume never to start over"
         )
     identity = options.identity()
-    there, here = {**record.options, "images": record.data["images"]}, {**identity, "images": facts["images"]}
+    # a run from before there was an option had its default
+    defaults = TrainOptions(out=options.out).identity()
+    there, here = (
+        {**defaults, **record.options, "images": record.data["images"]},
+        {**identity, "images": facts["images"]},
+    )
     different = [key for key in here if there.get(key) != here[key]]
     network = any(key in asdict(options.network) for key in different)  # which going on cannot change
     if network or (different and options.resume == "auto"):

@@ -1,6 +1,7 @@
 """The folder of a training run: whole states that survive a kill at any moment, and the best network so far.
 
-    last -> states/step-00001200    config.json, model.safetensors, optimizer.safetensors, training.json
+    last -> states/step-00001200    config.json, model.safetensors, optimizer.safetensors, training.json, and where the
+                                    model is the average of the updates' weights, learning.safetensors: the weights
     best -> states/best-00001000    config.json, model.safetensors, metrics.json
 
 A state is written beside the others, reaches the disk, gets its name, and only then does the link `last` move to it.
@@ -33,6 +34,7 @@ except ImportError:  # Windows has no record locks of this kind; two runs in one
     fcntl = None  # type: ignore[assignment]
 
 OPTIMIZER_NAME = "optimizer.safetensors"
+LEARNING_NAME = "learning.safetensors"
 TRAINING_NAME = "training.json"
 METRICS_NAME = "metrics.json"
 _UNFINISHED = ".part"
@@ -84,9 +86,12 @@ class RunFolder:
     def holds_run(self) -> bool:
         return self.last.is_symlink()
 
-    def save(self, model: Segmenter, optimizer: Optimizer, record: TrainingRecord) -> None:
+    def save(
+        self, model: Segmenter, optimizer: Optimizer, record: TrainingRecord, learning: Segmenter | None = None
+    ) -> None:
         """Write a state and make it `last`; once this returns it is on the disk, and before that the old one stands.
 
+        learning: the network whose weights the optimiser changes, where `model` is their average.
         Raises CheckpointError when it cannot be written, a full disk included.
         """
         name = f"step-{record.step:08d}"
@@ -96,6 +101,9 @@ class RunFolder:
         def write(folder: Path) -> None:
             save_model(model, folder)
             write_tensors(optimizer_tensors(optimizer), folder / OPTIMIZER_NAME)
+            if learning is not None:
+                weights = {name: tensor.detach().cpu().contiguous() for name, tensor in learning.state_dict().items()}
+                write_tensors(weights, folder / LEARNING_NAME)
             _write_json(folder / TRAINING_NAME, asdict(record))
 
         before = self._target(self.last)
@@ -129,13 +137,17 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}; {self._way_out()}") from error
 
-    def load(self, model: Segmenter, optimizer: Optimizer) -> None:
+    def load(self, model: Segmenter, optimizer: Optimizer, average: Segmenter | None = None) -> None:
         """Put weights and optimiser state of `last` into a network of its configuration and its optimiser.
 
+        average: where the average of the weights goes, which where none was kept begins with them.
         Raises CheckpointError when either is missing, damaged or does not fit.
         """
-        weights = self.last / WEIGHTS_NAME
+        judged, learning = self.last / WEIGHTS_NAME, self.last / LEARNING_NAME
+        weights = learning if learning.exists() else judged
         load_weights(model, read_tensors(weights), weights)
+        if average is not None:
+            load_weights(average, read_tensors(judged), judged)
         try:
             load_optimizer(optimizer, read_tensors(self.last / OPTIMIZER_NAME))
         except (KeyError, ValueError) as error:

@@ -10,7 +10,7 @@ import torch
 from segmenter.config import HALF
 from segmenter.datasets import Sample
 from segmenter.datasets.shapes import Shapes
-from segmenter.errors import ImageError
+from segmenter.errors import DataError, ImageError
 from segmenter.training.augment import PRESETS
 from segmenter.training.data import Augmented, Order, batches
 
@@ -55,8 +55,9 @@ def test_workers_change_nothing(workers: int) -> None:
 
 
 def test_seed_changes_augmentation() -> None:
-    assert not torch.equal(augmented(0)[0, 0][0], augmented(1)[0, 0][0])
-    assert not torch.equal(augmented(0)[0, 0][0], augmented(0)[5, 0][0])
+    ((first, _), _), ((other_seed, _), _), ((later, _), _) = augmented(0)[0, 0], augmented(1)[0, 0], augmented(0)[5, 0]
+    assert not torch.equal(first, other_seed)
+    assert not torch.equal(first, later)
 
 
 class Broken(Shapes):
@@ -72,3 +73,39 @@ def test_bad_file_is_named_in_one_line(workers: int, tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         list(batches(samples, Order(5, 2, 0, 0, 6), workers))
     assert str(error.value) == "street.png: damaged; copy it again"
+
+
+class Failing(Shapes):
+    """Samples of which some are damaged; each image holds its own number."""
+
+    def __init__(self, bad: set[int], length: int = 5) -> None:
+        super().__init__("train", length)
+        self.bad = bad
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            raise ImageError(f"{index}.png: damaged")
+        return Sample(np.full((32, 32, 3), index, np.uint8), np.full((32, 32), index, np.uint8), str(index))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_samples_are_skipped_named_once_and_the_same_after_a_resume(workers: int) -> None:
+    samples = Augmented(Failing({3, 4}), (32, 32), PRESETS["none"], HALF, 0, skip_bad=True)
+    notes: list[str] = []
+    whole = [
+        labels[:, 0, 0].tolist() for _, labels in batches(samples, Order(5, 2, 0, 0, 6), workers, note=notes.append)
+    ]
+    wanted = [[0 if index in (3, 4) else index for _, index in places] for places in Order(5, 2, 0, 0, 6)]
+    assert whole == wanted
+    assert sorted(notes) == ["skipped: 3.png: damaged", "skipped: 4.png: damaged"]
+    later = [labels[:, 0, 0].tolist() for _, labels in batches(samples, Order(5, 2, 0, 4, 6), workers)]
+    assert later == whole[4:]
+
+
+def test_a_dataset_that_is_gone_is_not_skipped() -> None:
+    for length in (5, 1000):
+        samples = Augmented(
+            Failing(set(range(length)), length), (32, 32), PRESETS["none"], HALF, 0, skip_bad=True, raw=True
+        )
+        with pytest.raises(DataError, match=rf"damaged \(and so are the {min(length, 100) - 1} samples after it\)"):
+            list(batches(samples, Order(length, 2, 0, 0, 1), 0))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from segmenter.errors import ConfigError
-from segmenter.training.loss import class_weights, segmentation_loss
+from segmenter.training.loss import class_weights, labelled, segmentation_loss
 
 
 def case(classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +55,35 @@ def test_ignored_pixels_get_no_gradient() -> None:
     assert masks.grad is not None
     assert (masks.grad[0] == 0).all()
     assert (masks.grad[1] != 0).any()
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0, 0.1, 3.0])], ids=["plain", "weighted"])
+def test_parts_of_a_batch_add_up(weights: torch.Tensor | None) -> None:
+    masks, labels = case()
+    labels[0, 5:] = 255  # far fewer labelled pixels than in the other
+    counts = [labelled(part, 2, weights) for part in labels.split(1)]
+    assert counts[0] < counts[1] / 4
+    whole = segmentation_loss(masks, labels, 8, 2, weights)
+    parts = [
+        segmentation_loss(mask, truth, 8, 2, weights, count=sum(counts, torch.zeros(())))
+        for mask, truth in zip(masks.split(1), labels.split(1), strict=True)
+    ]
+    torch.testing.assert_close(sum(parts, torch.zeros(())), whole, rtol=1e-6, atol=0)
+
+
+def test_the_deterministic_way_is_the_same_loss() -> None:
+    masks, labels = case()
+    masks.requires_grad_()
+    plain = segmentation_loss(masks, labels, 8)
+    (gradient,) = torch.autograd.grad(plain, masks)
+    torch.use_deterministic_algorithms(True)
+    try:
+        other = segmentation_loss(masks, labels, 8)
+        (its,) = torch.autograd.grad(other, masks)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(other, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(its, gradient, rtol=1e-5, atol=1e-8)
 
 
 def test_stride_must_divide_the_patch() -> None:

@@ -56,6 +56,28 @@ def test_decay_and_rates(tiny_model: Segmenter) -> None:
             assert group["lr"] == pytest.approx(5e-5 if name.startswith("encoder.") else 5e-4), name
 
 
+def test_rates_fall_from_layer_to_layer(tiny_model: Segmenter) -> None:
+    rates = OptimizerOptions(optimizer="adamw", lr=1e-3, backbone_lr=1e-4, layer_decay=0.5)
+    optimizer = make_optimizer(tiny_model, rates)
+    set_lr(optimizer, 1e-3)
+    expected = {
+        "decoder.": 1e-3,
+        "encoder.norm.": 1e-4,
+        "encoder.blocks.1.": 0.5e-4,
+        "encoder.blocks.0.": 0.25e-4,
+        "encoder.patch_embed.": 0.125e-4,
+        "encoder.cls_token": 0.125e-4,
+        "encoder.pos_embed": 0.125e-4,
+    }
+    seen = set()
+    for group in optimizer.param_groups:
+        for name in group["param_names"]:
+            (prefix,) = (prefix for prefix in expected if name.startswith(prefix))
+            assert group["lr"] == pytest.approx(expected[prefix]), name
+            seen.add(prefix)
+    assert seen == set(expected)
+
+
 def test_layer_scale_and_distillation_token_are_not_decayed() -> None:
     config = variant("Seg-DeiT-Ti/16", 2, layer_scale=True, depth=1, image_size=(32, 32))
     for group in parameter_groups(Segmenter(config), 0.05):

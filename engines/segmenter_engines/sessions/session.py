@@ -17,7 +17,7 @@ from segmenter.config import Preprocess, SegmenterConfig
 from segmenter.errors import EngineError, SegmenterError
 from segmenter.preprocess import affine
 from segmenter_engines.graph import Span, is_range
-from segmenter_engines.manifest import NORMALIZED, PIXELS, Manifest
+from segmenter_engines.manifest import NORMALIZED, PIXELS, Manifest, require_rgb
 
 Mode = Literal["latency", "throughput"]
 
@@ -63,6 +63,7 @@ class Spec:
 
     @classmethod
     def of_config(cls, config: SegmenterConfig) -> "Spec":
+        require_rgb(config)
         patch, preprocess = config.encoder.patch_size, config.preprocess
         return cls(config.name, "fp32", patch, None, None, None, config.classes, config.palette, preprocess)
 

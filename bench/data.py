@@ -1,0 +1,191 @@
+"""How fast training images are loaded and augmented, where the time goes, and whether that keeps a GPU fed.
+
+python -m segmenter_bench.data --dataset camvid --data DIR
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from segmenter.cli import run as run_command
+from segmenter.config import HALF
+from segmenter.cores import usable_cores
+from segmenter.datasets import Sample, SegmentationDataset, open_dataset
+from segmenter.datasets.pairs import PairedDataset, require_same_size
+from segmenter.errors import ConfigError, VerificationError
+from segmenter.files import atomic_path, require_writable
+from segmenter.images import read_labels
+from segmenter.preprocess import normalize_planar
+from segmenter.training.augment import PRESETS, Augmentation, augment, cut_image, cut_labels, draw, pad_to, to_planar
+from segmenter.training.colour import distort
+from segmenter.training.data import Augmented, Order, batches
+from segmenter_bench.machine import facts
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time the loading and augmentation of training images: CPU milliseconds of each stage, and images per second.
+
+    CPU time is what an image costs whatever else the machine does; the rate is by the clock, and needs it idle.
+    """
+
+    dataset: str = "shapes"
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
+    data: Path | None = None
+    """The dataset's folder; shapes needs none."""
+    split: Literal["train", "val"] = "train"
+    """Which images to read; where there are few they come again."""
+    augment: Literal["paper", "mild", "flip", "none"] = "paper"
+    """What is done to them."""
+    crop: tuple[int, int] = (512, 512)
+    """Height and width of the crops."""
+    images: Annotated[int, tyro.conf.arg(metavar="N")] = 200
+    """Images to time."""
+    batch: int = 8
+    """Images a batch."""
+    workers: int = 2
+    """Processes that make them; 0 for this one."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least 1")
+        if self.workers < 0:
+            raise ConfigError(f"--workers {self.workers}: wanted 0 or more")
+
+
+class Stages:
+    """CPU seconds of each stage, summed over calls."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, stage: str, make: Callable[[], Made]) -> Made:
+        began = time.process_time()
+        made = make()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - began
+        return made
+
+
+def profile(dataset: SegmentationDataset, options: Options, settings: Augmentation) -> dict[str, float]:
+    """CPU milliseconds an image of each stage, on one thread.
+
+    Raises VerificationError where the stages together are not what training does.
+    """
+    stages, pairs = Stages(), []
+    for number in range(options.images):
+        sample = _read(dataset, number % len(dataset), stages)
+        seed = (0, number)
+        drawn = stages.time("draw, crop chosen", lambda s=sample, n=seed: draw(s.labels, n, options.crop, settings))
+        pixels = stages.time("resize and crop", lambda s=sample, d=drawn: cut_image(s.image, d))
+        target = stages.time("crop labels", lambda s=sample, d=drawn: cut_labels(s.labels, d.resized, d.box))
+        if drawn.mirrored:
+            pixels, target = pixels[:, ::-1], target[:, ::-1]
+        planar = stages.time("to floating point", lambda p=pixels: to_planar(p))
+        distorted = stages.time("colours", lambda p=planar, d=drawn: distort(p, (d.colours,)))
+        normal = stages.time("normalise", lambda p=distorted: normalize_planar(p, HALF)[0])
+        pair = stages.time("pad", lambda n=normal, t=target: pad_to(options.crop, n, t))
+        wanted = augment(sample.image, sample.labels, seed, options.crop, settings, HALF)
+        if not all(torch.equal(mine, theirs) for mine, theirs in zip(pair, wanted, strict=True)):
+            raise VerificationError(f"{sample.source}: the stages timed here give other pixels than training's")
+        pairs.append(pair)
+        if len(pairs) == options.batch or number == options.images - 1:
+            stages.time("stack a batch", lambda: [torch.stack(parts) for parts in zip(*pairs, strict=True)])
+            pairs.clear()
+    return {stage: 1000 * seconds / options.images for stage, seconds in stages.seconds.items()}
+
+
+def _read(dataset: SegmentationDataset, index: int, stages: Stages) -> Sample:
+    if not isinstance(dataset, PairedDataset):
+        return stages.time("make the image", lambda: dataset[index])
+    image_path, mask_path = dataset.pairs[index]
+    image = stages.time("decode the image", lambda: dataset.layout.read_picture(image_path))
+    mask = stages.time("decode the mask", lambda: read_labels(mask_path))
+    require_same_size(image, mask, image_path, mask_path)
+    labels = stages.time("mask to labels", lambda: dataset.layout.to_labels(mask, mask_path))
+    return Sample(image, labels, image_path.name, image_path)
+
+
+def rate(dataset: SegmentationDataset, options: Options, settings: Augmentation) -> tuple[float, float]:
+    """Images per second by the clock, and CPU milliseconds an image of this process and its workers together.
+
+    The first batch, for which workers have to start, is not timed by the clock.
+    """
+    steps = -(-options.images // options.batch) + 1
+    order = Order(len(dataset), options.batch, 0, 0, steps)
+    samples = Augmented(dataset, options.crop, settings, HALF, 0)
+    before = _cpu_seconds()
+    each = batches(samples, order, options.workers)
+    next(each)
+    began = time.perf_counter()
+    count = sum(len(images) for images, _ in each)
+    seconds = time.perf_counter() - began
+    # every worker has ended by now, and only then does its time count as a child's
+    return count / seconds, 1000 * (_cpu_seconds() - before) / (steps * options.batch)
+
+
+def _cpu_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def measure(options: Options) -> int:
+    if options.json is not None:
+        require_writable(options.json)
+    torch.set_num_threads(1)
+    settings = PRESETS[options.augment]
+    dataset = open_dataset(options.dataset, options.data, options.split)
+    sizes = {dataset[int(index)].labels.shape for index in np.linspace(0, len(dataset) - 1, 5)}
+    stages = profile(dataset, options, settings)
+    images_per_s, ms = rate(dataset, options, settings)
+    total = sum(stages.values())
+    table = Table("stage", "CPU ms an image", "share", box=box.SIMPLE)
+    for stage, spent in stages.items():
+        table.add_row(stage, f"{spent:.2f}", f"{spent / total:.0%}")
+    table.add_row("all", f"{total:.2f}", "100%")
+    Console().print(table)
+    cores = usable_cores()
+    shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+    print(
+        f"{options.dataset} {options.split} ({shown}), crop {options.crop[1]}x{options.crop[0]}, {options.augment},"
+        f" {options.workers} workers, batches of {options.batch}:\n"
+        f"{images_per_s:.1f} images/s by the clock; {ms:.1f} CPU ms an image with its way to the batch, which would be"
+        f" {1000 * cores / ms:.1f} images/s on {cores} idle cores"
+    )
+    if options.json is not None:
+        record: dict[str, Any] = {
+            **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
+            "stages_ms": stages,
+            "images_per_s": images_per_s,
+            "cpu_ms": ms,
+            "cores": cores,
+            "machine": facts(),
+        }
+        with atomic_path(options.json) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(measure, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Training by several processes is the training of one: the same weights, evaluations and states, and ends as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segmenter.training.state import RunFolder
+from tests.training.ranks import run_ranks, start_ranks
+from tests.training.runs import TINY, assert_same_weights, losses, metrics, run_here
+
+# no chance in the network, for it differs from part to part; a batch that two share unevenly
+STEADY = [*TINY, "--dropout", "0", "--drop-path", "0", "--batch", "5", "--steps", "6", "--optimizer", "sgd"]
+STEADY += ["--lr", "1e-2", "--class-weights", "--clip-grad", "1", "--ema", "0.9", "--eval-every", "3"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert run_here([*STEADY, "--out", str(out)]) == 0
+    return out
+
+
+def assert_close_weights(first: Path, second: Path) -> None:
+    for name in ("model", "learning"):
+        ours, theirs = (load_file(out / "last" / f"{name}.safetensors") for out in (first, second))
+        for key, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[key], rtol=0, atol=1e-5, msg=key)
+
+
+def judged(out: Path) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record["miou"]) for record in records if "miou" in record]
+
+
+def test_two_processes_equal_one(alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run_ranks(2, [*STEADY, "--out", str(out)], tmp_path) == [0, 0]
+    assert_close_weights(alone, out)
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+    assert [step for step, _ in judged(out)] == [3, 6]
+    assert metrics(out)["miou"] == pytest.approx(metrics(alone)["miou"], abs=1e-3)
+    # the first alone speaks
+    assert "mIoU" in (tmp_path / "0").read_text()
+    assert (tmp_path / "1").read_text() == ""
+
+
+def test_two_processes_are_two_parts_to_the_bit(tmp_path: Path) -> None:
+    # with chance, AdamW, a frozen block and workers
+    options = [*TINY, "--batch", "4", "--steps", "6", "--eval-every", "2", "--ema", "0.9"]
+    options += ["--freeze-encoder-blocks", "1", "--freeze-for", "0.5"]
+    assert run_here([*options, "--accumulate", "2", "--out", str(tmp_path / "parts")]) == 0
+    assert run_ranks(2, [*options, "--workers", "1", "--out", str(tmp_path / "ranks")], tmp_path) == [0, 0]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "ranks")
+    assert_same_weights(tmp_path / "parts", tmp_path / "ranks")
+    # the confusion matrices of shares add up to that of all
+    assert judged(tmp_path / "parts") == judged(tmp_path / "ranks")
+    assert metrics(tmp_path / "parts")["iou"] == metrics(tmp_path / "ranks")["iou"]
+
+
+def test_a_run_goes_on_with_more_and_with_fewer(alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = [*STEADY, "--out", str(out), "--save-every-seconds", "0"]
+
+    def stopped(count: int, step: int) -> None:
+        processes = start_ranks(count, options, tmp_path / str(count))
+        while (RunFolder(out).read_record().step if RunFolder(out).holds_run else 0) < step:
+            assert any(process.is_alive() for process in processes)
+            time.sleep(0.005)
+        # one of them, and not the first
+        os.kill(processes[-1].pid or 0, signal.SIGTERM)
+        for process in processes:
+            process.join(60)
+        assert {process.exitcode for process in processes} <= {128 + signal.SIGTERM, 0}
+
+    stopped(1, 1)
+    stopped(2, 3)
+    assert run_here(options) == 0
+    assert list(losses(out)) == [1, 2, 3, 4, 5, 6]
+    assert_close_weights(alone, out)
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+    assert [step for step, _ in judged(out)] == [3, 6]
+
+
+def test_a_signal_to_one_stops_all_and_saves_once(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = [*TINY, "--batch", "2", "--steps", "4000", "--out", str(out), "--save-every-seconds", "1000"]
+    options += ["--limit", "2000"]  # no end of an epoch either
+    processes = start_ranks(2, options, tmp_path)
+    _until_it_trains(out)
+    os.kill(processes[1].pid or 0, signal.SIGTERM)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [128 + signal.SIGTERM] * 2
+    (state,) = (out / "states").iterdir()
+    assert RunFolder(out).read_record().step == list(losses(out))[-1] == int(state.name[-8:])
+    assert (tmp_path / "0").read_text().count("the same command goes on") == 1
+    assert (tmp_path / "1").read_text() == ""
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_that_is_killed_is_named(dead: int, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = [*TINY, "--batch", "2", "--steps", "4000", "--out", str(out), "--save-every-seconds", "1000"]
+    processes = start_ranks(2, options, tmp_path)
+    _until_it_trains(out)
+    os.kill(processes[dead].pid or 0, signal.SIGKILL)
+    for process in processes:
+        process.join(60)
+    assert processes[1 - dead].exitcode == 2
+    (line,) = [one for one in (tmp_path / str(1 - dead)).read_text().splitlines() if one.startswith("error:")]
+    if dead == 1:
+        assert f"rank 1 of 2 (process {processes[1].pid} on " in line
+        assert "ended before its time" in line
+        # what was learnt before is kept
+        assert RunFolder(out).read_record().step >= list(losses(out))[-1] > 1
+    else:
+        # it kept the list of who is who
+        assert "a process of the 2 ended before its time" in line
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    options = [*TINY, "--steps", "4", "--out", str(tmp_path / "run")]
+    for mistake, named in ((["--batch", "1"], "--batch 1: wanted 2 or more"), (["--lr", "-1"], "learning rate")):
+        said = tmp_path / named[:7]
+        assert run_ranks(2, [*options, *mistake], said) == [2, 2]
+        (line,) = [one for rank in "01" for one in (said / rank).read_text().splitlines() if "error:" in one]
+        assert named in line
+
+
+def test_a_loss_that_is_no_number_is_told_once(tmp_path: Path) -> None:
+    options = [*TINY, "--steps", "30", "--batch", "4", "--optimizer", "sgd", "--lr", "1e30", "--out"]
+    assert run_ranks(2, [*options, str(tmp_path / "run")], tmp_path) == [2, 2]
+    (line,) = [one for rank in "01" for one in (tmp_path / rank).read_text().splitlines() if "error:" in one]
+    assert "came apart at step" in line
+    (file,) = (tmp_path / "run").glob("bad-batch-*")
+    assert load_file(file)["images"].shape == (4, 3, 32, 32)  # of both processes
+
+
+@pytest.mark.slow
+def test_torchrun_is_stopped_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train = ["segmenter.train", *TINY, "--batch", "4", "--steps", "200", "--save-every-seconds", "1000"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", *train]
+    job = subprocess.Popen([*torchrun, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    _until_it_trains(out)
+    job.terminate()
+    _, said = job.communicate(timeout=120)
+    assert said.count("the same command goes on") == 1
+    step = RunFolder(out).read_record().step
+    assert step == list(losses(out))[-1]
+    done = subprocess.run([*torchrun, "--out", str(out)], stdout=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0
+    assert done.stdout.count("mIoU") == 1
+    assert list(losses(out)) == list(range(1, 201))
+
+
+def _until_it_trains(out: Path) -> None:
+    began = time.monotonic()
+    while not (out / "metrics.jsonl").is_file() or len(losses(out)) < 3:
+        assert time.monotonic() - began < 120
+        time.sleep(0.02)
