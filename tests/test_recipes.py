@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from segmenter.config import variant
 from segmenter.datasets import DATASETS, classes_of
 from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
+from segmenter.protocol import paper_inference
 from segmenter.recipe import FOLDER, STEPS, read_recipe, recipe_names, with_recipe
 from segmenter.recipes import main, status
 from segmenter.train import main as train
@@ -62,10 +64,18 @@ def test_every_recipe_can_be_run_as_it_says(name):
     assert model.config.name == recipe.variant
     assert model.config.decoder.kind == recipe.decoder
     # trained and judged at the crop its positions are made for
-    side = options["evaluate"].inference.window
-    assert model.config.encoder.image_size == training.augmentation.crop == (side, side)
-    assert options["evaluate, multi-scale"].inference.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-    assert options["evaluate, multi-scale"].inference.flip
+    single, multi = (inference_of(options[step], model.config) for step in ("evaluate", "evaluate, multi-scale"))
+    assert model.config.encoder.image_size == training.augmentation.crop == (single.window, single.window)
+    assert (single.scales, single.flip) == ((1.0,), False)
+    assert (multi.scales, multi.flip) == ((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True)
+    assert replace(multi, scales=(1.0,), flip=False) == single
+
+
+def inference_of(options, config):
+    """What `evaluate` does with its options."""
+    if options.paper is None:
+        return options.inference
+    return paper_inference(options.dataset, options.paper, config, options.inference)
 
 
 def test_the_rows_are_the_papers_with_the_figures_it_gives():
@@ -79,26 +89,28 @@ def test_the_rows_are_the_papers_with_the_figures_it_gives():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "crop", "batch", "epochs", "lr", "stride"),
+    ("dataset", "crops", "batch", "epochs", "lr", "shorter", "stride", "resize"),
     [
-        ("ade20k", (512, 640), 8, 64, 1e-3, None),
-        ("pascal_context", (480,), 16, 256, 1e-3, 320),
-        ("cityscapes", (768,), 8, 216, 1e-2, 512),
+        ("ade20k", (512, 640), 8, 64, 1e-3, (None, None), None, None),
+        ("pascal_context", (480,), 16, 256, 1e-3, (520, 8), 320, (4160, 520)),
+        ("cityscapes", (768,), 8, 216, 1e-2, (1024, 2), 512, (2048, 1024)),
     ],
 )
-def test_training_is_the_official_configurations(dataset, crop, batch, epochs, lr, stride):
+def test_the_rows_are_the_official_configurations(dataset, crops, batch, epochs, lr, shorter, stride, resize):
     for recipe in filter(lambda recipe: recipe.dataset == dataset, map(read_recipe, PAPER)):
         options = parsed(recipe.commands("w", "d", "o")["train"])
         rates = options.optimizer
-        assert options.augmentation.crop[0] in crop
+        assert options.augmentation.crop[0] in crops
         assert (options.length.batch, options.length.epochs, rates.lr) == (batch, epochs, lr)
         assert (rates.optimizer, rates.momentum, rates.weight_decay) == ("sgd", 0.9, 0.0)
         assert (rates.min_lr, rates.power, rates.amp) == (1e-5, 0.9, "off")
-        assert recipe.evaluate["stride"] == (stride or recipe.evaluate["window"])
-        # the official code scales the shorter side, not the crop
-        shorter = {"pascal_context": 520, "cityscapes": 1024}.get(dataset, options.augmentation.crop[0])
-        ratio = shorter / options.augmentation.crop[0]
-        assert options.augmentation.scale == pytest.approx((0.5 * ratio, 2 * ratio), abs=1e-4)
+        given, crop = options.augmentation, options.augmentation.crop[0]
+        assert (given.scale, given.short_side, given.long_ratio) == ((0.5, 2.0), *shorter)
+        evaluation = parsed(recipe.commands("w", "d", "o")["evaluate"])
+        config = variant(recipe.variant, classes_of(dataset)[0], image_size=(crop, crop))
+        inference = inference_of(evaluation, config)
+        assert (inference.window, inference.stride) == (crop, stride or crop)
+        assert inference.resize == (resize or (4 * crop, crop))
 
 
 def test_camvid_is_what_make_camvid_runs():
