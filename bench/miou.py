@@ -23,7 +23,8 @@ from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder
 from segmenter_bench.race import Contestant, limit_of, opened, say
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
-from segmenter_bench.sections import DASH, signed
+from segmenter_bench.sections import signed
+from segmenter_bench.sheets import DASH
 from segmenter_engines.limits import LIMITS
 
 RIVALS_NOTE = (

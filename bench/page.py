@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from segmenter_bench.acceptance import Outcome
+from segmenter_bench.origins import embedded
 from segmenter_bench.page_figures import examples, figures
 from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_tables import heat, results
-from segmenter_bench.sections import Section, machine_name, number, signed
+from segmenter_bench.sections import Section, machine_name, signed
+from segmenter_bench.sheets import Cell, quantity
 
 
 def page(
@@ -31,6 +33,7 @@ def page(
         _hardware(others, steps),
         _made_on(runs),
         _commands(runs, command),
+        _part("Rows", embedded(runs)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -68,7 +71,7 @@ def _section(section: Section) -> str:
 
 
 def _hardware(runs: Sequence[dict[str, Any]], steps: Sequence[Outcome]) -> str:
-    parts = "".join(_part(title, inside) for title, inside in hardware(runs, steps))
+    parts = "".join(_part(sheet.title, sheet.html) for sheet in hardware(runs, steps))
     return f'<section class="model"><h2>The machine</h2>{parts}</section>' if parts else ""
 
 
@@ -78,22 +81,22 @@ def _part(title: str, inside: str) -> str:
 
 def _tiles(section: Section) -> str:
     best = section.best
-    tiles: list[tuple[str, str]] = []
+    tiles: list[tuple[Cell, str]] = []
     if best is not None:
         what = "fastest engine whose labels passed" if best.judged else "fastest engine"
-        tiles.append((number(best.images_per_s, ".3g") + " img/s", f"{best.engine}, {what}"))
+        speed = Cell(quantity(best.images_per_s, 3) + " img/s", best.speed)
+        tiles.append((speed, f"{best.engine}, {what}"))
         if best.speedup is not None:
-            tiles.append((f"{best.speedup:.1f}x", "the official implementation's way, same run, same threads"))
+            way = "the official implementation's way, same run, same threads"
+            tiles.append((Cell(f"{best.speedup:.1f}x", best.speed), way))
         if best.miou is not None:
             fall = f"{signed(best.drop)} vs PyTorch" if best.drop is not None else "of PyTorch itself"
-            tiles.append((f"{best.miou:.4f}", f"its mIoU, {fall}"))
+            tiles.append((Cell(f"{best.miou:.4f}", best.accuracy), f"its mIoU, {fall}"))
     lines = section.lines(section.batches[0] if section.batches else None)
     faithful = [one for one in lines if one.verdict == "passed"]
     if faithful:
-        tiles.append((f"{len(faithful)} of {len(lines)}", "engines whose labels were judged and passed"))
-    inside = "".join(
-        f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles
-    )
+        tiles.append((Cell(f"{len(faithful)} of {len(lines)}"), "engines whose labels were judged and passed"))
+    inside = "".join(f'<div class="tile"><b>{big.html}</b><span>{escape(small)}</span></div>' for big, small in tiles)
     return f'<div class="tiles">{inside}</div>' if tiles else ""
 
 

@@ -24,7 +24,8 @@ from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, mis
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
-from segmenter_bench.sections import number, speedup
+from segmenter_bench.sections import speedup
+from segmenter_bench.sheets import number, quantity
 from segmenter_engines.folder import CHECKPOINT
 
 TIMED = {
@@ -215,7 +216,7 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table
         timing, share = row["timing"], row["agreement"]
         cells = ["-"] * (6 + len(ratios))
         if timing is not None:
-            cells = [f"{timing[key]:.4g}" for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
+            cells = [quantity(timing[key], 4) for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
             cells.append(number(speedup(row, references.get(row["batch"]), rounds), ".2f"))
             cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []
             extra = row["extra_memory_bytes"]
