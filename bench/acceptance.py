@@ -34,7 +34,7 @@ KERNELS = ("attention", "upsample_argmax", "patch_embed", "mask_scores", "add_la
 KERNELS += ("linear_residual", "linear_int8", "linear_fp8", "quantize")
 VARIANTS = ("Seg-B-Mask/16", "Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")
 BENCH = ("torch", "numpy", "PIL", "rich", "tyro", "safetensors", "segmenter_trt._native")
-ON_GPU = ("official", "eager", "compiled", "triton")
+ON_GPU = ("official", "eager", "compiled", "gpu", "triton", "eomt-style")
 EXPORTED = ("official", "triton-fp16", "onnxruntime", "tensorrt-rtx", "tensorrt")  # what takes an export, and a build
 
 

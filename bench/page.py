@@ -9,8 +9,9 @@ from segmenter_bench.acceptance import Outcome
 from segmenter_bench.origins import embedded
 from segmenter_bench.page_figures import examples, figures
 from segmenter_bench.page_hardware import hardware
-from segmenter_bench.page_tables import heat, results
-from segmenter_bench.sections import Section, machine_name, signed
+from segmenter_bench.page_ladder import ladders
+from segmenter_bench.page_tables import heat, missing, results
+from segmenter_bench.sections import Section, by_reason, machine_name, signed
 from segmenter_bench.sheets import Cell, quantity
 
 
@@ -62,6 +63,7 @@ def _section(section: Section) -> str:
         tables = "".join(results(section.lines(size, "network"), None) for size in section.batches)
         parts.append(_part("The network alone", hint + tables))
     parts += [
+        _part("The ablation ladder", ladders(section)),
         heat(section),
         _part("The same pictures through every engine", examples(section)),
         _unavailable(section),
@@ -101,10 +103,7 @@ def _tiles(section: Section) -> str:
 
 
 def _unavailable(section: Section) -> str:
-    items = "".join(
-        f"<li><code>{escape(name)}</code>: {escape(reason)}</li>" for name, reason in section.unavailable.items()
-    )
-    return _part("Not measured here", f'<ul class="missing">{items}</ul>') if items else ""
+    return _part("Not measured here", missing(by_reason(section.unavailable)))
 
 
 def _notes(run: dict[str, Any] | None) -> str:

@@ -13,6 +13,7 @@ FAMILIES = {
     "official": "official",
     "eager": "torch",
     "compiled": "torch",
+    "gpu": "torch",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

@@ -1,6 +1,6 @@
 """The page's tables: one line an engine, and the IoU of every class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from segmenter_bench.sections import Line, Section, signed
@@ -95,6 +95,15 @@ def heat(section: Section) -> str:
     return (
         f'<section class="part"><details{is_open}><summary>IoU of each class</summary>{hint}{table}</details></section>'
     )
+
+
+def missing(reasons: Mapping[str, Sequence[str]]) -> str:
+    """A line a reason, with the engines it keeps from being measured; or nothing."""
+    items = "".join(
+        f"<li>{', '.join(f'<code>{escape(engine)}</code>' for engine in engines)}: {escape(reason)}</li>"
+        for reason, engines in reasons.items()
+    )
+    return f'<ul class="missing">{items}</ul>' if items else ""
 
 
 def swatch(palette: Sequence[Sequence[int]], index: int) -> str:

@@ -115,10 +115,13 @@ def race(
                 one.failure, one.bursts = None, []
                 say(f"{one.entry.name}: {region}, batch {batch}: check and warm-up")
                 try:
-                    pairs = [(one.worker.labels(image[None])[0], answer) for image, answer in checks] or [
-                        (one.worker.labels(shown), expected)
-                    ]
-                    agreements[one.entry.name] = agreement(pairs)
+                    if one.entry.compared:
+                        pairs = [(one.worker.labels(image[None])[0], answer) for image, answer in checks] or [
+                            (one.worker.labels(shown), expected)
+                        ]
+                        agreements[one.entry.name] = agreement(pairs)
+                    else:
+                        _require_labels(one, shown, expected)
                     one.worker.prepare(shown, region, pace.warmup)
                 except EngineError as error:
                     one.failure = str(error)
@@ -131,6 +134,13 @@ def race(
             ]
             keep(rows)
     return rows
+
+
+def _require_labels(one: Contestant, images: np.ndarray, like: np.ndarray) -> None:
+    """Raises EngineError where an engine that is not compared gives no labels of these images at all."""
+    labels = one.worker.labels(images)
+    if labels.shape != like.shape or labels.dtype != like.dtype:
+        raise EngineError(f"labels {labels.dtype} {labels.shape}: wanted {like.dtype} {like.shape}")
 
 
 def agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -173,7 +183,7 @@ def _take_turns(contestants: Sequence[Contestant], pace: Pace) -> float | None:
 def _row(
     one: Contestant, contestants: Sequence[Contestant], batch: int, region: str, share: float | None, trained: bool
 ) -> dict[str, Any]:
-    limit = limit_of(one.precision, trained)
+    limit = limit_of(one.precision, trained) if one.entry.compared else None
     row: dict[str, Any] = {
         "engine": one.entry.name,
         "precision": one.precision,
@@ -181,6 +191,7 @@ def _row(
         "region": region,
         "agreement": share,
         "agreement_limit": limit,
+        "compared": one.entry.compared,
         "status": "ok",
         "reason": None,
         "timing": None,
@@ -203,8 +214,7 @@ def _row(
     row["extra_memory_bytes"] = None if resident is None else row["memory_bytes"] - resident
     speedup = _ratio(one, contestants)
     row["ratio"] = asdict(speedup) if speedup is not None else None
-    assert share is not None
-    if limit is not None and share < limit:
+    if limit is not None and share is not None and share < limit:
         return row | {
             "status": "failed",
             "reason": f"{share:.2%} of pixels agree with PyTorch; wanted {limit:.1%} at {one.precision}",

@@ -83,9 +83,12 @@ class Official:
 
     tail = "argmax"
 
-    def __init__(self, path: Path, threads: int, layout: Layout = classic_layout) -> None:
+    def __init__(
+        self, path: Path, threads: int, layout: Layout = classic_layout, explicit_attention: bool = True
+    ) -> None:
         torch.set_num_threads(threads)
-        self.model, self.layout = load_model(path, ops=official_ops()), layout
+        self.model = load_model(path, ops=official_ops() if explicit_attention else None)
+        self.layout = layout
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Runs put together for people: one section a network, one line an engine, speed and accuracy side by side."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,8 +72,15 @@ class Line:
         return any(row.get("agreement_limit") is not None for row in rows)
 
     @property
+    def compared(self) -> bool:
+        """Whether it is this network at all; another one is there for its speed alone."""
+        return bool((self.speed or {}).get("compared", True))
+
+    @property
     def verdict(self) -> str:
-        return "failed" if self.faults else "passed" if self.judged else "not judged"
+        if self.faults or self.judged:
+            return "failed" if self.faults else "passed"
+        return "not judged" if self.compared else "other network"
 
 
 @dataclass
@@ -135,7 +142,11 @@ class Section:
         """The fastest engine at the smallest batch that did not fail."""
         if not self.batches:
             return None
-        sound = [one for one in self.lines(self.batches[0]) if one.images_per_s is not None and not one.faults]
+        sound = [
+            one
+            for one in self.lines(self.batches[0])
+            if one.images_per_s is not None and one.compared and not one.faults
+        ]
         return max(sound, key=lambda one: one.images_per_s or 0.0) if sound else None
 
     def _rows(self, kind: str) -> list[Row]:
@@ -168,6 +179,14 @@ def speedup_meaning(rounds: int, reference: str) -> str:
             " A machine that slows down for a while moves it less than images/s, so the two may differ a little."
         )
     return f"Images/s over {reference}'s; {rounds} rounds are too few for a range."
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Engines that share a reason for not being measured, by that reason."""
+    found: dict[str, list[str]] = {}
+    for engine, reason in reasons.items():
+        found.setdefault(reason, []).append(engine)
+    return found
 
 
 def of_engines(run: dict[str, Any]) -> bool:

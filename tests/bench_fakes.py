@@ -33,6 +33,8 @@ class Fake:
             os._exit(3)
         if self.kind == "raises":
             raise RuntimeError("first line\nsecond line")
+        if self.kind == "shapeless":
+            labels = labels[..., 0]
         if self.kind == "hangs":
             time.sleep(60)
         return labels
