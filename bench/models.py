@@ -60,10 +60,17 @@ def open_folder(folder: Path) -> Subject:
     Raises CheckpointError when it holds no checkpoint, EngineError when its engines are not of that checkpoint.
     """
     checkpoint = folder / CHECKPOINT
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no folder; wanted an engine folder, as `segmenter pipeline` fills it")
+    if (folder / CONFIG_NAME).exists():
+        raise CheckpointError(
+            f"{folder}: is a checkpoint; wanted an engine folder: fill one with"
+            f" `segmenter pipeline {folder} --out FOLDER`"
+        )
     if not checkpoint.is_dir():
         raise CheckpointError(
             f"{folder}: no folder {CHECKPOINT!r} in it; wanted an engine folder, with the checkpoint in {CHECKPOINT}/"
-            " and the exported and built engines beside it"
+            " and the engines beside it: fill one with `segmenter pipeline CHECKPOINT --out FOLDER`"
         )
     config = read_config(checkpoint / CONFIG_NAME)
     found = manifests(folder)

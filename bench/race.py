@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from segmenter.cores import usable_cores
 from segmenter.errors import EngineError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
-from segmenter_bench.machine import busy_seconds, process_seconds
+from segmenter_bench.machine import Neighbours, process_seconds
 from segmenter_bench.timing import Burst, Ratio, Timing, ratio, take_turns
 from segmenter_bench.worker import Worker
 from segmenter_engines.limits import LIMITS
@@ -169,15 +168,11 @@ def _take_turns(contestants: Sequence[Contestant], pace: Pace) -> float | None:
     def spent() -> float:
         return sum(process_seconds(one.worker.pid) for one in contestants)
 
-    start, busy, ours = time.perf_counter(), busy_seconds(), spent()
+    neighbours = Neighbours(spent)
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
     for name, bursts in take_turns(turns, pace.rounds, lambda: time.sleep(SETTLE_SECONDS)).items():
         running[name].bursts = bursts
-    now = busy_seconds()
-    if busy is None or now is None:
-        return None
-    others = now - busy - (spent() - ours)
-    return max(others, 0.0) / (usable_cores() * (time.perf_counter() - start))
+    return neighbours.share()
 
 
 def _row(

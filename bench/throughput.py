@@ -21,6 +21,7 @@ from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
+from segmenter_bench.machine import BUSY
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
@@ -39,9 +40,6 @@ RANDOM_NOTE = (
     "Random weights: a random network has near ties at every pixel, so only fp32 engines are judged by agreement;"
     " 8 and 16 bit engines are judged on trained networks."
 )
-
-
-BUSY = 0.05  # share of the cores others may take before the run says so
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ COMMANDS = {
     "bench-native": ("segmenter_bench.native", "the C++ program against the Python session"),
     "bench-stages": ("segmenter_bench.stages", "where the network's time goes, stage by stage"),
     "bench-compare": ("segmenter_bench.compare", "which engines became slower from one speed run to another"),
+    "bench-guard": ("segmenter_bench.guard", "a short speed run against the committed one: CI's guard"),
+    "bench-repeat": ("segmenter_bench.repeat", "everything twice: how far each ratio moves between two runs"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }
 

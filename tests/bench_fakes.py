@@ -56,3 +56,23 @@ def open_fake(artifact, engine, floats, threads):
     if engine == "refuses":
         raise EngineError("engine refuses:\n  no driver here")
     return Fake(engine, threads)
+
+
+class Slowed:
+    """A real engine that does its work several times over."""
+
+    times = 4
+
+    def __init__(self, engine):
+        self.engine, self.describe, self.close = engine, engine.describe, engine.close
+
+    def __call__(self, images):
+        for _ in range(self.times - 1):
+            self.engine(images)
+        return self.engine(images)
+
+
+def open_slowed(artifact, engine, floats, threads):
+    from segmenter_engines.sessions import open_engine
+
+    return Slowed(open_engine(artifact, engine, threads=threads))

@@ -75,8 +75,7 @@ class TritonSession(Session):
         return self._label(masks, padded, (H, W)), masks.isfinite().all()
 
     def _label(self, masks: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Any:
-        labels: Any = segmenter_kernels.upsample_argmax(masks, padded, size)
-        return labels
+        return segmenter_kernels.upsample_argmax(masks, padded, size)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
