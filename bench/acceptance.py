@@ -69,8 +69,8 @@ class Outcome:
     commit: str | None = field(default=None)
 
 
-def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
-    """The steps of a machine, the most valuable first."""
+def plan(options: argparse.Namespace, gpu: bool, bare: bool = False) -> list[Step]:
+    """The steps of a machine, the most valuable first. bare: without the packages that engines need."""
     out, models = str(Path(options.out) / RUNS), str(Path(options.out) / "models")
     steps = [Step("machine", "machine", "segmenter_bench.machine_step", ("--out", out), 120, ("torch",))]
     if gpu:
@@ -95,6 +95,10 @@ def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
         # the official way again at each variant: ratios are of one run
         engines, batches = (ON_GPU, ("1", "8", "32")) if gpu else (("all",), ("1",))
         arguments = ("--variant", name, "--engine", *engines, "--batch", *batches, "--network", *pace)
+        if bare:
+            alone = ("--variant", name, "--batch", *batches, *turns[:2], "--out", out)
+            needs = ("torch", "triton") if gpu else ("torch",)
+            steps.append(Step(f"network {name}", "engines", "segmenter_bench.network_step", alone, 300, needs))
         steps.append(Step(f"engines {name}", "engines", "segmenter_bench.throughput", arguments, 480, BENCH))
         kernels = ("--ops", "triton", "--batch", "8") if gpu else ("--rounds", "3")
         stages = ("--variant", name, *kernels, "--out", out)
@@ -194,7 +198,7 @@ class Acceptance:
     def _run(self, step: Step) -> Outcome:
         command = [sys.executable, "-m", step.module, *step.arguments]
         shown = step.command
-        missing = [name for name in step.needs if not self._found(name)]
+        missing = [name for name in step.needs if not self.found(name)]
         if missing:
             return Outcome(
                 step.name, step.group, "missing", f"not installed: {', '.join(missing)}", 0.0, shown, self.commit
@@ -217,8 +221,8 @@ class Acceptance:
                 status, reason = "cut", f"stopped after {min(step.limit_s, left):.0f} s"
         return Outcome(step.name, step.group, status, reason, time.monotonic() - start, shown, self.commit)
 
-    def _found(self, package: str) -> bool:
-        # as the child would look, whose path is another
+    def found(self, package: str) -> bool:
+        """Whether a child finds a package, whose path is another than this process's."""
         code = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
         done = subprocess.run([sys.executable, "-c", code], env=self.variables, capture_output=True, check=False)
         return done.returncode == 0
@@ -310,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = Acceptance(Path(options.out), start + seconds - min(0.1 * seconds, 30.0), variables)
         except OSError as error:
             parser.error(f"--out {options.out}: cannot write there ({error.strerror}); pass another folder")
-        steps = plan(options, has_gpu())
+        steps = plan(options, has_gpu(), bare=not all(map(run.found, BENCH)))
         if options.minutes < USEFUL_MINUTES:
             _say(f"--minutes {options.minutes:g}: little will be done; {USEFUL_MINUTES:g} is the useful minimum")
         try:

@@ -22,8 +22,9 @@ from segmenter.errors import DataError, VerificationError
 from segmenter.files import atomic_path
 from segmenter_bench import compare
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose
-from segmenter_bench.models import CALIBRATION_IMAGES, pictures, random_model
+from segmenter_bench.models import CALIBRATION_IMAGES, pictures
 from segmenter_bench.race import Pace, opened, race
+from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import command_of, new_run, read_run, write_run
 from segmenter_engines.folder import CHECKPOINT, FP32, INT8
 

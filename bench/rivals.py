@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmenter import load_model
 from segmenter import ops as reference_ops
 from segmenter.errors import EngineError
 from segmenter.model import Segmenter
@@ -86,6 +85,9 @@ class Official:
     def __init__(
         self, path: Path, threads: int, layout: Layout = classic_layout, explicit_attention: bool = True
     ) -> None:
+        # here, because what makes a rival needs no package that reads checkpoints
+        from segmenter import load_model
+
         torch.set_num_threads(threads)
         self.model = load_model(path, ops=official_ops() if explicit_attention else None)
         self.layout = layout

@@ -31,7 +31,8 @@ from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings, wait
 from segmenter_bench.machine import BUSY, Neighbours, process_seconds
-from segmenter_bench.models import pictures, random_model
+from segmenter_bench.models import pictures
+from segmenter_bench.random_weights import random_model
 from segmenter_bench.ranges import PREFIX, Ranges
 from segmenter_bench.roofline import STAGES, Stage, stages
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run

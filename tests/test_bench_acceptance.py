@@ -147,7 +147,7 @@ def test_stopped_from_outside_it_leaves_a_page_and_no_child(tmp_path: Path, end:
     code = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
     program = (
         "import sys; from tests.test_bench_acceptance import step; from segmenter_bench import acceptance;"
-        f"acceptance.plan = lambda options, gpu: [step('first', 'print(1)'), step('long', {code!r}, 90.0)];"
+        f"acceptance.plan = lambda *_, **__: [step('first', 'print(1)'), step('long', {code!r}, 90.0)];"
         f"sys.exit(acceptance.main(['--out', {str(tmp_path / 'out')!r}, '--minutes', '2']))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -170,7 +170,7 @@ def test_a_run_out_of_time_ends_with_1_and_a_page_and_goes_on_there(
     mark = tmp_path / "mark"
     slow = f"import pathlib, time; time.sleep(0 if pathlib.Path({str(mark)!r}).exists() else 60)"
     monkeypatch.setattr(
-        acceptance, "plan", lambda *_: [step("first", "print(1)"), step("slow", slow), step("last", "")]
+        acceptance, "plan", lambda *_, **__: [step("first", "print(1)"), step("slow", slow), step("last", "")]
     )
     arguments = ["--out", str(tmp_path / "out"), "--minutes"]
     assert acceptance.main([*arguments, "0.15"]) == 1
@@ -209,6 +209,11 @@ def test_the_plan_puts_what_matters_first() -> None:
     cpu = plan(options(), gpu=False)
     assert [one.name for one in cpu] == ["machine", "kernel code", "engines Seg-Ti-Mask/16", "stages Seg-Ti-Mask/16"]
     assert {one.group for one in plan(options(only=["stages"]), gpu=True)} == {"stages"}
+    bare = [one.name for one in plan(options(), gpu=True, bare=True)]
+    assert bare.index("network Seg-B-Mask/16") < bare.index("engines Seg-B-Mask/16")
+    assert all(
+        one.needs == ("torch", "triton") for one in plan(options(), True, True) if one.name.startswith("network")
+    )
 
 
 def test_a_plain_checkout_finds_its_packages(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from segmenter.datasets import open_dataset
 from segmenter.errors import CheckpointError, ConfigError, VerificationError
 from segmenter.preprocess import normalize
 from segmenter_bench import miou, report, throughput
-from segmenter_bench.models import MARK, open_folder, pictures, random_folder, random_model
+from segmenter_bench.models import MARK, open_folder, pictures, random_folder
+from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import read_run, require_writable
 from segmenter_bench.sections import signed
 from segmenter_engines import pipeline
