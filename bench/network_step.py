@@ -157,7 +157,7 @@ def measured(
 ) -> dict[str, Any]:
     """The run, see `segmenter_bench.runs`; rows as those of `segmenter_bench.throughput`.
 
-    keep: called with the run as far as it is after each batch size.
+    keep: called with the run as far as it is after each round.
     """
     size = config.encoder.image_size
     model = {
@@ -185,15 +185,26 @@ def measured(
             rows[way.name] = row | {"batch": batch, "device": _name(device), "reference_device": _name(device)}
         running = {way.name: way for way in raced if rows[way.name]["status"] == "ok"}
         turns = {name: _turn(way, images) for name, way in running.items()}
-        bursts = take_turns(turns, rounds)
-        for name, found in bursts.items():
-            reference = bursts.get(raced[0].name)
-            rows[name]["timing"] = asdict(Timing.of(found, batch))
-            rows[name]["rounds_ms"] = [[round(ms, 4) for ms in one.ms] for one in found]
-            rows[name]["ratio"] = asdict(ratio(reference, found)) if reference else None
         run["rows"] += rows.values()
-        keep(run)
+        bursts: dict[str, list[Burst]] = {name: [] for name in turns}
+        names = list(turns)
+        for turn in range(rounds if turns else 0):
+            first = turn % len(names)
+            in_turn = {name: turns[name] for name in names[first:] + names[:first]}
+            for name, found in take_turns(in_turn, 1).items():
+                bursts[name] += found
+            _time(rows, bursts, batch, raced[0].name)
+            settings["rounds"] = turn + 1 if batch == batches[0] else rounds
+            keep(run)
     return run
+
+
+def _time(rows: dict[str, dict[str, Any]], bursts: dict[str, list[Burst]], batch: int, reference: str) -> None:
+    """Fill in what the rounds so far come to."""
+    for name, found in bursts.items():
+        rows[name]["timing"] = asdict(Timing.of(found, batch))
+        rows[name]["rounds_ms"] = [[round(ms, 4) for ms in one.ms] for one in found]
+        rows[name]["ratio"] = asdict(ratio(bursts[reference], found)) if reference in bursts else None
 
 
 def _judged(

@@ -117,7 +117,8 @@ def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path)
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Hidden())\n"
         "from segmenter_bench import network_step\n"
-        "network_step.BURST_SECONDS = 0.01\n"
+        "network_step.BURST_SECONDS, whole = 0.01, network_step.variant\n"
+        "network_step.variant = lambda name: whole(name, 5, image_size=(64, 64))\n"
         f"sys.exit(network_step.main(['--variant', 'Seg-Ti/16', '--rounds', '1', '--out', {str(tmp_path)!r}]))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
