@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from segmenter.cores import usable_cores
 from segmenter.model import Segmenter
 from segmenter.ops import label_dtype
 from segmenter.preprocess import normalize
+from segmenter_bench.ladder import LADDERS
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.rivals import Layout, channels_last_layout, classic_layout, official_logits, official_ops
 from segmenter_bench.runs import new_run, write_run
-from segmenter_bench.timing import Burst, Timing, burst, ratio, take_turns
+from segmenter_bench.timing import Burst, Timing, burst, each_round, ratio
 
 FP32_AGREEMENT = 0.999  # of `segmenter_engines.limits`, which this must not import
 FP16_ERRORS = 2.0  # times the error of PyTorch's own fp16
@@ -50,7 +51,9 @@ class Graphed:
     """A function of images on the device as a CUDA graph, captured for the first images it is given."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self._function, self._graph = function, None  # type: tuple[Any, Any]
+        self._function, self._graph = function, cast(Any, None)
+        self._input: Tensor
+        self._output: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
         if self._graph is None or self._input.shape != images.shape:
@@ -139,6 +142,19 @@ def _kernels(name: str, model: Segmenter, kernels: Any, fused_labels: bool, grap
     return Way(name, "fp16", call, lambda images: masks(torch.from_numpy(images).to(device)), does)
 
 
+def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
+    """The rungs of the ladder that are no way of this machine, each with the reason."""
+    rungs = {rung.engine: name for name, ladder in LADDERS.items() for rung in ladder if rung.engine not in raced}
+    on_gpu = device.type == "cuda"
+    found = []
+    for engine, ladder in rungs.items():
+        reason = "needs more than PyTorch, Triton and NumPy: install segmenter-trt with its extras"
+        if ladder == "on a GPU" and not on_gpu:
+            reason = "no CUDA device here"
+        found.append({"engine": engine, "reason": reason})
+    return found
+
+
 def pictures(count: int, size: tuple[int, int]) -> np.ndarray:
     """Smooth random images, uint8 [B, H, W, 3]: on noise every pixel would be near a tie."""
     coarse = torch.rand(count, 3, size[0] // 32 + 2, size[1] // 32 + 2, generator=torch.Generator().manual_seed(0))
@@ -171,6 +187,7 @@ def measured(
     settings = {"threads": usable_cores(), "reference": raced[0].name, "truth": "PyTorch in fp32", "rounds": rounds}
     settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
     run = new_run("throughput", command, model, settings) | {"timed": TIMED, "notes": [NOTE]}
+    run["unavailable"] = absent({way.name for way in raced}, device)
     truth = Segmenter(config).eval()
     truth.load_state_dict(random_model(config).state_dict())
     truth.to(device)
@@ -186,15 +203,8 @@ def measured(
         running = {way.name: way for way in raced if rows[way.name]["status"] == "ok"}
         turns = {name: _turn(way, images) for name, way in running.items()}
         run["rows"] += rows.values()
-        bursts: dict[str, list[Burst]] = {name: [] for name in turns}
-        names = list(turns)
-        for turn in range(rounds if turns else 0):
-            first = turn % len(names)
-            in_turn = {name: turns[name] for name in names[first:] + names[:first]}
-            for name, found in take_turns(in_turn, 1).items():
-                bursts[name] += found
+        for bursts in each_round(turns, rounds):
             _time(rows, bursts, batch, raced[0].name)
-            settings["rounds"] = turn + 1 if batch == batches[0] else rounds
             keep(run)
     return run
 

@@ -14,7 +14,7 @@ import numpy as np
 from segmenter.errors import EngineError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
 from segmenter_bench.machine import Neighbours, process_seconds
-from segmenter_bench.timing import Burst, Ratio, Timing, ratio, take_turns
+from segmenter_bench.timing import Burst, Ratio, Timing, each_round, ratio
 from segmenter_bench.worker import Worker
 from segmenter_engines.limits import LIMITS
 
@@ -92,7 +92,7 @@ def race(
 
     images: uint8 RGB [H, W, 3], all of one size; labels are compared with those PyTorch gives each image alone, so that
     a batch whose rows influence each other shows. trained: whether agreement of 8 and 16 bit engines means anything.
-    keep: called with the rows so far after each batch size, so that a run that is cut has them.
+    keep: called with the rows so far after each round, so that a run that is cut has them.
     Raises EngineError when the truth itself is not among the contestants.
     """
     truth = next((one for one in contestants if one.entry.name == TRUTH), None)
@@ -100,7 +100,7 @@ def race(
         raise EngineError(f"engine {TRUTH} cannot run, and without its labels nothing can be checked; see its reason")
     say(f"labels of {len(images)} images from {TRUTH}")
     wanted = np.concatenate([truth.worker.labels(image[None]) for image in images])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for region in regions:
         # the rivals' labels come by way of logits anyhow
         running = [one for one in contestants if region != "logits" or one.worker.facts["logits"]]
@@ -125,13 +125,15 @@ def race(
                 except EngineError as error:
                     one.failure = str(error)
             say(f"{region}, batch {batch}: {pace.rounds} rounds")
-            others = _take_turns(running, pace)
-            rows += [
-                _row(one, running, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
-                for one in running
-                if one.listed
-            ]
-            keep(rows)
+            now: list[dict[str, Any]] = []
+            for others in _rounds(running, pace):
+                now = [
+                    _row(one, running, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
+                    for one in running
+                    if one.listed
+                ]
+                keep(rows + now)
+            rows += now
     return rows
 
 
@@ -153,8 +155,8 @@ def limit_of(precision: str, trained: bool) -> float | None:
     return 1.0 - LIMITS[precision].disagreement if trained or precision == "fp32" else None
 
 
-def _take_turns(contestants: Sequence[Contestant], pace: Pace) -> float | None:
-    """Time the contestants still running; the share of the CPU cores others took meanwhile, None if unknown."""
+def _rounds(contestants: Sequence[Contestant], pace: Pace) -> Iterator[float | None]:
+    """Time the contestants still running; after each round the share of the cores others took so far, if known."""
     running = {one.entry.name: one for one in contestants if one.failure is None}
 
     def turn(one: Contestant) -> Burst:
@@ -170,9 +172,10 @@ def _take_turns(contestants: Sequence[Contestant], pace: Pace) -> float | None:
 
     neighbours = Neighbours(spent)
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
-    for name, bursts in take_turns(turns, pace.rounds, lambda: time.sleep(SETTLE_SECONDS)).items():
-        running[name].bursts = bursts
-    return neighbours.share()
+    for given in each_round(turns, pace.rounds, lambda: time.sleep(SETTLE_SECONDS)):
+        for name, bursts in given.items():
+            running[name].bursts = bursts
+        yield neighbours.share()
 
 
 def _row(

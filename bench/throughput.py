@@ -111,7 +111,7 @@ def throughput(
 ) -> dict[str, Any]:
     """Measure and return the run, see `segmenter_bench.runs`; nothing is written but engine folders of random weights.
 
-    keep: called with the run as far as it is after each batch size.
+    keep: called with the run as far as it is after each round.
     Raises ConfigError, CheckpointError or DataError for what the options name, EngineError when PyTorch itself fails.
     """
     chosen, threads = choose(options.engine), options.threads or usable_cores()
@@ -249,7 +249,7 @@ def _pace(options: Options) -> Pace:
 
 def bench(options: Options) -> int:
     require_writable(options.out)
-    # written as it grows: a run that is cut keeps the batch sizes it has
+    # written as it grows: a run that is cut keeps the rounds it has
     command = command_of("segmenter bench-throughput", None)
     run = throughput(options, command, lambda run: write_run(run, options.out))
     show(run)

@@ -46,7 +46,9 @@ def test_every_way_is_judged_and_timed(run: dict[str, Any], tmp_path: Path) -> N
     (section,) = sections(read_runs([write_run(run, tmp_path)], tmp_path))
     text = page("title", [section], "command")
     assert "attention by scaled_dot_product_attention" in text  # a rung of the ladder
-    assert "openvino-int8" in text  # and one that is missing
+    assert "<code>openvino-int8</code>" in text  # and some that are missing
+    assert "needs more than PyTorch, Triton and NumPy" in text
+    assert "<code>triton-fp8</code>: no CUDA device here" in text
 
 
 def test_its_limit_is_that_of_the_engines() -> None:

@@ -175,7 +175,13 @@ def test_a_family_asked_for_is_missing_when_none_of_it_is_there():
 def test_engines_on_other_devices_have_no_ratio(folder, images):
     names = ("official", "eager", "gpu")
     with opened([fake_entry(name) for name in names], [], folder, threads=1) as (contestants, _):
-        rows = {row["engine"]: row for row in race(contestants, images, [1], ["labels"], PACE, trained=True)}
+        kept = []
+        found = race(
+            *(contestants, images, [1], ["labels"], PACE, True),
+            keep=lambda rows: kept.append([len(row["rounds_ms"]) for row in rows]),
+        )
+        rows = {row["engine"]: row for row in found}
+    assert kept == [[turn] * 3 for turn in range(1, PACE.rounds + 1)]  # a run that is cut has its rounds
     assert rows["eager"]["ratio"] is not None
     assert rows["gpu"]["status"] == "ok"
     assert rows["gpu"]["timing"] is not None
