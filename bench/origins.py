@@ -5,6 +5,7 @@ The page holds the rows as text: a link shows the row it goes to, without a scri
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +18,7 @@ from segmenter_bench.runs import read_run
 Row = dict[str, Any]
 Run = dict[str, Any]
 KEY = "origin"  # of a row in memory; no file has it
+_NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\]")  # a list of nothing else, which goes on one line
 LONGEST_LIST = 24  # items of a list that the page shows; times of single calls are thousands
 
 
@@ -106,7 +108,9 @@ def _row(row: Row) -> str:
     origin: Origin = row[KEY]
     line = "" if origin.line is None else f", line {origin.line}"
     content = _shortened({key: value for key, value in row.items() if key != KEY})
-    text = json.dumps(content, ensure_ascii=False, indent=1)
+    text = _NUMBERS.sub(
+        lambda found: f"[{' '.join(found[1].split())}]", json.dumps(content, ensure_ascii=False, indent=1)
+    )
     place = f"{escape(origin.file)}, row {origin.index} (counted from 0){line}"
     return f'<div class="row" id="{origin.anchor}"><p>{place}</p><pre>{escape(text)}</pre></div>'
 
