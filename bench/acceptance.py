@@ -30,11 +30,12 @@ SOURCES = {"segmenter": ROOT, "segmenter_engines": ROOT / "engines", "segmenter_
 SOURCES["segmenter_trt"] = ROOT / "csrc"
 LEAST_SECONDS = 5.0  # left for a step worth starting
 PAGE_SECONDS = 60.0
+USEFUL_MINUTES = 2.0  # an engine is opened, checked and timed in its first round by then
 KERNELS = ("attention", "upsample_argmax", "patch_embed", "mask_scores", "add_layernorm", "linear_gelu")
 KERNELS += ("linear_residual", "linear_int8", "linear_fp8", "quantize")
 VARIANTS = ("Seg-B-Mask/16", "Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")
 BENCH = ("torch", "numpy", "PIL", "rich", "tyro", "safetensors", "segmenter_trt._native")
-ON_GPU = ("official", "eager", "compiled", "triton")
+ON_GPU = ("official", "eager", "compiled", "gpu", "triton", "eomt-style")
 EXPORTED = ("official", "triton-fp16", "onnxruntime", "tensorrt-rtx", "tensorrt")  # what takes an export, and a build
 
 
@@ -68,8 +69,8 @@ class Outcome:
     commit: str | None = field(default=None)
 
 
-def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
-    """The steps of a machine, the most valuable first."""
+def plan(options: argparse.Namespace, gpu: bool, bare: bool = False) -> list[Step]:
+    """The steps of a machine, the most valuable first. bare: without the packages that engines need."""
     out, models = str(Path(options.out) / RUNS), str(Path(options.out) / "models")
     steps = [Step("machine", "machine", "segmenter_bench.machine_step", ("--out", out), 120, ("torch",))]
     if gpu:
@@ -87,25 +88,30 @@ def plan(options: argparse.Namespace, gpu: bool) -> list[Step]:
     else:
         code = ("--architectures", "90", "--only", "attention_fp16", "--workers", "2")
         steps.append(Step("kernel code", "kernels", "segmenter_kernels.aot", code, 180, ("triton",)))
+    # many short rounds on a CPU: others' work there moves single rounds, and a ratio is the median of them
+    turns = ("--rounds", "5" if gpu else "9", "--burst-seconds", "0.3", "--images", "2")
+    pace = (*turns, "--out", out, "--cache", models)
     for name in VARIANTS if gpu else VARIANTS[1:2]:
         # the official way again at each variant: ratios are of one run
         engines, batches = (ON_GPU, ("1", "8", "32")) if gpu else (("all",), ("1",))
-        pace = (*["--rounds", "5", "--burst-seconds", "0.3", "--images", "2"], "--out", out, "--cache", models)
         arguments = ("--variant", name, "--engine", *engines, "--batch", *batches, "--network", *pace)
-        steps.append(Step(f"engines {name}", "engines", "segmenter_bench.throughput", arguments, 300, BENCH))
+        if bare:
+            alone = ("--variant", name, "--batch", *batches, *turns[:2], "--out", out)
+            needs = ("torch", "triton") if gpu else ("torch",)
+            steps.append(Step(f"network {name}", "engines", "segmenter_bench.network_step", alone, 300, needs))
+        steps.append(Step(f"engines {name}", "engines", "segmenter_bench.throughput", arguments, 480, BENCH))
         kernels = ("--ops", "triton", "--batch", "8") if gpu else ("--rounds", "3")
         stages = ("--variant", name, *kernels, "--out", out)
         steps.append(Step(f"stages {name}", "stages", "segmenter_bench.stages", stages, 120, BENCH))
     if gpu:
         # last, for it exports and builds first
         exported = ("--variant", VARIANTS[0], "--engine", *EXPORTED, "--batch", "1", "8")
-        pace = (*["--rounds", "5", "--burst-seconds", "0.3", "--images", "2"], "--out", out, "--cache", models)
         steps.append(Step("exported engines", "engines", "segmenter_bench.throughput", (*exported, *pace), 480, BENCH))
     if options.folder:
         # how accurate an engine is comes before how fast
         data = ("--data", options.data) if options.data else ()
         judged = ("--folder", options.folder, "--dataset", options.dataset, *data, "--out", out)
-        timed = (*judged, *["--rounds", "5", "--burst-seconds", "0.3"])
+        timed = (*judged, *turns[:4])
         steps[1:1] = [
             Step("accuracy", "accuracy", "segmenter_bench.miou", (*judged, "--limit", str(options.images)), 600, BENCH),
             Step("engines of the folder", "engines", "segmenter_bench.throughput", timed, 300, BENCH),
@@ -192,7 +198,7 @@ class Acceptance:
     def _run(self, step: Step) -> Outcome:
         command = [sys.executable, "-m", step.module, *step.arguments]
         shown = step.command
-        missing = [name for name in step.needs if not self._found(name)]
+        missing = [name for name in step.needs if not self.found(name)]
         if missing:
             return Outcome(
                 step.name, step.group, "missing", f"not installed: {', '.join(missing)}", 0.0, shown, self.commit
@@ -215,8 +221,8 @@ class Acceptance:
                 status, reason = "cut", f"stopped after {min(step.limit_s, left):.0f} s"
         return Outcome(step.name, step.group, status, reason, time.monotonic() - start, shown, self.commit)
 
-    def _found(self, package: str) -> bool:
-        # as the child would look, whose path is another
+    def found(self, package: str) -> bool:
+        """Whether a child finds a package, whose path is another than this process's."""
         code = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
         done = subprocess.run([sys.executable, "-c", code], env=self.variables, capture_output=True, check=False)
         return done.returncode == 0
@@ -283,7 +289,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="bench.acceptance", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", required=True, help="folder of the runs, the log of steps and the page")
-    parser.add_argument("--minutes", type=float, default=9.0, help="time for all steps; 9 by default")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.0,
+        help="time for all steps; 9 by default. A step that this cuts keeps what it has, the run then ends with 1 and\n"
+        f"the same command goes on there; below {USEFUL_MINUTES:g} there is little but the machine's ceilings",
+    )
     groups = ("machine", "kernels", "engines", "stages", "accuracy")
     parser.add_argument("--only", nargs="+", choices=groups, help="these steps alone")
     parser.add_argument("--folder", help="engine folder of a trained network, to judge its accuracy too")
@@ -302,7 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = Acceptance(Path(options.out), start + seconds - min(0.1 * seconds, 30.0), variables)
         except OSError as error:
             parser.error(f"--out {options.out}: cannot write there ({error.strerror}); pass another folder")
-        steps = plan(options, has_gpu())
+        steps = plan(options, has_gpu(), bare=not all(map(run.found, BENCH)))
+        if options.minutes < USEFUL_MINUTES:
+            _say(f"--minutes {options.minutes:g}: little will be done; {USEFUL_MINUTES:g} is the useful minimum")
         try:
             run.run(steps)
         except KeyboardInterrupt:
@@ -312,7 +326,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
     print(run.out / PAGE)
     last = {one.step: one.status for one in outcomes(run.out)}
-    return int(any(last.get(step.name) in ("failed", "cut") for step in steps))
+    unfinished = [step.name for step in steps if last.get(step.name) in ("failed", "cut")]
+    if unfinished:
+        _say(f"not whole: {', '.join(unfinished)}; the same command goes on there")
+    return int(bool(unfinished))
 
 
 if __name__ == "__main__":

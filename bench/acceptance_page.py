@@ -7,25 +7,32 @@ from pathlib import Path
 from segmenter.errors import DataError
 from segmenter.files import atomic_path
 from segmenter_bench.acceptance import PAGE, RUNS, outcomes
+from segmenter_bench.origins import read_runs
 from segmenter_bench.page import page
+from segmenter_bench.page_markdown import markdown
 from segmenter_bench.runs import read_run
-from segmenter_bench.sections import markdown, of_engines, sections
+from segmenter_bench.sections import of_engines, sections
 
 TITLE = "Segmenter: what this machine showed"
 
 
 def write(out: Path) -> Path:
     """Write `report.html` and `report.md` of a folder; a run that cannot be read is left out and named in the log."""
-    runs = []
+    files = []
     for file in sorted((out / RUNS).glob("*.json")):
         try:
-            runs.append(read_run(file))
+            read_run(file)
         except DataError as error:
             print(f"left out: {error}", file=sys.stderr)
+        else:
+            files.append(file)
+    runs = read_runs(files, out)
     found = sections(runs)
     others = [run for run in runs if not of_engines(run)]
-    text = page(TITLE, found, f"python -m bench.acceptance --out {out}", others, outcomes(out))
-    for path, content in ((out / PAGE, text), ((out / PAGE).with_suffix(".md"), markdown(found))):
+    steps = outcomes(out)
+    text = page(TITLE, found, f"python -m bench.acceptance --out {out}", others, steps)
+    tables = f"# {TITLE}\n\n{markdown(found, others, steps)}"
+    for path, content in ((out / PAGE, text), ((out / PAGE).with_suffix(".md"), tables)):
         with atomic_path(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return out / PAGE

@@ -35,12 +35,24 @@ class Entry:
     precision: str  # what limits its agreement: fp32, bf16, fp16 or int8; "" to ask the open engine
     floats: str | None = None  # passed on as the session's precision
     opener: str = "segmenter_bench.engines:open_with_session"
+    compared: bool = True  # with PyTorch's labels; False for another network, shown for its speed alone
 
 
 RIVALS = ("official", "official-channels-last", "official-inference")  # the same network, the official way
+RUNGS = ("eager-fused-labels", "gpu-explicit", "gpu-sdpa", "gpu-kernels", "gpu-kernels-labels")  # of the ladder alone
 TABLE = (
     *(Entry(name, CHECKPOINT, name, "fp32", opener="segmenter_bench.engines:open_official") for name in RIVALS),
     Entry("eager", CHECKPOINT, "eager", "fp32"),
+    *(
+        Entry(
+            name,
+            CHECKPOINT,
+            name,
+            "fp16" if name.startswith("gpu-") else "fp32",
+            opener="segmenter_bench.rungs:open_rung",
+        )
+        for name in RUNGS
+    ),
     Entry("compiled", CHECKPOINT, "compiled", "fp32"),
     *(
         Entry(f"triton-{precision}", CHECKPOINT, "triton", precision, precision)
@@ -56,6 +68,7 @@ TABLE = (
     # the same files, where they were built for the other runtime
     Entry("tensorrt-fp16", PLAN_FP16, "tensorrt", "fp16"),
     Entry("tensorrt-int8", PLAN_INT8, "tensorrt", "int8"),
+    Entry("eomt-style", CHECKPOINT, "eomt-style", "", opener="segmenter_bench.eomt:open_eomt", compared=False),
 )
 REFERENCE = "official"  # ratios are against it
 TRUTH = "eager"  # labels are compared with its

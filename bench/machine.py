@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from segmenter.cores import usable_cores
 from segmenter.cpu import cpu_flags, cpu_info
 from segmenter.packages import installed
 
+BUSY = 0.05  # share of the cores others may take before a run says so
 PACKAGES = (
     "segmenter-trt",
     "numpy",
@@ -66,6 +68,22 @@ def process_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Neighbours:
+    """How much of the usable cores other programs take from now on. ours: CPU seconds spent by what is measured."""
+
+    def __init__(self, ours: Callable[[], float]) -> None:
+        self._ours = ours
+        self._start, self._busy, self._spent = time.perf_counter(), busy_seconds(), ours()
+
+    def share(self) -> float | None:
+        """Their share of the cores so far, None where the system does not say."""
+        now = busy_seconds()
+        if self._busy is None or now is None:
+            return None
+        others = now - self._busy - (self._ours() - self._spent)
+        return max(others, 0.0) / (usable_cores() * (time.perf_counter() - self._start))
 
 
 def peak_memory_bytes() -> int:

@@ -18,17 +18,18 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, EngineError, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes, summary
-from segmenter_bench.engines import REFERENCE, RIVALS, TRUTH, choose, missing
+from segmenter_bench.engines import REFERENCE, RIVALS, RUNGS, TABLE, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder
 from segmenter_bench.race import Contestant, limit_of, opened, say
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
-from segmenter_bench.sections import DASH, signed
+from segmenter_bench.sections import signed
+from segmenter_bench.sheets import DASH
 from segmenter_engines.limits import LIMITS
 
 RIVALS_NOTE = (
-    f"{', '.join(name for name in RIVALS if name != REFERENCE)}: the labels of {REFERENCE} by another route,"
-    " so 'all' leaves them out here; the throughput run checks them."
+    f"{', '.join(name for name in (*RIVALS, *RUNGS) if name != REFERENCE)}: the labels of another engine by another"
+    " route, so 'all' leaves them out here; the throughput run checks them."
 )
 
 
@@ -60,6 +61,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.require_miou is not None and not 0.0 <= self.require_miou <= 1.0:
             raise ConfigError(f"--require-miou {self.require_miou}: wanted 0 to 1; 62 % is 0.62")
+        for row in TABLE:
+            if not row.compared and row.name in self.engine:
+                raise ConfigError(
+                    f"--engine {row.name}: another network, of random weights: it has no mIoU; leave it out"
+                )
         if self.examples < 0 or (self.threads is not None and self.threads < 1):
             raise ConfigError(f"--examples {self.examples}, --threads {self.threads}: wanted at least 0 and 1")
 
@@ -109,9 +115,9 @@ def miou(options: Options, command: str = "miou") -> dict[str, Any]:
     subject, threads = open_folder(options.folder), options.threads or usable_cores()
     dataset = Subset(open_dataset(options.dataset, options.data, options.split), options.limit)
     require_same_classes(subject.config.classes, dataset, options.folder)
-    chosen = [
-        row for row in choose(options.engine) if row.name not in RIVALS or row.name in (REFERENCE, *options.engine)
-    ]
+    apart = {*RIVALS, *RUNGS} - {REFERENCE, *options.engine}
+    chosen = [row for row in choose(options.engine) if row.name not in apart]
+    chosen = [row for row in chosen if row.compared]
     settings = {
         "threads": threads,
         "dataset": options.dataset,

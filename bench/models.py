@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
 from segmenter.checkpoint import CONFIG_NAME, WEIGHTS_NAME, read_config, save_model
 from segmenter.config import SegmenterConfig, variant
 from segmenter.datasets import open_dataset
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.files import atomic_path, sha256
-from segmenter.model import Segmenter
-from segmenter.vit import Attention
 from segmenter_bench.machine import versions
 from segmenter_bench.race import say
+from segmenter_bench.random_weights import random_model
 from segmenter_engines.folder import CHECKPOINT, manifests
 
 MARK = "random.json"  # written last: the weights are random; and which of the engines were made of them
@@ -60,10 +57,17 @@ def open_folder(folder: Path) -> Subject:
     Raises CheckpointError when it holds no checkpoint, EngineError when its engines are not of that checkpoint.
     """
     checkpoint = folder / CHECKPOINT
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no folder; wanted an engine folder, as `segmenter pipeline` fills it")
+    if (folder / CONFIG_NAME).exists():
+        raise CheckpointError(
+            f"{folder}: is a checkpoint; wanted an engine folder: fill one with"
+            f" `segmenter pipeline {folder} --out FOLDER`"
+        )
     if not checkpoint.is_dir():
         raise CheckpointError(
             f"{folder}: no folder {CHECKPOINT!r} in it; wanted an engine folder, with the checkpoint in {CHECKPOINT}/"
-            " and the exported and built engines beside it"
+            " and the engines beside it: fill one with `segmenter pipeline CHECKPOINT --out FOLDER`"
         )
     config = read_config(checkpoint / CONFIG_NAME)
     found = manifests(folder)
@@ -71,30 +75,6 @@ def open_folder(folder: Path) -> Subject:
     size = sizes[0] if sizes else config.encoder.image_size
     max_batch = {name: manifest.batch[2] for name, manifest in found.items()}
     return Subject(folder, config, size, max_batch, not (folder / MARK).exists(), sha256(checkpoint / WEIGHTS_NAME))
-
-
-def random_model(config: SegmenterConfig, seed: int = 0) -> Segmenter:
-    """A network of random weights with activations as large as a trained one's and labels that vary over an image.
-
-    Weights are scaled by fan-in. Attention would still average all tokens into one and label every pixel alike, and
-    comparing labels would then find nothing; so it is made to look at few tokens and to add less than it would.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Segmenter(config).eval()
-        for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        for module in model.modules():
-            if isinstance(module, Attention):
-                C = module.proj.in_features
-                module.qkv.weight.data[: 2 * C] *= 2.0
-                module.proj.weight.data *= 0.5
-        model.encoder.patch_embed.proj.weight.data *= 2.0
-        for name, parameter in model.named_parameters():
-            if name.endswith(("pos_embed", "cls_emb")):
-                nn.init.trunc_normal_(parameter, std=1.0)
-    return model
 
 
 def random_folder(

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 import segmenter_trt
@@ -23,11 +22,13 @@ from segmenter.cores import usable_cores
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, EngineError
 from segmenter.images import read_image
+from segmenter_bench.runs import wide_console
 from segmenter_bench.timing import burst, take_turns
 from segmenter_engines.sessions import Session, open_engine
 from segmenter_trt.runtimes import folder
 
 PYTHON, MODULE, PROGRAM = "python session", "segmenter_trt module", "segmenter_trt_cli"
+WANTED = f"pass {PROGRAM} as `cmake --install` leaves it in bin/"
 TIMED = "uint8 RGB pixels [H, W, 3] in host memory to labels [H, W] in host memory, one image a call"
 
 
@@ -71,8 +72,20 @@ def call(options: Options, picture: Path, threads: int, *more: str) -> str:
     except OSError as error:
         raise ConfigError(f"{options.program}: cannot be run ({error.strerror}); build it with CMake") from error
     if result.returncode:
-        raise EngineError(result.stderr.removeprefix("error: ").strip())
+        said = result.stderr.removeprefix("error: ").strip()
+        raise EngineError(
+            said or f"{options.program}: ended with status {result.returncode} and said nothing; {WANTED}"
+        )
     return result.stdout
+
+
+def labels_of(options: Options, picture: Path, threads: int, out: Path) -> np.ndarray:
+    """The program's labels [H, W] of a picture. Raises EngineError where it writes none."""
+    call(options, picture, threads, "--out", str(out))
+    written = sorted((out / "labels").glob("*"))
+    if len(written) != 1:
+        raise EngineError(f"{options.program}: wrote no labels; {WANTED}")
+    return np.asarray(Image.open(written[0]))
 
 
 def program_p50(output: str) -> float:
@@ -101,9 +114,7 @@ def native(options: Options) -> None:
         image = picture_for(options, (height, width))
         path = Path(name, "picture.ppm")
         Image.fromarray(image).save(path)
-        call(options, path, threads, "--out", name)
-        (labels,) = Path(name, "labels").iterdir()
-        require_same_labels(session, module, np.asarray(Image.open(labels)), image)
+        require_same_labels(session, module, labels_of(options, path, threads, Path(name)), image)
 
         def p50(function: Callable[[], object]) -> float:
             return float(np.median(burst(function, 0.0, options.calls, warmup=max(options.calls // 10, 1)).ms))
@@ -125,7 +136,7 @@ def report(options: Options, ms: dict[str, list[float]], how: str) -> None:
         low, middle, high = np.quantile(np.divide(ms[PYTHON], each), (0.25, 0.5, 0.75))
         median = float(np.median(each))
         table.add_row(name, f"{median:.3f}", f"{1000 / median:.1f}", f"{middle:.3f} ({low:.3f} to {high:.3f})")
-    console = Console(width=120)
+    console = wide_console()
     console.print(f"{options.engine.name}, {how}; timed: {TIMED}; labels of all three are equal", soft_wrap=True)
     console.print(table)
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from segmenter_bench.acceptance import Outcome
+from segmenter_bench.origins import embedded
 from segmenter_bench.page_figures import examples, figures
 from segmenter_bench.page_hardware import hardware
-from segmenter_bench.page_tables import heat, results
-from segmenter_bench.sections import Section, machine_name, number, signed
+from segmenter_bench.page_ladder import ladders
+from segmenter_bench.page_tables import heat, missing, results
+from segmenter_bench.sections import Section, by_reason, machine_name, signed
+from segmenter_bench.sheets import Cell, quantity
 
 
 def page(
@@ -31,6 +34,7 @@ def page(
         _hardware(others, steps),
         _made_on(runs),
         _commands(runs, command),
+        _part("Rows", embedded(runs)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -59,6 +63,7 @@ def _section(section: Section) -> str:
         tables = "".join(results(section.lines(size, "network"), None) for size in section.batches)
         parts.append(_part("The network alone", hint + tables))
     parts += [
+        _part("The ablation ladder", ladders(section)),
         heat(section),
         _part("The same pictures through every engine", examples(section)),
         _unavailable(section),
@@ -68,7 +73,7 @@ def _section(section: Section) -> str:
 
 
 def _hardware(runs: Sequence[dict[str, Any]], steps: Sequence[Outcome]) -> str:
-    parts = "".join(_part(title, inside) for title, inside in hardware(runs, steps))
+    parts = "".join(_part(sheet.title, sheet.html) for sheet in hardware(runs, steps))
     return f'<section class="model"><h2>The machine</h2>{parts}</section>' if parts else ""
 
 
@@ -78,30 +83,27 @@ def _part(title: str, inside: str) -> str:
 
 def _tiles(section: Section) -> str:
     best = section.best
-    tiles: list[tuple[str, str]] = []
+    tiles: list[tuple[Cell, str]] = []
     if best is not None:
         what = "fastest engine whose labels passed" if best.judged else "fastest engine"
-        tiles.append((number(best.images_per_s, ".3g") + " img/s", f"{best.engine}, {what}"))
+        speed = Cell(quantity(best.images_per_s, 3) + " img/s", best.speed)
+        tiles.append((speed, f"{best.engine}, {what}"))
         if best.speedup is not None:
-            tiles.append((f"{best.speedup:.1f}x", "the official implementation's way, same run, same threads"))
+            way = "the official implementation's way, same run, same threads"
+            tiles.append((Cell(f"{best.speedup:.1f}x", best.speed), way))
         if best.miou is not None:
             fall = f"{signed(best.drop)} vs PyTorch" if best.drop is not None else "of PyTorch itself"
-            tiles.append((f"{best.miou:.4f}", f"its mIoU, {fall}"))
+            tiles.append((Cell(f"{best.miou:.4f}", best.accuracy), f"its mIoU, {fall}"))
     lines = section.lines(section.batches[0] if section.batches else None)
     faithful = [one for one in lines if one.verdict == "passed"]
     if faithful:
-        tiles.append((f"{len(faithful)} of {len(lines)}", "engines whose labels were judged and passed"))
-    inside = "".join(
-        f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles
-    )
+        tiles.append((Cell(f"{len(faithful)} of {len(lines)}"), "engines whose labels were judged and passed"))
+    inside = "".join(f'<div class="tile"><b>{big.html}</b><span>{escape(small)}</span></div>' for big, small in tiles)
     return f'<div class="tiles">{inside}</div>' if tiles else ""
 
 
 def _unavailable(section: Section) -> str:
-    items = "".join(
-        f"<li><code>{escape(name)}</code>: {escape(reason)}</li>" for name, reason in section.unavailable.items()
-    )
-    return _part("Not measured here", f'<ul class="missing">{items}</ul>') if items else ""
+    return _part("Not measured here", missing(by_reason(section.unavailable)))
 
 
 def _notes(run: dict[str, Any] | None) -> str:

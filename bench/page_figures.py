@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from segmenter_bench.origins import linked
 from segmenter_bench.page_tables import swatch
 from segmenter_bench.plot import Mark, scatter, symbol
 from segmenter_bench.sections import Line, Section, speedup_meaning
@@ -12,6 +13,7 @@ FAMILIES = {
     "official": "official",
     "eager": "torch",
     "compiled": "torch",
+    "gpu": "torch",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
@@ -42,6 +44,7 @@ def _scatter(lines: Sequence[Line]) -> str:
             family(one.engine),
             SHAPES.get(one.precision, "circle"),
             bool(one.faults),
+            one.speed,
         )
         for one in lines
         if one.images_per_s is not None and one.miou is not None
@@ -75,7 +78,7 @@ def _ladder(section: Section, lines: Sequence[Line]) -> str:
     rows = "".join(
         f'<div><span class="name"><code>{escape(one.engine)}</code></span><span class="track">'
         f'<span class="fill {family(one.engine)}" style="width:{100 * value / longest:.1f}%"></span></span>'
-        f'<span class="value">{value:.2f}x</span></div>'
+        f'<span class="value">{linked(one.speed, f"{value:.2f}x")}</span></div>'
         for one, value in rungs
     )
     # what a rival does is its own row's to say
@@ -96,7 +99,7 @@ def _ladder(section: Section, lines: Sequence[Line]) -> str:
 def examples(section: Section) -> str:
     run = section.of("miou")
     examples = run.get("examples", ()) if run else ()
-    if not examples:
+    if run is None or not examples:
         return ""
     classes, palette = section.model["classes"], section.model.get("palette", ())
     legend = "".join(f"<li>{swatch(palette, index)}{escape(name)}</li>" for index, name in enumerate(classes))
@@ -109,9 +112,11 @@ def examples(section: Section) -> str:
         photo = _image(example["photo"])
         tiles = [f'<figure><img src="{photo}" alt="photo"><figcaption>{escape(example["name"])}</figcaption></figure>']
         tiles.append(_shot(example["truth"], "truth", "truth"))
+        rows = {row["engine"]: row for row in run["rows"]}
         for name, labels in example["labels"].items():
             share = example.get("agreement", {}).get(name)
-            caption = f"<code>{escape(name)}</code>" + (f"<br>{share:.2%} as PyTorch" if share is not None else "")
+            agreed = "" if share is None else f"<br>{linked(rows.get(name), f'{share:.2%}')} as PyTorch"
+            caption = f"<code>{escape(name)}</code>{agreed}"
             tiles.append(_shot(labels, name, caption))
         shots.append(f'<div class="shots" style="--photo:url({photo})">{"".join(tiles)}</div>')
     return f'{slider}<ul class="classes">{legend}</ul>{"".join(shots)}'

@@ -1,34 +1,35 @@
 """The page's tables: one line an engine, and the IoU of every class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from segmenter_bench.sections import DASH, Line, Section, number, signed
+from segmenter_bench.sections import Line, Section, signed
+from segmenter_bench.sheets import DASH, Cell, number, quantity
 
 FOLDED_CLASSES = 30  # longer tables of classes start folded
 VISIBLE_LOSS = 0.02  # IoU below PyTorch's that is worth a frame
 
 
 def results(lines: Sequence[Line], best: Line | None) -> str:
-    columns: list[tuple[str, Callable[[Line], str]]] = [
-        ("mIoU", lambda one: number(one.miou, ".4f")),
-        ("vs PyTorch", lambda one: signed(one.drop)),
-        ("pixels as PyTorch", lambda one: number(one.agreement, ".2%")),
-        ("images/s", lambda one: number(one.images_per_s, ".4g")),
+    columns: list[tuple[str, Callable[[Line], Cell]]] = [
+        ("mIoU", lambda one: Cell(number(one.miou, ".4f"), one.accuracy)),
+        ("vs PyTorch", lambda one: Cell(signed(one.drop), one.accuracy)),
+        ("pixels as PyTorch", lambda one: Cell(number(one.agreement, ".2%"), one.agreed)),
+        ("images/s", lambda one: Cell(quantity(one.images_per_s, 4), one.speed)),
         *((f"{name} ms", _timing(f"ms_{name}")) for name in ("p50", "p90", "p99")),
-        ("memory MB", lambda one: number(_megabytes(one), ".0f")),
-        ("J/image", _energy),
-        ("x official", _speedup),
+        ("memory MB", lambda one: Cell(number(_megabytes(one), ",.0f"), one.speed)),
+        ("J/image", _timing("joules_per_image")),
+        ("x official", lambda one: Cell(number(one.speedup, ".2f"), one.speed)),
     ]
     # a column nobody has a value for only takes room
-    columns = [(title, cell) for title, cell in columns if any(cell(one) != DASH for one in lines)]
+    columns = [(title, cell) for title, cell in columns if any(cell(one).text != DASH for one in lines)]
     head = "".join(
         f'<th scope="col">{escape(title)}</th>' for title in ("engine", *(title for title, _ in columns), "verdict")
     )
     rows = []
     for one in lines:
-        cells = "".join(_cell(title, cell(one)) for title, cell in columns)
-        mark = {"passed": "passed", "failed": "failed", "not judged": ""}[one.verdict]
+        cells = "".join(_cell(title, cell(one), one) for title, cell in columns)
+        mark = {"passed": "passed", "failed": "failed"}.get(one.verdict, "")
         chosen = " class=best" if best is not None and one.engine == best.engine else ""
         rows.append(
             f'<tr{chosen}><th scope="row"><code>{escape(one.engine)}</code></th>{cells}'
@@ -42,20 +43,17 @@ def results(lines: Sequence[Line], best: Line | None) -> str:
     return f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>{why}'
 
 
-def _energy(one: Line) -> str:
-    timing = one.speed and one.speed.get("timing")
-    return number(timing.get("joules_per_image") if timing else None, ".3g")
+def _cell(title: str, cell: Cell, one: Line) -> str:
+    nothing = " class=none" if cell.text == DASH else ""
+    spread = one.spread if title == "x official" and not nothing else None
+    quartiles = f' <span class="spread">{spread[0]:.2f} to {spread[1]:.2f}</span>' if spread else ""
+    return f'<td data-label="{escape(title)}"{nothing}>{cell.html}{quartiles}</td>'
 
 
-def _cell(title: str, text: str) -> str:
-    nothing = " class=none" if text == DASH else ""
-    return f'<td data-label="{escape(title)}"{nothing}>{text}</td>'
-
-
-def _timing(key: str) -> Callable[[Line], str]:
-    def cell(one: Line) -> str:
+def _timing(key: str) -> Callable[[Line], Cell]:
+    def cell(one: Line) -> Cell:
         timing = one.speed and one.speed.get("timing")
-        return number(timing[key] if timing else None, ".4g")
+        return Cell(quantity(timing.get(key) if timing else None, 4), one.speed)
 
     return cell
 
@@ -63,13 +61,6 @@ def _timing(key: str) -> Callable[[Line], str]:
 def _megabytes(one: Line) -> float | None:
     held = one.speed.get("memory_bytes") if one.speed else None
     return held / 1e6 if held is not None else None
-
-
-def _speedup(one: Line) -> str:
-    if one.speedup is None:
-        return DASH
-    spread = f' <span class="spread">{one.spread[0]:.2f} to {one.spread[1]:.2f}</span>' if one.spread else ""
-    return f"{one.speedup:.2f}{spread}"
 
 
 def heat(section: Section) -> str:
@@ -87,7 +78,8 @@ def heat(section: Section) -> str:
             value = row["iou"][index]
             lower = value is not None and truth is not None and (truth[index] or 0.0) - value > VISIBLE_LOSS
             shade = f' style="--v:{value:.3f}"' if value is not None else ""
-            cells.append(f"<td{' class=lower' if lower else ''}{shade}>{number(value, '.3f')}</td>")
+            cell = Cell(number(value, ".3f"), row).html
+            cells.append(f"<td{' class=lower' if lower else ''}{shade}>{cell}</td>")
         body.append(f'<tr><th scope="row">{swatch(palette, index)}{escape(name)}</th>{"".join(cells)}</tr>')
     settings = run["settings"]
     hint = (
@@ -103,6 +95,15 @@ def heat(section: Section) -> str:
     return (
         f'<section class="part"><details{is_open}><summary>IoU of each class</summary>{hint}{table}</details></section>'
     )
+
+
+def missing(reasons: Mapping[str, Sequence[str]]) -> str:
+    """A line a reason, with the engines it keeps from being measured; or nothing."""
+    items = "".join(
+        f"<li>{', '.join(f'<code>{escape(engine)}</code>' for engine in engines)}: {escape(reason)}</li>"
+        for reason, engines in reasons.items()
+    )
+    return f'<ul class="missing">{items}</ul>' if items else ""
 
 
 def swatch(palette: Sequence[Sequence[int]], index: int) -> str:

@@ -2,8 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
+from typing import Any
+
+from segmenter_bench.origins import linked
+from segmenter_bench.sheets import quantity
 
 CHAR, LINE = 6.8, 14  # advance and height of an 11 px label
 NEAR = 20  # a label this close to its mark needs no line
@@ -35,6 +39,7 @@ class Mark:
     style: str
     shape: str
     failed: bool = False
+    row: dict[str, Any] | None = field(default=None, compare=False)  # what its speed was read from
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -61,7 +66,8 @@ def scatter(marks: Sequence[Mark], width: int, height: int, reference: float | N
     for value in _log_ticks(low_x, high_x):
         px = at(value, low_y)[0]
         parts.append(f'<line class="grid" x1="{px:.1f}" y1="{top}" x2="{px:.1f}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{px:.1f}" y="{bottom + 17}" text-anchor="middle">{value:g}</text>')
+        tick = f"{value:,.0f}" if value >= 1 else f"{value:g}"
+        parts.append(f'<text class="tick" x="{px:.1f}" y="{bottom + 17}" text-anchor="middle">{tick}</text>')
     for value in _ticks(low_y, high_y):
         py = at(10**low_x, value)[1]
         parts.append(f'<line class="grid" x1="{left}" y1="{py:.1f}" x2="{right}" y2="{py:.1f}"/>')
@@ -117,7 +123,8 @@ def symbol(shape: str, x: float, y: float, style: str, title: str = "") -> str:
 
 def _symbol(mark: Mark, px: float, py: float) -> str:
     style = f"mark {mark.style}{' failed' if mark.failed else ''}"
-    return symbol(mark.shape, px, py, style, f"{mark.label}: {mark.x:.3g} images/s, mIoU {mark.y:.4f}")
+    told = f"{mark.label}: {quantity(mark.x, 3)} images/s, mIoU {mark.y:.4f}"
+    return linked(mark.row, symbol(mark.shape, px, py, style, told))
 
 
 def _label(mark: Mark, px: float, py: float, taken: list[Box], frame: Box, always: bool) -> str:

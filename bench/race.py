@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from segmenter.cores import usable_cores
 from segmenter.errors import EngineError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
-from segmenter_bench.machine import busy_seconds, process_seconds
-from segmenter_bench.timing import Burst, Ratio, Timing, ratio, take_turns
+from segmenter_bench.machine import Neighbours, process_seconds
+from segmenter_bench.timing import Burst, Ratio, Timing, each_round, ratio
 from segmenter_bench.worker import Worker
 from segmenter_engines.limits import LIMITS
 
@@ -93,7 +92,7 @@ def race(
 
     images: uint8 RGB [H, W, 3], all of one size; labels are compared with those PyTorch gives each image alone, so that
     a batch whose rows influence each other shows. trained: whether agreement of 8 and 16 bit engines means anything.
-    keep: called with the rows so far after each batch size, so that a run that is cut has them.
+    keep: called with the rows so far after each round, so that a run that is cut has them.
     Raises EngineError when the truth itself is not among the contestants.
     """
     truth = next((one for one in contestants if one.entry.name == TRUTH), None)
@@ -101,7 +100,7 @@ def race(
         raise EngineError(f"engine {TRUTH} cannot run, and without its labels nothing can be checked; see its reason")
     say(f"labels of {len(images)} images from {TRUTH}")
     wanted = np.concatenate([truth.worker.labels(image[None]) for image in images])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for region in regions:
         # the rivals' labels come by way of logits anyhow
         running = [one for one in contestants if region != "logits" or one.worker.facts["logits"]]
@@ -115,22 +114,34 @@ def race(
                 one.failure, one.bursts = None, []
                 say(f"{one.entry.name}: {region}, batch {batch}: check and warm-up")
                 try:
-                    pairs = [(one.worker.labels(image[None])[0], answer) for image, answer in checks] or [
-                        (one.worker.labels(shown), expected)
-                    ]
-                    agreements[one.entry.name] = agreement(pairs)
+                    if one.entry.compared:
+                        pairs = [(one.worker.labels(image[None])[0], answer) for image, answer in checks] or [
+                            (one.worker.labels(shown), expected)
+                        ]
+                        agreements[one.entry.name] = agreement(pairs)
+                    else:
+                        _require_labels(one, shown, expected)
                     one.worker.prepare(shown, region, pace.warmup)
                 except EngineError as error:
                     one.failure = str(error)
             say(f"{region}, batch {batch}: {pace.rounds} rounds")
-            others = _take_turns(running, pace)
-            rows += [
-                _row(one, running, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
-                for one in running
-                if one.listed
-            ]
-            keep(rows)
+            now: list[dict[str, Any]] = []
+            for others in _rounds(running, pace):
+                now = [
+                    _row(one, running, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
+                    for one in running
+                    if one.listed
+                ]
+                keep(rows + now)
+            rows += now
     return rows
+
+
+def _require_labels(one: Contestant, images: np.ndarray, like: np.ndarray) -> None:
+    """Raises EngineError where an engine that is not compared gives no labels of these images at all."""
+    labels = one.worker.labels(images)
+    if labels.shape != like.shape or labels.dtype != like.dtype:
+        raise EngineError(f"labels {labels.dtype} {labels.shape}: wanted {like.dtype} {like.shape}")
 
 
 def agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -144,8 +155,8 @@ def limit_of(precision: str, trained: bool) -> float | None:
     return 1.0 - LIMITS[precision].disagreement if trained or precision == "fp32" else None
 
 
-def _take_turns(contestants: Sequence[Contestant], pace: Pace) -> float | None:
-    """Time the contestants still running; the share of the CPU cores others took meanwhile, None if unknown."""
+def _rounds(contestants: Sequence[Contestant], pace: Pace) -> Iterator[float | None]:
+    """Time the contestants still running; after each round the share of the cores others took so far, if known."""
     running = {one.entry.name: one for one in contestants if one.failure is None}
 
     def turn(one: Contestant) -> Burst:
@@ -159,21 +170,18 @@ def _take_turns(contestants: Sequence[Contestant], pace: Pace) -> float | None:
     def spent() -> float:
         return sum(process_seconds(one.worker.pid) for one in contestants)
 
-    start, busy, ours = time.perf_counter(), busy_seconds(), spent()
+    neighbours = Neighbours(spent)
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
-    for name, bursts in take_turns(turns, pace.rounds, lambda: time.sleep(SETTLE_SECONDS)).items():
-        running[name].bursts = bursts
-    now = busy_seconds()
-    if busy is None or now is None:
-        return None
-    others = now - busy - (spent() - ours)
-    return max(others, 0.0) / (usable_cores() * (time.perf_counter() - start))
+    for given in each_round(turns, pace.rounds, lambda: time.sleep(SETTLE_SECONDS)):
+        for name, bursts in given.items():
+            running[name].bursts = bursts
+        yield neighbours.share()
 
 
 def _row(
     one: Contestant, contestants: Sequence[Contestant], batch: int, region: str, share: float | None, trained: bool
 ) -> dict[str, Any]:
-    limit = limit_of(one.precision, trained)
+    limit = limit_of(one.precision, trained) if one.entry.compared else None
     row: dict[str, Any] = {
         "engine": one.entry.name,
         "precision": one.precision,
@@ -181,6 +189,7 @@ def _row(
         "region": region,
         "agreement": share,
         "agreement_limit": limit,
+        "compared": one.entry.compared,
         "status": "ok",
         "reason": None,
         "timing": None,
@@ -203,8 +212,7 @@ def _row(
     row["extra_memory_bytes"] = None if resident is None else row["memory_bytes"] - resident
     speedup = _ratio(one, contestants)
     row["ratio"] = asdict(speedup) if speedup is not None else None
-    assert share is not None
-    if limit is not None and share < limit:
+    if limit is not None and share is not None and share < limit:
         return row | {
             "status": "failed",
             "reason": f"{share:.2%} of pixels agree with PyTorch; wanted {limit:.1%} at {one.precision}",

@@ -11,9 +11,11 @@ import tyro
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError
 from segmenter.files import atomic_path
+from segmenter_bench.origins import read_runs
 from segmenter_bench.page import page
-from segmenter_bench.runs import command_of, read_run
-from segmenter_bench.sections import markdown, of_engines, sections
+from segmenter_bench.page_markdown import markdown
+from segmenter_bench.runs import command_of
+from segmenter_bench.sections import of_engines, sections
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ def report(paths: Sequence[Path], out: Path, title: str, command: str) -> str:
         raise ConfigError("no runs; pass JSON files of bench-throughput and bench-miou, or a folder of them")
     if out.resolve() in {file.resolve() for file in files}:
         raise ConfigError(f"--out {out}: is one of the runs, and would be lost; pass another name, such as report.html")
-    runs = [read_run(file) for file in files]
+    runs = read_runs(files, out.parent)
     found = sections(runs)
-    text = page(title, found, command, [run for run in runs if not of_engines(run)])
+    others = [run for run in runs if not of_engines(run)]
+    text = page(title, found, command, others)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return markdown(found)
+    return markdown(found, others)
 
 
 def make_report(options: Options) -> int:

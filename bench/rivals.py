@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmenter import load_model
 from segmenter import ops as reference_ops
 from segmenter.errors import EngineError
 from segmenter.model import Segmenter
@@ -83,9 +82,15 @@ class Official:
 
     tail = "argmax"
 
-    def __init__(self, path: Path, threads: int, layout: Layout = classic_layout) -> None:
+    def __init__(
+        self, path: Path, threads: int, layout: Layout = classic_layout, explicit_attention: bool = True
+    ) -> None:
+        # here, because what makes a rival needs no package that reads checkpoints
+        from segmenter import load_model
+
         torch.set_num_threads(threads)
-        self.model, self.layout = load_model(path, ops=official_ops()), layout
+        self.model = load_model(path, ops=official_ops() if explicit_attention else None)
+        self.layout = layout
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:

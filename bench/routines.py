@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import segmenter_trt
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, VerificationError
+from segmenter_bench.runs import wide_console
 from segmenter_bench.timing import burst, take_turns
 
 
@@ -105,7 +105,7 @@ def measure(options: Options) -> int:
     table = Table("one core", "PyTorch or Pillow, ms", "segmenter_trt, ms", "times faster", box=box.SIMPLE)
     for name, theirs, mine in rows:
         table.add_row(name, f"{theirs:.2f}", f"{mine:.2f}", f"{theirs / mine:.1f}")
-    Console().print(table)
+    wide_console().print(table)
     return 0
 
 

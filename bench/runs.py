@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "segmenter-bench/1"
 KINDS = ("throughput", "miou", "kernels", "stages", "machine")
+WIDEST_TABLE = 180  # letters
 REQUIRED = ("schema", "kind", "created", "command", "machine", "model", "settings", "rows", "unavailable")
 
 
@@ -46,11 +47,10 @@ def command_of(program: str, argv: Sequence[str] | None) -> str:
 
 
 def wide_console() -> "Console":
-    """Standard output for tables: the terminal's width, and wide enough for every column in a pipe."""
+    """Standard output for tables: wide enough for every column, which a narrow terminal wraps and never cuts."""
     from rich.console import Console  # not above: what only writes runs needs no package for tables
 
-    console = Console()
-    return console if console.is_terminal else Console(width=110)
+    return Console(width=max(Console().width, WIDEST_TABLE))
 
 
 def require_writable(folder: Path) -> None:

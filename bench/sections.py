@@ -1,10 +1,11 @@
 """Runs put together for people: one section a network, one line an engine, speed and accuracy side by side."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from segmenter.errors import DataError
+from segmenter_bench.sheets import DASH, Cell, markdown_of, number, quantity
 
 Row = dict[str, Any]
 ENOUGH_ROUNDS = 5  # below, one noisy round moves the median over rounds, and quartiles say nothing
@@ -49,10 +50,14 @@ class Line:
         return self.accuracy.get("drop") if self.accuracy else None
 
     @property
-    def agreement(self) -> float | None:
-        """Of the dataset where it was judged on one, else of the throughput run's images."""
+    def agreed(self) -> Row | None:
+        """The row its agreement is read from: of the dataset where it was judged on one, else of the throughput run."""
         rows = [row for row in (self.accuracy, self.speed) if row and row.get("agreement") is not None]
-        return rows[0]["agreement"] if rows else None
+        return rows[0] if rows else None
+
+    @property
+    def agreement(self) -> float | None:
+        return self.agreed["agreement"] if self.agreed else None
 
     @property
     def faults(self) -> list[str]:
@@ -67,8 +72,15 @@ class Line:
         return any(row.get("agreement_limit") is not None for row in rows)
 
     @property
+    def compared(self) -> bool:
+        """Whether it is this network at all; another one is there for its speed alone."""
+        return bool((self.speed or {}).get("compared", True))
+
+    @property
     def verdict(self) -> str:
-        return "failed" if self.faults else "passed" if self.judged else "not judged"
+        if self.faults or self.judged:
+            return "failed" if self.faults else "passed"
+        return "not judged" if self.compared else "other network"
 
 
 @dataclass
@@ -110,8 +122,9 @@ class Section:
 
     @property
     def rounds(self) -> int:
-        """Turns each engine had in the throughput run."""
-        return int((self.of("throughput") or {}).get("settings", {}).get("rounds", 0))
+        """Turns each engine had in the throughput run; of one that was cut, fewer than were planned."""
+        planned = int((self.of("throughput") or {}).get("settings", {}).get("rounds", 0))
+        return min([planned, *(len(row["rounds_ms"]) for row in self._rows("throughput") if row.get("rounds_ms"))])
 
     def has_region(self, region: str) -> bool:
         return any(row.get("region") == region for row in self._rows("throughput"))
@@ -130,7 +143,11 @@ class Section:
         """The fastest engine at the smallest batch that did not fail."""
         if not self.batches:
             return None
-        sound = [one for one in self.lines(self.batches[0]) if one.images_per_s is not None and not one.faults]
+        sound = [
+            one
+            for one in self.lines(self.batches[0])
+            if one.images_per_s is not None and one.compared and not one.faults
+        ]
         return max(sound, key=lambda one: one.images_per_s or 0.0) if sound else None
 
     def _rows(self, kind: str) -> list[Row]:
@@ -163,6 +180,14 @@ def speedup_meaning(rounds: int, reference: str) -> str:
             " A machine that slows down for a while moves it less than images/s, so the two may differ a little."
         )
     return f"Images/s over {reference}'s; {rounds} rounds are too few for a range."
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Engines that share a reason for not being measured, by that reason."""
+    found: dict[str, list[str]] = {}
+    for engine, reason in reasons.items():
+        found.setdefault(reason, []).append(engine)
+    return found
 
 
 def of_engines(run: dict[str, Any]) -> bool:
@@ -199,41 +224,32 @@ def machine_name(machine: dict[str, Any]) -> str:
     return " + ".join(parts)
 
 
-def markdown(found: Sequence[Section]) -> str:
-    """A table a network, for a README."""
-    blocks = []
-    for section in found:
-        run = section.of("throughput") or section.of("miou")
-        assert run is not None
-        blocks.append(
-            f"**{section.name}**, {section.size}, {machine_name(run['machine'])}\n\n{_markdown_table(section)}"
-        )
-    return "\n\n".join(blocks) + "\n"
+def network_markdown(section: Section) -> str:
+    """The table of a network, for a README."""
+    run = section.of("throughput") or section.of("miou")
+    assert run is not None
+    return f"**{section.name}**, {section.size}, {machine_name(run['machine'])}\n\n{_markdown_table(section)}"
 
 
 def _markdown_table(section: Section) -> str:
     batch = section.batches[0] if section.batches else None
     lines = section.lines(batch)
     columns = {
-        "engine": [f"`{one.engine}`" for one in lines],
-        "mIoU": [number(one.miou, ".4f") for one in lines],
-        "pixels as PyTorch": [number(one.agreement, ".2%") for one in lines],
-        "images/s": [number(one.images_per_s, ".3g") for one in lines],
-        "p50 ms": [number(_ms(one), ".1f") for one in lines],
-        "x official": [number(one.speedup, ".1f") for one in lines],
-        "verdict": [one.verdict for one in lines],
+        "engine": [Cell(f"`{one.engine}`") for one in lines],
+        "mIoU": [Cell(number(one.miou, ".4f"), one.accuracy) for one in lines],
+        "pixels as PyTorch": [Cell(number(one.agreement, ".2%"), one.agreed) for one in lines],
+        "images/s": [Cell(quantity(one.images_per_s, 3), one.speed) for one in lines],
+        "p50 ms": [Cell(number(_ms(one), ",.1f"), one.speed) for one in lines],
+        "x official": [Cell(number(one.speedup, ".1f"), one.speed) for one in lines],
+        "verdict": [Cell(one.verdict) for one in lines],
     }
-    kept = {title: cells for title, cells in columns.items() if any(cell != DASH for cell in cells)}
-    rows = [list(kept), ["---", *["---:"] * (len(kept) - 1)], *map(list, zip(*kept.values(), strict=True))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    kept = {title: cells for title, cells in columns.items() if any(cell.text != DASH for cell in cells)}
+    return markdown_of(tuple(kept), list(zip(*kept.values(), strict=True)))
 
 
 def _ms(line: Line) -> float | None:
     timing = line.speed and line.speed.get("timing")
     return timing["ms_p50"] if timing else None
-
-
-DASH = "-"
 
 
 def signed(drop: float | None) -> str:
@@ -242,8 +258,3 @@ def signed(drop: float | None) -> str:
         return DASH
     change = f"{-drop:+.4f}"
     return change[1:] if float(change) == 0 else change
-
-
-def number(value: float | None, form: str) -> str:
-    """Formatted, or a dash for what is not known."""
-    return DASH if value is None else format(value, form)

@@ -4,10 +4,11 @@ Stages are named ranges of PyTorch's profiler around the ops and layers of the n
 `--ops triton`. Ranges cost a little, so their sum is shown beside the time of the network without them.
 """
 
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 from rich import box
 from rich.table import Table
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from segmenter import ops as plain_ops
 from segmenter.checkpoint import load_model
@@ -28,82 +29,20 @@ from segmenter.cores import usable_cores
 from segmenter.errors import ConfigError, Unavailable
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
-from segmenter.vit import Attention, Block
 from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings, wait
-from segmenter_bench.models import pictures, random_model
+from segmenter_bench.machine import BUSY, Neighbours, process_seconds
+from segmenter_bench.models import pictures
+from segmenter_bench.random_weights import random_model
+from segmenter_bench.ranges import PREFIX, Ranges
 from segmenter_bench.roofline import STAGES, Stage, stages
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
+from segmenter_bench.sheets import quantity
 
-PREFIX = "stage: "
-OF_OP = {
-    "attention": "attention",
-    "patch_embed": "patch embedding",
-    "add_layernorm": "norms and residuals",
-    "linear_gelu": "MLP",
-    "linear_residual": "MLP",
-    "mask_scores": "mask scores",
-    "upsample_argmax": "upsample + argmax",
-}
+FAR_APART = 1.5  # times between the sum of the stages and the network without named ranges, either way
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class _Ranges:
-    """Names stages for the profiler; what the decoder calls is the decoder's, but for the mask scores."""
-
-    def __init__(self) -> None:
-        self.inside_decoder = False
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self.inside_decoder and name != "mask scores":
-            yield  # the decoder's own range is open
-            return
-        with record_function(PREFIX + name):
-            yield
-
-    def ops(self, module: ModuleType) -> ModuleType:
-        """A module of ops whose calls are named."""
-        named = ModuleType("named_ops")
-        for name, stage in OF_OP.items():
-            setattr(named, name, self._named(getattr(module, name), stage))
-        return named
-
-    def watch(self, model: Segmenter) -> None:
-        """Name what the network does besides ops."""
-        decoder = list(model.decoder.modules())
-        for module in model.modules():
-            if module in decoder:
-                continue
-            if isinstance(module, Attention):
-                module.qkv.forward = self._named(module.qkv.forward, "projections")  # type: ignore[method-assign]
-                module.proj.forward = self._named(module.proj.forward, "projections")  # type: ignore[method-assign]
-            if isinstance(module, Block):
-                module.norm1.forward = self._named(module.norm1.forward, "norms and residuals")  # type: ignore[method-assign]
-        norm: nn.Module = model.encoder.norm
-        norm.forward = self._named(norm.forward, "norms and residuals")  # type: ignore[method-assign]
-        forward = model.decoder.forward
-
-        def decode(*arguments: Any) -> Tensor:
-            with record_function(PREFIX + "decoder"):
-                self.inside_decoder = True
-                try:
-                    return forward(*arguments)
-                finally:
-                    self.inside_decoder = False
-
-        model.decoder.forward = decode  # type: ignore[method-assign]
-
-    def _named(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            with self.stage(stage):
-                return function(*arguments, **named)
-
-        return call
-
-
-def network(
-    model: Segmenter, ranges: _Ranges | None, device: torch.device, dtype: torch.dtype
-) -> Callable[..., Tensor]:
+def network(model: Segmenter, ranges: Ranges | None, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """uint8 RGB [B, H, W, 3] in host memory to labels [B, H, W] in host memory; the copies are stages too."""
 
     def run(images: np.ndarray) -> Tensor:
@@ -204,7 +143,7 @@ def profiled(options: Options, command: str) -> dict[str, Any]:
     dtype_name = options.dtype or ("fp16" if device.type == "cuda" else "fp32")
     dtype, threads = DTYPES[dtype_name], options.threads or usable_cores()
     torch.set_num_threads(threads)
-    ranges = _Ranges()
+    ranges = Ranges()
     watched, bare = (_model(options, module) for module in (ranges.ops(_ops_of(options)), _ops_of(options)))
     config = watched.config
     height, width = options.height or config.encoder.image_size[0], options.width or config.encoder.image_size[1]
@@ -219,8 +158,10 @@ def profiled(options: Options, command: str) -> dict[str, Any]:
     ranges.watch(watched)
     run, plain = network(watched, ranges, device, dtype), network(bare, None, device, dtype)
     same = bool((run(images) == plain(images)).all())
+    neighbours = Neighbours(lambda: process_seconds(os.getpid()))
     whole_ms = best_seconds(lambda: plain(images), device, options.rounds) * 1e3
     took = measured_stages(run, images, device, options.rounds)
+    others = neighbours.share()
     limits = ceilings(device, dtype)
     settings = {
         "ops": options.ops,
@@ -233,10 +174,30 @@ def profiled(options: Options, command: str) -> dict[str, Any]:
         "whole_ms": whole_ms,
         "stages_ms": sum(took.values()),
         "labels_unchanged": same,
+        "others_busy": others,
     }
     model_facts = {"name": config.name, "classes": list(config.classes), "height": height, "width": width}
     found = new_run("stages", command, model_facts, settings)
+    found["notes"] = notes(settings)
     found["rows"] = rows(stages(config, height, width, options.batch, dtype.itemsize), took, limits)
+    return found
+
+
+def notes(settings: Mapping[str, Any]) -> list[str]:
+    """Why the times of a run are not to be trusted, if there is a reason: a range holds the time its threads waited."""
+    cores, busy, found = usable_cores(), settings["others_busy"] or 0.0, []
+    if settings["device"] == "cpu" and busy > BUSY:
+        free = max(int(cores * (1.0 - busy)), 1)
+        found.append(
+            f"Other programs took {busy:.0%} of the {cores} CPU cores during the measurement, of which this run used"
+            f" {settings['threads']} threads: stages hold time in which they waited; repeat on a quiet machine, or with"
+            f" --threads {free}."
+        )
+    apart = settings["stages_ms"] / settings["whole_ms"]
+    if not 1.0 / FAR_APART < apart < FAR_APART:
+        found.append(
+            f"The stages come to {apart:.2g} times the whole network without named ranges: take them as shares at most."
+        )
     return found
 
 
@@ -264,10 +225,10 @@ def show(run: Mapping[str, Any]) -> None:
     """Print a run as a table on stdout."""
     console, model, settings = wide_console(), run["model"], run["settings"]
     limits = settings["ceilings"]
+    measured = f"product {quantity(limits['tflops'], 3)} TFLOP/s, copy {quantity(limits['gb_per_s'], 3)} GB/s"
     console.print(
         f"[bold]{model['name']}[/] {model['height']}x{model['width']}, batch {settings['batch']}, {settings['dtype']},"
-        f" {settings['ops']} ops on {settings['device']}; measured ceilings: product {limits['tflops']:.3g} TFLOP/s,"
-        f" copy {limits['gb_per_s']:.3g} GB/s"
+        f" {settings['ops']} ops on {settings['device']}; measured ceilings: {measured}"
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", no_wrap=True)
@@ -275,14 +236,17 @@ def show(run: Mapping[str, Any]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for row in run["rows"]:
         shares = ["-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("share_of_time", "share_of_bound")]
-        work = [f"{row['flops'] / 1e9:.3g}", f"{row['traffic_bytes'] / 1e6:.3g}", f"{row['bound_ms']:.3g}"]
-        table.add_row(row["stage"], f"{row['ms']:.3g}", shares[0], *work, shares[1])
+        work = [quantity(value, 3) for value in (row["flops"] / 1e9, row["traffic_bytes"] / 1e6, row["bound_ms"])]
+        table.add_row(row["stage"], quantity(row["ms"], 3), shares[0], *work, shares[1])
     console.print(table)
     console.print(
-        f"stages {settings['stages_ms']:.4g} ms in sum; the network without named ranges {settings['whole_ms']:.4g} ms",
+        f"stages {quantity(settings['stages_ms'], 4)} ms in sum; the network without named ranges"
+        f" {quantity(settings['whole_ms'], 4)} ms",
         style="dim",
         soft_wrap=True,
     )
+    for note in run["notes"]:
+        console.print(note, style="yellow", soft_wrap=True)
 
 
 def bench(options: Options) -> int:

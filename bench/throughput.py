@@ -21,10 +21,12 @@ from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
+from segmenter_bench.machine import BUSY
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
-from segmenter_bench.sections import number, speedup
+from segmenter_bench.sections import speedup
+from segmenter_bench.sheets import number, quantity
 from segmenter_engines.folder import CHECKPOINT
 
 TIMED = {
@@ -38,9 +40,6 @@ RANDOM_NOTE = (
     "Random weights: a random network has near ties at every pixel, so only fp32 engines are judged by agreement;"
     " 8 and 16 bit engines are judged on trained networks."
 )
-
-
-BUSY = 0.05  # share of the cores others may take before the run says so
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def throughput(
 ) -> dict[str, Any]:
     """Measure and return the run, see `segmenter_bench.runs`; nothing is written but engine folders of random weights.
 
-    keep: called with the run as far as it is after each batch size.
+    keep: called with the run as far as it is after each round.
     Raises ConfigError, CheckpointError or DataError for what the options name, EngineError when PyTorch itself fails.
     """
     chosen, threads = choose(options.engine), options.threads or usable_cores()
@@ -215,7 +214,7 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table
         timing, share = row["timing"], row["agreement"]
         cells = ["-"] * (6 + len(ratios))
         if timing is not None:
-            cells = [f"{timing[key]:.4g}" for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
+            cells = [quantity(timing[key], 4) for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
             cells.append(number(speedup(row, references.get(row["batch"]), rounds), ".2f"))
             cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []
             extra = row["extra_memory_bytes"]
@@ -250,7 +249,7 @@ def _pace(options: Options) -> Pace:
 
 def bench(options: Options) -> int:
     require_writable(options.out)
-    # written as it grows: a run that is cut keeps the batch sizes it has
+    # written as it grows: a run that is cut keeps the rounds it has
     command = command_of("segmenter bench-throughput", None)
     run = throughput(options, command, lambda run: write_run(run, options.out))
     show(run)

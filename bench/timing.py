@@ -1,7 +1,7 @@
 """Wall times of calls: bursts, quantiles, and ratios between engines measured in turns."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -110,6 +110,16 @@ def take_turns(
 
     A machine that slows down for a while slows all of them, so their ratios hold; who comes first changes every round.
     """
+    given: dict[str, list[Turn]] = {name: [] for name in candidates}
+    for given in each_round(candidates, rounds, after_turn):  # noqa: B007 - the last is the whole
+        pass
+    return given
+
+
+def each_round(
+    candidates: Mapping[str, Callable[[], Turn]], rounds: int, after_turn: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, list[Turn]]]:
+    """`take_turns`, giving after each round what there is so far."""
     names = list(candidates)
     given: dict[str, list[Turn]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -117,7 +127,7 @@ def take_turns(
         for name in names[first:] + names[:first]:
             given[name].append(candidates[name]())
             after_turn()
-    return given
+        yield given
 
 
 def ratio(reference: Sequence[Burst], candidate: Sequence[Burst]) -> Ratio:

@@ -59,6 +59,8 @@ COMMANDS = {
     "bench-data": ("segmenter_bench.data", "images per second of loading and augmentation, stage by stage"),
     "bench-train-step": ("segmenter_bench.train_step", "what an update of training costs beside a bare PyTorch loop"),
     "bench-compare": ("segmenter_bench.compare", "which engines became slower from one speed run to another"),
+    "bench-guard": ("segmenter_bench.guard", "a short speed run against the committed one: CI's guard"),
+    "bench-repeat": ("segmenter_bench.repeat", "everything twice: how far each ratio moves between two runs"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }
 

@@ -97,6 +97,51 @@ def miou_run(name="Seg-S-Mask/14"):
     return _run("miou", model(name), rows=rows, settings=settings, examples=[example(0), example(1)])
 
 
+STAGES = ("input copy", "patch embedding", "attention", "projections", "MLP", "norms and residuals", "label copy")
+
+
+def machine_run():
+    rows = [
+        {"type": kind, "status": "ok", "tflops": tflops, "gb_per_s": 3352.4}
+        for kind, tflops in (("fp16", 989.1), ("int8", 1979.0))
+    ]
+    return _run("machine", {"name": "GPU 9000"}, rows=rows, settings={})
+
+
+def stages_run(name="Seg-Ti-Mask/16"):
+    work = {"status": "ok", "flops": 5.4e12, "traffic_bytes": 2.5e9, "bound_ms": 0.0051, "share_of_bound": 0.63}
+    rows = [
+        {"stage": stage, "ms": 1234.5 / (1 + index), "share_of_time": 0.2, **work} for index, stage in enumerate(STAGES)
+    ]
+    settings = {
+        "ops": "triton",
+        "dtype": "fp16",
+        "batch": 8,
+        "device": "GPU 9000",
+        "stages_ms": 2467.2,
+        "whole_ms": 2400.1,
+    }
+    settings["ceilings"] = {"tflops": 989.1, "gb_per_s": 3352.4}
+    return _run("stages", model(name, trained=False), rows=rows, settings=settings)
+
+
+def kernels_run():
+    rows = [
+        {
+            **{"op": op, "shape": shape, "dtype": "float16", "provider": provider, "status": "ok", "reason": None},
+            **{"ms_p50": ms, "tflops": 412.0 / ms, "gb_per_s": 1600.0, "share": 0.42},
+        }
+        for op, shape in (("attention", "8x1025x768, 12 heads"), ("upsample_argmax", "8x150x32x32 to 512x512"))
+        for provider, ms in (("triton", 0.41), ("eager", 3.2), ("sdpa-efficient", 0.52))
+    ]
+    wrong = dict.fromkeys(("ms_p50", "tflops", "gb_per_s", "share"))
+    rows.append(
+        rows[0] | wrong | {"provider": "sdpa-cudnn", "status": "failed", "reason": "RuntimeError: no kernel for <this>"}
+    )
+    settings = {"dtype": "fp16", "batch": [1, 8], "ceilings": {"tflops": {"float": 989.1}, "gb_per_s": 3352.4}}
+    return _run("kernels", {"name": "GPU 9000"}, rows=rows, settings=settings)
+
+
 def _accuracy(engine):
     precision, _, miou, agreement = SPEEDS[engine]
     loss = 0.6285 - miou

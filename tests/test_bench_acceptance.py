@@ -147,7 +147,7 @@ def test_stopped_from_outside_it_leaves_a_page_and_no_child(tmp_path: Path, end:
     code = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
     program = (
         "import sys; from tests.test_bench_acceptance import step; from segmenter_bench import acceptance;"
-        f"acceptance.plan = lambda options, gpu: [step('first', 'print(1)'), step('long', {code!r}, 90.0)];"
+        f"acceptance.plan = lambda *_, **__: [step('first', 'print(1)'), step('long', {code!r}, 90.0)];"
         f"sys.exit(acceptance.main(['--out', {str(tmp_path / 'out')!r}, '--minutes', '2']))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -156,9 +156,45 @@ def test_stopped_from_outside_it_leaves_a_page_and_no_child(tmp_path: Path, end:
         time.sleep(0.05)
     process.send_signal(end)
     assert process.wait(timeout=60) == 130
-    assert "first" in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert ">first</a>" in page
+    assert page.endswith("</main></body></html>\n")
+    assert "| first | ok |" in (tmp_path / "out" / PAGE).with_suffix(".md").read_text(encoding="utf-8")
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+
+
+def test_a_run_out_of_time_ends_with_1_and_a_page_and_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = tmp_path / "mark"
+    slow = f"import pathlib, time; time.sleep(0 if pathlib.Path({str(mark)!r}).exists() else 60)"
+    monkeypatch.setattr(
+        acceptance, "plan", lambda *_, **__: [step("first", "print(1)"), step("slow", slow), step("last", "")]
+    )
+    arguments = ["--out", str(tmp_path / "out"), "--minutes"]
+    assert acceptance.main([*arguments, "0.15"]) == 1
+    said = capsys.readouterr()
+    assert "--minutes 0.15: little will be done; 2 is the useful minimum" in said.err
+    assert "not whole: slow, last; the same command goes on there" in said.err
+    assert said.out.endswith(f"{PAGE}\n")
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert "stopped after" in page
+    assert "no time left; the same command goes on here" in page
+    mark.touch()
+    assert acceptance.main([*arguments, "2"]) == 0
+    said = capsys.readouterr()
+    assert "first: done before" in said.err
+    assert "not whole" not in said.err
+    assert {one.status for one in outcomes(tmp_path / "out")} == {"ok"}
+
+
+def test_the_help_says_what_a_cut_run_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        acceptance.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the run then ends with 1 and the same command goes on there" in told
+    assert "below 2 there is little" in told
 
 
 def test_the_plan_puts_what_matters_first() -> None:
@@ -173,6 +209,11 @@ def test_the_plan_puts_what_matters_first() -> None:
     cpu = plan(options(), gpu=False)
     assert [one.name for one in cpu] == ["machine", "kernel code", "engines Seg-Ti-Mask/16", "stages Seg-Ti-Mask/16"]
     assert {one.group for one in plan(options(only=["stages"]), gpu=True)} == {"stages"}
+    bare = [one.name for one in plan(options(), gpu=True, bare=True)]
+    assert bare.index("network Seg-B-Mask/16") < bare.index("engines Seg-B-Mask/16")
+    assert all(
+        one.needs == ("torch", "triton") for one in plan(options(), True, True) if one.name.startswith("network")
+    )
 
 
 def test_a_plain_checkout_finds_its_packages(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from segmenter.datasets import open_dataset
 from segmenter.errors import CheckpointError, ConfigError, VerificationError
 from segmenter.preprocess import normalize
 from segmenter_bench import miou, report, throughput
-from segmenter_bench.models import MARK, open_folder, pictures, random_folder, random_model
+from segmenter_bench.models import MARK, open_folder, pictures, random_folder
+from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import read_run, require_writable
 from segmenter_bench.sections import signed
 from segmenter_engines import pipeline
 from segmenter_engines.export import export
 from segmenter_engines.quantize import quantize
-from tests.bench_samples import miou_run
+from tests.bench_samples import miou_run, throughput_run
 from tests.networks import small_network
 
 CODES = (0, 200, 7, 90)  # labels between which an interpolation would be seen
@@ -130,6 +131,13 @@ def test_commands_say_what_they_want(tmp_path, folder, capsys):
     for main, arguments, complaint in (
         (throughput.main, [], "pass either --folder ENGINE_FOLDER or --variant NAME"),
         (throughput.main, ["--folder", str(tmp_path)], "no folder 'checkpoint' in it"),
+        (throughput.main, ["--folder", str(tmp_path)], "fill one with `segmenter pipeline CHECKPOINT --out FOLDER`"),
+        (throughput.main, ["--folder", str(tmp_path / "none")], "none: no folder; wanted an engine folder"),
+        (
+            throughput.main,
+            ["--folder", str(folder / "checkpoint")],
+            "is a checkpoint; wanted an engine folder: fill one",
+        ),
         (throughput.main, ["--folder", str(folder), "--rounds", "0"], "--rounds 0: wanted at least 1"),
         (throughput.main, ["--folder", str(folder), "--batch", "0"], "--batch 0: wanted sizes of at least 1"),
         (
@@ -255,3 +263,17 @@ def test_the_command_of_a_run_names_its_subcommand_once():
 
     for arguments in (["bench-miou", "--folder", "m"], ["--folder", "m"]):
         assert command_of("segmenter bench-miou", arguments) == "segmenter bench-miou --folder m"
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_tables_are_whole_on_a_narrow_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    run = throughput_run(trained=False)
+    for row in run["rows"]:
+        row |= {"others_busy": 0.5, "extra_memory_bytes": 10_000_000}
+    throughput.show(run)
+    miou.show(miou_run())
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    (heads,) = {line for line in printed.splitlines() if "img/s" in line}
+    assert heads.split()[-2:] == ["agree", "%"]

@@ -40,3 +40,23 @@ def test_other_labels_are_not_timed(
     arguments = ("--engine", str(engine_folder / FP32), "--program", str(program), "--threads", "1")
     assert native.main(arguments) == 2
     assert "segmenter_trt_cli: other labels than the python session" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        ("#!/bin/sh\nexit 0\n", "wrote no labels; pass segmenter_trt_cli"),
+        ("#!/bin/sh\nexit 3\n", "ended with status 3 and said nothing; pass segmenter_trt_cli"),
+        ("#!/bin/sh\necho error: no such engine >&2; exit 1\n", "error: no such engine"),
+    ],
+)
+def test_a_program_that_is_another_is_named(
+    program: str, complaint: str, engine_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.write_text(program)
+    other.chmod(0o755)
+    assert native.main(["--engine", str(engine_folder / FP32), "--program", str(other), "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert complaint in error

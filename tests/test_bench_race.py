@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from segmenter_engines.folder import ARTIFACTS, reason_path
 from segmenter_engines.limits import LIMITS
 from tests.bench_fakes import fake_entry
 
+OTHER_NETWORKS = {"another": "wrong", "no-labels": "shapeless"}
 PACE = Pace(rounds=2, burst_seconds=0.02, min_calls=2, warmup=1)
 
 
@@ -42,6 +44,7 @@ def raced(folder, images):
     """Rows by (engine, batch), and the engines that could not be opened."""
     chosen = [fake_entry(name) for name in ("official", "fast", "mixes-rows", "dies", "refuses")]
     chosen.append(fake_entry("wrong", precision="int8"))
+    chosen += [replace(fake_entry(name, kind), compared=False) for name, kind in OTHER_NETWORKS.items()]
     with opened(chosen, [fake_entry("official"), fake_entry("eager")], folder, threads=1) as (contestants, unavailable):
         rows = race(contestants, images, [1, 2], ["labels"], PACE, trained=True)
     return {(row["engine"], row["batch"]): row for row in rows}, unavailable
@@ -49,7 +52,7 @@ def raced(folder, images):
 
 def test_every_engine_has_a_row_and_the_truth_only_when_asked_for(raced):
     rows, unavailable = raced
-    assert {engine for engine, _ in rows} == {"official", "fast", "mixes-rows", "dies", "wrong"}
+    assert {engine for engine, _ in rows} == {"official", "fast", "mixes-rows", "dies", "wrong", *OTHER_NETWORKS}
     assert unavailable == [{"engine": "refuses", "reason": "engine refuses: no driver here"}]
 
 
@@ -92,6 +95,14 @@ def test_an_engine_that_dies_is_reported_with_its_last_words(raced):
     assert row["reason"] == "dies: its process ended with status 3: out of luck"
     assert row["timing"] is None
     assert row["ratio"] is None
+
+
+def test_another_network_is_timed_and_its_labels_are_not_compared(raced):
+    row = raced[0]["another", 2]
+    assert (row["status"], row["agreement"], row["agreement_limit"], row["compared"]) == ("ok", None, None, False)
+    assert row["ratio"] is not None
+    assert raced[0]["no-labels", 2]["reason"] == "labels uint8 (2, 16): wanted uint8 (2, 16, 24)"
+    assert raced[0]["fast", 2]["compared"] is True
 
 
 def test_without_the_truth_nothing_can_be_checked(folder, images):
@@ -164,7 +175,13 @@ def test_a_family_asked_for_is_missing_when_none_of_it_is_there():
 def test_engines_on_other_devices_have_no_ratio(folder, images):
     names = ("official", "eager", "gpu")
     with opened([fake_entry(name) for name in names], [], folder, threads=1) as (contestants, _):
-        rows = {row["engine"]: row for row in race(contestants, images, [1], ["labels"], PACE, trained=True)}
+        kept = []
+        found = race(
+            *(contestants, images, [1], ["labels"], PACE, True),
+            keep=lambda rows: kept.append([len(row["rounds_ms"]) for row in rows]),
+        )
+        rows = {row["engine"]: row for row in found}
+    assert kept == [[turn] * 3 for turn in range(1, PACE.rounds + 1)]  # a run that is cut has its rounds
     assert rows["eager"]["ratio"] is not None
     assert rows["gpu"]["status"] == "ok"
     assert rows["gpu"]["timing"] is not None

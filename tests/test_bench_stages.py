@@ -77,3 +77,25 @@ def test_what_cannot_be_is_said(
 def test_kernels_without_a_gpu_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--variant", "Seg-Ti/16", "--ops", "triton", "--out", str(tmp_path)]) == 2
     assert "--ops triton: no CUDA device here" in capsys.readouterr().err
+
+
+QUIET = {"device": "cpu", "threads": 2, "others_busy": 0.0, "stages_ms": 11.0, "whole_ms": 10.0}
+
+
+def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "usable_cores", lambda: 8)
+    assert command.notes(QUIET) == command.notes(QUIET | {"others_busy": None}) == []
+    (busy,) = command.notes(QUIET | {"others_busy": 0.6, "threads": 8})
+    assert "Other programs took 60% of the 8 CPU cores" in busy
+    assert "of which this run used 8 threads" in busy
+    assert busy.endswith("with --threads 3.")
+    assert command.notes(QUIET | {"others_busy": 0.6, "device": "GPU 9000"}) == []  # its own clock times the stages
+    (apart,) = command.notes(QUIET | {"stages_ms": 31.0})
+    assert apart.startswith("The stages come to 3.1 times the whole network")
+
+
+def test_a_run_says_how_busy_others_were(run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0.0 <= run["settings"]["others_busy"] <= 1.5
+    assert run["notes"] == command.notes(run["settings"])
+    command.show(run | {"notes": ["a note for readers"]})
+    assert "a note for readers" in capsys.readouterr().out

@@ -72,8 +72,10 @@ class TritonSession(Session):
         )
         tokens = encoder.encode(x)[:, encoder.config.extra_tokens :]
         masks = self._model.decoder(tokens, grid)
-        labels: Any = segmenter_kernels.upsample_argmax(masks, padded, (H, W))
-        return labels, masks.isfinite().all()
+        return self._label(masks, padded, (H, W)), masks.isfinite().all()
+
+    def _label(self, masks: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Any:
+        return segmenter_kernels.upsample_argmax(masks, padded, size)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {

@@ -1,0 +1,274 @@
+"""A whole network where only PyTorch, Triton and NumPy are installed, for `segmenter_bench.acceptance`.
+
+The official way, PyTorch's own and our kernels take turns in one process, on the same random weights and images, each
+judged before it is timed: in fp32 by its labels, in fp16 by its class masks, whose error may be twice what PyTorch's
+fp16 costs. What an export, a build or the compiled routines would add is named as missing.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmenter.config import SegmenterConfig, variant
+from segmenter.cores import usable_cores
+from segmenter.model import Segmenter
+from segmenter.ops import label_dtype
+from segmenter.preprocess import normalize
+from segmenter_bench.ladder import LADDERS
+from segmenter_bench.random_weights import random_model
+from segmenter_bench.rivals import Layout, channels_last_layout, classic_layout, official_logits, official_ops
+from segmenter_bench.runs import new_run, write_run
+from segmenter_bench.timing import Burst, Timing, burst, each_round, ratio
+
+FP32_AGREEMENT = 0.999  # of `segmenter_engines.limits`, which this must not import
+FP16_ERRORS = 2.0  # times the error of PyTorch's own fp16
+BURST_SECONDS, MIN_CALLS = 0.3, 2
+TIMED = {"labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory"}
+NOTE = "One process for all: memory is not told apart. Random weights: engines in fp16 are judged by their class masks."
+
+
+@dataclass(frozen=True)
+class Way:
+    """How labels are made: `call` of uint8 images [B, H, W, 3] on the host, and the class masks [B, K, h, w] behind."""
+
+    name: str
+    precision: str
+    call: Callable[[np.ndarray], np.ndarray]
+    masks: Callable[[np.ndarray], Tensor]
+    does: str
+
+
+class Graphed:
+    """A function of images on the device as a CUDA graph, captured for the first images it is given."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function, self._graph = function, cast(Any, None)
+        self._input: Tensor
+        self._output: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._graph is None or self._input.shape != images.shape:
+            self._input = images.clone()
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # compiling kernels must not be captured
+                    self._function(self._input)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._output = self._function(self._input)
+        self._input.copy_(images)
+        self._graph.replay()
+        return self._output
+
+
+def ways(config: SegmenterConfig, device: torch.device) -> list[Way]:
+    """Every way this machine has, the rungs of the ladder in their order."""
+    weights = random_model(config).state_dict()
+
+    def network(ops: ModuleType | None, dtype: torch.dtype) -> Segmenter:
+        model = Segmenter(config, ops).eval()
+        model.load_state_dict(weights)
+        return model.to(device, dtype).requires_grad_(False)
+
+    if device.type == "cpu":
+        explicit, plain = network(official_ops(), torch.float32), network(None, torch.float32)
+        return [
+            _pytorchs("official", explicit, classic_layout, "explicit attention, logits at image resolution, argmax"),
+            _pytorchs("official-channels-last", explicit, channels_last_layout, "the same in another memory layout"),
+            _pytorchs("eager", plain, channels_last_layout, "scaled_dot_product_attention, logits, argmax"),
+        ]
+    import segmenter_kernels
+
+    explicit, plain = network(official_ops(), torch.float16), network(None, torch.float16)
+    ours = network(segmenter_kernels, torch.float16)
+    return [
+        _pytorchs("gpu-explicit", explicit, channels_last_layout, "explicit attention, logits at image resolution"),
+        _pytorchs("gpu-sdpa", plain, channels_last_layout, "scaled_dot_product_attention, logits, argmax"),
+        _kernels("gpu-kernels", ours, segmenter_kernels, False, False, "our kernels, logits, argmax"),
+        _kernels("gpu-kernels-labels", ours, segmenter_kernels, True, False, "our kernels, upsample_argmax"),
+        _kernels("triton-fp16", ours, segmenter_kernels, True, True, "our kernels in one CUDA graph"),
+    ]
+
+
+def _pytorchs(name: str, model: Segmenter, layout: Layout, does: str) -> Way:
+    weight = model.encoder.patch_embed.proj.weight
+
+    def prepared(images: np.ndarray) -> Tensor:
+        return normalize(images, model.config.preprocess).to(weight.device).to(weight.dtype)
+
+    def call(images: np.ndarray) -> np.ndarray:
+        labels = official_logits(model, prepared(images), layout).argmax(dim=1)
+        return labels.to(label_dtype(model.config.num_classes)).cpu().numpy()
+
+    precision = "fp32" if weight.dtype == torch.float32 else "fp16"
+    return Way(name, precision, call, lambda images: model.masks(prepared(images)), does)
+
+
+def _kernels(name: str, model: Segmenter, kernels: Any, fused_labels: bool, graphed: bool, does: str) -> Way:
+    """uint8 pixels go to the device, as in the `triton` engine; sizes are whole patches."""
+    encoder, spec, P = model.encoder, model.config.preprocess, model.config.encoder.patch_size
+    proj, device = encoder.patch_embed.proj, encoder.patch_embed.proj.weight.device
+
+    def masks(images: Tensor) -> Tensor:
+        grid = (images.shape[1] // P, images.shape[2] // P)
+        place = encoder.embedding(grid)
+        x = kernels.patch_embed(images, proj.weight, proj.bias, *place, mean=spec.mean, std=spec.std)
+        return model.decoder(encoder.encode(x)[:, encoder.config.extra_tokens :], grid)
+
+    def labels(images: Tensor) -> Tensor:
+        found, size = masks(images), (images.shape[1], images.shape[2])
+        if fused_labels:
+            fused: Tensor = kernels.upsample_argmax(found, size)
+            return fused
+        logits = F.interpolate(found, size=size, mode="bilinear", align_corners=False)
+        return logits.argmax(dim=1).to(label_dtype(model.config.num_classes))
+
+    run = Graphed(labels) if graphed else labels
+
+    def call(images: np.ndarray) -> np.ndarray:
+        return run(torch.from_numpy(images).to(device)).cpu().numpy()
+
+    return Way(name, "fp16", call, lambda images: masks(torch.from_numpy(images).to(device)), does)
+
+
+def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
+    """The rungs of the ladder that are no way of this machine, each with the reason."""
+    rungs = {rung.engine: name for name, ladder in LADDERS.items() for rung in ladder if rung.engine not in raced}
+    on_gpu = device.type == "cuda"
+    found = []
+    for engine, ladder in rungs.items():
+        reason = "needs more than PyTorch, Triton and NumPy: install segmenter-trt with its extras"
+        if ladder == "on a GPU" and not on_gpu:
+            reason = "no CUDA device here"
+        found.append({"engine": engine, "reason": reason})
+    return found
+
+
+def pictures(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Smooth random images, uint8 [B, H, W, 3]: on noise every pixel would be near a tie."""
+    coarse = torch.rand(count, 3, size[0] // 32 + 2, size[1] // 32 + 2, generator=torch.Generator().manual_seed(0))
+    smooth = F.interpolate(coarse, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+    return (smooth * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@torch.inference_mode()
+def measured(
+    config: SegmenterConfig,
+    batches: Sequence[int],
+    rounds: int,
+    device: torch.device,
+    command: str,
+    keep: Callable[[dict[str, Any]], object] = lambda run: None,
+) -> dict[str, Any]:
+    """The run, see `segmenter_bench.runs`; rows as those of `segmenter_bench.throughput`.
+
+    keep: called with the run as far as it is after each round.
+    """
+    size = config.encoder.image_size
+    model = {
+        "name": config.name,
+        "classes": list(config.classes),
+        "height": size[0],
+        "width": size[1],
+        "trained": False,
+    }
+    raced = ways(config, device)
+    settings = {"threads": usable_cores(), "reference": raced[0].name, "truth": "PyTorch in fp32", "rounds": rounds}
+    settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
+    run = new_run("throughput", command, model, settings) | {"timed": TIMED, "notes": [NOTE]}
+    run["unavailable"] = absent({way.name for way in raced}, device)
+    truth = Segmenter(config).eval()
+    truth.load_state_dict(random_model(config).state_dict())
+    truth.to(device)
+    for batch in batches:
+        images = pictures(batch, size)
+        masks = truth.masks(normalize(images, config.preprocess).to(device))
+        labels = F.interpolate(masks, size=size, mode="bilinear", align_corners=False).argmax(dim=1).cpu().numpy()
+        budget, rows = None, {}
+        for way in raced:
+            print(f"{way.name}, batch {batch}: check", file=sys.stderr, flush=True)
+            row, budget = _judged(way, images, masks, labels, budget)
+            rows[way.name] = row | {"batch": batch, "device": _name(device), "reference_device": _name(device)}
+        running = {way.name: way for way in raced if rows[way.name]["status"] == "ok"}
+        turns = {name: _turn(way, images) for name, way in running.items()}
+        run["rows"] += rows.values()
+        for bursts in each_round(turns, rounds):
+            _time(rows, bursts, batch, raced[0].name)
+            keep(run)
+    return run
+
+
+def _time(rows: dict[str, dict[str, Any]], bursts: dict[str, list[Burst]], batch: int, reference: str) -> None:
+    """Fill in what the rounds so far come to."""
+    for name, found in bursts.items():
+        rows[name]["timing"] = asdict(Timing.of(found, batch))
+        rows[name]["rounds_ms"] = [[round(ms, 4) for ms in one.ms] for one in found]
+        rows[name]["ratio"] = asdict(ratio(bursts[reference], found)) if reference in bursts else None
+
+
+def _judged(
+    way: Way, images: np.ndarray, masks: Tensor, labels: np.ndarray, budget: float | None
+) -> tuple[dict[str, Any], float | None]:
+    """A row without times, and the error that fp16 may make: twice that of the first way in fp16, PyTorch's own."""
+    row: dict[str, Any] = {"engine": way.name, "precision": way.precision, "region": "labels", "status": "ok"}
+    row |= dict.fromkeys(("reason", "agreement", "agreement_limit", "timing", "ratio", "rounds_ms", "memory_bytes"))
+    row |= {"describe": {"does": way.does}, "error": None, "error_limit": None}
+    try:
+        row["agreement"] = float((way.call(images) == labels).mean())
+        row["error"] = float((way.masks(images).float() - masks).norm() / masks.norm())
+    except Exception as error:  # a kernel may not compile here; whatever it is, the others are still measured
+        row |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        return row, budget
+    if way.precision == "fp32":
+        row["agreement_limit"] = FP32_AGREEMENT
+        if row["agreement"] < FP32_AGREEMENT:
+            row |= {
+                "status": "failed",
+                "reason": f"{row['agreement']:.2%} of pixels agree; wanted {FP32_AGREEMENT:.1%}",
+            }
+        return row, budget
+    budget = FP16_ERRORS * row["error"] if budget is None else budget
+    row["error_limit"] = budget
+    if not row["error"] <= budget:
+        row |= {"status": "failed", "reason": f"error {row['error']:.3g} of the class masks; at most {budget:.3g}"}
+    return row, budget
+
+
+def _turn(way: Way, images: np.ndarray) -> Callable[[], Burst]:
+    return lambda: burst(lambda: way.call(images), BURST_SECONDS, MIN_CALLS)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the run, and give 1 when a way is wrong or fails."""
+    parser = argparse.ArgumentParser(prog="segmenter_bench.network_step", description=__doc__)
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(usable_cores())
+    command = f"python -m segmenter_bench.network_step --variant {options.variant}"
+    config = variant(options.variant)
+    run = measured(config, options.batch, options.rounds, device, command, lambda run: write_run(run, options.out))
+    print(write_run(run, options.out))
+    return int(any(row["status"] != "ok" for row in run["rows"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

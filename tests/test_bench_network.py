@@ -1,0 +1,130 @@
+"""A whole network with PyTorch, Triton and NumPy alone: judged, timed in turns, and told on the page."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segmenter_bench import network_step
+from segmenter_bench.network_step import FP32_AGREEMENT, Way, measured, pictures, ways
+from segmenter_bench.origins import read_runs
+from segmenter_bench.page import page
+from segmenter_bench.random_weights import random_model
+from segmenter_bench.runs import write_run
+from segmenter_bench.sections import sections
+from segmenter_engines.limits import LIMITS
+from segmenter_kernels.checks import INTERPRETED
+from tests.networks import small_config, small_network
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run() -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_step, "BURST_SECONDS", 0.01)
+        return measured(small_config(), (1, 2), 5, CPU, "a command")
+
+
+def test_every_way_is_judged_and_timed(run: dict[str, Any], tmp_path: Path) -> None:
+    names = ["official", "official-channels-last", "eager"]
+    assert [(row["engine"], row["batch"]) for row in run["rows"]] == [
+        (name, batch) for batch in (1, 2) for name in names
+    ]
+    for row in run["rows"]:
+        assert (row["status"], row["reason"]) == ("ok", None)
+        assert row["agreement"] >= row["agreement_limit"] == FP32_AGREEMENT
+        assert len(row["rounds_ms"]) == 5
+        assert row["ratio"]["median"] > 0
+    (section,) = sections(read_runs([write_run(run, tmp_path)], tmp_path))
+    text = page("title", [section], "command")
+    assert "attention by scaled_dot_product_attention" in text  # a rung of the ladder
+    assert "<code>openvino-int8</code>" in text  # and some that are missing
+    assert "needs more than PyTorch, Triton and NumPy" in text
+    assert "<code>triton-fp8</code>: no CUDA device here" in text
+
+
+def test_its_limit_is_that_of_the_engines() -> None:
+    assert 1.0 - LIMITS["fp32"].disagreement == FP32_AGREEMENT
+
+
+def test_wrong_labels_and_errors_past_fp16s_own_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    real = ways(config, CPU)[2]
+
+    def noisy(scale: float) -> Any:
+        return lambda images: real.masks(images) + scale * torch.randn(real.masks(images).shape)
+
+    def raises(images: np.ndarray) -> np.ndarray:
+        raise RuntimeError("no kernel\nhere")
+
+    given = [
+        Way("mirrored", "fp32", lambda images: real.call(images)[:, ::-1].copy(), real.masks, ""),
+        Way("pytorch-fp16", "fp16", real.call, noisy(1e-3), ""),
+        Way("as-good", "fp16", real.call, noisy(1.5e-3), ""),
+        Way("worse", "fp16", real.call, noisy(1e-2), ""),
+        Way("broken", "fp16", raises, real.masks, ""),
+        Way("no-number", "fp16", real.call, lambda images: real.masks(images) * float("nan"), ""),
+    ]
+    monkeypatch.setattr(network_step, "ways", lambda *_: given)
+    monkeypatch.setattr(network_step, "BURST_SECONDS", 0.01)
+    rows = {row["engine"]: row for row in measured(config, (1,), 3, CPU, "")["rows"]}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        **dict.fromkeys(("mirrored", "worse", "broken", "no-number"), "failed"),
+        **dict.fromkeys(("pytorch-fp16", "as-good"), "ok"),
+    }
+    assert "of pixels agree; wanted 99.9%" in rows["mirrored"]["reason"]
+    assert rows["broken"]["reason"] == "RuntimeError: no kernel here"
+    assert rows["worse"]["timing"] is None
+    assert rows["as-good"]["timing"] is not None
+
+
+@pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="neither a GPU nor Triton's interpreter")
+@pytest.mark.parametrize("fused_labels", [False, True])
+def test_our_kernels_label_as_pytorch_does(fused_labels: bool) -> None:
+    import segmenter_kernels
+
+    device = torch.device("cpu" if INTERPRETED else "cuda")
+    model = small_network()
+    images = pictures(1, (64, 64))
+    expected = ways(model.config, CPU)[2]
+    ours = type(model)(model.config, segmenter_kernels).eval()
+    ours.load_state_dict(random_model(model.config).state_dict())
+    way = network_step._kernels("k", ours.to(device, torch.float16), segmenter_kernels, fused_labels, False, "")
+    with torch.inference_mode():
+        masks, labels = expected.masks(images), expected.call(images)
+        error = (way.masks(images).float().cpu() - masks).norm() / masks.norm()
+        assert float(error) < 0.01
+        found = way.call(images)
+    assert found.dtype == np.uint8
+    assert (found == labels).mean() > 0.95
+    assert len(np.unique(labels)) > 1
+
+
+def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path) -> None:
+    """A Python that has PyTorch, NumPy and what they need, and no other package of ours or of anyone."""
+    program = (
+        "import importlib.util as u, sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in {'PIL', 'rich', 'tyro', 'safetensors', 'yaml', 'onnx', 'openvino',"
+        " 'onnxruntime', 'pynvml', 'tqdm'} or name == 'segmenter_trt._native':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "from segmenter_bench import network_step\n"
+        "network_step.BURST_SECONDS, whole = 0.01, network_step.variant\n"
+        "network_step.variant = lambda name: whole(name, 5, image_size=(64, 64))\n"
+        f"sys.exit(network_step.main(['--variant', 'Seg-Ti/16', '--rounds', '1', '--out', {str(tmp_path)!r}]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    (file,) = tmp_path.glob("throughput-*.json")
+    assert [row["status"] for row in json.loads(file.read_text())["rows"]] == ["ok"] * 3
