@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.cpp_build import run
+from tests.cpp_build import succeed
 
 
 def call(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[Any]:
@@ -20,12 +20,10 @@ def call(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[An
 
 def install(build: Path, prefix: Path) -> None:
     """Install what a build folder of the project holds."""
-    result = run("cmake", "--install", build, "--prefix", prefix)
-    assert result.returncode == 0, result.stderr
+    succeed("cmake", "--install", build, "--prefix", prefix)
 
 
 def build_program(source: Path, folder: Path, *options: str) -> None:
     """Configure and build somebody's CMake project."""
-    for step in (("-S", source, "-B", folder, *options), ("--build", folder, "--parallel", "2")):
-        result = run("cmake", *step)
-        assert result.returncode == 0, result.stdout + result.stderr
+    succeed("cmake", "-S", source, "-B", folder, *options)
+    succeed("cmake", "--build", folder, "--parallel", "2")
