@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cpp_build import ROOT, build, clang, json_headers, run
+from tests.cpp_build import ROOT, build, clang, json_headers, run, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -75,12 +76,29 @@ def test_clang_tidy_finds_nothing(cpp_library: Path) -> None:
     assert result.returncode == 0, result.stdout[-6000:]
 
 
-def test_the_json_headers_are_named_when_they_are_missing(tmp_path: Path) -> None:
+def test_missing_json_headers_are_named_and_found_once_they_are_there(tmp_path: Path) -> None:
     if not shutil.which("cmake"):
         pytest.skip("cmake is not installed")
     if any((Path(prefix) / "include/nlohmann/json.hpp").is_file() for prefix in ("/usr", "/usr/local")):
         pytest.skip("the system has nlohmann/json.hpp")
-    absent = ("-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON")
-    result = run("cmake", "-S", ROOT, "-B", tmp_path, *absent)
-    assert result.returncode != 0
-    assert "pip install nlohmann-json" in " ".join(result.stderr.split())
+
+    def configured(python: str, *options: str) -> str:
+        environment = os.environ | {"PATH": f"{tmp_path / python / 'bin'}:{os.environ['PATH']}"}
+        absent = "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"
+        result = run("cmake", "-S", ROOT, "-B", tmp_path / "build", absent, *options, env=environment)
+        return "" if result.returncode == 0 else " ".join(result.stderr.split())
+
+    for python in ("first", "second"):
+        succeed(sys.executable, "-m", "venv", "--without-pip", tmp_path / python)
+    assert "nlohmann/json.hpp: not found; pip install nlohmann-json" in configured("first")
+    # the same folder of CMake's, with the wheel installed in another Python than before
+    (packages,) = (tmp_path / "second" / "lib").glob("python*/site-packages")
+    headers = packages / "nlohmann_json" / "include"
+    (headers / "nlohmann").mkdir(parents=True)
+    (headers / "nlohmann" / "json.hpp").touch()
+    (packages / "nlohmann_json" / "__init__.py").touch()
+    assert configured("second") == ""
+    # and with it gone
+    (headers / "nlohmann" / "json.hpp").unlink()
+    assert "nlohmann/json.hpp: not found; pip install nlohmann-json" in configured("second")
+    assert f"not found in SEGMENTER_TRT_JSON, {headers}; pip" in configured("second", f"-DSEGMENTER_TRT_JSON={headers}")
