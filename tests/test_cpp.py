@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp_build import ROOT, build, clang, json_headers, run, succeed
+from tests.cpp_build import ROOT, SANITIZERS, build_sanitized, clang, json_headers, require_tidy, run, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -27,21 +27,14 @@ def test_the_library_does_what_its_tests_say(cpp_library: Path, engine_folder: P
     assert "SKIPPED" not in output
 
 
-@pytest.mark.parametrize(
-    ("sanitizers", "programs"),
-    [("address,undefined", ("unit_tests", "thread_tests")), ("thread", ("thread_tests",))],
-)
+@pytest.mark.parametrize("sanitizers", SANITIZERS)
 def test_sanitizers_find_nothing(
-    sanitizers: str, programs: tuple[str, ...], engine_folder: Path, tmp_path: Path
+    sanitizers: str, engine_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    # the other compiler than the plain build's where there is one, so that both accept the sources
-    compiler = clang("clang++")
-    options = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
-    flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={sanitizers}")
-    build(tmp_path, *options, *flags, targets=programs)
-    for program in programs:
-        environment = os.environ | {"SEGMENTER_TRT_TEST_ONNX": str(engine_folder / "model.fp32.onnx")}
-        result = run(tmp_path / "csrc" / "tests" / program, env=environment)
+    folder = build_sanitized(tmp_path_factory, sanitizers)
+    environment = os.environ | {"SEGMENTER_TRT_TEST_ONNX": str(engine_folder / "model.fp32.onnx")}
+    for program in ("thread_tests",) if sanitizers == "thread" else ("unit_tests", "thread_tests"):
+        result = run(folder / "csrc" / "tests" / program, env=environment)
         assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
 
 
@@ -65,15 +58,10 @@ def test_fuzzing_the_manifest_finds_nothing(engine_folder: Path, tmp_path: Path)
 
 
 def test_clang_tidy_finds_nothing(cpp_library: Path) -> None:
-    tidy = clang("clang-tidy")
-    if tidy is None:
-        pytest.skip("clang-tidy is not installed; apt-get install clang-tidy")
     # those that read what others wrote, or share memory between threads; the rest is arithmetic, and would take minutes
     names = ("backends", "engine", "manifest", "manifest_fields", "manifest_json", "onnx_outputs", "openvino_api")
     names += ("openvino_backend", "session", "verified", "workers")
-    sources = [ROOT / "csrc" / "src" / f"{name}.cc" for name in names]
-    result = run(tidy, "--quiet", "-p", cpp_library, *sources)
-    assert result.returncode == 0, result.stdout[-6000:]
+    require_tidy(cpp_library, *(ROOT / "csrc" / "src" / f"{name}.cc" for name in names))
 
 
 def test_missing_json_headers_are_named_and_found_once_they_are_there(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,10 @@ import pytest
 from segmenter.config import Preprocess
 from segmenter.files import sha256
 from segmenter_engines.manifest import PIXELS, Manifest
-from tests.cpp_build import build, clang, run, tensorrt_headers
+from tests.cpp_build import LIBRARIES, ROOT, SANITIZERS, build_sanitized, require_tidy, run, tensorrt_headers
 from tests.test_plan_checks import plan_bytes
 
 pytestmark = pytest.mark.slow
-# one program for the paths, one for the threads; sanitizers see what comes of both
-SANITIZERS = ("address,undefined", "thread")
-LIBRARIES = "lib64"  # as some systems have it
-TARGETS = ("test_tensorrt", "segmenter_trt_tensorrt", "session_program")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +33,8 @@ def variables(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)
-def folder(request: pytest.FixtureRequest, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    made = tmp_path_factory.mktemp("tensorrt")
-    compiler = clang("clang++") if request.param == "thread" else None
-    options = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
-    flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={request.param}")
-    places = (f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}")
-    build(made, *options, *flags, *places, targets=TARGETS)
-    return made
+def folder(request: pytest.FixtureRequest, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sanitized(tmp_path_factory, request.param)
 
 
 def test_every_path_of_the_backend(folder: Path) -> None:
@@ -53,6 +42,11 @@ def test_every_path_of_the_backend(folder: Path) -> None:
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     assert "[  PASSED  ]" in result.stdout
     assert "[  SKIPPED ]" not in result.stdout
+
+
+def test_clang_tidy_finds_nothing(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = build_sanitized(tmp_path_factory, SANITIZERS[0])
+    require_tidy(folder, *(ROOT / "csrc" / "tensorrt").glob("*.cc"), *(ROOT / "csrc" / "cuda").glob("*.cc"))
 
 
 def write_plan(path: Path, version: str, words: str = "masks") -> Path:

@@ -52,19 +52,13 @@ def compile_kernels(folder: Path) -> None:
 
 def build(folder: Path, cubins: Path, flags: str, *targets: str) -> None:
     """Build targets of the plugins' own CMake project of a folder of kernels."""
-    succeed(
-        *(
-            "cmake",
-            "-S",
-            SOURCES,
-            "-B",
-            folder,
-            "-G",
-            "Ninja",
-            "-DCMAKE_BUILD_TYPE=Debug",
-            f"-DCMAKE_CXX_FLAGS={flags}",
-        ),
-        *(f"-DSEGMENTER_TRT_CUBINS={cubins}", f"-DTENSORRT_INCLUDE_DIR={tensorrt_headers()}"),
-        *("-DSEGMENTER_TRT_PLUGIN_TESTS=ON", "-DSEGMENTER_TRT_WERROR=ON", f"-DPython_EXECUTABLE={sys.executable}"),
+    headers = tensorrt_headers()
+    checks = ("-DSEGMENTER_TRT_PLUGIN_TESTS=ON", "-DSEGMENTER_TRT_WERROR=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    places = (
+        f"-DSEGMENTER_TRT_CUBINS={cubins}",
+        f"-DTENSORRT_INCLUDE_DIR={headers}",
+        f"-DPython_EXECUTABLE={sys.executable}",
     )
+    options = ("-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS={flags}", *checks, *places)
+    succeed("cmake", "-S", SOURCES, "-B", folder, "-G", "Ninja", *options)
     succeed("cmake", "--build", folder, "--target", *targets)

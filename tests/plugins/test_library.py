@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import segmenter_trt
-from tests.cpp_build import run, succeed
+from tests.cpp_build import require_tidy, run, succeed
 from tests.plugins.building import SOURCES, needs_tools
 
 pytest.importorskip("triton", reason="triton is not installed; kernels cannot be compiled")
@@ -25,6 +25,10 @@ def test_cpp_under_address_and_undefined_behaviour_sanitizers(address: Path) -> 
 
 def test_cpp_under_thread_sanitizer(thread: Path) -> None:
     assert "[  PASSED  ]" in succeed(thread / "launcher_tests")
+
+
+def test_clang_tidy_finds_nothing(address: Path) -> None:
+    require_tidy(address.parent, *SOURCES.glob("*.cc"))
 
 
 def test_the_driver_is_declared_as_in_cuda_h() -> None:
