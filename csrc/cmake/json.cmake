@@ -1,6 +1,7 @@
 # segmenter_trt_json: the headers of nlohmann/json, for this library's sources alone. From the folder SEGMENTER_TRT_JSON, or
-# where that names none, CMake's package of it, a system's include folders, or the PyPI wheel nlohmann-json of the Python on
-# PATH. What is found or missing is not kept: another Python may be active when CMake runs again.
+# where that names none, CMake's package of it, a system's include folders, or the PyPI wheel nlohmann-json of the Python
+# that is named (Python_EXECUTABLE) or on PATH. What is found or missing is not kept: another Python may be active when
+# CMake runs again.
 add_library(segmenter_trt_json INTERFACE)
 set(SEGMENTER_TRT_JSON "" CACHE PATH "Folder that holds nlohmann/json.hpp; looked for when empty")
 
@@ -15,6 +16,9 @@ elseif(nlohmann_json_FOUND)
   return()
 else()
   unset(json_python)
+  if(Python_EXECUTABLE)
+    set(json_python "${Python_EXECUTABLE}")
+  endif()
   find_program(json_python NAMES python3 python NO_CACHE)
   if(json_python)
     # found, not imported: the wheel's own module imports another package

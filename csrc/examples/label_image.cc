@@ -2,6 +2,7 @@
 //
 // The picture is resized to the size the engine takes, and so are the labels; they are class indices.
 #include <cstdint>
+#include <cstdio>
 #include <exception>
 #include <fstream>
 #include <iostream>
