@@ -6,22 +6,43 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.once import once
+
 ROOT = Path(__file__).resolve().parents[1]
+SANITIZERS = ("address,undefined", "thread")
+LIBRARIES = "lib64"  # where sanitized builds install them, as some systems do
 
 
-def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=env, text=True, capture_output=True, check=False
-    )
+def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program run in the project's folder, its output captured as text."""
+    defaults: dict[str, Any] = {"cwd": ROOT, "text": True, "capture_output": True, "check": False}
+    return subprocess.run([str(part) for part in command], **(defaults | options))
+
+
+def succeed(*command: str | Path, **options: Any) -> str:
+    """The standard output of a program that must succeed."""
+    done = run(*command, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{(done.stdout + done.stderr)[-6000:]}"
+    return done.stdout
 
 
 def clang(program: str) -> str | None:
     """A program of clang 14 or newer, with or without its version in its name."""
     names = [program, *(f"{program}-{version}" for version in range(22, 13, -1))]
     return next((path for path in map(shutil.which, names) if path), None)
+
+
+def require_tidy(folder: Path, *sources: Path) -> None:
+    """See that clang-tidy finds nothing in sources that a build folder compiles. Skips the test without clang-tidy."""
+    if (tidy := clang("clang-tidy")) is None:
+        pytest.skip("clang-tidy is not installed; apt-get install clang-tidy")
+    assert sources
+    result = run(tidy, "--quiet", "-p", folder, *sources)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
 
 
 def json_headers() -> Path:
@@ -32,6 +53,22 @@ def json_headers() -> Path:
         if (folder / "nlohmann" / "json.hpp").is_file():
             return folder
     pytest.skip("nlohmann/json.hpp is not installed; pip install nlohmann-json")
+
+
+def find_tensorrt_headers() -> Path | None:
+    """Folder of TensorRT's headers: TENSORRT_INCLUDE_DIR, or in a wheel that happens to carry them."""
+    if named := os.environ.get("TENSORRT_INCLUDE_DIR"):
+        return Path(named)
+    wheel = importlib.util.find_spec("kernel_lens")
+    folders = [Path(place) / "include" / "tensorrt" for place in (wheel and wheel.submodule_search_locations) or ()]
+    return next((folder for folder in folders if (folder / "NvInferRuntime.h").is_file()), None)
+
+
+def tensorrt_headers() -> Path:
+    """The same, or a skip of the test."""
+    if (folder := find_tensorrt_headers()) is None:
+        pytest.skip("no TensorRT headers here; set TENSORRT_INCLUDE_DIR, or pip install kernel-lens")
+    return folder
 
 
 def build(folder: Path, *options: str, targets: tuple[str, ...] = ()) -> None:
@@ -46,9 +83,20 @@ def build(folder: Path, *options: str, targets: tuple[str, ...] = ()) -> None:
     checks = ("-DSEGMENTER_TRT_TESTS=ON", "-DSEGMENTER_TRT_WERROR=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
     places = (f"-DSEGMENTER_TRT_JSON={json_headers()}", f"-DPython_EXECUTABLE={sys.executable}")
     wanted = ("--target", *targets) if targets else ()
-    for step in (
-        ("cmake", "-S", ROOT, "-B", folder, *generator, *checks, *places, *options),
-        ("cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1), *wanted),
-    ):
-        result = run(*step)
-        assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    succeed("cmake", "-S", ROOT, "-B", folder, *generator, *checks, *places, *options)
+    succeed("cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1), *wanted)
+
+
+def build_sanitized(factory: pytest.TempPathFactory, sanitizers: str) -> Path:
+    """Build folder of the C++ tests with sanitizers, once for all; with the TensorRT backend where its headers are."""
+    # threads are watched in what has some
+    targets = ["thread_tests"] if sanitizers == "thread" else ["unit_tests", "thread_tests"]
+    flags = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={sanitizers}"]
+    # both compilers where there are two, so that both accept all sources; the plain build has the other one's programs
+    compiler = None if sanitizers == "thread" else clang("clang++")
+    flags += [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
+    if headers := find_tensorrt_headers():
+        targets += ["test_tensorrt", "segmenter_trt_tensorrt", "session_program"]
+        flags += [f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}"]
+    name = f"cpp_{sanitizers.partition(',')[0]}"  # a comma would part the linker's options
+    return once(factory, name, lambda folder: build(folder, *flags, targets=tuple(targets)))

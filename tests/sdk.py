@@ -6,26 +6,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.cpp_build import run
+from tests.cpp_build import run, succeed
 
 
 def call(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[Any]:
-    """Run a program with its output captured; OpenVINO's libraries are where its package has them."""
+    """Run a program; OpenVINO's libraries are where its package has them."""
     spec = find_spec("openvino")
     folders = spec.submodule_search_locations if spec is not None else None
     environment = os.environ | ({"SEGMENTER_TRT_OPENVINO": f"{folders[0]}/libs"} if folders else {})
-    defaults: dict[str, Any] = {"capture_output": True, "text": True, "env": environment, "check": False}
-    return subprocess.run([str(part) for part in command], **(defaults | options))
+    return run(*command, **({"env": environment} | options))
 
 
 def install(build: Path, prefix: Path) -> None:
     """Install what a build folder of the project holds."""
-    result = run("cmake", "--install", build, "--prefix", prefix)
-    assert result.returncode == 0, result.stderr
+    succeed("cmake", "--install", build, "--prefix", prefix)
 
 
 def build_program(source: Path, folder: Path, *options: str) -> None:
     """Configure and build somebody's CMake project."""
-    for step in (("-S", source, "-B", folder, *options), ("--build", folder, "--parallel", "2")):
-        result = run("cmake", *step)
-        assert result.returncode == 0, result.stdout + result.stderr
+    succeed("cmake", "-S", source, "-B", folder, *options)
+    succeed("cmake", "--build", folder, "--parallel", "2")

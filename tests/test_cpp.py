@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cpp_build import ROOT, build, clang, json_headers, run
+from tests.cpp_build import ROOT, SANITIZERS, build_sanitized, clang, json_headers, require_tidy, run, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -26,21 +27,14 @@ def test_the_library_does_what_its_tests_say(cpp_library: Path, engine_folder: P
     assert "SKIPPED" not in output
 
 
-@pytest.mark.parametrize(
-    ("sanitizers", "programs"),
-    [("address,undefined", ("unit_tests", "thread_tests")), ("thread", ("thread_tests",))],
-)
+@pytest.mark.parametrize("sanitizers", SANITIZERS)
 def test_sanitizers_find_nothing(
-    sanitizers: str, programs: tuple[str, ...], engine_folder: Path, tmp_path: Path
+    sanitizers: str, engine_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    # the other compiler than the plain build's where there is one, so that both accept the sources
-    compiler = clang("clang++")
-    options = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
-    flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={sanitizers}")
-    build(tmp_path, *options, *flags, targets=programs)
-    for program in programs:
-        environment = os.environ | {"SEGMENTER_TRT_TEST_ONNX": str(engine_folder / "model.fp32.onnx")}
-        result = run(tmp_path / "csrc" / "tests" / program, env=environment)
+    folder = build_sanitized(tmp_path_factory, sanitizers)
+    environment = os.environ | {"SEGMENTER_TRT_TEST_ONNX": str(engine_folder / "model.fp32.onnx")}
+    for program in ("thread_tests",) if sanitizers == "thread" else ("unit_tests", "thread_tests"):
+        result = run(folder / "csrc" / "tests" / program, env=environment)
         assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
 
 
@@ -64,23 +58,35 @@ def test_fuzzing_the_manifest_finds_nothing(engine_folder: Path, tmp_path: Path)
 
 
 def test_clang_tidy_finds_nothing(cpp_library: Path) -> None:
-    tidy = clang("clang-tidy")
-    if tidy is None:
-        pytest.skip("clang-tidy is not installed; apt-get install clang-tidy")
     # those that read what others wrote, or share memory between threads; the rest is arithmetic, and would take minutes
     names = ("backends", "engine", "manifest", "manifest_fields", "manifest_json", "onnx_outputs", "openvino_api")
     names += ("openvino_backend", "session", "verified", "workers")
-    sources = [ROOT / "csrc" / "src" / f"{name}.cc" for name in names]
-    result = run(tidy, "--quiet", "-p", cpp_library, *sources)
-    assert result.returncode == 0, result.stdout[-6000:]
+    require_tidy(cpp_library, *(ROOT / "csrc" / "src" / f"{name}.cc" for name in names))
 
 
-def test_the_json_headers_are_named_when_they_are_missing(tmp_path: Path) -> None:
+def test_missing_json_headers_are_named_and_found_once_they_are_there(tmp_path: Path) -> None:
     if not shutil.which("cmake"):
         pytest.skip("cmake is not installed")
     if any((Path(prefix) / "include/nlohmann/json.hpp").is_file() for prefix in ("/usr", "/usr/local")):
         pytest.skip("the system has nlohmann/json.hpp")
-    absent = ("-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON")
-    result = run("cmake", "-S", ROOT, "-B", tmp_path, *absent)
-    assert result.returncode != 0
-    assert "pip install nlohmann-json" in " ".join(result.stderr.split())
+
+    def configured(python: str, *options: str) -> str:
+        environment = os.environ | {"PATH": f"{tmp_path / python / 'bin'}:{os.environ['PATH']}"}
+        absent = "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"
+        result = run("cmake", "-S", ROOT, "-B", tmp_path / "build", absent, *options, env=environment)
+        return "" if result.returncode == 0 else " ".join(result.stderr.split())
+
+    for python in ("first", "second"):
+        succeed(sys.executable, "-m", "venv", "--without-pip", tmp_path / python)
+    assert "nlohmann/json.hpp: not found; pip install nlohmann-json" in configured("first")
+    # the same folder of CMake's, with the wheel installed in another Python than before
+    (packages,) = (tmp_path / "second" / "lib").glob("python*/site-packages")
+    headers = packages / "nlohmann_json" / "include"
+    (headers / "nlohmann").mkdir(parents=True)
+    (headers / "nlohmann" / "json.hpp").touch()
+    (packages / "nlohmann_json" / "__init__.py").touch()
+    assert configured("second") == ""
+    # and with it gone
+    (headers / "nlohmann" / "json.hpp").unlink()
+    assert "nlohmann/json.hpp: not found; pip install nlohmann-json" in configured("second")
+    assert f"not found in SEGMENTER_TRT_JSON, {headers}; pip" in configured("second", f"-DSEGMENTER_TRT_JSON={headers}")

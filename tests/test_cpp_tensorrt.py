@@ -1,9 +1,7 @@
 """The TensorRT backend in C++, on a driver and a TensorRT that need no GPU: its own tests, and an engine through it."""
 
-import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +10,15 @@ import pytest
 from segmenter.config import Preprocess
 from segmenter.files import sha256
 from segmenter_engines.manifest import PIXELS, Manifest
-from tests.cpp_build import build, clang, run
+from tests.cpp_build import LIBRARIES, ROOT, SANITIZERS, build_sanitized, require_tidy, run, tensorrt_headers
 from tests.test_plan_checks import plan_bytes
 
 pytestmark = pytest.mark.slow
-# one program for the paths, one for the threads; sanitizers see what comes of both
-SANITIZERS = ("address,undefined", "thread")
-LIBRARIES = "lib64"  # as some systems have it
-TARGETS = ("test_tensorrt", "segmenter_trt_tensorrt", "session_program")
 
 
 @pytest.fixture(scope="module")
 def headers() -> Path:
-    """TensorRT's headers, from the wheel that happens to carry them."""
-    found = importlib.util.find_spec("kernel_lens")
-    for place in (found and found.submodule_search_locations) or ():
-        folder = Path(place) / "include" / "tensorrt"
-        if (folder / "NvInferRuntime.h").is_file():
-            return folder
-    pytest.skip("no TensorRT headers here; pip install kernel-lens")
+    return tensorrt_headers()
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -45,14 +33,8 @@ def variables(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)
-def folder(request: pytest.FixtureRequest, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    made = tmp_path_factory.mktemp("tensorrt")
-    compiler = clang("clang++") if request.param == "thread" else None
-    options = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
-    flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", f"-DSEGMENTER_TRT_SANITIZE={request.param}")
-    places = (f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}")
-    build(made, *options, *flags, *places, targets=TARGETS)
-    return made
+def folder(request: pytest.FixtureRequest, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sanitized(tmp_path_factory, request.param)
 
 
 def test_every_path_of_the_backend(folder: Path) -> None:
@@ -60,6 +42,11 @@ def test_every_path_of_the_backend(folder: Path) -> None:
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     assert "[  PASSED  ]" in result.stdout
     assert "[  SKIPPED ]" not in result.stdout
+
+
+def test_clang_tidy_finds_nothing(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = build_sanitized(tmp_path_factory, SANITIZERS[0])
+    require_tidy(folder, *(ROOT / "csrc" / "tensorrt").glob("*.cc"), *(ROOT / "csrc" / "cuda").glob("*.cc"))
 
 
 def write_plan(path: Path, version: str, words: str = "masks") -> Path:
@@ -118,7 +105,7 @@ def test_an_engine_opens_a_plan_through_the_backends_own_library(folder: Path, h
     # another version of TensorRT than built it
     other = write_plan(tmp_path / "other.plan", "10.0.0.1")
     refused = run(program, "labels", other, "", *places, env=variables(folder))
-    assert "built with tensorrt 10.0.0.1, this is 10." in refused.stderr
+    assert f"built with tensorrt 10.0.0.1, this is {version_of(headers).partition('.')[0]}." in refused.stderr
 
 
 def test_an_installed_backend_is_found_from_the_programs_folder(folder: Path, headers: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from segmenter_engines.layer_report import (
     read_report,
     report_path,
     type_name,
+    with_ops,
 )
 from segmenter_engines.manifest import read_manifest
 
@@ -85,7 +86,7 @@ def test_layers_are_read_and_named_by_what_they_do():
 
 
 def report_of(layers, linears, precision="int8", attentions=2):
-    wanted = Asked(attentions, linears)
+    wanted = Asked(attentions, linears, {})
     return LayerReport("m.plan", "0" * 64, "tensorrt-rtx", "1", precision, "builder's log", attentions,
                        linears_of(wanted, layers), layers)  # fmt: skip
 
@@ -116,6 +117,9 @@ def test_inspectors_of_tensorrt_10_and_11_are_read(fields):
     assert [layer.role for layer in layers] == ["reformat", "product", "plugin"]
     assert (layers[1].precision, layers[1].onnx) == ("fp16", ("fc",))
     assert layers_in_json(json.dumps({"Layers": ["fc", "att"]}), [], []) == ()
+    # a plugin's layer has the name of its node
+    ops = {"att": "SegmenterAttention", "fc": "no plugin's"}
+    assert [layer.op for layer in with_ops(Asked(1, (), ops), layers)] == ["", "", "SegmenterAttention"]
     assert type_name("Two wide channel vectorized row major Int8 format") == "int8"
 
 

@@ -3,7 +3,6 @@
 import ast
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from segmenter.version import __version__
+from tests.cpp_build import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {
     "segmenter": ROOT / "segmenter",
     "segmenter_engines": ROOT / "engines" / "segmenter_engines",
@@ -22,12 +21,6 @@ PACKAGES = {
     "segmenter_kernels": ROOT / "kernels" / "segmenter_kernels",
     "segmenter_trt": ROOT / "csrc" / "segmenter_trt",
 }
-
-
-def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=env, text=True, capture_output=True, check=False
-    )
 
 
 def imports(node: ast.AST, inside_functions: bool) -> Iterator[str]:

@@ -95,6 +95,10 @@ def test_a_folder_becomes_labels_and_overlays(
         assert picture.mode == "P"
         assert picture.getpalette()[: 3 * len(palette)] == [value for colour in palette for value in colour]
     assert not list(out.rglob("*.tmp"))
+    # several in a call, as far as they come to one size
+    assert cli(source, "--out", tmp_path / "batches", "--overlay", "--alpha", "0.25", "--batch", "4").returncode == 0
+    for file in out.rglob("*.*"):
+        assert (tmp_path / "batches" / file.relative_to(out)).read_bytes() == file.read_bytes(), file
 
 
 def test_grey_pictures(cli: Any, formats: set[str], session: Any, tmp_path: Path) -> None:
@@ -117,6 +121,8 @@ def test_frames_become_labels(cli: Any, session: Any, engine_folder: Path, tmp_p
     result = cli("--raw", f"{W}x{H}", input=frames.tobytes(), text=False)
     assert result.returncode == 0, result.stderr
     np.testing.assert_array_equal(np.frombuffer(result.stdout, np.uint8).reshape(4, H, W), expected)
+    together = cli("--raw", f"{W}x{H}", "--batch=3", input=frames.tobytes(), text=False)
+    assert together.stdout == result.stdout
     drawn = cli(f"--raw={W}x{H}", "--overlay", input=frames.tobytes(), text=False).stdout
     palette = read_manifest(engine_folder / FP32).palette
     np.testing.assert_array_equal(
@@ -128,6 +134,7 @@ def test_frames_become_labels(cli: Any, session: Any, engine_folder: Path, tmp_p
     assert cut.returncode == 2
     assert b"stdin: frame 3 ends after 12095 of 12096 bytes" in cut.stderr
     assert len(cut.stdout) == 3 * H * W
+    assert cli("--raw", f"{W}x{H}", "--batch", "8", input=frames.tobytes()[:-1], text=False).stdout == cut.stdout
 
 
 def test_times(cli: Any) -> None:
@@ -143,6 +150,7 @@ def test_times(cli: Any) -> None:
     assert rate > 0
     advice = "run `segmenter verify --engine openvino` on this machine"
     assert result.stderr == f"warning: not verified in openvino-fp32; {advice}\n"
+    assert "1 threads, 4 of 56x72: p50 " in cli("--time", "5", "--batch", "4").stdout
     refused(cli("--time", "1", "--require-verified"), "model.fp32.onnx: not verified in openvino-fp32")
 
 
@@ -217,6 +225,8 @@ def test_hostile_pictures_are_refused_and_the_rest_labelled(
         (("--raw", "100000x100000"), "wanted at most 89478485 pixels"),
         (("--raw", "4x4", "picture"), "leave one out"),
         (("--time", "1", "--stride", "5"), "pass --window too"),
+        (("--time", "1", "--batch", "65"), "--batch 65: this engine takes at most 64; pass that, or build it for more"),
+        (("--time", "1", "--batch", "2", "--window", "56"), "pass --window-batch instead"),
         (("--time", "1", "--window", "4", "--stride", "5"), "leaves gaps"),
         (("--time", "1", "--alpha", "2"), "--alpha 2: wanted a number"),
         (("--time", "1", "--backend", "tensorrt"), "backend 'tensorrt' cannot open it"),
@@ -248,3 +258,16 @@ def test_labels_beyond_the_classes_are_no_places_in_the_palette(sdk: Path, tmp_p
         result = call(sdk / "bin" / "segmenter_trt_cli", *command, env=environment)
         assert result.returncode == status, result.stderr
     refused(result, "labels: class 200, and the manifest names 2")
+
+
+def test_an_engine_that_takes_no_single_picture_gets_its_smallest_batch(sdk: Path, tmp_path: Path) -> None:
+    compile_backend(tmp_path)
+    plan = write_plan(tmp_path, batch=[2, 2, 3])
+    environment = os.environ | {"SEGMENTER_TRT_BACKENDS": str(tmp_path)}
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
+    frames[:, 0, 0, 1] = 0  # no delay
+    command = (sdk / "bin" / "segmenter_trt_cli", plan, "--raw", "6x4")
+    for options in ((), ("--batch", "3")):
+        result = call(*command, *options, env=environment, input=frames.tobytes(), text=False)
+        assert result.returncode == 0, result.stderr
+        np.testing.assert_array_equal(np.frombuffer(result.stdout, np.uint8).reshape(3, 4, 6), frames[..., 0])

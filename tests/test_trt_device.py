@@ -189,6 +189,21 @@ def test_labels_only_engines_give_no_masks(session: Any, images: np.ndarray) -> 
             call(images)
 
 
+def test_freeing_a_session_leaves_the_interpreter_to_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(folder))
+    sessions = [segmenter_trt.Session(segmenter_trt.Engine(write_plan(folder)))]
+    slow = np.zeros((H, W, 3), np.uint8)
+    slow[0, 0, 1] = 50  # half a second
+    sessions[0].run(slow)
+    freeing = threading.Thread(target=sessions.clear)
+    freeing.start()
+    turns = 0
+    while freeing.is_alive():
+        time.sleep(0.01)
+        turns += 1
+    assert turns > 5
+
+
 @pytest.fixture
 def busy(session: Any) -> Iterator[threading.Thread]:
     """A thread whose call of the session takes a second."""

@@ -61,6 +61,11 @@ def test_server(programs: Path, engine_folder: Path) -> None:
     result = call(programs / "server", engine_folder / FP32, "3", input=frames.tobytes(), text=False)
     assert result.returncode == 0, result.stderr
     assert set(result.stdout.decode().splitlines()) == wanted
+    # a frame that ends early: those before it are answered, and the program fails
+    cut = call(programs / "server", engine_folder / FP32, "2", input=frames[:3].tobytes()[:-1], text=False)
+    assert cut.returncode == 2
+    assert cut.stderr.decode() == f"error: frame 2: is cut short, {H * W * 3 - 1} of {H * W * 3} bytes\n"
+    assert len(cut.stdout.splitlines()) == 2
 
 
 def test_python(engine_folder: Path, expected: np.ndarray, tmp_path: Path) -> None:

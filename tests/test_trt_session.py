@@ -1,6 +1,7 @@
 """segmenter_trt's Engine and Session: the labels of the Python sessions, in anybody's memory, from any thread."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from segmenter.checkpoint import save_model
+from segmenter.errors import EngineError
 from segmenter_engines.export import export
 from segmenter_engines.folder import FP32, INT8
 from segmenter_engines.sessions import open_engine
@@ -151,6 +153,26 @@ def test_errors_are_classes_of_their_own(engine_folder: Path, tmp_path: Path) ->
         segmenter_trt.Engine(path)
     with pytest.raises(TypeError, match=r"wanted a segmenter_trt\.Engine"):
         segmenter_trt.Session(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"height": [2 * H] * 3}, f"[1 to 64, 3, {2 * H}, {W}]"),
+        ({"width": [W - 8, W, W]}, f"[1 to 64, 3, {H}, {W - 8} to {W}]"),
+        ({"input": "pixels"}, f"[1 to 64, {H}, {W}, 3]"),
+    ],
+)
+def test_a_graph_that_takes_other_images_than_its_manifest_says_is_not_opened(
+    engine_folder: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    artifact = copied(engine_folder / FP32, tmp_path, batch=[1, 1, 64], **changes)
+    told = f"{artifact}: the graph takes images [any, 3, {H}, {W}], its manifest says {says}; export it again"
+    with pytest.raises(segmenter_trt.ArtifactError, match=re.escape(told)):
+        segmenter_trt.Engine(artifact)
+    for engine in ("openvino", "onnxruntime"):
+        with pytest.raises(EngineError, match=re.escape(told)):
+            open_engine(artifact, engine, threads=1)
 
 
 def test_the_manifest_and_the_facts(engine: Any, session: Any, engine_folder: Path) -> None:

@@ -97,13 +97,16 @@ std::unique_ptr<PyEngine> open(const fs::path& path, std::optional<std::string> 
       .require_verified = require_verified,
   };
   find_libraries(path, options);
-  const py::gil_scoped_release release;
-  return std::make_unique<PyEngine>(PyEngine{Engine::open(path, options), device});
+  const auto opened = [&] {
+    const py::gil_scoped_release release;
+    return Engine::open(path, options);
+  };
+  return std::make_unique<PyEngine>(opened(), device);
 }
 
 std::string represent(const PyEngine& self) {
-  const Description facts = self.engine.describe();
-  return "<segmenter_trt.Engine " + self.engine.manifest().artifact + ", " + facts.runtime + ", " + facts.device + ">";
+  const Description facts = self.engine->describe();
+  return "<segmenter_trt.Engine " + self.engine->manifest().artifact + ", " + facts.runtime + ", " + facts.device + ">";
 }
 
 }  // namespace
@@ -143,10 +146,10 @@ Raises ManifestError, ArtifactError, Unavailable, and InputError for options tha
            py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,
            py::arg("runtime") = py::none(), py::arg("plugins") = py::none(), py::arg("require_verified") = false)
       .def_property_readonly(
-          "manifest", [](const PyEngine& self) { return as_dict(self.engine.manifest()); },
+          "manifest", [](const PyEngine& self) { return as_dict(self.engine->manifest()); },
           "What the artifact's manifest says, under the names it has there: classes, palette, height, ...")
       .def(
-          "describe", [](const PyEngine& self) { return as_dict(self.engine.describe()); },
+          "describe", [](const PyEngine& self) { return as_dict(self.engine->describe()); },
           "Facts for people and reports: engine, runtime, device, precision, threads, sizes, where labels are made.")
       .def("__repr__", &represent);
 }

@@ -80,11 +80,11 @@ class PySession {
   PySession(py::object engine, const SessionOptions& options)
       : owner_(std::move(engine)),
         device_(owner_.cast<const PyEngine&>().device),
-        session_(make(owner_.cast<const PyEngine&>().engine, options)),
-        wide_(session_.engine().manifest().K() > 256) {}
+        session_(make(*owner_.cast<const PyEngine&>().engine, options)),
+        wide_(session_->engine().manifest().K() > 256) {}
 
   py::object engine() const { return owner_; }
-  py::dict describe() const { return as_dict(session_.describe()); }
+  py::dict describe() const { return as_dict(session_->describe()); }
 
   py::object run(const py::object& images, const py::object& out) {
     const Memory input = on_host(images, "images", kImages);
@@ -96,7 +96,7 @@ class PySession {
       in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
         const std::int64_t pixels = first * view.H * view.W;
         const ImagesView part = {view.data + pixels * 3, count, view.H, view.W};
-        with_labels(labels.data, pixels, {view.H, view.W}, [&](const auto& to) { session_.run(part, to); });
+        with_labels(labels.data, pixels, {view.H, view.W}, [&](const auto& to) { session_->run(part, to); });
       });
     }
     return labels.object;
@@ -113,7 +113,7 @@ class PySession {
     {
       const py::gil_scoped_release release;
       with_labels(labels.data, 0, {view.H, view.W},
-                  [&](const auto& to) { run_sliding_window(session_, view, to, options); });
+                  [&](const auto& to) { run_sliding_window(*session_, view, to, options); });
     }
     return labels.object;
   }
@@ -134,14 +134,14 @@ class PySession {
   py::array_t<float> logits(const py::object& images) {
     const Memory input = on_host(images, "images", kImages);
     const ImagesView view = pixels_of(input, kImages);
-    const std::int64_t K = session_.engine().manifest().K(), pixels = view.H * view.W;
+    const std::int64_t K = session_->engine().manifest().K(), pixels = view.H * view.W;
     py::array_t<float> logits(shaped(single(input), view.B, {K, view.H, view.W}));
     float* const data = logits.mutable_data();
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
       in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
-        session_.logits({view.data + first * pixels * 3, count, view.H, view.W}, data + first * K * pixels);
+        session_->logits({view.data + first * pixels * 3, count, view.H, view.W}, data + first * K * pixels);
         require_finite(data + first * K * pixels, count * K * pixels, "logits");
       });
     }
@@ -163,7 +163,7 @@ class PySession {
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
-      session_.enqueue(view, labels.data, reinterpret_cast<void*>(number));
+      session_->enqueue(view, labels.data, reinterpret_cast<void*>(number));
     }
     return out;
   }
@@ -226,7 +226,7 @@ class PySession {
   // between them. An empty batch is the core's to refuse.
   template <class Call>
   void in_calls(std::int64_t B, const Call& call) {
-    const std::int64_t most = std::max<std::int64_t>(session_.engine().manifest().batch.max, 1);
+    const std::int64_t most = std::max<std::int64_t>(session_->engine().manifest().batch.max, 1);
     const std::int64_t calls = std::max<std::int64_t>((B + most - 1) / most, 1);
     for (std::int64_t i = 0; i < calls; ++i) {
       if (i != 0) check_signals();
@@ -237,7 +237,7 @@ class PySession {
 
   template <class View>
   py::array_t<float> masks_of(bool single, const View& view, std::int64_t values) {
-    const Manifest& manifest = session_.engine().manifest();
+    const Manifest& manifest = session_->engine().manifest();
     const std::int64_t P = manifest.patch_size, h = (view.H + P - 1) / P, w = (view.W + P - 1) / P;
     py::array_t<float> masks(shaped(single, view.B, {manifest.K(), h, w}));
     float* const data = masks.mutable_data();
@@ -246,7 +246,7 @@ class PySession {
     {
       const py::gil_scoped_release release;
       in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
-        const MasksView made = session_.masks(View{view.data + first * values, count, view.H, view.W});
+        const MasksView made = session_->masks(View{view.data + first * values, count, view.H, view.W});
         if (made.B * made.K * made.h * made.w != count * each) throw RunError("masks: of another shape than promised");
         require_finite(made.data, count * each, "masks");
         std::copy_n(made.data, count * each, data + first * each);
@@ -257,7 +257,7 @@ class PySession {
 
   py::object owner_;
   int device_;
-  Session session_;
+  FreedWithoutGil<Session> session_;
   bool wide_;  // labels are int16
   std::atomic_flag held_ = ATOMIC_FLAG_INIT;
 };

@@ -14,12 +14,12 @@ std::size_t area(const Picture& picture) { return static_cast<std::size_t>(pictu
 
 // Labels to another size, each pixel's from the one its centre falls into.
 template <class Label>
-void to_size(const std::vector<Label>& from, std::int64_t h, std::int64_t w, Labels& to) {
+void to_size(const Label* from, std::int64_t h, std::int64_t w, Labels& to) {
   for (std::int64_t y = 0; y < to.H; ++y) {
     const std::int64_t row = std::min(h - 1, (2 * y + 1) * h / (2 * to.H)) * w;
     for (std::int64_t x = 0; x < to.W; ++x) {
       const std::int64_t column = std::min(w - 1, (2 * x + 1) * w / (2 * to.W));
-      to.classes[static_cast<std::size_t>(y * to.W + x)] = from[static_cast<std::size_t>(row + column)];
+      to.classes[static_cast<std::size_t>(y * to.W + x)] = from[row + column];
     }
   }
 }
@@ -28,7 +28,14 @@ void to_size(const std::vector<Label>& from, std::int64_t h, std::int64_t w, Lab
 
 Labeller::Labeller(const Options& options)
     : session_(Engine::open(options.engine, options.runtime)),
-      window_{.window = options.window, .stride = options.stride, .batch = options.window_batch} {}
+      window_{.window = options.window, .stride = options.stride, .batch = options.window_batch},
+      batch_(static_cast<std::size_t>(std::max(options.batch, manifest().batch.min))) {
+  // said before pictures are read for it
+  if (!manifest().batch.holds(static_cast<std::int64_t>(batch_))) {
+    throw InputError("--batch " + std::to_string(batch_) + ": this engine takes at most " +
+                     std::to_string(manifest().batch.max) + "; pass that, or build it for more");
+  }
+}
 
 Picture Labeller::fitted(const Picture& picture) const {
   const Range &height = manifest().height, &width = manifest().width;
@@ -40,18 +47,30 @@ Picture Labeller::fitted(const Picture& picture) const {
 }
 
 template <class Label>
-void Labeller::run_as(const Picture& fitted, std::vector<Label>& labels) {
-  labels.resize(area(fitted));
-  const ImagesView pixels = {fitted.pixels.data(), 1, fitted.H, fitted.W};
-  const LabelsView<Label> view = {labels.data(), {fitted.H, fitted.W}};
+void Labeller::run_as(std::span<const Picture> fitted, std::vector<Label>& labels) {
+  const Picture& first = fitted.front();
+  const Size size = {first.H, first.W};
   if (window_.window != 0) {
-    run_sliding_window(session_, pixels, view, window_);
-  } else {
-    session_.run(pixels, view);
+    labels.resize(area(first));
+    run_sliding_window(session_, {first.pixels.data(), 1, first.H, first.W}, LabelsView<Label>{labels.data(), size},
+                       window_);
+    return;
   }
+  const auto count = std::max(fitted.size(), static_cast<std::size_t>(manifest().batch.min));
+  const std::uint8_t* pixels = first.pixels.data();
+  if (count != 1) {
+    pixels_.clear();
+    for (std::size_t i = 0; i < count; ++i) {
+      const Picture& picture = fitted[std::min(i, fitted.size() - 1)];
+      pixels_.insert(pixels_.end(), picture.pixels.begin(), picture.pixels.end());
+    }
+    pixels = pixels_.data();
+  }
+  labels.resize(count * area(first));
+  session_.run({pixels, static_cast<std::int64_t>(count), first.H, first.W}, LabelsView<Label>{labels.data(), size});
 }
 
-void Labeller::run(const Picture& fitted) {
+void Labeller::run(std::span<const Picture> fitted) {
   if (manifest().K() > 256) {
     run_as(fitted, wide_);
   } else {
@@ -59,22 +78,34 @@ void Labeller::run(const Picture& fitted) {
   }
 }
 
-const Labels& Labeller::label(const Picture& picture) {
-  const Picture input = fitted(picture);
-  run(input);
-  labels_.H = picture.H;
-  labels_.W = picture.W;
-  labels_.classes.resize(area(picture));
+// Those of the picture at a place in the last call.
+Labels Labeller::labels_of(const Picture& picture, const Picture& fitted, std::size_t place) const {
+  Labels labels = {picture.H, picture.W, {}};
+  labels.classes.resize(area(picture));
   if (manifest().K() > 256) {
-    to_size(wide_, input.H, input.W, labels_);
+    to_size(wide_.data() + place * area(fitted), fitted.H, fitted.W, labels);
   } else {
-    to_size(narrow_, input.H, input.W, labels_);
+    to_size(narrow_.data() + place * area(fitted), fitted.H, fitted.W, labels);
   }
   // a plan makes its labels itself, and each is a place in the palette
-  const auto [least, most] = std::minmax_element(labels_.classes.begin(), labels_.classes.end());
+  const auto [least, most] = std::minmax_element(labels.classes.begin(), labels.classes.end());
   if (*least < 0 || *most >= manifest().K()) {
     throw RunError("labels: class " + std::to_string(*least < 0 ? *least : *most) + ", and the manifest names " +
                    std::to_string(manifest().K()) + "; make the engine again");
+  }
+  return labels;
+}
+
+const std::vector<Labels>& Labeller::label(std::span<const Picture> pictures) {
+  labels_.clear();
+  std::vector<Picture> inputs;
+  for (const Picture& picture : pictures) inputs.push_back(fitted(picture));
+  const std::span<const Picture> all = inputs;
+  for (std::size_t first = 0, past = 0; first < all.size(); first = past) {
+    const auto joins = [&](const Picture& one) { return one.H == all[first].H && one.W == all[first].W; };
+    for (past = first + 1; past < all.size() && past - first < batch_ && joins(all[past]);) ++past;
+    run(all.subspan(first, past - first));
+    for (std::size_t i = first; i < past; ++i) labels_.push_back(labels_of(pictures[i], all[i], i - first));
   }
   return labels_;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "options.h"
@@ -15,27 +16,35 @@ class Labeller {
  public:
   explicit Labeller(const Options& options);
 
-  // Through windows where there are any, and else resized to the engine's size, with labels resized back.
-  const Labels& label(const Picture& picture);
+  // Pictures in one call of the network.
+  std::size_t batch() const noexcept { return batch_; }
+
+  // Through windows where there are any, and else resized to the engine's size, with labels resized back. Pictures that
+  // come to one size go into a call together, up to `batch` of them.
+  const std::vector<Labels>& label(std::span<const Picture> pictures);
 
   // The picture as `run` takes it: resized where it must be.
   Picture fitted(const Picture& picture) const;
 
-  // The network and what makes its labels, without files and resizing: what --time times.
-  void run(const Picture& fitted);
+  // The network and what makes its labels, without files and resizing: what --time times. Pictures are of one size, and
+  // the last is repeated where the engine takes no batch as small.
+  void run(std::span<const Picture> fitted);
 
   const Manifest& manifest() const noexcept { return session_.engine().manifest(); }
   Description describe() const { return session_.describe(); }
 
  private:
   template <class Label>
-  void run_as(const Picture& fitted, std::vector<Label>& labels);
+  void run_as(std::span<const Picture> fitted, std::vector<Label>& labels);
+  Labels labels_of(const Picture& picture, const Picture& fitted, std::size_t place) const;
 
   Session session_;
   WindowOptions window_;
+  std::size_t batch_;
+  std::vector<std::uint8_t> pixels_;  // of a batch
   std::vector<std::uint8_t> narrow_;  // labels of up to 256 classes
   std::vector<std::int16_t> wide_;
-  Labels labels_;
+  std::vector<Labels> labels_;
 };
 
 // The picture with its classes' colours blended over it; alpha is their share.

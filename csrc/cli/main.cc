@@ -7,6 +7,7 @@
 #include <exception>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "labeller.h"
@@ -40,6 +41,14 @@ void write(const Options& options, const Labeller& labeller, const std::string& 
 int label_files(const Options& options, Labeller& labeller) {
   const std::vector<fs::path> files = find_pictures(options.images);
   std::size_t failed = 0;
+  std::vector<Picture> pictures;
+  std::vector<std::string> names;
+  const auto write_all = [&] {
+    const std::vector<Labels>& labels = labeller.label(pictures);
+    for (std::size_t i = 0; i < labels.size(); ++i) write(options, labeller, names[i], pictures[i], labels[i]);
+    pictures.clear();
+    names.clear();
+  };
   for (const fs::path& file : files) {
     Picture picture;
     try {
@@ -49,8 +58,11 @@ int label_files(const Options& options, Labeller& labeller) {
       ++failed;
       continue;
     }
-    write(options, labeller, file.stem().string(), picture, labeller.label(picture));
+    pictures.push_back(std::move(picture));
+    names.push_back(file.stem().string());
+    if (pictures.size() == labeller.batch()) write_all();
   }
+  write_all();
   std::printf("%zu of %zu pictures labelled into %s\n", files.size() - failed, files.size(), options.out.c_str());
   return failed == 0 ? 0 : kSomeFailed;
 }
@@ -71,31 +83,46 @@ void put_labels(const Labels& labels, bool wide) {
   put(bytes.data(), bytes.size());
 }
 
+void put_frame(const Options& options, const Labeller& labeller, long number, const Picture& frame,
+               const Labels& labels) {
+  if (!options.out.empty()) {
+    char name[32];
+    std::snprintf(name, sizeof(name), "frame_%06ld", number);
+    write(options, labeller, name, frame, labels);
+  } else if (options.overlay) {
+    const Picture drawn = overlay(frame, labels, labeller.manifest().palette, options.alpha);
+    put(drawn.pixels.data(), drawn.pixels.size());
+  } else {
+    put_labels(labels, labeller.manifest().K() > 256);
+  }
+}
+
 int label_frames(const Options& options, Labeller& labeller) {
   if (options.out.empty() && isatty(STDOUT_FILENO) != 0) {
     throw Mistake("stdout is a terminal: pipe the labels somewhere, or pass --out FOLDER");
   }
   Picture frame = {options.raw_height, options.raw_width, {}};
   frame.pixels.resize(static_cast<std::size_t>(frame.H * frame.W) * 3);
-  const bool wide = labeller.manifest().K() > 256;
+  std::vector<Picture> frames;
+  long done = 0;
+  const auto put_all = [&] {
+    const std::vector<Labels>& labels = labeller.label(frames);
+    for (std::size_t i = 0; i < labels.size(); ++i) put_frame(options, labeller, done++, frames[i], labels[i]);
+    frames.clear();
+  };
   for (long count = 0;; ++count) {
     const std::size_t bytes = std::fread(frame.pixels.data(), 1, frame.pixels.size(), stdin);
-    if (bytes == 0 && count > 0) return 0;
+    if (bytes == 0 && count > 0) {
+      put_all();
+      return 0;
+    }
     if (bytes != frame.pixels.size()) {
+      put_all();
       throw Mistake("stdin: frame " + std::to_string(count) + " ends after " + std::to_string(bytes) + " of " +
                     std::to_string(frame.pixels.size()) + " bytes; is --raw the size of the frames?");
     }
-    const Labels& labels = labeller.label(frame);
-    if (!options.out.empty()) {
-      char name[32];
-      std::snprintf(name, sizeof(name), "frame_%06ld", count);
-      write(options, labeller, name, frame, labels);
-    } else if (options.overlay) {
-      const Picture drawn = overlay(frame, labels, labeller.manifest().palette, options.alpha);
-      put(drawn.pixels.data(), drawn.pixels.size());
-    } else {
-      put_labels(labels, wide);
-    }
+    frames.push_back(frame);
+    if (frames.size() == labeller.batch()) put_all();
   }
 }
 
@@ -119,7 +146,7 @@ int time_runs(const Options& options, Labeller& labeller) {
   using Clock = std::chrono::steady_clock;
   const Picture picture = options.images.empty() ? noise(options, labeller.manifest())
                                                  : read_picture(find_pictures(options.images).front());
-  const Picture input = labeller.fitted(picture);
+  const std::vector<Picture> input(labeller.batch(), labeller.fitted(picture));
   for (std::int64_t i = 0; i <= options.runs / 10; ++i) labeller.run(input);
   std::vector<double> ms(static_cast<std::size_t>(options.runs));
   const Clock::time_point start = Clock::now();
@@ -134,10 +161,11 @@ int time_runs(const Options& options, Labeller& labeller) {
   std::sort(ms.begin(), ms.end());
   const Description facts = labeller.describe();
   if (!facts.warning.empty()) std::fprintf(stderr, "warning: %s\n", facts.warning.c_str());
-  std::printf("%s, %s, %s, %d threads, %ldx%ld: p50 %.3f ms, p90 %.3f ms, p99 %.3f ms, %.2f images/s\n",
+  const std::string together = input.size() == 1 ? "" : std::to_string(input.size()) + " of ";
+  std::printf("%s, %s, %s, %d threads, %s%ldx%ld: p50 %.3f ms, p90 %.3f ms, p99 %.3f ms, %.2f images/s\n",
               facts.runtime.c_str(), facts.device.c_str(), facts.precision.c_str(), facts.threads,
-              static_cast<long>(input.H), static_cast<long>(input.W), quantile(ms, 0.5), quantile(ms, 0.9),
-              quantile(ms, 0.99), static_cast<double>(options.runs) / seconds);
+              together.c_str(), static_cast<long>(input[0].H), static_cast<long>(input[0].W), quantile(ms, 0.5), quantile(ms, 0.9),
+              quantile(ms, 0.99), static_cast<double>(options.runs) * static_cast<double>(input.size()) / seconds);
   return 0;
 }
 

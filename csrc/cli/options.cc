@@ -48,6 +48,8 @@ bool take(std::string_view name, std::string_view value, Options& options) {
     read_size(value, options);
   } else if (name == "--time") {
     options.runs = number<std::int64_t>(name, value, 1, 1'000'000'000);
+  } else if (name == "--batch") {
+    options.batch = side();
   } else if (name == "--window") {
     options.window = side();
   } else if (name == "--stride") {
@@ -74,7 +76,7 @@ bool take(std::string_view name, std::string_view value, Options& options) {
 
 constexpr std::string_view kWithValues[] = {"--out",     "--alpha",   "--raw",         "--time",    "--window",
                                             "--stride",  "--backend", "--device",      "--threads", "--precision",
-                                            "--runtime", "--plugins", "--window-batch"};
+                                            "--runtime", "--plugins", "--batch",       "--window-batch"};
 
 bool has_value(std::string_view name) {
   for (const std::string_view known : kWithValues) {
@@ -92,6 +94,9 @@ void check(const Options& options, std::size_t positions) {
   }
   if (options.window == 0 && (options.stride != 0 || options.window_batch != 1)) {
     throw Mistake("--stride and --window-batch are of windows: pass --window too");
+  }
+  if (options.window != 0 && options.batch != 1) {
+    throw Mistake("--batch is of whole pictures, and --window cuts them: pass --window-batch instead");
   }
   if (options.stride > options.window) {
     throw Mistake("--stride " + std::to_string(options.stride) + " leaves gaps between windows of " +
@@ -127,8 +132,9 @@ std::string help() {
          "                      more than 256 classes), or with --overlay rgb24 frames\n"
          "  --time N            label the first picture (or noise) N times, after a tenth of that unmeasured, and "
          "print\n"
-         "                      p50, p90, p99 and images/s: from pixels in memory to labels in memory, files and\n"
+         "                      p50, p90, p99 of a call and images/s: from pixels in memory to labels in memory, files and\n"
          "                      resizing left out\n"
+         "  --batch N           pictures, or frames, in one call of the network (1, or the least the engine takes)\n"
          "  --window S          label through windows of side S, which the engine must take; without it, pictures are\n"
          "                      resized to the size the engine takes, and labels back to theirs\n"
          "  --stride S          pixels from one window to the next (the window's side)\n"

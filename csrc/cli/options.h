@@ -20,6 +20,7 @@ struct Options {
   std::filesystem::path engine, images, out;
   EngineOptions runtime;
   std::int64_t raw_width = 0, raw_height = 0;  // of frames from stdin; 0 for none
+  std::int64_t batch = 1;
   std::int64_t window = 0, stride = 0, window_batch = 1;
   std::int64_t runs = 0;  // to time; 0 for none
   bool overlay = false, help = false, version = false;

@@ -41,7 +41,8 @@ void error(const std::string& message) noexcept {
   } catch (...) {
     // told below
   }
-  std::fprintf(stderr, "segmenter_trt_plugin: %s\n", message.c_str());
+  // nobody is left to tell when this fails
+  (void)std::fprintf(stderr, "segmenter_trt_plugin: %s\n", message.c_str());
 }
 
 }  // namespace segmenter_plugins

@@ -85,6 +85,10 @@ OpenVino::OpenVino(const fs::path& runtime) : library_(open_library(runtime)) {
   find(library_, "ov_core_read_model_from_memory_buffer", core_read_model_from_memory_buffer);
   find(library_, "ov_core_compile_model", core_compile_model);
   find(library_, "ov_model_free", model_free);
+  find(library_, "ov_model_const_input_by_index", model_const_input_by_index);
+  find(library_, "ov_port_get_partial_shape", port_get_partial_shape);
+  find(library_, "ov_output_const_port_free", output_const_port_free);
+  find(library_, "ov_partial_shape_free", partial_shape_free);
   find(library_, "ov_compiled_model_create_infer_request", compiled_model_create_infer_request);
   find(library_, "ov_compiled_model_free", compiled_model_free);
   find(library_, "ov_infer_request_get_input_tensor_by_index", infer_request_get_input_tensor_by_index);

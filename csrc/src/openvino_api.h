@@ -15,7 +15,15 @@ struct ov_core;
 struct ov_model;
 struct ov_compiled_model;
 struct ov_infer_request;
+struct ov_output_const_port;
 struct ov_tensor;
+struct ov_dimension {
+  std::int64_t min, max;  // the same for a fixed one; max -1 for any
+};
+struct ov_partial_shape {
+  ov_dimension rank;
+  ov_dimension* dims;
+};
 struct ov_shape {
   std::int64_t rank;
   std::int64_t* dims;
@@ -49,6 +57,10 @@ class OpenVino {
   int (*core_compile_model)(const ov_core*, const ov_model*, const char* device, std::size_t count, ov_compiled_model**,
                             ...);
   void (*model_free)(ov_model*);
+  int (*model_const_input_by_index)(const ov_model*, std::size_t, ov_output_const_port**);
+  int (*port_get_partial_shape)(const ov_output_const_port*, ov_partial_shape*);
+  void (*output_const_port_free)(ov_output_const_port*);
+  void (*partial_shape_free)(ov_partial_shape*);
   int (*compiled_model_create_infer_request)(const ov_compiled_model*, ov_infer_request**);
   void (*compiled_model_free)(ov_compiled_model*);
   int (*infer_request_get_input_tensor_by_index)(const ov_infer_request*, std::size_t, ov_tensor**);

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cpu.h"
 #include "onnx_outputs.h"
@@ -48,6 +49,23 @@ class Owned {
 std::array<std::int64_t, 4> dimensions(const ImageShape& shape, Input input) {
   if (input == Input::pixels) return {shape.B, shape.H, shape.W, 3};
   return {shape.B, 3, shape.H, shape.W};
+}
+
+// What the manifest says of the network's input, in its order.
+std::array<Range, 4> promised_sides(const Manifest& manifest) {
+  constexpr Range kChannels = {3, 3, 3};
+  if (manifest.input == Input::pixels) return {manifest.batch, manifest.height, manifest.width, kChannels};
+  return {manifest.batch, kChannels, manifest.height, manifest.width};
+}
+
+// "[1 to 8, 3, 64, any]"
+std::string text_of(const std::vector<ov_dimension>& sides) {
+  std::string text;
+  for (const auto& [min, max] : sides) {
+    text += (text.empty() ? "[" : ", ") + (max < 0 ? "any" : std::to_string(min));
+    if (max > min) text += " to " + std::to_string(max);
+  }
+  return text + "]";
 }
 
 class OpenVinoRunner final : public Runner {
@@ -178,6 +196,7 @@ class OpenVinoBackend final : public Backend {
     }
     Owned<ov_model> model(api_.model_free);
     check(api_.core_read_model_from_memory_buffer(core, cut.data(), cut.size(), nullptr, model.made()), name);
+    require_promised_input(model.get(), name);
     const std::string threads = std::to_string(threads_);
     const std::string streams = std::to_string(request.options.streams);
     check(api_.core_compile_model(core, model.get(), kDevice, 8, compiled_.made(), "INFERENCE_NUM_THREADS",
@@ -211,6 +230,26 @@ class OpenVinoBackend final : public Backend {
  private:
   void check(int status, const std::string& name) const {
     if (status != 0) throw ArtifactError(name + ": OpenVINO " + version_ + " cannot open it: " + api_.told());
+  }
+
+  // A side that the graph fixes is fixed to the same in the manifest; one it leaves open may be anything there.
+  void require_promised_input(const ov_model* model, const std::string& name) const {
+    Owned<ov_output_const_port> port(api_.output_const_port_free);
+    check(api_.model_const_input_by_index(model, 0, port.made()), name);
+    ov_partial_shape shape = {};
+    check(api_.port_get_partial_shape(port.get(), &shape), name);
+    const std::int64_t rank = shape.rank.min == shape.rank.max ? shape.rank.max : 0;
+    const std::vector<ov_dimension> sides(shape.dims, shape.dims + rank);
+    api_.partial_shape_free(&shape);
+
+    std::vector<ov_dimension> promised;
+    for (const Range& range : promised_sides(manifest_)) promised.push_back({range.min, range.max});
+    const auto fits = [](const ov_dimension& side, const ov_dimension& said) {
+      return side.min != side.max || (said.min == side.min && said.max == side.max);
+    };
+    if (std::equal(sides.begin(), sides.end(), promised.begin(), promised.end(), fits)) return;
+    throw ArtifactError(name + ": the graph takes images " + text_of(sides) + ", its manifest says " +
+                        text_of(promised) + "; export it again, which writes both");
   }
 
   // float32, but for an int8 graph bfloat16 where the CPU has instructions for it; or what was asked for.

@@ -171,8 +171,10 @@ void Plan::read_tensors(const Manifest& manifest, const std::string& artifact) {
     if (!tensor.input && !manifest.gives(tensor.name)) refuse("output " + tensor.name);
     tensors_.push_back(tensor);
   }
-  for (const std::string& name : manifest.outputs) {
-    if (!gives(name.c_str())) throw ArtifactError(artifact + ": has no output " + name + "; build it again");
+  const auto given = [&](const std::string& name) { return gives(name.c_str()); };
+  const auto missing = std::find_if_not(manifest.outputs.begin(), manifest.outputs.end(), given);
+  if (missing != manifest.outputs.end()) {
+    throw ArtifactError(artifact + ": has no output " + *missing + "; build it again");
   }
   if (std::none_of(tensors_.begin(), tensors_.end(), [](const Tensor& one) { return one.input; })) {
     throw ArtifactError(artifact + ": takes no images; build it again");

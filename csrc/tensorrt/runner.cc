@@ -48,7 +48,8 @@ void require_aligned(const void* address, const char* what) {
                    std::to_string(kAlignment) + ", which TensorRT does not take; copy them to memory of their own");
 }
 
-void* pointer(cuda::Address address) { return reinterpret_cast<void*>(address); }
+// the driver's addresses are numbers, TensorRT's are pointers
+void* pointer(cuda::Address address) { return reinterpret_cast<void*>(address); }  // NOLINT(performance-no-int-to-ptr)
 
 }  // namespace
 

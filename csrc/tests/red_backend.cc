@@ -1,6 +1,6 @@
 // A backend for tests, built as libsegmenter_trt_tensorrt.so: the label of a pixel is its red value.
 //
-// A first pixel whose green is not 0 makes `run` take that many hundredths of a second. `enqueue` reads and writes
+// A first pixel whose green is not 0 makes `run` take that many hundredths of a second, and freeing the session as many. `enqueue` reads and writes
 // memory of the host as if it were the device's, and leaves the low byte of the stream in the first label.
 #include <chrono>
 #include <cstdint>
@@ -20,6 +20,8 @@ void label(const ImageShape& shape, const std::uint8_t* pixels, std::uint8_t* la
 
 class FakeRunner : public Runner {
  public:
+  ~FakeRunner() override { std::this_thread::sleep_for(last_); }
+
   void* stage(const ImageShape& shape) override {
     pixels_.resize(static_cast<std::size_t>(shape.B * shape.H * shape.W * 3));
     return pixels_.data();
@@ -27,7 +29,8 @@ class FakeRunner : public Runner {
 
   HostOutputs run(const ImageShape& shape, const void* input, Wanted) override {
     const auto* const pixels = static_cast<const std::uint8_t*>(input);
-    std::this_thread::sleep_for(std::chrono::milliseconds(10 * pixels[1]));
+    last_ = std::chrono::milliseconds(10 * pixels[1]);
+    std::this_thread::sleep_for(last_);
     labels_.resize(static_cast<std::size_t>(shape.B * shape.H * shape.W));
     label(shape, pixels, labels_.data());
     return {{}, labels_.data()};
@@ -41,6 +44,7 @@ class FakeRunner : public Runner {
 
  private:
   std::vector<std::uint8_t> pixels_, labels_;
+  std::chrono::milliseconds last_{0};
 };
 
 class FakeBackend : public Backend {

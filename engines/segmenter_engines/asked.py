@@ -1,4 +1,4 @@
-"""What a graph asks of a builder: its attentions and its linear layers, each with the precision its tensors say.
+"""What a graph asks of a builder: attentions, plugins, and linear layers, each with the precision its tensors say.
 
 The layer report is held against this: what was asked for and what runs are two things.
 """
@@ -28,10 +28,11 @@ class AskedLinear:
 
 @dataclass(frozen=True)
 class Asked:
-    """Attentions and linear layers of a graph."""
+    """Attentions, linear layers and plugins of a graph."""
 
-    attentions: int  # a softmax between two products, or one Attention node
+    attentions: int  # a softmax between two products, or one node
     linears: tuple[AskedLinear, ...]
+    plugins: dict[str, str]  # op of each node that is none of ONNX's, by the node's name
 
 
 def asked(graph: onnx.GraphProto) -> Asked:
@@ -46,12 +47,13 @@ def asked(graph: onnx.GraphProto) -> Asked:
         for weight, precision in [_weight(node, constants, made_by)]
         if weight
     ]
-    attentions = sum(
+    plugins = {node.name: node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")}
+    attentions = list(plugins.values()).count("SegmenterAttention") + sum(
         (node.op_type == "Attention" and not node.domain)
         or (node.op_type == "Softmax" and readers.get(node.output[0]) == "MatMul")
         for node in graph.node
     )
-    return Asked(attentions, tuple(linears))
+    return Asked(attentions, tuple(linears), plugins)
 
 
 def _weight(node: NodeProto, constants: dict[str, int], made_by: dict[str, NodeProto]) -> tuple[str, str]:

@@ -235,9 +235,10 @@ def build_plan(options: Options) -> int:
             say=lambda line: print(line, file=sys.stderr),
         )
     layers = manifest.details["layers"]
+    plugins = f", {layers['plugins']} plugins" if layers["plugins"] else ""
     print(
         f"{options.out}: {manifest.precision}, {options.out.stat().st_size / 1e6:.1f} MB, {layers['total']} layers,"
-        f" {layers['fused_attention']} fused attention kernels; {ENGINES[options.engine].name}"
+        f" {layers['fused_attention']} fused attention kernels{plugins}; {ENGINES[options.engine].name}"
         f" {manifest.versions[options.engine]}"
     )
     for fault in manifest.details["layer_faults"]:

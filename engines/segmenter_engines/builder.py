@@ -15,7 +15,7 @@ from segmenter_engines.asked import Asked, asked
 from segmenter_engines.build_progress import Watcher, monitor, run_stoppable
 from segmenter_engines.cut import cut
 from segmenter_engines.gpu_targets import gpu_here, set_targets
-from segmenter_engines.layer_report import layers_in_json, layers_in_text
+from segmenter_engines.layer_report import layers_in_json, layers_in_text, with_ops
 from segmenter_engines.layer_roles import Layer
 from segmenter_engines.plugin_library import load_plugins
 from segmenter_engines.shape_profile import Profile
@@ -96,7 +96,8 @@ def build_in_memory(
         layers, told_by = _layers(trt, engine, plan, lines, log, [name], outputs)
     finally:
         log.clear()  # some megabytes
-    return Built(memoryview(plan), trt.__version__, asked(graph.graph), layers, told_by, capabilities)
+    wanted = asked(graph.graph)
+    return Built(memoryview(plan), trt.__version__, wanted, with_ops(wanted, layers), told_by, capabilities)
 
 
 def _builder(trt: Any, engine: str, log: Any) -> Any:

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +55,13 @@ class LayerReport:
 
     @property
     def fused_attentions(self) -> int:
-        """Attentions that are one kernel."""
-        return len(self.of("attention"))
+        """Attentions that are one kernel: the runtime's own, or a plugin's."""
+        return len(self.of("attention")) + self.plugins["SegmenterAttention"]
+
+    @property
+    def plugins(self) -> Counter[str]:
+        """Plugins by their op."""
+        return Counter(layer.op for layer in self.of("plugin"))
 
     @property
     def lost(self) -> tuple[Ran, ...]:
@@ -146,6 +151,18 @@ def _layer(values: dict[str, Any]) -> Layer:
         for key in ("inputs", "constants", "outputs")
     }
     return Layer(**{**values, **tensors, "onnx": tuple(values["onnx"])})
+
+
+def with_ops(wanted: "Asked", layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The same layers, plugins with the op each is: by the ONNX node it names, or is named after."""
+    return tuple(
+        replace(
+            layer, op=next((wanted.plugins[node] for node in (*layer.onnx, layer.name) if node in wanted.plugins), "")
+        )
+        if layer.role == "plugin"
+        else layer
+        for layer in layers
+    )
 
 
 def linears_of(wanted: "Asked", layers: Sequence[Layer]) -> tuple[Ran, ...]:

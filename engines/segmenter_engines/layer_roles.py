@@ -38,8 +38,9 @@ class Layer:
     outputs: tuple[Tensor, ...]
     onnx: tuple[str, ...]  # nodes of the graph it does, as far as the builder tells
     role: str = ""  # attention, product, convolution, plugin, pointwise, reformat, cast, host
-    precision: str = ""  # of products, convolutions and attention: the type they multiply in
+    precision: str = ""  # of products, convolutions, attention and plugins: the type they multiply in
     reason: str = ""  # of reformat and cast: why it is there
+    op: str = ""  # of a plugin: what it is, such as SegmenterAttention
 
 
 def classify(layers: Sequence[Layer], inputs: Sequence[str], outputs: Sequence[str]) -> tuple[Layer, ...]:
@@ -91,7 +92,7 @@ def _with_role(layer: Layer) -> Layer:
     if re.search(r"mha|fused_attention|flash_attention", layer.name.lower()):
         return replace(layer, role="attention", precision=_widest([tensor.type for tensor in layer.inputs]))
     if "plugin" in kind or kind == "custom_layer":
-        return replace(layer, role="plugin")
+        return replace(layer, role="plugin", precision=_widest([tensor.type for tensor in layer.inputs]))
     if "conv" in kind or kind == "correlation":
         return replace(layer, role="convolution", precision=_multiplied_in(layer))
     if "gemm" in kind or "matrix" in kind or "matmul" in kind or done & {"Fc", "Gemm", "Bmm"}:

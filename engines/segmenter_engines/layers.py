@@ -62,6 +62,9 @@ def _summary(console: Console, report: LayerReport) -> None:
         soft_wrap=True,
     )
     console.print(f"{report.fused_attentions} of {report.attentions} attentions are one kernel")
+    if report.plugins:
+        told = ", ".join(f"{count} {op or 'of unknown ops'}" for op, count in report.plugins.most_common())
+        console.print(f"plugins: {told}", soft_wrap=True)
     counts = report.counts()
     products = {name.removeprefix("products_"): count for name, count in counts.items() if name.startswith("products_")}
     console.print("products: " + ", ".join(f"{count} in {name}" for name, count in products.items()))
@@ -82,7 +85,8 @@ def _every_layer(console: Console, report: LayerReport) -> None:
             ", ".join(f"{tensor.type}{list(tensor.shape)}" for tensor in tensors)
             for tensors in ((*layer.inputs, *layer.constants), layer.outputs)
         )
-        told = f"{layer.role:11} {layer.precision:5} {layer.name}  {sides}  {layer.reason or ' '.join(layer.onnx)}"
+        what = layer.reason or layer.op or " ".join(layer.onnx)
+        told = f"{layer.role:11} {layer.precision:5} {layer.name}  {sides}  {what}"
         console.print(told.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 

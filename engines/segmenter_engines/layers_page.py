@@ -64,6 +64,7 @@ def _tiles(report: LayerReport) -> str:
     tiles = [
         (f"{report.fused_attentions} of {report.attentions}", "attentions are one kernel"),
         *((str(count), f"products in {name}") for name, count in products.most_common()),
+        *((str(count), f"plugins {op or 'of unknown ops'}") for op, count in report.plugins.most_common()),
         (str(moved), "layers only move or convert data"),
         (str(len(report.layers)), "layers"),
     ]
@@ -93,10 +94,12 @@ def _layers(layers: Sequence[Layer]) -> str:
     rows = "".join(
         f"<tr><td>{escape(one.role)}</td><td>{escape(one.precision)}</td><td><code>{escape(one.name)}</code></td>"
         f"<td>{_tensors((*one.inputs, *one.constants))}</td><td>{_tensors(one.outputs)}</td>"
-        f"<td>{escape(one.reason or ', '.join(one.onnx))}</td></tr>"
+        f"<td>{escape(one.reason or one.op or ', '.join(one.onnx))}</td></tr>"
         for one in layers
     )
-    head = _head(("role", "precision", "layer", "inputs and constants", "outputs", "reason, or ONNX nodes"))
+    head = _head(
+        ("role", "precision", "layer", "inputs and constants", "outputs", "reason, op of a plugin, or ONNX nodes")
+    )
     return (
         f"<details><summary>{len(layers)} layers</summary>"
         f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div></details>'

@@ -13,7 +13,9 @@
 
 #include "fake_driver.h"
 #include "fake_images.h"
+#include "fake_tensorrt.h"
 #include "message.h"
+#include "nodes.h"
 #include "plugin.h"
 
 extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count);
@@ -37,155 +39,6 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace segmenter_plugins {
 namespace {
-
-using nvinfer1::DataType;
-using nvinfer1::DimensionOperation;
-using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldCollection;
-using nvinfer1::PluginFieldType;
-using nvinfer1::PluginTensorDesc;
-using nvinfer1::TensorFormat;
-
-// A number, or one that is known only at run time and is evaluated with what it will be.
-struct FakeSide final : nvinfer1::IDimensionExpr, nvinfer1::apiv::VDimensionExpr {
-  FakeSide(std::int64_t value, bool constant) : value_(value), constant_(constant) { mImpl = this; }
-  ~FakeSide() noexcept override = default;
-  bool isConstant() const noexcept override { return constant_; }
-  std::int64_t getConstantValue() const noexcept override { return value_; }
-  bool isSizeTensor() const noexcept override { return false; }
-  std::int64_t value_;
-  bool constant_;
-};
-
-struct FakeExprs final : nvinfer1::IExprBuilder, nvinfer1::apiv::VExprBuilder {
-  FakeExprs() { mImpl = this; }
-  ~FakeExprs() noexcept override = default;
-  const nvinfer1::IDimensionExpr* constant(std::int64_t value) noexcept override { return side(value, true); }
-  const nvinfer1::IDimensionExpr* operation(DimensionOperation operation, const nvinfer1::IDimensionExpr& a,
-                                            const nvinfer1::IDimensionExpr& b) noexcept override {
-    const auto& x = static_cast<const FakeSide&>(a);
-    const auto& y = static_cast<const FakeSide&>(b);
-    const bool product = operation == DimensionOperation::kPROD;
-    EXPECT_TRUE(product || operation == DimensionOperation::kFLOOR_DIV);
-    return side(product ? x.value_ * y.value_ : x.value_ / y.value_, x.constant_ && y.constant_);
-  }
-  const nvinfer1::IDimensionExpr* declareSizeTensor(std::int32_t, const nvinfer1::IDimensionExpr& side,
-                                                    const nvinfer1::IDimensionExpr&) noexcept override {
-    return &side;
-  }
-  const FakeSide* side(std::int64_t value, bool constant) {
-    return sides_.emplace_back(std::make_unique<FakeSide>(value, constant)).get();
-  }
-  std::vector<std::unique_ptr<FakeSide>> sides_;
-};
-
-struct Attributes {
-  std::vector<std::int32_t> heads{3}, size{64, 80}, crop{56, 72};
-  float epsilon = 1e-5F;
-
-  std::vector<PluginField> of(const std::string& op) const {
-    const auto integers = [](const char* name, const std::vector<std::int32_t>& values) {
-      return PluginField(name, values.data(), PluginFieldType::kINT32, static_cast<std::int32_t>(values.size()));
-    };
-    if (op == "SegmenterAttention") return {integers("heads", heads)};
-    if (op == "SegmenterMaskScores") return {{"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1}};
-    if (op == "SegmenterUpsampleArgmax") return {integers("size", size), integers("crop", crop)};
-    return {};
-  }
-};
-
-// A plugin and what TensorRT takes it by.
-struct Node {
-  std::unique_ptr<nvinfer1::IPluginV3> plugin;
-
-  template <class Capability>
-  Capability& as(nvinfer1::PluginCapabilityType type) const {
-    return *static_cast<Capability*>(plugin->getCapabilityInterface(type));
-  }
-  nvinfer1::IPluginV3OneCore& core() const {
-    return as<nvinfer1::IPluginV3OneCore>(nvinfer1::PluginCapabilityType::kCORE);
-  }
-  nvinfer1::IPluginV3OneBuild& build() const {
-    return as<nvinfer1::IPluginV3OneBuild>(nvinfer1::PluginCapabilityType::kBUILD);
-  }
-  nvinfer1::IPluginV3OneRuntime& runtime() const {
-    return as<nvinfer1::IPluginV3OneRuntime>(nvinfer1::PluginCapabilityType::kRUNTIME);
-  }
-};
-
-const Maker& maker(const std::string& op) {
-  for (const Maker& each : makers()) {
-    if (op == each.name) return each;
-  }
-  throw std::runtime_error(op);
-}
-
-Node node(const std::string& op, const std::vector<PluginField>& fields, const std::string& driver = FAKE_DRIVER) {
-  Creator creator(maker(op), std::make_shared<Launcher>(kKernels, driver));
-  const PluginFieldCollection collection{static_cast<std::int32_t>(fields.size()), fields.data()};
-  return {
-      std::unique_ptr<nvinfer1::IPluginV3>(creator.createPlugin("node", &collection, nvinfer1::TensorRTPhase::kBUILD))};
-}
-
-Node node(const std::string& op, const std::string& driver = FAKE_DRIVER) {
-  return node(op, Attributes().of(op), driver);
-}
-
-const std::vector<std::string> kOps = {"SegmenterAttention", "SegmenterPatchEmbed", "SegmenterMaskScores",
-                                       "SegmenterUpsampleArgmax"};
-
-// Shapes that go with Attributes, of a batch and a grid of 4 x 5 patches.
-std::vector<std::vector<std::int64_t>> shapes(const std::string& op, std::int64_t B = 2) {
-  if (op == "SegmenterAttention") return {{B, 21, 3 * 3 * 64}};
-  if (op == "SegmenterPatchEmbed") return {{B, 3, 64, 80}, {192, 3, 16, 16}, {192}, {1, 21, 192}, {1, 1, 192}};
-  if (op == "SegmenterMaskScores") return {{B, 20, 192}, {B, 5, 192}, {5}, {5}};
-  return {{B, 4, 5, 5}};
-}
-
-std::vector<std::int64_t> output_of(const std::string& op, std::int64_t B) {
-  if (op == "SegmenterAttention" || op == "SegmenterPatchEmbed") return {B, 21, 192};
-  if (op == "SegmenterMaskScores") return {B, 20, 5};
-  return {B, 56, 72};
-}
-
-nvinfer1::Dims dims(const std::vector<std::int64_t>& sides) {
-  nvinfer1::Dims found{};
-  for (const std::int64_t side : sides) found.d[found.nbDims++] = side;
-  return found;
-}
-
-std::vector<PluginTensorDesc> tensors(const std::vector<std::vector<std::int64_t>>& sides,
-                                      DataType type = DataType::kHALF) {
-  std::vector<PluginTensorDesc> found;
-  for (const auto& each : sides) {
-    PluginTensorDesc tensor{};
-    tensor.dims = dims(each);
-    tensor.type = type;
-    tensor.format = TensorFormat::kLINEAR;
-    found.push_back(tensor);
-  }
-  return found;
-}
-
-// Inputs and output as configurePlugin and supportsFormatCombination get them.
-std::vector<DynamicPluginTensorDesc> profile(const std::string& op, DataType type = DataType::kHALF,
-                                             std::int64_t most = 8) {
-  std::vector<DynamicPluginTensorDesc> found;
-  const auto low = shapes(op, 1), high = shapes(op, most);
-  for (std::size_t index = 0; index < low.size(); ++index) {
-    DynamicPluginTensorDesc tensor{};
-    tensor.desc = tensors({low[index]}, type)[0];
-    tensor.min = dims(low[index]);
-    tensor.opt = tensor.max = dims(high[index]);
-    if (low[index] != high[index]) tensor.desc.dims.d[0] = -1;
-    found.push_back(tensor);
-  }
-  DynamicPluginTensorDesc labels{};
-  labels.desc = tensors({output_of(op, most)}, op == kOps[3] ? DataType::kINT32 : type)[0];
-  found.push_back(labels);
-  return found;
-}
 
 std::string told(const std::function<void()>& step) {
   testing::internal::CaptureStderr();
@@ -453,19 +306,6 @@ TEST(Plugin, LabelsOfAGridKnownAtRunTime) {
       told([&] { EXPECT_NE(enqueue(made, kOps[3], {{2, 4, 4, 300}}), 0); }).find("crop 64x72: wanted a part of 64x64"),
       std::string::npos);
 }
-
-struct FakeLogger final : nvinfer1::ILogger {
-  void log(Severity severity, const char* message) noexcept override {
-    EXPECT_EQ(severity, Severity::kERROR);
-    messages.emplace_back(message);
-  }
-  std::vector<std::string> messages;
-};
-
-struct FakeFinder final : nvinfer1::ILoggerFinder {
-  nvinfer1::ILogger* findLogger() override { return logger; }
-  nvinfer1::ILogger* logger = nullptr;
-};
 
 TEST(Plugin, ErrorsGoToTheLoggerOfTheSameTensorRt) {
   FakeLogger logger;

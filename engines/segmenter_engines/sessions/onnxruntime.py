@@ -12,6 +12,7 @@ from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError
 from segmenter_engines.cut import cut
 from segmenter_engines.manifest import read_manifest
+from segmenter_engines.sessions.graph_input import require_promised_input
 from segmenter_engines.sessions.session import Mode, Session, Spec
 
 
@@ -56,6 +57,8 @@ class OnnxRuntimeSession(Session):
             )
         except Exception as error:  # onnxruntime's exceptions share no narrower base
             raise EngineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {error}") from error
+        sides = self._session.get_inputs()[0].shape
+        require_promised_input(path, manifest, [side if isinstance(side, int) else None for side in sides])
 
     def _masks(self, x: np.ndarray) -> np.ndarray:
         return self._run(x)["masks"]

@@ -11,6 +11,7 @@ import openvino
 from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
+from segmenter_engines.sessions.graph_input import require_promised_input
 from segmenter_engines.sessions.session import Mode, Session, Spec
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -58,6 +59,8 @@ class OpenVinoSession(Session):
         try:
             model = core.read_model(path)
             model = openvino.Model([model.output("masks")], model.get_parameters())
+            sides = model.input(0).partial_shape
+            require_promised_input(path, manifest, [side.get_length() if side.is_static else None for side in sides])
             compiled = core.compile_model(
                 model,
                 "CPU",

@@ -1,0 +1,103 @@
+"""The plugin library: its C++ tests under sanitizers, how it is made of a folder of kernels, and where it lies."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import segmenter_trt
+from tests.cpp_build import require_tidy, run, succeed
+from tests.plugins.building import SOURCES, needs_tools
+
+pytest.importorskip("triton", reason="triton is not installed; kernels cannot be compiled")
+pytestmark = [pytest.mark.slow, needs_tools]
+
+
+def test_cpp_under_address_and_undefined_behaviour_sanitizers(address: Path) -> None:
+    for name in ("plugin_tests", "launcher_tests"):
+        assert "[  PASSED  ]" in succeed(address / name)
+
+
+def test_cpp_under_thread_sanitizer(thread: Path) -> None:
+    assert "[  PASSED  ]" in succeed(thread / "launcher_tests")
+
+
+def test_clang_tidy_finds_nothing(address: Path) -> None:
+    require_tidy(address.parent, *SOURCES.glob("*.cc"))
+
+
+def test_the_driver_is_declared_as_in_cuda_h() -> None:
+    triton = importlib.util.find_spec("triton")
+    assert triton is not None
+    assert triton.origin is not None
+    include = Path(triton.origin).parent / "backends" / "nvidia" / "include"
+    source = SOURCES / "tests" / "check_driver.cc"
+    succeed("c++", "-std=c++20", "-fsyntax-only", f"-I{SOURCES}", "-isystem", include, source)
+
+
+def test_a_folder_the_launcher_cannot_launch_is_refused(cubins: Path, tmp_path: Path) -> None:
+    def told(change: Callable[[dict[str, Any]], None]) -> str:
+        manifest = json.loads((cubins / "manifest.json").read_text(encoding="utf-8"))
+        change(manifest)
+        folder = tmp_path / "cubins"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(cubins, folder)
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        done = run(sys.executable, SOURCES / "embed.py", folder, tmp_path / "out")
+        assert (done.returncode, done.stderr.count("\n")) == ((0, 0) if not done.stderr else (1, 1))
+        return done.stderr
+
+    def map_without_a_box(manifest: dict[str, Any]) -> None:
+        kernel = manifest["kernels"][0]
+        kernel["launch"][0].update(kind="map", bytes=128)
+        kernel["parameter_bytes"][0] = 128
+
+    changes: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+        ("format 1, wanted 2", lambda m: m.update(format=1)),
+        ("on sm_80: parameters of [4, ", lambda m: m["kernels"][0]["parameter_bytes"].__setitem__(0, 4)),
+        ("needs 16 bytes of scratch memory", lambda m: m["kernels"][0].update(scratch_bytes=16)),
+        ("a kind the launcher does not know", lambda m: m["kernels"][0]["launch"][0].update(kind="i64")),
+        ("1 tensor maps; see kernels.h", map_without_a_box),
+        ("lacks kernels of one of", lambda m: m.update(kernels=m["kernels"][:1])),
+    ]
+    for text, change in changes:
+        assert text in told(change), text
+    assert told(lambda m: None) == ""
+
+
+def test_where_the_library_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(segmenter_trt.runtimes, "__file__", str(tmp_path / "runtimes.py"))
+    with pytest.raises(
+        RuntimeError, match=r"built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot"
+    ):
+        segmenter_trt.plugin_library()
+    (tmp_path / "libsegmenter_trt_plugin.so").touch()
+    assert segmenter_trt.plugin_library() == tmp_path / "libsegmenter_trt_plugin.so"
+
+
+def test_only_what_tensorrt_looks_for_is_visible(library: Path) -> None:
+    symbols = {line.split()[-1] for line in succeed("nm", "-D", "--defined-only", "-C", library).splitlines()}
+    assert {"getCreators", "setLoggerFinder"} <= symbols
+    assert not [name for name in symbols if "segmenter_plugins" in name or "nvinfer1" in name]
+
+
+def test_without_kernels_or_headers_cmake_says_so_in_a_line(cubins: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"  # a Python without the wheel that has headers
+    succeed(sys.executable, "-m", "venv", "--without-pip", bare)
+    for name, options, reason in (
+        ("kernels", (), "SEGMENTER_TRT_CUBINS names no folder of compiled kernels"),
+        (
+            "headers",
+            (f"-DSEGMENTER_TRT_CUBINS={cubins}",),
+            "TENSORRT_INCLUDE_DIR names no folder with NvInferRuntime.h",
+        ),
+    ):
+        python = f"-DPython_EXECUTABLE={bare / 'bin' / 'python'}"
+        told = succeed("cmake", "-S", SOURCES, "-B", tmp_path / name, python, *options)
+        wanted = f"segmenter_trt_plugin: not built, for {reason}"
+        assert sum(wanted in line for line in told.splitlines()) == 1, told
