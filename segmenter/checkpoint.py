@@ -160,7 +160,7 @@ def load_model(path: Path | str, device: str = "cpu", ops: ModuleType | None = N
     """
     path = Path(path)
     if path.suffix == ".pth" or (path / OFFICIAL_NAME).is_file():
-        from segmenter.pretrained import load_official
+        from segmenter.official import load_official
 
         model = load_official(path if path.suffix == ".pth" else path / OFFICIAL_NAME, ops)
     else:

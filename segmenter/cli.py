@@ -7,6 +7,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -24,8 +25,18 @@ COMMANDS = {
     "probe": ("segmenter.probe", "fit a decoder on a frozen encoder: the quick start before fine-tuning"),
     "evaluate": ("segmenter.evaluate", "mIoU and accuracy of a checkpoint on a dataset"),
     "predict": ("segmenter.predict", "label images: class maps and overlays"),
+    "attention": ("segmenter.attention", "where a token looks: attention of every layer and head over an image"),
+    "class-map": (
+        "segmenter.class_map",
+        "which classes are alike to a network: their embeddings in the plane",
+    ),
+    "browse": ("segmenter.browse", "one HTML page of images, labels, predictions and mistakes, worst first"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
+    "export-official": ("segmenter.export_official", "checkpoint to the official checkpoint.pth and variant.yml"),
+    "recipes": ("segmenter.recipes", "every result row: what it takes, what it reaches, and its commands"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
+    "prepare-data": ("segmenter.prepare_data", "where a dataset is had, what is missing of it, and its conversion"),
+    "show-data": ("segmenter.show_data", "draw augmented training samples with their labels"),
     "export": ("segmenter_engines.export", "checkpoint to ONNX"),
     "quantize": ("segmenter_engines.quantize", "ONNX to int8 or fp8 ONNX, from calibration images"),
     "sensitivity": ("segmenter_engines.sensitivity", "what each layer costs when it alone is quantised"),
@@ -54,6 +65,7 @@ COMMANDS = {
 # which extra of the package brings a module; anything else missing is no user's mistake
 _EXTRAS = {
     "tensorboard": "train",
+    "scipy": "data",
     "wandb": "wandb",
     "ray": "ray",
     "onnx": "engines",
@@ -89,17 +101,19 @@ def run(
     options_class: type[Options],
     argv: Sequence[str] | None = None,
     description: str | None = None,
+    expand: Callable[[list[str]], list[str]] = list,
 ) -> int:
     """Parse `argv` (the process's own when None) into `options_class`, call `command`, and return its exit status.
 
-    description: text above the list of options; the class's docstring when None. A mistake in the options, an error the
+    description: text above the list of options; the class's docstring when None. expand: what makes arguments of those
+    given, such as those of a recipe they name. A mistake in the options, an error the
     project raises on purpose, a missing extra, and a file system's refusal give one line on stderr and 2; Ctrl-C 130.
     """
 
     def parse_and_call() -> int:
         import tyro
 
-        arguments = sys.argv[1:] if argv is None else list(argv)
+        arguments = expand(sys.argv[1:] if argv is None else list(argv))
         program, said = _program(command), io.StringIO()
         try:
             with redirect_stderr(said):
@@ -180,7 +194,8 @@ def _mistake(box: str) -> str:
             sections[-1].append(text.strip())
     message, *advice = sections if "╭" in box else sections[1:] or sections
     near = [words for first, *words in advice if first.startswith(("Perhaps", "Similar")) and words]
-    mistake = " ".join(message).rstrip(".") or "the options cannot be read"
+    # tyro leaves marks of its own for bold text in some messages
+    mistake = re.sub(r"\[/?bold\]", "", " ".join(message)).rstrip(".") or "the options cannot be read"
     return f"{mistake}; did you mean {near[0][0]}?" if near else mistake
 
 

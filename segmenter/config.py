@@ -66,6 +66,7 @@ class EncoderConfig:
     heads: int = 3
     mlp_width: int = 768
     distilled: bool = False
+    registers: int = 0  # tokens that take part and are read by nobody (Darcet et al. 2024)
     layer_scale: bool = False
     dropout: float = 0.0
     drop_path: float = 0.1  # stochastic depth: rate of the last block, growing linearly from 0
@@ -84,6 +85,8 @@ class EncoderConfig:
             raise ConfigError(f"position resize {self.position_resize!r}: wanted 'bilinear', 'bicubic' or 'dinov2'")
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
             raise ConfigError(f"image size {self.image_size}: wanted multiples of the patch size {self.patch_size}")
+        if self.registers < 0:
+            raise ConfigError(f"encoder registers {self.registers}: wanted 0 or more")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -91,8 +94,8 @@ class EncoderConfig:
 
     @property
     def extra_tokens(self) -> int:
-        """Class token, and the distillation token where there is one."""
-        return 1 + self.distilled
+        """Class token, and the distillation token and registers where there are any."""
+        return 1 + self.distilled + self.registers
 
 
 @dataclass(frozen=True)

@@ -30,18 +30,26 @@ class Inference:
     """Scales of the image to average over; other than 1 they need --window."""
     flip: bool = False
     """Average over the mirrored image too; needs --window."""
+    resize: tuple[int, int] | None = None
+    """Longest long side and short side, in pixels, that images are resized to first, their ratio kept; needs --window.
+    Labels are of the image's own size all the same."""
     device: str = "auto"
     """'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        if self.window is None and (self.stride is not None or self.scales != (1.0,) or self.flip):
-            raise ConfigError("--stride, --scales and --flip work through sliding windows; add --window, such as 512")
+        views = self.stride is not None or self.scales != (1.0,) or self.flip or self.resize is not None
+        if self.window is None and views:
+            raise ConfigError(
+                "--stride, --scales, --flip and --resize work through sliding windows; add --window, such as 512"
+            )
         if self.window is not None and not 1 <= (self.stride or self.window) <= self.window:
             raise ConfigError(f"window {self.window}, stride {self.stride}: wanted 1 <= stride <= window")
         if self.window_batch < 1:
             raise ConfigError(f"window batch {self.window_batch}: wanted 1 or more")
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"scales {self.scales}: wanted one or more numbers above 0")
+        if self.resize is not None and min(self.resize) < 1:
+            raise ConfigError(f"resize {self.resize}: wanted the longest long side and short side, such as 2048 512")
 
 
 def predictor(model: "Segmenter", inference: Inference, watch: "Callable[[Tensor], None] | None" = None) -> Predict:
@@ -54,7 +62,7 @@ def predictor(model: "Segmenter", inference: Inference, watch: "Callable[[Tensor
 
     from segmenter.ops import label_dtype
     from segmenter.preprocess import normalize
-    from segmenter.window import scaled_views, segment
+    from segmenter.window import scaled_views, segment, view_size
 
     config = model.config
     P = config.encoder.patch_size
@@ -73,18 +81,19 @@ def predictor(model: "Segmenter", inference: Inference, watch: "Callable[[Tensor
                 " have them, or a network for these"
             )
         smallest = min(inference.scales)
-        if min(H, W) * smallest < P:
+        if min(view_size((H, W), smallest, inference.resize)) < P:
             scaled = "" if smallest == 1.0 else f" at scale {smallest:g}"
             raise ImageError(
                 f"image {W}x{H}{scaled}: smaller than one {P}x{P} patch; leave it out, or use a larger one"
             )
-        x = normalize(image, config.preprocess).to(device)
-        if window is None and watch is None:
-            return model.labels(x)[0].cpu().numpy()
         if window is None:
+            x = normalize(image, config.preprocess).to(device)
+            if watch is None:
+                return model.labels(x)[0].cpu().numpy()
             probabilities = model(x)[0].softmax(0)
         else:
-            views = scaled_views(x, inference.scales, inference.flip)
+            views = scaled_views(image, config.preprocess, inference.scales, inference.flip, inference.resize)
+            views = [(view.to(device), flipped) for view, flipped in views]
             stride = inference.stride or window
             probabilities = segment(model, views, (H, W), window, stride, inference.window_batch)
         if watch is not None:

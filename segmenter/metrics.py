@@ -43,22 +43,27 @@ class ConfusionMatrix:
     def iou(self) -> np.ndarray:
         """Intersection over union a class, float64 [K]; NaN for a class in neither truth nor predictions."""
         hit = np.diag(self.matrix)
-        return _ratio(hit, self.matrix.sum(0) + self.matrix.sum(1) - hit)
+        return ratio(hit, self.matrix.sum(0) + self.matrix.sum(1) - hit)
 
     @property
     def miou(self) -> float:
         """Mean of `iou` over the classes that occur; NaN before the first counted pixel."""
-        return _mean(self.iou)
+        return mean_of_present(self.iou)
 
     @property
     def pixel_accuracy(self) -> float:
         """Share of counted pixels labelled right; NaN before the first."""
-        return float(_ratio(np.diag(self.matrix).sum(), self.matrix.sum()))
+        return float(ratio(np.diag(self.matrix).sum(), self.matrix.sum()))
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Share of a class's pixels labelled right, float64 [K]; NaN for a class the truth has not."""
+        return ratio(np.diag(self.matrix), self.matrix.sum(1))
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean over the classes in the truth of the share of their pixels labelled right."""
-        return _mean(_ratio(np.diag(self.matrix), self.matrix.sum(1)))
+        """Mean of `accuracy` over the classes in the truth."""
+        return mean_of_present(self.accuracy)
 
 
 def _integers(labels: Labels) -> np.ndarray:
@@ -68,11 +73,13 @@ def _integers(labels: Labels) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
+def ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
+    """Elementwise `part / whole` in float64, NaN where both are 0."""
     with np.errstate(invalid="ignore"):
         return np.true_divide(part, whole)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_present(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN when none is."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")

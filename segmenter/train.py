@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from segmenter.cli import run, share_cores
+from segmenter.recipe import with_recipe
 from segmenter.training.options import TrainOptions
 
 
@@ -19,7 +20,7 @@ def train(options: TrainOptions) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(train, TrainOptions, argv)
+    return run(train, TrainOptions, argv, expand=with_recipe)
 
 
 if __name__ == "__main__":

@@ -54,11 +54,11 @@ class Attention(nn.Module):
         mixed = self.ops.attention(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
         return F.dropout(self.proj(mixed), self.dropout, self.training)
 
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Attention probabilities [B, A, N, N], for looking at."""
+    def probabilities(self, x: Tensor, queries: slice = slice(None)) -> Tensor:
+        """Attention probabilities [B, A, queries, N], for looking at; of all tokens, or of those in a slice."""
         B, N, C = x.shape
         q, k, _ = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        return (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
+        return (q[:, :, queries] @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -143,13 +143,16 @@ def resize_position(
     """Position embeddings [1, extra + h w, C] interpolated from `old_grid` to `new_grid`, extra tokens kept.
 
     mode: `bilinear`, as the official code does; `bicubic`; or `dinov2`, bicubic at the places of a grid a tenth of a
-    patch larger than the new one, as DINOv2 does to be sure of its size. No antialiasing, align_corners=False.
+    patch larger than the new one, as DINOv2 does to be sure of its size; no antialiasing, align_corners=False. Or
+    `antialiased`, bicubic with antialiasing, as weights come in.
     """
     tokens, grid = position[:, :extra], position[:, extra:]
     grid = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     if mode == "dinov2":
         scale = [(new + DINOV2_OFFSET) / old for new, old in zip(new_grid, old_grid, strict=True)]
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+    elif mode == "antialiased":
+        grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False, antialias=True)
     else:
         grid = F.interpolate(grid, size=new_grid, mode=mode, align_corners=False)
     return torch.cat((tokens, grid.flatten(2).transpose(1, 2)), dim=1)
@@ -165,6 +168,7 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbedding(config.patch_size, C, config.channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, C)) if config.distilled else None
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, C)) if config.registers else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.extra_tokens + h * w, C))
         self.blocks = nn.ModuleList(
             Block(
@@ -181,15 +185,14 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(C, eps=config.norm_eps)
         self.apply(init_weights)
-        for token in (self.pos_embed, self.cls_token, self.dist_token):
+        for token in (self.pos_embed, self.cls_token, self.dist_token, self.register_tokens):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
 
     def embedding(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Position embeddings [1, E + h w, C] at a grid (h, w), and the extra tokens [1, E, C]."""
-        tokens: Tensor = self.cls_token
-        if self.dist_token is not None:
-            tokens = torch.cat((tokens, self.dist_token), dim=1)
+        others = [token for token in (self.dist_token, self.register_tokens) if token is not None]
+        tokens = torch.cat((self.cls_token, *others), dim=1) if others else self.cls_token
         position: Tensor = self.pos_embed
         # Like the official code, the count decides and not the shape: a 2x8 grid uses a 4x4 embedding unchanged.
         if grid[0] * grid[1] != position.shape[1] - self.config.extra_tokens:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmenter.config import Preprocess
 from segmenter.errors import ConfigError
+from segmenter.preprocess import normalize
 
 
 def anchors(length: int, window: int, stride: int) -> list[int]:
@@ -83,13 +86,45 @@ def segment(
     return mean / len(views)
 
 
-def scaled_views(image: Tensor, scales: Sequence[float] = (1.0,), flip: bool = False) -> list[tuple[Tensor, bool]]:
-    """The views of `segment` for an image [1, 3, h, w]: each scale, and each mirrored when `flip`."""
+def scaled_views(
+    image: np.ndarray,
+    preprocess: Preprocess,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    resize: tuple[int, int] | None = None,
+) -> list[tuple[Tensor, bool]]:
+    """The views of `segment` for an image, uint8 [H, W, C]: each scale, and each mirrored when `flip`.
+
+    resize: as of `view_size`. A view is resized from the image itself, without antialiasing and to whole levels, as
+    cv2.INTER_LINEAR does (within one level of its fixed-point arithmetic), and normalised then.
+    Source: the paper's multi-scale inference; sizes and order are mmsegmentation's, which the official code calls.
+    """
     views = []
     for scale in scales:
-        size = round(image.shape[-2] * scale), round(image.shape[-1] * scale)
-        view = image if scale == 1.0 else F.interpolate(image, size, mode="bilinear", align_corners=False)
+        view = normalize(_resized(image, view_size(image.shape[:2], scale, resize)), preprocess)
         views.append((view, False))
         if flip:
             views.append((view.flip(3), True))
     return views
+
+
+def view_size(size: Sequence[int], scale: float, resize: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) in pixels of a view of an image of `size`, its ratio kept, sides rounded half up.
+
+    resize: the longest long side and short side at scale 1, the image then being as large as both allow; at other
+    scales both bounds are scaled, and cut to whole pixels. The image's own size is scaled when None.
+    """
+    H, W = size
+    factor = scale
+    if resize is not None:
+        longest, shortest = (int(bound * scale) for bound in (max(resize), min(resize)))
+        factor = min(longest / max(H, W), shortest / min(H, W))
+    return int(H * factor + 0.5), int(W * factor + 0.5)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[:2] == size:
+        return image
+    planar = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
+    resized = F.interpolate(planar, size, mode="bilinear", align_corners=False)
+    return (resized[0].permute(1, 2, 0) + 0.5).to(torch.uint8).numpy()

@@ -115,4 +115,4 @@ def test_evaluate_reports_them_for_two_classes_alone(
     mae, iou, ber = by_hand(images)
     record = json.loads((tmp_path / "r.json").read_text())
     np.testing.assert_allclose([record["mae"], record["image_iou"], record["ber"]], [mae, iou, ber], rtol=1e-6)
-    assert f"MAE {mae:.4f}, mean IoU of the images {iou:.4f}, BER {ber:.4f}" in capsys.readouterr().out
+    assert f", MAE {mae:.4f}, mean IoU of the images {iou:.4f}, BER {ber:.4f}" in capsys.readouterr().out

@@ -308,7 +308,7 @@ def test_unsupported_variant_files_are_named(tmp_path, change, message):
 
 
 def test_ade20k_checkpoints_know_their_classes(tmp_path):
-    from segmenter.pretrained import official_config
+    from segmenter.official import official_config
 
     net = {
         "backbone": "vit_tiny_patch16_384",

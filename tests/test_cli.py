@@ -22,6 +22,8 @@ class Options:
 
     count: int
     """How many."""
+    span: int | tuple[int, int, int] = 1
+    """One or three."""
     name: str = "x"
 
 
@@ -35,7 +37,7 @@ def raising(error: BaseException) -> Callable[[Options], int]:
 def test_options_are_parsed_and_the_status_returned() -> None:
     seen = []
     assert run(seen.append, Options, ["--count", "3", "--name", "y"]) == 0
-    assert seen == [Options(3, "y")]
+    assert seen == [Options(3, name="y")]
     assert run(lambda options: options.count, Options, ["--count", "5"]) == 5
 
 
@@ -58,6 +60,7 @@ def test_every_command_is_the_module_the_readme_says(name: str) -> None:
         (["--count", "3", "--nmae", "y"], ["--nmae", "did you mean --name STR?"]),
         (["--count"], ["--count"]),
         (["--count", "3", "more"], ["more"]),
+        (["--count", "3", "--span", "1", "2"], ["--span", "of `INT INT INT`"]),
     ],
 )
 def test_bad_options_are_one_line_and_exit_with_2(
@@ -155,7 +158,11 @@ def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["evaluate", "--help"], ["predict", "--help"], ["check-data", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("evaluate", "predict", "check-data", "attention", "class-map", "browse")),
+    ],
 )
 def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     code = f"import sys; from segmenter.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"

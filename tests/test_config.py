@@ -49,6 +49,7 @@ def test_names_are_read_leniently_and_unknown_ones_listed():
         ({"width": -192}, "encoder width -192"),
         ({"width": 192.0}, r"encoder width 192\.0"),
         ({"mlp_width": 0}, "encoder mlp width 0"),
+        ({"registers": -1}, "encoder registers -1: wanted 0 or more"),
     ],
 )
 def test_impossible_encoders_are_refused(change, message):

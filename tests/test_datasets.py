@@ -253,10 +253,20 @@ def test_camvid_on_disk(shared: Path) -> None:
 def test_ade20k_on_disk(shared: Path) -> None:
     root = shared / "data" / "ADEChallengeData2016"
     dataset = open_dataset("ade20k", root, "val")
-    sample = dataset[0]
-    stored = np.array(Image.open(root / "annotations" / "validation" / sample.name.replace(".jpg", ".png")))
     assert len(dataset) == 3
-    np.testing.assert_array_equal(sample.labels, np.where(stored == 0, 255, stored.astype(int) - 1))
+    rows = (root / "objectInfo150.csv").read_text(encoding="utf-8").splitlines()[1:]
+    table = {int(row.split(",")[0]): row.split(",")[5].replace(";", " ") for row in rows}
+    named = set()
+    for sample in (dataset[index] for index in range(3)):
+        stored = np.array(Image.open(root / "annotations" / "validation" / sample.name.replace(".jpg", ".png")))
+        np.testing.assert_array_equal(sample.image, np.array(Image.open(root / "images" / "validation" / sample.name)))
+        np.testing.assert_array_equal(sample.labels, np.where(stored == 0, 255, stored.astype(int) - 1))
+        for value in set(np.unique(stored)) - {0}:
+            name = dataset.classes[np.unique(sample.labels[stored == value]).item()]
+            assert name in table[value]
+            named.add(name)
+    # a street with a bus, a church tower, a house: what the pictures show
+    assert {"building", "sky", "road", "bus", "grass"} <= named
     with pytest.raises(DataError, match=r"images/training: no such folder"):
         open_dataset("ade20k", root, "train")
 

@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 
 from segmenter import evaluate, predict
+from segmenter.boundary import BoundaryIoU
 from segmenter.checkpoint import save_model
+from segmenter.confusion import confusion_picture
 from segmenter.datasets import Sample, open_dataset
 from segmenter.errors import ConfigError, DataError, ImageError
 from segmenter.evaluate import evaluate_labels, require_same_classes, summary
 from segmenter.images import read_image, read_labels
 from segmenter.inference import Inference, pick_device, predictor
+from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
+from segmenter.objects import ObjectRecall
 from segmenter.preprocess import normalize
 from segmenter.window import scaled_views, segment
 
@@ -97,10 +101,25 @@ def test_windows_scales_and_flips(tiny_model: Segmenter) -> None:
     assert {shape[1:] for shape in calls} == {(3, 32, 32)}
     # 2 x 3 windows of the image, and 1 x 2 of its half enlarged to 32x56; each mirrored too
     assert [shape[0] for shape in calls] == [2, 2, 3, 3, 3, 3]
-    x = normalize(image, tiny_model.config.preprocess)
-    expected = segment(tiny_model, scaled_views(x, (0.5, 1.0), flip=True), (40, 70), window=32, stride=24)
+    views = scaled_views(image, tiny_model.config.preprocess, (0.5, 1.0), flip=True)
+    expected = segment(tiny_model, views, (40, 70), window=32, stride=24)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
+
+
+def test_images_are_resized_first_and_labelled_at_their_size(tiny_model: Segmenter) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (20, 35, 3), np.uint8)
+    calls = []
+    tiny_model.register_forward_pre_hook(lambda module, inputs: calls.append(tuple(inputs[0].shape)))
+    inference = Inference(window=32, stride=24, window_batch=8, scales=(0.5, 1.0), resize=(256, 64))
+    labels = predictor(tiny_model, inference)(image)
+    # 64x112 has 3 x 5 windows, of which 8 at once; its half, 32x56, has 1 x 2
+    assert [shape[0] for shape in calls] == [2, 8, 7]
+    views = scaled_views(image, tiny_model.config.preprocess, (0.5, 1.0), resize=(256, 64))
+    expected = segment(tiny_model, views, (20, 35), window=32, stride=24)
+    np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
+    # one that is smaller than a patch is not, once resized
+    assert predictor(tiny_model, inference)(image[:5]).shape == (5, 35)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 40), (40, 7)])
@@ -125,6 +144,8 @@ def test_inference_options_are_checked(tiny_model: Segmenter) -> None:
         {"window_batch": 0},
         {"window": 16, "scales": ()},
         {"window": 16, "scales": (0.0,)},
+        {"resize": (64, 32)},
+        {"window": 16, "resize": (64, 0)},
     ):
         with pytest.raises(ConfigError):
             Inference(**wrong)
@@ -153,6 +174,36 @@ def test_evaluate_command(
     assert set(result["iou"]) == {"ground", "wall", "sky"}
     assert evaluate.main([*arguments, "--window", "32", "--stride", "16", "--flip", "--limit", "1"]) == 0
     assert "1 images" in capsys.readouterr().out
+
+
+def test_evaluate_looks_closer(
+    checkpoint: Path, picture_root: Path, tiny_model: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--dataset", "folder", "--data", str(picture_root), "--details"]
+    json_file, picture = tmp_path / "out" / "result.json", tmp_path / "out" / "confusion.png"
+    assert evaluate.main([*arguments, "--band", "2", "--json", str(json_file), "--confusion", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "mean boundary IoU 0." in out
+    assert "connected components" in out
+    result = json.loads(json_file.read_text())
+    dataset, label = open_dataset("folder", picture_root, "val"), predictor(tiny_model, Inference())
+    matrix, boundary, objects = ConfusionMatrix(3), BoundaryIoU(3, 2), ObjectRecall(3)
+    for sample in dataset:
+        labels = label(sample.image)
+        for measure in (matrix, boundary, objects):
+            measure.update(labels, sample.labels)
+    assert result["confusion"] == matrix.matrix.tolist()
+    assert list(result["accuracy"].values()) == matrix.accuracy.tolist()
+    assert result["boundary"]["band"] == 2
+    assert list(result["boundary"]["iou"].values()) == boundary.iou.tolist()
+    assert result["objects"] == {"areas": [1024, 9216], **objects.summary(dataset.classes)}
+    np.testing.assert_array_equal(read_image(picture), confusion_picture(matrix.matrix, dataset.classes))
+    assert evaluate.main([*arguments, "--confusion", str(tmp_path / "matrix")]) == 2
+    assert "wanted the name of a picture, such as matrix.png" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--band", "0"]) == 2
+    assert "band 0: wanted whole pixels" in capsys.readouterr().err
+    assert evaluate.main([*arguments[:-1], "--paper", "multi-scale"]) == 2
+    assert "dataset folder: the paper does not evaluate on it" in capsys.readouterr().err
 
 
 def test_evaluate_refuses_another_datasets_classes(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_engines import build as build_command
 from segmenter_engines import layers as layers_command
-from segmenter_engines.asked import Asked, Linear, asked
+from segmenter_engines.asked import Asked, AskedLinear, asked
 from segmenter_engines.build import build
 from segmenter_engines.layer_report import (
     LayerReport,
@@ -91,7 +91,7 @@ def report_of(layers, linears, precision="int8", attentions=2):
 
 
 def test_what_is_lost_is_told():
-    linears = tuple(Linear(f"node_{name}", name, "int8") for name in "abcd")
+    linears = tuple(AskedLinear(f"node_{name}", name, "int8") for name in "abcd")
     report = report_of(layers_in_text(LINES, ["images"], ["labels"]), linears)
     assert [(one.name, one.ran) for one in report.lost] == [("b", "fp16"), ("d", "")]
     assert report.faults() == (

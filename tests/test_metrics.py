@@ -18,6 +18,29 @@ def test_known_values_with_ignored_pixels():
     assert matrix.mean_accuracy == pytest.approx((1 + 0.5) / 2)
 
 
+def test_against_sets_of_pixels():
+    rng = np.random.default_rng(0)
+    labels, truth = rng.integers(0, 6, (2, 30, 40)) * rng.integers(0, 2, (2, 30, 40))
+    truth[5:9] = 255
+    truth[truth == 4] = 3
+    matrix = ConfusionMatrix(7)
+    matrix.update(labels.astype(np.uint8), truth.astype(np.uint8))
+    pixels = [(int(t), int(p)) for t, p in zip(truth.ravel(), labels.ravel(), strict=True) if t != 255]
+    iou, accuracy = [], []
+    for k in range(7):
+        true, said = ({at for at, pair in enumerate(pixels) if pair[side] == k} for side in (0, 1))
+        iou.append(len(true & said) / len(true | said) if true | said else math.nan)
+        accuracy.append(len(true & said) / len(true) if true else math.nan)
+    np.testing.assert_array_equal(matrix.iou, iou)
+    np.testing.assert_array_equal(matrix.accuracy, accuracy)
+    assert math.isnan(iou[6])
+    assert iou[4] == 0
+    assert math.isnan(accuracy[4])
+    assert matrix.miou == pytest.approx(sum(iou[:6]) / 6)
+    assert matrix.mean_accuracy == pytest.approx(sum(accuracy[k] for k in (0, 1, 2, 3, 5)) / 5)
+    assert matrix.pixel_accuracy == sum(t == p for t, p in pixels) / len(pixels)
+
+
 def test_a_class_only_ever_predicted_counts_as_zero():
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([1, 0]), torch.tensor([0, 0]))

@@ -120,6 +120,14 @@ def test_there_are_as_many_classes_as_the_benchmark_judges(name: str, count: int
     assert len(set(classes)) == len(palette) == count
 
 
+def test_pascal_context_numbers_its_classes_by_the_alphabet() -> None:
+    """A picture of a screen in a room, VOC's 2008_000002, has 0, 55 and 58 in its published mask."""
+    classes, _ = classes_of("pascal_context")
+    assert (classes[0], classes[55], classes[58]) == ("background", "tvmonitor", "window")
+    assert list(classes[1:]) == sorted(classes[1:])
+    assert classes_of("pascal_context_59")[0] == classes[1:]
+
+
 def test_a_value_outside_the_benchmark_is_named_with_those_wanted(tmp_path: Path) -> None:
     cityscapes(tmp_path, "labelIds", [7, 40])
     with pytest.raises(

@@ -10,7 +10,7 @@ import pytest
 from segmenter.errors import ConfigError, EngineError
 from segmenter_engines import quantize as quantize_command
 from segmenter_engines import sensitivity as sensitivity_command
-from segmenter_engines.judge import Judge, Judged
+from segmenter_engines.judge import Judge, Score
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.mixed import fewest, search
 from segmenter_engines.qdq import layer_name, linears, quantised_layers
@@ -129,7 +129,7 @@ def test_a_drop_no_choice_holds_is_refused(ready):
         reference, threads = 0.9, 1
 
         def __call__(self, model, images=0):
-            return Judged(0.5, 3.0)
+            return Score(0.5, 3.0)
 
         def __len__(self):
             return 4

@@ -53,6 +53,7 @@ def test_a_signature_fits_its_manifest_and_key_alone(artifact, keys):
         ("theirs.pub", "does not fit"),
         ("rsa.pub", "another kind of key than Ed25519"),
         ("ours.pem", "is no public key"),
+        ("none.pub", "no such file, wanted a public Ed25519 key"),
     ):
         with pytest.raises(EngineError, match=complaint):
             open_session(artifact, threads=1, require_signature=keys / key)

@@ -141,7 +141,8 @@ def test_times(cli: Any) -> None:
     p50, p90, p99, rate = map(float, numbers.groups())
     assert 0 < p50 <= p90 <= p99
     assert rate > 0
-    assert result.stderr == "warning: not verified in openvino-fp32; run `segmenter verify` on this machine\n"
+    advice = "run `segmenter verify --engine openvino` on this machine"
+    assert result.stderr == f"warning: not verified in openvino-fp32; {advice}\n"
     refused(cli("--time", "1", "--require-verified"), "model.fp32.onnx: not verified in openvino-fp32")
 
 

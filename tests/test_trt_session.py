@@ -167,7 +167,7 @@ def test_the_manifest_and_the_facts(engine: Any, session: Any, engine_folder: Pa
 
 def test_what_is_not_verified_is_told_or_refused(engine_folder: Path, tmp_path: Path) -> None:
     path = copied(engine_folder / FP32, tmp_path, verification=None)
-    complaint = "not verified in openvino-fp32; run `segmenter verify` on this machine"
+    complaint = "not verified in openvino-fp32; run `segmenter verify --engine openvino` on this machine"
     assert segmenter_trt.Engine(path, threads=1).describe()["warning"] == complaint
     with pytest.raises(segmenter_trt.ArtifactError, match=rf"{FP32}: {complaint}"):
         segmenter_trt.Engine(path, threads=1, require_verified=True)

@@ -26,7 +26,7 @@ from segmenter_engines.trade import Trade
 from segmenter_engines.verdict import Verdict
 from segmenter_engines.verify import open_as_shipped, verify, verify_build
 from tests.networks import CLASSES, small_network
-from tests.small_engines import H, pictures
+from tests.small_engines import RANGED, H, pictures
 
 
 class Pictures:
@@ -45,6 +45,21 @@ class Pictures:
         if index >= len(self):
             raise IndexError(index)
         return Sample(self.images[index], self.labels[index], f"picture {index}")
+
+
+def test_a_range_of_sizes_is_verified_at_its_ends(ranged_folder, reference, monkeypatch):
+    samples = Pictures(reference)
+    with open_session(ranged_folder / RANGED, "onnxruntime", threads=1) as session:
+        verdict = verify(session, reference, samples)
+        assert list(verdict.ends) == ["16x16", "160x200"]
+        assert min(verdict.ends.values()) > 0.99
+        assert verdict.faults == []
+        # right at the size the range is tuned for, wrong at its largest
+        masks = session._masks
+        monkeypatch.setattr(session, "_masks", lambda x: masks(x) if x.shape[2] < 160 else -masks(x))
+        faults = verify(session, reference, samples).faults
+    assert len(faults) == 1
+    assert faults[0].startswith("at 160x200 ")
 
 
 def test_verify_passes_what_is_equal_and_catches_what_is_not(engine_folder, reference):

@@ -70,7 +70,7 @@ Engine Engine::open(const fs::path& artifact, const EngineOptions& options) {
   const bool narrowed = manifest.precision == "fp32" && facts.floats == "bf16";
   const std::string engine = facts.engine + "-" + (narrowed ? facts.floats : manifest.precision);
   std::string unsure = unverified(manifest, engine);
-  if (!unsure.empty()) unsure += "; run `segmenter verify` on this machine";
+  if (!unsure.empty()) unsure += "; run `segmenter verify --engine " + facts.engine + "` on this machine";
   if (options.require_verified && !unsure.empty()) throw ArtifactError(artifact.string() + ": " + unsure);
   std::string name = engine + ", " + manifest.model;
   return Engine(std::make_shared<const State>(

@@ -68,7 +68,7 @@ TEST_F(EngineTest, PassesOnWhatABackendThrows) {
 }
 
 TEST_F(EngineTest, TellsWhatIsNotVerified) {
-  const std::string advice = "; run `segmenter verify` on this machine";
+  const std::string advice = "; run `segmenter verify --engine tensorrt` on this machine";
   const auto verdict = [](const std::string& name, const std::string& digest, const std::string& passed) {
     return "\"" + name + R"(": {"sha256": ")" + digest + R"(", "passed": )" + passed +
            R"(, "faults": [5, "mIoU\u001b dropped", "\u00fc"]})";

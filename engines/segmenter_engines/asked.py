@@ -18,7 +18,7 @@ TYPES: dict[int, str] = {
 
 
 @dataclass(frozen=True)
-class Linear:
+class AskedLinear:
     """A product with constant weights."""
 
     node: str  # name of the MatMul or Gemm
@@ -31,7 +31,7 @@ class Asked:
     """Attentions and linear layers of a graph."""
 
     attentions: int  # a softmax between two products, or one Attention node
-    linears: tuple[Linear, ...]
+    linears: tuple[AskedLinear, ...]
 
 
 def asked(graph: onnx.GraphProto) -> Asked:
@@ -40,7 +40,7 @@ def asked(graph: onnx.GraphProto) -> Asked:
     made_by = {output: node for node in graph.node for output in node.output}
     readers = {name: node.op_type for node in graph.node for name in node.input}
     linears = [
-        Linear(node.name, _parameter(weight), precision)
+        AskedLinear(node.name, _parameter(weight), precision)
         for node in graph.node
         if node.op_type in ("MatMul", "Gemm")
         for weight, precision in [_weight(node, constants, made_by)]

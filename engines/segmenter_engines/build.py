@@ -18,7 +18,7 @@ from segmenter.datasets import Subset, open_dataset
 from segmenter.errors import EngineError
 from segmenter.files import atomic_paths, sha256
 from segmenter_engines.build_progress import Bar, Watcher, progress_bar
-from segmenter_engines.builder import LEVELS, Built, Recipe, build_in_memory
+from segmenter_engines.builder import LEVELS, Built, PlanOptions, build_in_memory
 from segmenter_engines.layer_report import LayerReport, linears_of, page_path, report_path
 from segmenter_engines.layers_page import page
 from segmenter_engines.limits import IMAGES
@@ -79,7 +79,7 @@ def build(
     base = read_manifest(source)
     _check(base, source, outputs)
     profile = profile_of(base, batch, height, width)
-    recipe = Recipe(
+    chosen = PlanOptions(
         engine=engine,
         precision=base.precision,
         workspace_bytes=workspace_bytes,
@@ -90,7 +90,7 @@ def build(
         gpus=tuple(gpus),
         refit=refit,
     )
-    built = build_in_memory(source, profile, outputs, recipe, watcher=watcher, say=say)
+    built = build_in_memory(source, profile, outputs, chosen, watcher=watcher, say=say)
     manifest = replace(
         base,
         artifact=out.name,
@@ -106,18 +106,18 @@ def build(
         machine=machine_name(),
         compute_capabilities=built.compute_capabilities,
         verification=graph_verification(base),
-        details={**base.details, **_details(recipe)},
+        details={**base.details, **_details(chosen)},
     )
     _write(out, manifest, _report(manifest, built), built, report)
     return read_manifest(out, check_hash=False)
 
 
-def _details(recipe: Recipe) -> dict[str, object]:
-    details: dict[str, object] = {"refit": recipe.refit}
-    if recipe.level is not None:
-        details["level"] = recipe.level
-    if recipe.plugin_library is not None:
-        details["plugin_library"] = {"name": recipe.plugin_library.name, "sha256": sha256(recipe.plugin_library)}
+def _details(chosen: PlanOptions) -> dict[str, object]:
+    details: dict[str, object] = {"refit": chosen.refit}
+    if chosen.level is not None:
+        details["level"] = chosen.level
+    if chosen.plugin_library is not None:
+        details["plugin_library"] = {"name": chosen.plugin_library.name, "sha256": sha256(chosen.plugin_library)}
     return details
 
 

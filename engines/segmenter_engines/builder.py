@@ -1,4 +1,4 @@
-"""The builder itself: a graph and a recipe in, the bytes of a plan and what it holds out. Nothing is written here."""
+"""The builder itself: a graph and options in, the bytes of a plan and what it holds out. Nothing is written here."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ DEFAULT_LEVEL = 3  # of TensorRT 10, 11 and RTX 1.7
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PlanOptions:
     """How a plan is built, apart from its shapes and outputs; see `build`."""
 
     engine: str
@@ -57,7 +57,7 @@ def build_in_memory(
     source: Path,
     profile: Profile,
     outputs: Sequence[str],
-    recipe: Recipe,
+    options: PlanOptions,
     *,
     watcher: Watcher | None,
     say: Callable[[str], None],
@@ -67,27 +67,27 @@ def build_in_memory(
     Raises EngineError when it cannot be parsed or built, naming the node where it is known, Unavailable without the
     engine's package.
     """
-    engine = recipe.engine
+    engine = options.engine
     trt, log = tensorrt(engine), builder_log(engine)
     log.clear()
     try:
-        load_plugins(trt, engine, recipe.plugin_library, recipe.plugins, log)
+        load_plugins(trt, engine, options.plugin_library, options.plugins, log)
         builder = _builder(trt, engine, log)
         network = strongly_typed_network(trt, builder)
         graph, whole = _graph(source, engine, outputs)
         # held until the plan is built: the network refers to its parser's weights
         parser = _parsed(trt, network, log, source, None if whole else graph, engine)
         name = _shape_input(network, profile)
-        config = _config(trt, builder, recipe)
-        capabilities = set_targets(trt, config, engine, recipe.gpus, recipe.precision)
+        config = _config(trt, builder, options)
+        capabilities = set_targets(trt, config, engine, options.gpus, options.precision)
         shapes = builder.create_optimization_profile()
         shapes.set_shape(name, *profile.shapes())
         config.add_optimization_profile(shapes)
-        cache = _attach_cache(trt, config, recipe, log, say)
+        cache = _attach_cache(trt, config, options, log, say)
         plan = _run(trt, builder, network, config, watcher)
         if plan is None:
             # RTX 1.7.1 compiles kernels that take other weights when it builds, and for that it needs a GPU
-            advice = "; leave --refit out, or build on a GPU" if recipe.refit and not gpu_here()[0] else ""
+            advice = "; leave --refit out, or build on a GPU" if options.refit and not gpu_here()[0] else ""
             raise EngineError(f"{source}: {engine} cannot build it: {log.errors() or 'no reason given'}{advice}")
         del parser
         if cache is not None:
@@ -141,14 +141,14 @@ def _shape_input(network: Any, profile: Profile) -> str:
     return name
 
 
-def _config(trt: Any, builder: Any, recipe: Recipe) -> Any:
+def _config(trt: Any, builder: Any, options: PlanOptions) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers with their types, for the report
-    if recipe.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_bytes)
-    if recipe.level is not None:
-        config.builder_optimization_level = recipe.level
-    if recipe.refit:
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # of TensorRT-RTX: a plan that takes memory of its own as it runs cannot be captured as a CUDA graph
@@ -156,11 +156,11 @@ def _config(trt: Any, builder: Any, recipe: Recipe) -> Any:
     return config
 
 
-def _attach_cache(trt: Any, config: Any, recipe: Recipe, log: Any, say: Callable[[str], None]) -> Path | None:
-    if recipe.timing_caches is None:
+def _attach_cache(trt: Any, config: Any, options: PlanOptions, log: Any, say: Callable[[str], None]) -> Path | None:
+    if options.timing_caches is None:
         return None
-    level = DEFAULT_LEVEL if recipe.level is None else recipe.level
-    file = cache_file(recipe.timing_caches, recipe.engine, trt.__version__, gpu_here()[0], level)
+    level = DEFAULT_LEVEL if options.level is None else options.level
+    file = cache_file(options.timing_caches, options.engine, trt.__version__, gpu_here()[0], level)
     attach(config, file, log, say)
     return file
 

@@ -25,7 +25,7 @@ from segmenter_engines.widen import widened
 
 
 @dataclass(frozen=True)
-class Judged:
+class Score:
     """What a version of a graph is worth."""
 
     miou: float
@@ -63,12 +63,12 @@ class Judge:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __call__(self, model: onnx.ModelProto, images: int = 0) -> Judged:
+    def __call__(self, model: onnx.ModelProto, images: int = 0) -> Score:
         """What a version is worth, on at most `images` of the images, spread evenly; 0 for all."""
         step = max(len(self) // images, 1) if images else 1
         return self._run(model, range(0, len(self), step)[: images or None], keep=False)
 
-    def _run(self, model: onnx.ModelProto, chosen: Sequence[int], keep: bool) -> Judged:
+    def _run(self, model: onnx.ModelProto, chosen: Sequence[int], keep: bool) -> Score:
         wide = widened(model)
         cut(wide.graph, ("masks",))
         session = onnxruntime.InferenceSession(
@@ -85,7 +85,7 @@ class Judge:
             matrix.update(self._labels(masks), sample.labels)
             signal += float(np.square(self._masks[index], dtype=np.float64).sum())
             noise += float(np.square(masks - self._masks[index], dtype=np.float64).sum())
-        return Judged(matrix.miou, 10.0 * float(np.log10(signal / noise)) if noise else float("inf"))
+        return Score(matrix.miou, 10.0 * float(np.log10(signal / noise)) if noise else float("inf"))
 
     def _run_checkpoint(self, checkpoint: Path) -> float:
         matrix = self._matrix()

@@ -74,6 +74,8 @@ def _key(path: Path, half: str) -> Any:
             f"signatures need {error.name or 'cryptography'}, which is not installed; run: pip install"
             " 'segmenter-trt[signing]'"
         ) from error
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file, wanted a {half} Ed25519 key in PEM; see `segmenter sign --help`")
     with path.open("rb") as file:
         text = file.read(KEY_BYTES)
     kind: type = ed25519.Ed25519PrivateKey if half == "private" else ed25519.Ed25519PublicKey

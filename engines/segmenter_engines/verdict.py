@@ -24,6 +24,7 @@ class Verdict:
     limit: Limit
     drop_error: float | None = None  # standard error of the drop, from the images being so few; None for one image
     invariants: Invariants = field(default_factory=Invariants)
+    ends: dict[str, float] = field(default_factory=dict)  # agreement at its smallest and largest size, by HxW
     trade: Trade | None = None
     device: str = "cpu"
     cpu_flags: tuple[str, ...] = ()  # where it was found: products of 8 bits are not the same on every CPU
@@ -41,6 +42,11 @@ class Verdict:
             found.append(f"mIoU dropped by {self.miou_drop:.4f}{self._error()}, limit {self.limit.miou_drop}")
         if not 1.0 - self.agreement <= self.limit.disagreement:
             found.append(f"{1 - self.agreement:.2%} of pixels disagree, limit {self.limit.disagreement:.2%}")
+        found += [
+            f"at {size} {1 - agreement:.2%} of pixels disagree, limit {self.limit.disagreement:.2%}"
+            for size, agreement in self.ends.items()
+            if not 1.0 - agreement <= self.limit.disagreement
+        ]
         rows = self.invariants.row_disagreement
         if rows is not None and not rows <= self.limit.rows:
             found.append(f"a row of a batch differs from its image alone in {rows:.2%} of pixels")

@@ -14,7 +14,7 @@ from segmenter.cli import run
 from segmenter.cores import usable_cores
 from segmenter.cpu import cpu_flags
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
-from segmenter.datasets.fitted import Fitted
+from segmenter.datasets.fitted import Fitted, fit
 from segmenter.errors import EngineError, Unavailable, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
@@ -78,10 +78,10 @@ def verify(
     _require_equal_classes(session, reference, session.name, reference.name)
     if not len(samples):
         raise EngineError("no images to verify on; pass at least one")
-    samples = at_size_of(session, samples)
-    mine, theirs = judge(session, samples), expected or judge(reference, samples)
+    fitted = at_size_of(session, samples)
+    mine, theirs = judge(session, fitted), expected or judge(reference, fitted)
     agree = sum(int((a == b).sum()) for a, b in zip(mine.labels, theirs.labels, strict=True))
-    images = [samples[index].image for index in range(min(len(samples), session.spec.max_batch or LARGEST_ON_CPU))]
+    images = [fitted[index].image for index in range(min(len(fitted), session.spec.max_batch or LARGEST_ON_CPU))]
     return Verdict(
         engine=session.name,
         precision=session.name.rsplit("-", 1)[-1],
@@ -92,10 +92,24 @@ def verify(
         limit=limit or limit_of(session.name),
         drop_error=drop_error(mine.matrices, theirs.matrices),
         invariants=check_invariants(session, images, mine.labels[: len(images)]),
+        ends=_agreement_at_ends(session, reference, samples),
         trade=None if rival is None else time_trade(session, rival, images),
         device=session.describe()["device"],
         cpu_flags=tuple(cpu_flags()),
     )
+
+
+def _agreement_at_ends(session: Session, reference: Session, samples: SegmentationDataset) -> dict[str, float]:
+    """Share of pixels labelled as the reference labels them at the smallest and largest size of an engine, by HxW.
+
+    Of two images a size. Empty for an engine that takes one size or any.
+    """
+    label, found = one_at_a_time(session), {}
+    for size in session.spec.ends:
+        images = [fit(samples[index].image, size) for index in range(min(2, len(samples)))]
+        same = [float((label(image) == reference(image)).mean()) for image in images]
+        found[f"{size[0]}x{size[1]}"] = sum(same) / len(same)
+    return found
 
 
 def verify_build(

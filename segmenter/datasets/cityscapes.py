@@ -4,7 +4,10 @@ Masks are `labelTrainIds` where the folder has them (0 to 18, 255 to ignore), el
 whose 35 values 19 are judged. Source: Cordts et al. 2016, and the label table of its scripts.
 """
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from segmenter.datasets.pairs import Layout
 
@@ -34,23 +37,33 @@ _TABLE: tuple[tuple[str, tuple[int, int, int], int], ...] = (
 CLASSES = tuple(name for name, _, _ in _TABLE)
 PALETTE = tuple(colour for _, colour, _ in _TABLE)
 _LABEL_IDS = tuple(value for _, _, value in _TABLE)
-_LABEL_VALUES = 34  # 0 to 33; the licence plate's -1 is stored as 255
+# 0 to 33 otherwise; the licence plate's -1 is stored as 255
+_VOID_IDS = tuple(sorted({*range(34), 255} - set(_LABEL_IDS)))
 
 
 def layout(root: Path, split: str) -> Layout:
     """The layout of `root` for a split, 'train' or 'val'."""
-    masks = root / "gtFine" / split
-    converted = next(masks.glob("*/*_gtFine_labelTrainIds.png"), None) is not None
-    void = {*range(_LABEL_VALUES), 255} - set(_LABEL_IDS)
+    found = _of_label_ids(root, split)
+    if next(found.masks.glob("*/*_gtFine_labelTrainIds.png"), None) is None:
+        return found
+    return replace(found, values=(), void=(255,), mask_name="{}_gtFine_labelTrainIds")
+
+
+def to_train_ids(mask: np.ndarray, path: Path) -> np.ndarray:
+    """labelIds, integers [H, W], to labelTrainIds, uint8 [H, W] of 0 to 18 and 255.
+
+    Raises DataError naming `path` and the values that Cityscapes has not.
+    """
+    return _of_label_ids(path.parent, "").to_labels(mask, path)
+
+
+def _of_label_ids(root: Path, split: str) -> Layout:
+    images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
     return Layout(
-        root / "leftImg8bit" / split,
-        masks,
-        CLASSES,
-        PALETTE,
-        EXPECTED,
-        values=() if converted else _LABEL_IDS,
-        void=(255,) if converted else tuple(sorted(void)),
+        *(images, masks, CLASSES, PALETTE, EXPECTED),
+        values=_LABEL_IDS,
+        void=_VOID_IDS,
         depth=1,
         image_name="{}_leftImg8bit",
-        mask_name="{}_gtFine_labelTrainIds" if converted else "{}_gtFine_labelIds",
+        mask_name="{}_gtFine_labelIds",
     )

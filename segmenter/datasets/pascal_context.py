@@ -1,8 +1,9 @@
 """Pascal Context: `{JPEGImages,SegmentationClassContext}` and the splits' lists in `ImageSets/SegmentationContext`.
 
 Masks hold 0 for background and 1 to 59 for the classes. `pascal_context` judges all 60, as the paper does;
-`pascal_context_59` leaves background out. Source: Mottaghi et al. 2014, layout and class order as MMSegmentation
-documents them; colours as ADE20K's.
+`pascal_context_59` leaves background out. Source: Mottaghi et al. 2014, layout as MMSegmentation documents it; colours
+as ADE20K's. The masks that everyone trains on, the official code's and MMSegmentation's, number the classes by the
+alphabet; the names that the official code shows beside them are in another order.
 """
 
 from pathlib import Path
@@ -16,10 +17,10 @@ EXPECTED = (
     " ImageSets/SegmentationContext/{train,val}.txt"
 )
 _NAMES = """\
-background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, table, dog, horse, motorbike, person,
-pottedplant, sheep, sofa, train, tvmonitor, bag, bed, bench, book, building, cabinet, ceiling, cloth, computer, cup,
-door, fence, floor, flower, food, grass, ground, keyboard, light, mountain, mouse, curtain, platform, sign, plate,
-road, rock, shelves, sidewalk, sky, snow, bedclothes, track, tree, truck, wall, water, window, wood"""
+background, aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet, car,
+cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, food, grass, ground, horse,
+keyboard, light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep, shelves,
+sidewalk, sign, sky, snow, sofa, table, track, train, tree, truck, tvmonitor, wall, water, window, wood"""
 CLASSES = tuple(_NAMES.replace("\n", " ").split(", "))
 FOREGROUND = CLASSES[1:]
 PALETTE = ade20k.PALETTE[: len(CLASSES)]

@@ -11,6 +11,11 @@ TEMPERATURES = "temperature.npy"
 PICTURE = "thermal.png"
 
 
+def has_thermal(path: Path) -> bool:
+    """Whether an image's file has a thermal picture beside it."""
+    return path.with_name(TEMPERATURES).is_file() or path.with_name(PICTURE).is_file()
+
+
 def with_thermal(image: np.ndarray, path: Path) -> np.ndarray:
     """An RGB image, uint8 [H, W, 3], with the thermal picture beside its file as a fourth channel: uint8 [H, W, 4].
 
@@ -44,7 +49,7 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
         numbers = np.asarray(values, np.float64)
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
         raise ImageError(f"{path}: not an array of numbers ({error}); copy it again") from error
     if numbers.ndim != 2 or not np.isfinite(numbers).all():
         raise ImageError(f"{path}: holds {values.dtype} {values.shape}; wanted finite numbers [H, W]; copy it again")

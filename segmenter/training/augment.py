@@ -66,6 +66,17 @@ PRESETS = {
 }
 
 
+def preset(
+    name: str,
+    scale: tuple[float, float] | None = None,
+    short_side: int | None = None,
+    long_ratio: float | None = None,
+) -> Augmentation:
+    """One of `PRESETS`, with what is given in place of its own."""
+    given = {"scale": scale, "short_side": short_side, "long_ratio": long_ratio}
+    return replace(PRESETS[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Draw:
     """What was drawn for one sample: its size (height, width) when resized, the part of that, and the rest."""
@@ -145,7 +156,7 @@ def to_planar(pixels: np.ndarray) -> Tensor:
 
 def pad_to(crop: tuple[int, int], normal: Tensor, target: np.ndarray) -> tuple[Tensor, Tensor]:
     """A normalised image [C, h, w] and labels [h, w] filled up to the crop with 0, as the network pads, and 255."""
-    labels = torch.from_numpy(np.ascontiguousarray(target))
+    labels = torch.from_numpy(target.copy())  # mirrored ones have a negative stride, which PyTorch does not take
     down, right = crop[0] - target.shape[0], crop[1] - target.shape[1]
     if not (down or right):
         return normal, labels
@@ -161,10 +172,10 @@ def nearest(places: np.ndarray, length: int, resized: int) -> np.ndarray:
 def _resized_size(shape: Sequence[int], crop: tuple[int, int], scale: float, settings: Augmentation) -> tuple[int, int]:
     """(height, width) of the image at a scale; at least a pixel a side."""
     H, W = shape[:2]
-    if settings.short_side is None:
-        short, factor = min(crop), scale * max(crop[0] / H, crop[1] / W)
-    else:
-        short, factor = settings.short_side, int(settings.short_side * scale) / min(H, W)
+    short = min(crop) if settings.short_side is None else settings.short_side
+    # one where the image just covers the crop; for a square one that is a short side of the crop's pixels
+    whole = max(crop[0] / H, crop[1] / W) if settings.short_side is None else short / min(H, W)
+    factor = int(short * scale) / short * whole
     factor = min(factor, int(settings.long_ratio * short * scale) / max(H, W))
     return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
 

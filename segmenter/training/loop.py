@@ -14,7 +14,7 @@ from segmenter.errors import DataError, ImageError
 from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
 from segmenter.ranks import Ranks
-from segmenter.training.augment import PRESETS
+from segmenter.training.augment import preset
 from segmenter.training.bad_batch import came_apart
 from segmenter.training.data import Augmented, Batch, Order, batches, spare_workers
 from segmenter.training.interruption import Interrupted, Interruption
@@ -66,10 +66,7 @@ class Trainer:
             if record.scaler:
                 self.learner.scaler.load_state_dict(record.scaler)
         wanted = options.augmentation
-        given = {name: getattr(wanted, name) for name in ("scale", "short_side", "long_ratio")}
-        settings = replace(
-            PRESETS[wanted.augment], **{name: value for name, value in given.items() if value is not None}
-        )
+        settings = preset(wanted.augment, wanted.scale, wanted.short_side, wanted.long_ratio)
         crop = wanted.crop or model.config.encoder.image_size
         self.samples = Augmented(
             *(data, crop, settings, model.config.preprocess, options.seed),

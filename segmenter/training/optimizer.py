@@ -10,7 +10,7 @@ from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
 from segmenter.training.options import OptimizerOptions
 
-_NO_DECAY = ("pos_embed", "cls_token", "dist_token", "cls_emb")
+_NO_DECAY = ("pos_embed", "cls_token", "dist_token", "register_tokens", "cls_emb")
 
 
 def parameter_groups(
@@ -81,7 +81,7 @@ def set_training(model: Segmenter, frozen_blocks: int) -> None:
         frozen.append(encoder.norm)
     for module in frozen:
         module.eval().requires_grad_(False)
-    for token in (encoder.cls_token, encoder.dist_token, encoder.pos_embed):
+    for token in (encoder.cls_token, encoder.dist_token, encoder.register_tokens, encoder.pos_embed):
         if token is not None:
             token.requires_grad_(False)
 

@@ -205,6 +205,8 @@ class TrainOptions:
     rgbt_glass_thermal."""
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
+    recipe: str | None = None
+    """Result row to train as, such as ade20k-seg-b-mask-16 (`segmenter recipes` lists them); options beside it win."""
     resume: Literal["auto", "always", "never"] = "auto"
     """Where --out holds a run: go on if the options agree, even if others than the network's differ, or delete it and
     start over."""

@@ -41,9 +41,10 @@ def test_resized_sizes(settings: Augmentation, ratio: int, crop: int, shape: tup
 
 def test_scale_1_covers_the_crop_where_no_side_is_given() -> None:
     """For square crops that is ADE20K's rule, whose short side is the crop's."""
-    for shape in ((512, 683), (300, 222)):
-        drawn = draw(np.zeros(shape, np.uint8), (0,), (512, 512), PLAIN)
-        assert drawn.resized == rescaled(shape, 512, 4, 1.0)
+    for shape in ((512, 683), (300, 222), (100, 700)):
+        for scale in (0.5, 0.777, 1.0, 1.999):
+            drawn = draw(np.zeros(shape, np.uint8), (0,), (512, 512), replace(PLAIN, scale=(scale, scale)))
+            assert drawn.resized == rescaled(shape, 512, 4, scale)
     assert draw(np.zeros((360, 480), np.uint8), (0,), (360, 640), PLAIN).resized == (480, 640)
 
 

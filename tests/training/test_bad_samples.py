@@ -8,14 +8,18 @@ from PIL import Image
 
 from segmenter.checkpoint import load_model, read_tensors
 from segmenter.train import main as train
+from segmenter.training.data import Order
 
 STEPS = 6
 
 
 def run(root: Path, out: Path, *more: str) -> int:
-    """Three training images, one an update, so that every image is read in each epoch of three updates."""
+    """Three training images, one an update: each is read in every epoch of three, and p1 last in the second.
+
+    States are written at the ends of epochs, after updates 3 and 6.
+    """
     options = "--width 32 --depth 1 --patch-size 8 --crop 32 32 --batch 1 --lr 0.01 --no-tensorboard --log-every 1"
-    quiet = f"--threads 1 --eval-every 0 --save-every-seconds 1000 --steps {STEPS}"
+    quiet = f"--threads 1 --eval-every 0 --save-every-seconds 1000 --steps {STEPS} --seed 1"
     return train(
         ["--dataset", "folder", "--data", str(root), "--out", str(out), *options.split(), *quiet.split(), *more]
     )
@@ -67,17 +71,28 @@ def test_a_run_stops_saves_and_goes_on_to_the_same_network(
         said = capsys.readouterr().err
         assert f"{kind}/train/p1.png: " in said
         assert said.strip().splitlines()[-1].startswith("error:")
-    done = steps(out)
-    assert 3 <= len(done) < STEPS
-    assert json.loads((out / "last" / "training.json").read_text())["step"] == done[-1]
+    assert steps(out) == [1, 2, 3, 4, 5]
+    assert json.loads((out / "last" / "training.json").read_text())["step"] == 5
     # still so: again one line, and the state is as it was
     assert run(picture_root, out, "--workers", "0") == 2
-    assert json.loads((out / "last" / "training.json").read_text())["step"] == done[-1]
+    assert json.loads((out / "last" / "training.json").read_text())["step"] == 5
     vanishing.bring_back()
     assert run(picture_root, out, "--workers", "0") == 0
     assert steps(out) == list(range(1, STEPS + 1))
     whole, resumed = (read_tensors(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "run"))
     assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_processes_that_read_ahead_lose_no_update(
+    picture_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (picture_root / "masks" / "train" / "p2.png").write_bytes(b"no picture")
+    (step,) = [step for step, ((_, index),) in enumerate(Order(3, 1, seed=1, first=0, steps=3)) if index == 2]
+    assert step > 0
+    out = tmp_path / "run"
+    assert run(picture_root, out, "--workers", "2") == 2
+    assert "masks/train/p2.png: not a PNG file" in capsys.readouterr().err
+    assert json.loads((out / "last" / "training.json").read_text())["step"] == step
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -50,7 +50,7 @@ def open_session(
     session = open_engine(path, engine, threads=threads, precision=precision, mode=mode)
     reason = None if _is_checkpoint(path) else unverified(read_manifest(path, check_hash=False), session.name)
     if reason is not None:
-        advice = f"{path}: {reason}; run `segmenter verify` on this machine"
+        advice = f"{path}: {reason}; run `segmenter verify --engine {session.engine}` on this machine"
         if require_verified:
             session.close()
             raise EngineError(advice)

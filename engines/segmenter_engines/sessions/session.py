@@ -50,6 +50,13 @@ class Spec:
         return None if self.height is None or self.width is None else (self.height[1], self.width[1])
 
     @property
+    def ends(self) -> tuple[tuple[int, int], ...]:
+        """Smallest and largest (H, W) it takes; none where it takes one size or any."""
+        if self.height is None or self.width is None or self.size is not None:
+            return ()
+        return (self.height[0], self.width[0]), (self.height[2], self.width[2])
+
+    @property
     def max_batch(self) -> int | None:
         """None for any."""
         return self.batch[2] if self.batch is not None else None

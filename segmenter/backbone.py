@@ -1,0 +1,247 @@
+"""Pretrained ViTs: weights under timm's, DINOv2's or Google's names become an encoder's, of another patch or grid.
+
+What the encoder has no part for is refused by its name: features without it would be others than the source's.
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from segmenter.augreg import read_augreg
+from segmenter.checkpoint import read_tensors
+from segmenter.config import EncoderConfig
+from segmenter.errors import CheckpointError, ConfigError
+from segmenter.fidelity import NEW, REARRANGED, Origin, Shape
+from segmenter.official import read_pickle
+from segmenter.patch_resize import PatchResize, resize_patches
+from segmenter.vit import resize_position
+
+_HEAD_WIDTH = 64
+PICKLES = (".pth", ".pt", ".bin")
+# parts other ViTs have, and which of their tensors tell
+_FOREIGN = (
+    ("rotary positions (RoPE)", re.compile(r"rope|.*\.(rope|freqs)\b|.*periods$")),
+    ("a LayerNorm before the blocks", re.compile(r"norm_pre\.")),
+    ("norms of the class token's own", re.compile(r"(local_)?cls_norm\.")),
+    ("normalised queries and keys", re.compile(r"blocks\.\d+\.attn\.[qk]_norm\.")),
+    ("a gated feed-forward (SwiGLU)", re.compile(r"blocks\.\d+\.mlp\.(w\d+|fc1_[gx])\.")),
+    ("relative positions", re.compile(r".*(relative_position|rel_pos)")),
+    ("masked biases of keys", re.compile(r"blocks\.\d+\.attn\.qkv\.bias_mask$")),
+    ("a convolutional stem (hybrid ViT)", re.compile(r"conv_root/|block\d+/|patch_embed\.backbone\.")),
+)
+_REGISTERS = ("register_tokens", "reg_token", "storage_tokens")  # DINOv2's, timm's and DINOv3's name
+# what classifies or pretrains, and nothing reads in segmentation: classifiers, and the token of masked patches
+_HARMLESS = re.compile(r"(head|head_dist|pre_logits|fc_norm|head_drop)[./]|mask_token$")
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+@dataclass
+class Backbone:
+    """ViT weights under the encoder's names, the encoder they fit, and where each came from."""
+
+    path: Path
+    encoder: EncoderConfig
+    tensors: dict[str, Tensor]
+    origins: dict[str, Origin]
+    left_out: dict[str, Shape]
+    normalization: str  # the images the source was trained on, a key of `segmenter.config.NORMALIZATIONS`
+    position_resize: str  # how positions are resized as weights come in, a mode of `segmenter.vit.resize_position`
+
+    def keep_blocks(self, count: int) -> None:
+        """Keep the first `count` blocks; the final LayerNorm becomes the identity, for its own followed another block.
+
+        Raises CheckpointError when there are not as many.
+        """
+        depth = self.encoder.depth
+        if not 1 <= count <= depth:
+            raise CheckpointError(f"{self.path}: asked for the first {count} blocks of {depth}; wanted 1 to {depth}")
+        if count == depth:
+            return
+        for name in list(self.tensors):
+            match = _BLOCK.match(name)
+            if name.startswith("norm.") or (match and int(match[1]) >= count):
+                self._leave(name)
+        for name, value in (("weight", torch.ones), ("bias", torch.zeros)):
+            self.tensors[f"norm.{name}"] = value(self.encoder.width)
+            self.origins[f"norm.{name}"] = Origin("", (), NEW)
+        self.encoder = replace(self.encoder, depth=count)
+
+    def change_patch(self, size: int, method: PatchResize) -> None:
+        """Resize the patch kernel to another patch size, the grid of patches staying as it is.
+
+        Raises ConfigError for a size the encoder does not take.
+        """
+        if size == self.encoder.patch_size:
+            return
+        h, w = self.encoder.grid
+        self.encoder = replace(self.encoder, patch_size=size, image_size=(h * size, w * size))
+        name = "patch_embed.proj.weight"
+        self.tensors[name] = resize_patches(self.tensors[name], size, method)
+        self.origins[name] = self.origins[name].resized()
+
+    def change_image_size(self, size: tuple[int, int], mode: str | None = None) -> None:
+        """Resize the position embeddings for images of (H, W), rounded up to whole patches.
+
+        mode: as `segmenter.vit.resize_position` has it; None: as the source does.
+        """
+        old, P = self.encoder, self.encoder.patch_size
+        new = replace(old, image_size=(-(-size[0] // P) * P, -(-size[1] // P) * P))
+        if new.grid != old.grid:
+            self.tensors["pos_embed"] = resize_position(
+                self.tensors["pos_embed"], old.grid, new.grid, old.extra_tokens, mode or self.position_resize
+            )
+            self.origins["pos_embed"] = self.origins["pos_embed"].resized()
+            if new.position_resize == "dinov2":
+                # its offset belongs to its own grid; from this one on it would shift the same positions once more
+                new = replace(new, position_resize="bicubic")
+        self.encoder = new
+
+    def _leave(self, name: str) -> None:
+        del self.tensors[name]
+        if origin := self.origins.pop(name, None):
+            self.left_out[origin.key] = origin.shape
+
+
+def load_backbone(path: Path) -> Backbone:
+    """ViT weights from a file: `.npz` under Google's names; safetensors or a pickle under timm's or DINOv2's.
+
+    The configuration is read off the shapes: 64 channels a head where the file does not say, square training grid,
+    LayerNorm eps 1e-6. Positions are resized as DINOv2 does where the file has LayerScale; bicubic, antialiased as the
+    weights come in, where tokens have no positions of their own (registers; some of timm's ViTs); else bilinear, as the
+    official Segmenter does, which has Google's resized bicubic as they come in, by timm. Tensors of the encoder that
+    are lacking stay so: loading the weights names them.
+    Raises CheckpointError for keys or shapes that are no such ViT, and for parts the encoder does not have.
+    """
+    heads = 0
+    if path.suffix == ".npz":
+        tensors, origins, rest, heads = read_augreg(path)
+    else:
+        found = read_pickle(path) if path.suffix in PICKLES else read_tensors(path)
+        tensors, origins, rest = {}, {}, {}
+        for key, value in found.items():
+            name = key.removeprefix("backbone.")
+            if _PARAMETER.fullmatch(name):
+                tensors[name], origins[name] = value.float(), Origin(key, tuple(value.shape))
+            else:
+                rest[name] = value
+    _require_expressible(path, {**tensors, **rest})
+    encoder = _encoder_of(path, tensors, heads)
+    _complete_tokens(tensors, origins, encoder)
+    google = path.suffix == ".npz"
+    coming_in = "antialiased" if encoder.position_resize == "bicubic" else encoder.position_resize
+    return Backbone(
+        path,
+        encoder,
+        tensors,
+        origins,
+        left_out={name: tuple(value.shape) for name, value in rest.items()},
+        normalization="vit" if google else "imagenet",
+        position_resize="bicubic" if google else coming_in,
+    )
+
+
+# every parameter the encoder may have, as timm and DINOv2 name it too, and registers under their three names
+_PARAMETER = re.compile(
+    r"cls_token|dist_token|pos_embed|(register|storage)_tokens|reg_token|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
+    r"|blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|ls[12]\.gamma)"
+)
+
+
+def _require_expressible(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises CheckpointError naming the parts of another network, and tensors nobody knows the meaning of."""
+    foreign = {}
+    for part, pattern in _FOREIGN:
+        if key := next(filter(pattern.match, tensors), None):
+            foreign[part] = key
+    if "pos_embed" not in tensors and "patch_embed.proj.weight" in tensors and not foreign:
+        foreign["no position embeddings"] = "pos_embed is not in it"
+    if foreign:
+        said = ", ".join(f"{part} ({key})" for part, key in foreign.items())
+        raise CheckpointError(
+            f"{path}: has {said}, which this network cannot express, and its features would be others;"
+            " use a ViT with learnt positions: AugReg, DeiT or DINOv2"
+        )
+    if any(key.startswith(("encoder.", "decoder.")) for key in tensors):
+        raise CheckpointError(
+            f"{path}: a whole Segmenter, not a ViT; put its variant.yml beside it, or name its folder"
+        )
+    unknown = [key for key in tensors if not (_PARAMETER.fullmatch(key) or _HARMLESS.match(key))]
+    if unknown and "patch_embed.proj.weight" in tensors:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise CheckpointError(
+            f"{path}: {', '.join(unknown[:3])}{more}: no part of this network, and nobody knows what leaving it out"
+            " would change; use weights of a plain ViT, or take these tensors out of the file"
+        )
+
+
+def _encoder_of(path: Path, tensors: dict[str, Tensor], heads: int) -> EncoderConfig:
+    """The encoder that tensors are of, read off their shapes."""
+    try:
+        projection, position = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
+        width, patch = projection.shape[0], projection.shape[-1]
+        depth = 1 + max(int(match[1]) for match in map(_BLOCK.match, tensors) if match)
+        hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+        positions = position.shape[1]
+        if (projection.ndim, position.ndim) != (4, 3):
+            raise ValueError(f"patch_embed.proj.weight {tuple(projection.shape)}, pos_embed {tuple(position.shape)}")
+    except (KeyError, ValueError, IndexError) as error:
+        lacking = f"{error.args[0]} is not in it" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path}: not a ViT under timm's, DINOv2's or Google's key names ({lacking}); use weights of such a ViT, or"
+            " convert their names"
+        ) from error
+    registers = sum(tensors[name].shape[1] for name in _REGISTERS if name in tensors and tensors[name].ndim == 3)
+    distilled, scaled = "dist_token" in tensors, "blocks.0.ls1.gamma" in tensors
+    count = positions - 1 - distilled
+    tokens_have_positions = positions == 1 or not _is_square(positions)
+    if not tokens_have_positions:
+        count = positions
+    if not _is_square(count):
+        raise CheckpointError(f"{path}: {count} position embeddings are no square grid; resize them first")
+    if not heads and width % _HEAD_WIDTH:
+        raise CheckpointError(
+            f"{path}: width {width}: wanted a multiple of {_HEAD_WIDTH}, the channels of a head in timm's and DINOv2's"
+            " ViTs; use weights of another ViT"
+        )
+    side = math.isqrt(count)
+    resize: Literal["bilinear", "bicubic", "dinov2"] = "dinov2" if scaled else "bilinear"
+    if registers or not tokens_have_positions:
+        resize = "bicubic"
+    try:
+        return EncoderConfig(
+            patch_size=patch,
+            image_size=(side * patch, side * patch),
+            width=width,
+            depth=depth,
+            heads=heads or width // _HEAD_WIDTH,
+            mlp_width=hidden,
+            distilled=distilled,
+            registers=registers,
+            layer_scale=scaled,
+            norm_eps=1e-6,
+            position_resize=resize,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; use weights of another ViT") from error
+
+
+def _complete_tokens(tensors: dict[str, Tensor], origins: dict[str, Origin], encoder: EncoderConfig) -> None:
+    """Give registers this project's name, and tokens that have no positions, as registers never do, positions of 0."""
+    for name in _REGISTERS:
+        if name in tensors:
+            tensors["register_tokens"], origins["register_tokens"] = tensors.pop(name), origins.pop(name)
+    position, (h, w) = tensors["pos_embed"], encoder.grid
+    given = position.shape[1] - h * w
+    if given < encoder.extra_tokens:
+        without = position.new_zeros(1, encoder.extra_tokens - given, position.shape[2])
+        tensors["pos_embed"] = torch.cat((position[:, :given], without, position[:, given:]), dim=1)
+        origins["pos_embed"] = replace(origins["pos_embed"], how=REARRANGED)
+
+
+def _is_square(count: int) -> bool:
+    return count >= 1 and math.isqrt(count) ** 2 == count

@@ -1,0 +1,149 @@
+"""The official implementation's format: `checkpoint.pth` beside `variant.yml`, read without running either."""
+
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from segmenter.checkpoint import VARIANT_NAME, load_weights
+from segmenter.config import NORMALIZATIONS, DecoderConfig, EncoderConfig, SegmenterConfig
+from segmenter.datasets import classes_of
+from segmenter.errors import CheckpointError, ConfigError
+from segmenter.fidelity import Fidelity, Origin, account
+from segmenter.model import Segmenter
+
+# In official checkpoints, but no part of segmentation: the ImageNet classification heads of the backbone.
+HEADS = re.compile(r"encoder\.(head|head_dist|pre_logits)\.")
+
+
+class _VariantLoader(yaml.SafeLoader):
+    """YAML without code: SafeLoader, and `!!python/tuple`, which official variant files contain."""
+
+
+def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node))
+
+
+_VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+
+
+def load_official(
+    path: Path, ops: ModuleType | None = None, report: Callable[[Fidelity], None] | None = None
+) -> Segmenter:
+    """Open an official `checkpoint.pth` with the `variant.yml` beside it; the logits are the official code's.
+
+    Neither file may run code: the checkpoint is read with `weights_only=True`, the YAML with a safe loader.
+    report: called with what became of every tensor. Raises CheckpointError.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    net = read_variant(path.with_name(VARIANT_NAME))
+    config = official_config(net, path.with_name(VARIANT_NAME))
+    whole = read_pickle(path)
+    tensors = {name: tensor for name, tensor in whole.items() if not HEADS.match(name)}
+    model = Segmenter(config, ops)
+    if report is not None:
+        origins = {name: Origin(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        left_out = {name: tuple(tensor.shape) for name, tensor in whole.items() if name not in tensors}
+        report(account(model.state_dict(), origins, left_out))
+    load_weights(model, tensors, path)
+    return model
+
+
+def official_config(variant: dict[str, Any], source: Path) -> SegmenterConfig:
+    """Our configuration of a parsed `variant.yml`.
+
+    Raises CheckpointError for a missing entry or a decoder other than linear and mask_transformer.
+    """
+    try:
+        net = variant["net_kwargs"]
+        decoder = net["decoder"]
+        side = net["image_size"]
+        width, patch = net["d_model"], net["patch_size"]
+        name = decoder["name"]
+        if name not in ("linear", "mask_transformer"):
+            raise CheckpointError(f"{source}: decoder {name!r}: only 'linear' and 'mask_transformer' are supported")
+        encoder = EncoderConfig(
+            patch_size=patch,
+            image_size=(side, side) if isinstance(side, int) else (side[0], side[1]),
+            width=width,
+            depth=net["n_layers"],
+            heads=net["n_heads"],
+            mlp_width=4 * width,
+            distilled=bool(net.get("distilled", False)),
+            dropout=net.get("dropout", 0.0),
+            drop_path=net.get("drop_path_rate", 0.0),
+        )
+        normalization = net.get("normalization") or variant.get("dataset_kwargs", {}).get("normalization", "vit")
+        if normalization not in NORMALIZATIONS:
+            raise CheckpointError(f"{source}: normalization {normalization!r}: wanted one of {sorted(NORMALIZATIONS)}")
+        classes, palette = classes_of(variant.get("dataset_kwargs", {}).get("dataset", ""), net["n_cls"])
+        return SegmenterConfig(
+            encoder=encoder,
+            decoder=DecoderConfig(
+                kind="linear" if name == "linear" else "mask",
+                width=width,
+                depth=decoder.get("n_layers", 2),
+                heads=max(width // 64, 1),
+                mlp_width=4 * width,
+                dropout=decoder.get("dropout", 0.1),
+                drop_path=decoder.get("drop_path_rate", 0.0),
+            ),
+            classes=classes,
+            palette=palette,
+            preprocess=NORMALIZATIONS[normalization],
+            name=str(net.get("backbone", "custom")),
+        )
+    except (KeyError, TypeError, AttributeError, IndexError, ConfigError) as error:
+        raise CheckpointError(
+            f"{source}: not an official variant file: {type(error).__name__}: {error};"
+            " use the variant.yml that training wrote beside the checkpoint"
+        ) from error
+
+
+def read_variant(path: Path) -> dict[str, Any]:
+    try:
+        # a SafeLoader subclass whose one extra constructor makes tuples
+        values = yaml.load(path.read_text(), Loader=_VariantLoader)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror}; an official checkpoint needs its variant.yml beside it"
+        ) from error
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        # the YAML library lets values that are none of their kind (a date of month 45) through as Python's own errors
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: not readable as plain YAML ({reason}); tags that run code are refused"
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: wanted a mapping with 'net_kwargs', got {type(values).__name__}")
+    return values
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The `model` tensors of a PyTorch checkpoint, without running anything in it."""
+    try:
+        with warnings.catch_warnings():
+            # torch talks of reporting the file to its makers; what follows below is for the user of this one
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, or is no checkpoint, and was not loaded (it could run code);"
+            " convert it to safetensors where you trust it"
+        ) from error
+    except Exception as error:  # a damaged pickle can fail anywhere inside the unpickler
+        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({error}); copy it again") from error
+    tensors = data.get("model", data) if isinstance(data, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path}: wanted a dictionary of tensors under 'model'; this is another kind of file")
+    return tensors

@@ -1,0 +1,138 @@
+"""A picture of what the network is trained on: augmented samples beside their labels.
+
+`segmenter show-data --dataset camvid --data ROOT --out samples.png`
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from segmenter.cli import run
+from segmenter.datasets import IGNORE, SegmentationDataset, open_dataset
+from segmenter.errors import ConfigError
+from segmenter.files import require_writable
+from segmenter.images import overlay, with_legend, write_image
+
+_GAP = 8  # pixels between samples
+_HATCH = 12  # pixels from one line of void's hatching to the next
+_VOID = ((255, 255, 255), (0, 0, 0))  # lines side by side, as no class is drawn
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw augmented training samples: each picture, then its labels over it, void hatched."""
+
+    out: Path
+    """PNG or JPEG to write."""
+    dataset: str = "shapes"
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
+    data: Path | None = None
+    """The dataset's folder; shapes needs none."""
+    split: Literal["train", "val"] = "train"
+    """Which images to draw."""
+    augment: Literal["paper", "mild", "flip", "none"] = "paper"
+    """What is done to them, as `segmenter train` has it."""
+    crop: tuple[int, int] = (512, 512)
+    """Height and width of training crops."""
+    scale: tuple[float, float] | None = None
+    """Smallest and largest random scale, as `segmenter train` has it; so are the two that follow."""
+    short_side: int | None = None
+    """Pixels of the shorter side at a scale of 1."""
+    long_ratio: float | None = None
+    """Most pixels of the longer side, in shorter sides."""
+    samples: Annotated[int, tyro.conf.arg(metavar="N")] = 16
+    """Samples to draw: the first of a run with this seed."""
+    side: int = 240
+    """Pixels of the longer side of each picture."""
+    seed: int = 0
+    """The run's."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("side", 16), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least {least}")
+        if min(self.crop) < 1:
+            raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
+        if self.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ConfigError(f"--out {self.out}: wanted a name that ends in .png or .jpg")
+
+
+def show_data(options: Options) -> int:
+    require_writable(options.out)
+    dataset = open_dataset(options.dataset, options.data, options.split)
+    sheet = contact_sheet(dataset, options)
+    write_image(options.out, sheet)
+    print(
+        f"{options.out}: {options.samples} of {len(dataset)} {options.dataset} {options.split} samples,"
+        f" {options.augment}, crop {options.crop[1]}x{options.crop[0]}; hatched pixels are void"
+    )
+    return 0
+
+
+def contact_sheet(dataset: SegmentationDataset, options: Options) -> np.ndarray:
+    """The samples, as many in a row as there are rows, with a legend of their classes: uint8 RGB [H, W, 3]."""
+    cells, seen = [], np.zeros(256, bool)
+    for image, labels in augmented(dataset, options):
+        cells.append(_cell(image, labels, dataset.palette, options.side))
+        seen[np.unique(labels)] = True
+    height, width = cells[0].shape[:2]
+    columns = math.ceil(math.sqrt(len(cells)))
+    rows = -(-len(cells) // columns)
+    sheet = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        top, left = row * (height + _GAP) + _GAP, column * (width + _GAP) + _GAP
+        sheet[top : top + height, left : left + width] = cell
+    present = [index for index in range(len(dataset.classes)) if seen[index]]
+    names, colours = [dataset.classes[index] for index in present], [dataset.palette[index] for index in present]
+    if seen[IGNORE]:
+        names, colours = [*names, "(hatched: void)"], [*colours, _VOID[0]]
+    return with_legend(sheet, names, colours)
+
+
+def augmented(dataset: SegmentationDataset, options: Options) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the first batches of a run hold, as pictures: uint8 [H, W, C] and labels uint8 [H, W]."""
+    from segmenter.config import Preprocess
+    from segmenter.training.augment import preset
+    from segmenter.training.data import Augmented, Order, batches
+
+    settings = preset(options.augment, options.scale, options.short_side, options.long_ratio)
+    plain = Preprocess((0.0,) * dataset.channels, (1.0,) * dataset.channels)
+    samples = Augmented(dataset, options.crop, settings, plain, options.seed)
+    for images, labels in batches(samples, Order(len(dataset), 1, options.seed, 0, options.samples), workers=0):
+        pixels = (images[0].permute(1, 2, 0) * 255).round().clamp(0, 255).numpy().astype(np.uint8)
+        yield pixels, labels[0].numpy()
+
+
+def _cell(image: np.ndarray, labels: np.ndarray, palette: Sequence[tuple[int, int, int]], side: int) -> np.ndarray:
+    """A sample's panels beside each other: RGB, every other channel in grey, the labels over RGB."""
+    from segmenter.training.augment import nearest
+
+    factor = side / max(labels.shape)
+    rows, columns = (
+        nearest(np.arange(shown), length, shown)
+        for length, shown in ((length, max(1, round(length * factor))) for length in labels.shape)
+    )
+    image, labels = image[rows][:, columns], labels[rows][:, columns]
+    rgb = image[..., :3]
+    extra = [np.repeat(image[..., [channel]], 3, axis=2) for channel in range(3, image.shape[2])]
+    labelled = overlay(rgb, labels, palette)
+    y, x = np.indices(labels.shape)
+    for index, colour in enumerate(_VOID):
+        labelled[(labels == IGNORE) & ((x + y) % _HATCH // 3 == index)] = colour
+    return np.concatenate((rgb, *extra, labelled), axis=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(show_data, Options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Back to the official format, held against the official implementation's own files."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from segmenter import load_model
+from segmenter.checkpoint import save_model
+from segmenter.export_official import main
+from segmenter.model import Segmenter
+from segmenter.pretrained import main as pretrained
+from tests.networks import small_config
+
+OFFICIAL = {"mlp_width": 256, "heads": 1}  # what the official code makes of width 64
+
+
+def official_network(decoder="mask", **encoder):
+    """A small network of the shapes the official code makes, in eval mode."""
+    config = small_config(decoder, **(OFFICIAL | encoder))
+    torch.manual_seed(0)
+    model = Segmenter(replace(config, decoder=replace(config.decoder, mlp_width=256))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def official_state(path):
+    return torch.load(path / "checkpoint.pth", weights_only=True)["model"]
+
+
+def test_the_golden_checkpoint_comes_back_bit_for_bit(shared, tmp_path):
+    golden = shared / "golden" / "vit_mask16"
+    assert pretrained([str(golden), "--out", str(tmp_path / "ours")]) == 0
+    command = [str(tmp_path / "ours"), "--out", str(tmp_path / "back"), "--heads-of", str(golden / "checkpoint.pth")]
+    assert main([*command, "--stride", "48", "--dataset", "ade20k"]) == 0
+    was, now = official_state(golden), official_state(tmp_path / "back")
+    assert was.keys() == now.keys()
+    for name, tensor in was.items():
+        assert tensor.dtype == now[name].dtype
+        assert torch.equal(tensor, now[name]), name
+    # as the official code reads it: all of the network's arguments, and those of evaluation
+    with_tuples = yaml.load((golden / "variant.yml").read_text(), Loader=yaml.FullLoader)
+    again = yaml.load((tmp_path / "back" / "variant.yml").read_text(), Loader=yaml.FullLoader)
+    with_tuples["net_kwargs"]["image_size"] = list(with_tuples["net_kwargs"]["image_size"])
+    for part in ("net_kwargs", "inference_kwargs"):
+        assert again[part] == with_tuples[part]
+    assert again["dataset_kwargs"].items() <= with_tuples["dataset_kwargs"].items()
+    model = load_model(tmp_path / "back")
+    assert model.config == load_model(golden).config
+    values = np.load(golden / "golden.npz")
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(values["im0"]))
+    assert (logits - torch.from_numpy(values["logits0"])).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("decoder", "kind"), [("mask", {}), ("linear", {}), ("linear", {"distilled": True})])
+def test_any_network_comes_back_bit_for_bit(tmp_path, decoder, kind):
+    model = official_network(decoder, **kind)
+    save_model(model, tmp_path / "ours")
+    assert main([str(tmp_path / "ours"), "--out", str(tmp_path / "back")]) == 0
+    back = load_model(tmp_path / "back")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    assert back.config.encoder == model.config.encoder
+    heads = {
+        name: tensor for name, tensor in official_state(tmp_path / "back").items() if name.startswith("encoder.head")
+    }
+    shapes = {"weight": (1000, 64), "bias": (1000,)}
+    wanted = ("head", "head_dist") if kind else ("head",)
+    assert {name: tuple(tensor.shape) for name, tensor in heads.items()} == {
+        f"encoder.{name}.{part}": shape for name in wanted for part, shape in shapes.items()
+    }
+
+
+@torch.inference_mode()
+def test_layer_scale_is_folded(tmp_path, capsys):
+    model = official_network(layer_scale=True)
+    save_model(model, tmp_path / "ours")
+    assert main([str(tmp_path / "ours"), "--out", str(tmp_path / "back")]) == 0
+    assert "LayerScale folded" in capsys.readouterr().out
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(load_model(tmp_path / "back")(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ({"norm_eps": 1e-6}, "LayerNorm eps 1e-06 (wanted 1e-05)"),
+        ({"registers": 2}, "2 register tokens"),
+        ({"position_resize": "bicubic"}, "positions resized bicubic (wanted bilinear)"),
+        ({"mlp_width": 128}, "feed-forwards of 128 (wanted 256)"),
+    ],
+)
+def test_what_the_official_network_cannot_have_is_named(tmp_path, capsys, kind, message):
+    save_model(official_network(**kind), tmp_path / "ours")
+    assert main([str(tmp_path / "ours"), "--out", str(tmp_path / "back")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    save_model(official_network(), tmp_path / "ours")
+    torch.save({"model": {"encoder.head.weight": torch.zeros(3, 3)}}, tmp_path / "other.pth")
+    for options, message in (
+        (["--out", str(tmp_path / "ours")], "would be lost"),
+        (["--out", str(tmp_path / "back"), "--heads-of", str(tmp_path / "other.pth")], "encoder.head.weight is (3, 3)"),
+        (["--out", str(tmp_path / "back"), "--window", "0"], "--window 0: wanted at least 1 pixel"),
+    ):
+        assert main([str(tmp_path / "ours"), *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
