@@ -57,7 +57,7 @@ COMMANDS = {
     "bench-native": ("segmenter_bench.native", "the C++ program against the Python session"),
     "bench-stages": ("segmenter_bench.stages", "where the network's time goes, stage by stage"),
     "bench-data": ("segmenter_bench.data", "images per second of loading and augmentation, stage by stage"),
-    "bench-train": ("segmenter_bench.train_step", "what an update of training costs beside a bare PyTorch loop"),
+    "bench-train-step": ("segmenter_bench.train_step", "what an update of training costs beside a bare PyTorch loop"),
     "bench-compare": ("segmenter_bench.compare", "which engines became slower from one speed run to another"),
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }

@@ -63,10 +63,10 @@ class Recipe:
             start = f"{out}/probed"
         init = [] if self.pretrained is None else ["--init", start]
         found["train"] = ["train", *on_data, *init, "--out", f"{out}/run", *arguments_of(self.train)]
-        evaluate = ["evaluate", "--checkpoint", f"{out}/run/last", *on_data, *arguments_of(self.evaluate or {})]
-        found["evaluate"] = evaluate
+        evaluate, options = ["evaluate", "--checkpoint", f"{out}/run/last", *on_data], self.evaluate or {}
+        found["evaluate"] = [*evaluate, *arguments_of(options)]
         if self.multi_scale is not None:
-            found["evaluate, multi-scale"] = [*evaluate, *arguments_of(self.multi_scale)]
+            found["evaluate, multi-scale"] = [*evaluate, *arguments_of({**options, **self.multi_scale})]
         return found
 
 

@@ -1,4 +1,4 @@
-"""`segmenter bench-train`: training does what a bare loop does, and hardly more."""
+"""`segmenter bench-train-step`: training does what a bare loop does, and hardly more."""
 
 import json
 from pathlib import Path

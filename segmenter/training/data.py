@@ -1,6 +1,7 @@
 """Batches for training: which image comes when, augmented how, is decided by the seed and the sample's number alone."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -112,7 +113,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Normalised images float32 [B, C, h, w] and labels uint8 [B, h, w] on `device`, in order.
 
-    workers: processes that make them, 0 for this one. note: told of every bad sample that is skipped, once each.
+    workers: processes that make them, 0 for this one. note: told of every bad sample that is skipped, once each; they
+    are named on stderr when None.
     Raises ImageError or DataError for a bad file that is not skipped.
     """
     loader: DataLoader[Item] = DataLoader(
@@ -129,8 +131,8 @@ def batches(
             raise batch
         made, skipped = batch
         for line in skipped:
-            if line not in told and note is not None:
-                note(f"skipped: {line}")
+            if line not in told:
+                (note or _say)(f"skipped: {line}")
             told.add(line)
         if isinstance(made, Raw):
             yield augment_batch(made, samples.crop, samples.preprocess, device)
@@ -153,6 +155,10 @@ def _stack(items: "list[Item] | SegmenterError") -> tuple[Batch | Raw, list[str]
         return stack_raw(raw), skipped
     pairs = [sample for sample, _ in items if len(sample) == 2]
     return (torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])), skipped
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _start_worker(_: int) -> None:

@@ -157,7 +157,7 @@ class Trainer:
     def _order(self, first: int, steps: int | None) -> Order:
         return Order(len(self.samples.dataset), self.options.length.batch, self.options.seed, first, steps)
 
-    def _batches(self, note: Callable[[str], None]) -> Iterator[list[Batch]]:
+    def _batches(self, note: Callable[[str], None] | None) -> Iterator[list[Batch]]:
         """This process's parts of every batch to come."""
         accumulate, workers = self.options.machine.accumulate, self.options.machine.workers
         share = Share(self._order(self.step, self.schedule.steps), self.ranks.rank * accumulate, accumulate, self.parts)
@@ -169,7 +169,8 @@ class Trainer:
     def _updates(self, log: TrainingLog | NoLog, interruption: Interruption) -> None:
         """Update to the end of the schedule, with evaluations and states on the way."""
         began, seconds = time.monotonic(), None
-        for parts in self._batches(log.note):
+        # of skipped files each process names its own
+        for parts in self._batches(log.note if self.ranks.first else None):
             if self.progress >= 1:
                 break
             settings = self.options.optimizer

@@ -1,6 +1,8 @@
 """A file that vanishes or breaks while a run reads it: named, and nothing that was learnt before is lost."""
 
 import json
+import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,20 +11,23 @@ from PIL import Image
 from segmenter.checkpoint import load_model, read_tensors
 from segmenter.train import main as train
 from segmenter.training.data import Order
+from tests.training.ranks import run_ranks
 
 STEPS = 6
 
 
 def run(root: Path, out: Path, *more: str) -> int:
+    return train([*options_of(root, out), *more])
+
+
+def options_of(root: Path, out: Path) -> list[str]:
     """Three training images, one an update: each is read in every epoch of three, and p1 last in the second.
 
     States are written at the ends of epochs, after updates 3 and 6.
     """
     options = "--width 32 --depth 1 --patch-size 8 --crop 32 32 --batch 1 --lr 0.01 --no-tensorboard --log-every 1"
     quiet = f"--threads 1 --eval-every 0 --save-every-seconds 1000 --steps {STEPS} --seed 1"
-    return train(
-        ["--dataset", "folder", "--data", str(root), "--out", str(out), *options.split(), *quiet.split(), *more]
-    )
+    return ["--dataset", "folder", "--data", str(root), "--out", str(out), *options.split(), *quiet.split()]
 
 
 def steps(out: Path) -> list[int]:
@@ -118,3 +123,24 @@ def test_a_validation_image_that_breaks_loses_no_update(
     assert run(picture_root, out, "--workers", "0", "--eval-every", "2") == 2
     assert "images/val/p1.png: not a JPEG or PNG file" in capsys.readouterr().err
     assert json.loads((out / "last" / "training.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_a_file_that_the_second_of_two_processes_reads(choice: str, picture_root: Path, tmp_path: Path) -> None:
+    for kind, number in product(("images", "masks"), range(3, 8)):
+        folder = picture_root / kind / "train"
+        shutil.copy(folder / "p1.png", folder / f"p{number}.png")
+    (_, _, (_, (_, bad))) = Order(8, 2, seed=3, first=0, steps=3)  # the second half of the third update
+    name = f"masks/train/p{bad}.png"
+    (picture_root / name).write_bytes(b"no picture")
+    out = tmp_path / "run"
+    options = [*options_of(picture_root, out), "--batch", "2", "--seed", "3", "--workers", "0"]
+    statuses = run_ranks(2, [*options, "--on-bad-sample", choice], tmp_path / "said")
+    said = "".join((tmp_path / "said" / "1").read_text().split())
+    assert f"{name}:notaPNGfile" in said
+    if choice == "skip":
+        assert statuses == [0, 0]
+        assert steps(out) == list(range(1, STEPS + 1))
+    else:
+        assert 0 not in statuses
+        assert json.loads((out / "last" / "training.json").read_text())["step"] == 2
