@@ -68,7 +68,7 @@ def test_two_processes_judge_as_one(
             Image.fromarray(np.where(mask == 2, 255, mask).astype(np.uint8)).save(path)
     save_model(Segmenter(replace(tiny_config, classes=classes, palette=())), tmp_path / "network")
     options = ["--checkpoint", str(tmp_path / "network"), "--dataset", "folder", "--data", str(picture_root)]
-    options += ["--split", "train", "--device", "cpu", "--json"]
+    options += ["--split", "train", "--device", "cpu", "--details", "--json"]
     assert main([*options, str(tmp_path / "one.json")]) == 0
     assert run_ranks(2, [*options, str(tmp_path / "two.json")], tmp_path, EVALUATE) == [0, 0]
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))

@@ -193,7 +193,10 @@ class MachineOptions:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a Segmenter; a run that was stopped goes on from its last checkpoint when started again."""
+    """Train a Segmenter; a run that was stopped goes on from its last checkpoint when started again.
+
+    On many GPUs or machines: torchrun --nproc-per-node 8 -m segmenter.train ..., with --out in a folder all share.
+    """
 
     out: Path
     """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""

@@ -19,7 +19,7 @@ from segmenter.ranks import Ranks
 from segmenter.training.data import Batch
 from segmenter.training.learner import Learner
 from segmenter.training.options import LengthOptions, MachineOptions, OptimizerOptions, TrainOptions
-from tests.training.runs import losses, metrics, refuse, train
+from tests.training.runs import assert_same_weights, losses, metrics, refuse, stop_after, train
 
 CPU = torch.device("cpu")
 RATES = OptimizerOptions(lr=0.1, momentum=0.0, amp="off")
@@ -152,6 +152,18 @@ def test_compiled_training_is_the_same_training(tmp_path: Path, quick_compiler: 
     assert len(quick_compiler) == 2  # with a block frozen, and without
     plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert max(abs(plain[step] - compiled[step]) for step in plain) <= 1e-6
+
+
+def test_a_compiled_run_is_resumed(tmp_path: Path, quick_compiler: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--steps", "6", "--compile", "--ema", "0.9"]  # and chance in the network
+    assert train(tmp_path / "whole", *options) == 0
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        assert train(tmp_path / "parts", *options, "--save-every-seconds", "0") == 130
+    assert train(tmp_path / "parts", *options) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    assert quick_compiler
 
 
 def test_a_missing_compiler_is_explained(
