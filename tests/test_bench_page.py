@@ -120,13 +120,18 @@ def test_every_figure_leads_to_its_row(browser: Browser, which: str, request: py
     broken += ".length"
     assert browser.value(broken) == 0
     assert browser.value("document.querySelectorAll('a.from').length") > 50
+    ids = browser.value("[...document.querySelectorAll('[id]')].map((one) => one.id)")
+    assert len(ids) == len(set(ids))
 
 
 def test_a_figure_shows_the_row_it_was_read_from(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     shown = "[...document.querySelectorAll('.row')].filter((row) => row.offsetHeight).map((row) => row.innerText)"
     assert browser.value(shown) == []
-    for cell, key in (("td[data-label='images/s'] a", "images_per_s"), ("td[data-label='mIoU'] a", "miou")):
+    for cell, key in (
+        ("tr.best td[data-label='images/s'] a", "images_per_s"),
+        ("tr.best td[data-label='mIoU'] a", "miou"),
+    ):
         figure = browser.value(
             f'(() => {{ const a = document.querySelector("{cell}"); a.click(); return a.innerText }})()'
         )
