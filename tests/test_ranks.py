@@ -57,9 +57,14 @@ def test_one_gpu_for_many_processes_is_refused(monkeypatch: pytest.MonkeyPatch) 
         _own_device("cuda:0")
 
 
-@pytest.mark.parametrize("classes", [("ground", "wall", "sky"), ("ground", "wall")], ids=["three", "two"])
+# of one image nothing is left for the second process
+@pytest.mark.parametrize(
+    ("classes", "limit"),
+    [(("ground", "wall", "sky"), 0), (("ground", "wall"), 0), (("ground", "wall"), 1)],
+    ids=["three classes", "two", "one image"],
+)
 def test_two_processes_judge_as_one(
-    classes: tuple[str, ...], picture_root: Path, tiny_config: SegmenterConfig, tmp_path: Path
+    classes: tuple[str, ...], limit: int, picture_root: Path, tiny_config: SegmenterConfig, tmp_path: Path
 ) -> None:
     if len(classes) == 2:
         (picture_root / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
@@ -69,6 +74,7 @@ def test_two_processes_judge_as_one(
     save_model(Segmenter(replace(tiny_config, classes=classes, palette=())), tmp_path / "network")
     options = ["--checkpoint", str(tmp_path / "network"), "--dataset", "folder", "--data", str(picture_root)]
     options += ["--split", "train", "--device", "cpu", "--details", "--json"]
+    options = ["--limit", str(limit), *options]
     assert main([*options, str(tmp_path / "one.json")]) == 0
     assert run_ranks(2, [*options, str(tmp_path / "two.json")], tmp_path, EVALUATE) == [0, 0]
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))

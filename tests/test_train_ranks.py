@@ -12,6 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segmenter.errors import ConfigError
+from segmenter.ranks import Ranks
+from segmenter.training.options import TrainOptions
+from segmenter.training.run import _require_one_folder
 from segmenter.training.state import RunFolder
 from tests.training.ranks import run_ranks, start_ranks
 from tests.training.runs import TINY, assert_same_weights, losses, metrics, run_here
@@ -125,6 +129,15 @@ def test_a_process_that_is_killed_is_named(dead: int, tmp_path: Path) -> None:
     else:
         # it kept the list of who is who
         assert "a process of the 2 ended before its time" in line
+
+
+def test_machines_that_share_no_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks, options = Ranks("cpu", 0, 2), TrainOptions(out=Path("run"))
+    monkeypatch.setattr(ranks, "largest", lambda *values: (-3.0, 7.0))  # one resumes from step 3, the other from 7
+    with pytest.raises(ConfigError, match=r"--out run: machines see other states in it \(steps 3 to 7\)"):
+        _require_one_folder(ranks, 7, options)
+    monkeypatch.setattr(ranks, "largest", lambda *values: (-7.0, 7.0))
+    _require_one_folder(ranks, 7, options)
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
