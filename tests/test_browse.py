@@ -19,6 +19,7 @@ from segmenter.datasets import Sample, open_dataset
 from segmenter.evaluate import evaluate_labels
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
+from tests.browser import Browser
 
 
 class Planted:
@@ -145,10 +146,9 @@ CHOOSE = """(() => {
 
 def test_in_a_browser(tmp_path: Path) -> None:
     """Pictures, order, filter and keys, at two widths; nothing overflows and nothing complains."""
-    browser = pytest.importorskip("tests.browser", reason="no tests/browser.py to speak to a Chromium with")
     file = tmp_path / "page.html"
     file.write_text(planted()[0], encoding="utf-8")
-    with browser.Browser() as tab:
+    with Browser() as tab:
         for width in (1280, 400):
             tab.open(file, width)
             tab.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
