@@ -189,6 +189,22 @@ def test_engines_on_other_devices_have_no_ratio(folder, images):
     assert elsewhere_of(list(rows.values())) == ["gpu"]
 
 
+def test_a_worker_that_dies_between_its_turns_fails_alone(folder, images):
+    with opened([fake_entry(name) for name in ("eager", "fast")], [], folder, threads=1) as (contestants, _):
+        worker = contestants[1].worker
+        ask = worker.memory
+
+        def memory():
+            worker._process.kill()
+            worker._process.wait()
+            return ask()
+
+        worker.memory = memory
+        rows = race(contestants, images, [1], ["labels"], PACE, trained=True)
+    assert [(row["engine"], row["status"]) for row in rows] == [("eager", "ok"), ("fast", "failed")]
+    assert rows[1]["reason"].startswith("fast: its process was killed by signal 9")
+
+
 def test_every_engine_of_the_registry_is_benched(monkeypatch):
     assert {row.engine for row in entries()} >= set(ENGINES)
     monkeypatch.setitem(ENGINES, "brand-new", ("module", "Class", ""))
