@@ -117,13 +117,15 @@ def _timed(section: Section) -> str:
     parts = [_notes(section.of("miou"))]
     for timed in section.speeds:
         settings = timed["settings"]
-        told = {name: escape(str(settings.get(name, "?"))) for name in ("threads", "burst_seconds", "warmup")}
-        parts += [f'<p class="hint">{escape(meaning)}.</p>' for meaning in timed.get("timed", {}).values()]
-        parts.append(
-            f'<p class="hint">{told["threads"]} CPU threads for every engine. They take turns, {rounds_of(timed)}'
-            f" rounds of at least {told['burst_seconds']} s after {told['warmup']} untimed calls; images/s is the batch"
-            f" over the median call. {escape(timed.get('how', IN_PROCESSES))}</p>"
+        pace = ""
+        if {"burst_seconds", "warmup"} <= settings.keys():  # of a run of before they were written by all: not known
+            pace = f" of at least {settings['burst_seconds']} s after {settings['warmup']} untimed calls"
+        told = (
+            f"{settings.get('threads', '?')} CPU threads for every engine. They take turns, {rounds_of(timed)} rounds"
+            f"{pace}; images/s is the batch over the median call. {timed.get('how', IN_PROCESSES)}"
         )
+        parts += [f'<p class="hint">{escape(meaning)}.</p>' for meaning in timed.get("timed", {}).values()]
+        parts.append(f'<p class="hint">{escape(told)}</p>')
     return _part("What was timed", "".join(dict.fromkeys(parts)))
 
 

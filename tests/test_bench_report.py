@@ -200,6 +200,8 @@ def test_a_run_says_how_it_was_timed_as_far_as_it_came():
     assert "<8> CPU threads for every engine. They take turns, 2 rounds of at least 1.0 s after 2" in outline.text
     assert "All <in> one process." in outline.text
     assert "process of its own" not in outline.text
+    del run["settings"]["warmup"]
+    assert "take turns, 2 rounds; images/s is" in rendered(run)[1].text
     assert "Each runs in a process of its own" in rendered(throughput_run())[1].text
 
 
