@@ -20,7 +20,7 @@ from segmenter.preprocess import normalize
 from segmenter.vit import init_weights
 
 QUERIES = 100  # the paper's for ADE20K
-MASK_STRIDE = 4  # pixels between mask values
+MASK_STRIDE = 4  # least pixels between mask values
 
 
 def joined_blocks(depth: int) -> int:
@@ -42,7 +42,10 @@ class _Enlarge(nn.Module):
 
 
 class EncoderOnly(nn.Module):
-    """[B, 3, H, W] normalised -> class scores [B, K, H', W'], `MASK_STRIDE` pixels apart on the padded image."""
+    """[B, 3, H, W] normalised -> class scores [B, K, H', W'] of the padded image.
+
+    They lie a patch apart, halved as long as that leaves `MASK_STRIDE` pixels: 4 for patches of 8 and 16, 7 for 14.
+    """
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ LADDERS: dict[str, tuple[Rung, ...]] = {
         Rung("gpu-sdpa", "attention by scaled_dot_product_attention"),
         Rung("gpu-kernels", "our fused kernels, from uint8 pixels on"),
         Rung("gpu-kernels-labels", "upsample and argmax in one kernel: logits are never written"),
-        Rung("triton-fp16", "all kernels in one CUDA graph"),
+        Rung("triton-fp16", "all kernels in one CUDA graph; as an engine, with pinned memory and asynchronous copies"),
         Rung("triton-int8", "int8 linear layers"),
         Rung("triton-fp8", "fp8 linear layers", over="triton-fp16"),
     ),
@@ -58,7 +58,8 @@ LADDERS: dict[str, tuple[Rung, ...]] = {
 class Step:
     """A rung as measured; `row` is None, and `reason` says why, where it was not.
 
-    gain: times the rung `over` it, with quartiles where there were enough rounds; total: times the first rung.
+    gain: times the rung `over`, with quartiles where there were enough rounds; total: times the first rung; above: the
+    rung before it.
     """
 
     rung: Rung
@@ -68,19 +69,28 @@ class Step:
     gain: float | None = None
     spread: tuple[float, float] | None = None
     total: float | None = None
+    above: str | None = None
+
+    @property
+    def apart(self) -> str:
+        """Over which rung it is, where that is not the one before it."""
+        return f"over {self.over}" if self.over != self.above else ""
 
 
 def climb(rungs: Sequence[Rung], section: Section) -> list[Step]:
-    """The rungs as a network's newest speed run measured them, at its smallest batch."""
-    batch = section.batches[0] if section.batches else None
-    rows = {one.engine: one.speed for one in section.lines(batch) if one.speed is not None}
+    """The rungs as one speed run measured them at its smallest batch: that with most of them, the newest of several."""
+    found = [_labelled(run) for run in section.speeds]
+    names = [rung.engine for rung in rungs]
+    rows = max(reversed(found), key=lambda rows: sum(map(_measured, map(rows.get, names))), default={})
     steps: list[Step] = []
     measured: list[Row] = []
+    above: str | None = None
     for rung in rungs:
         row = rows.get(rung.engine)
-        if row is None or row["status"] != "ok" or not row.get("rounds_ms"):
+        if row is None or not _measured(row):
             reason = row.get("reason") if row else section.unavailable.get(rung.engine)
             steps.append(Step(rung, None, reason or "not among the engines of this run"))
+            above = rung.engine
             continue
         below = next((one for one in measured if one["engine"] == rung.over), measured[-1] if measured else None)
         if below is None:
@@ -89,9 +99,21 @@ def climb(rungs: Sequence[Rung], section: Section) -> list[Step]:
             each, whole = _times(below, row), _times(measured[0], row)
             spread = quantiles(each, n=4, method="inclusive") if len(each) >= ENOUGH_ROUNDS else None
             quartiles = (spread[0], spread[2]) if spread else None
-            steps.append(Step(rung, row, None, below["engine"], median(each), quartiles, median(whole)))
+            steps.append(Step(rung, row, None, below["engine"], median(each), quartiles, median(whole), above))
         measured.append(row)
+        above = rung.engine
     return steps
+
+
+def _labelled(run: dict[str, Any]) -> dict[str, Row]:
+    """Rows of a run at its smallest batch, from images to labels, by engine."""
+    rows = [row for row in run["rows"] if row.get("region", "labels") == "labels"]
+    smallest = min((row["batch"] for row in rows), default=None)
+    return {row["engine"]: row for row in rows if row["batch"] == smallest}
+
+
+def _measured(row: Row | None) -> bool:
+    return row is not None and row["status"] == "ok" and bool(row.get("rounds_ms"))
 
 
 def _times(slow: Row, fast: Row) -> list[float]:
@@ -123,7 +145,7 @@ def sheets(section: Section) -> list[Sheet]:
                 Cell(step.rung.engine),
                 Cell(step.rung.change),
                 Cell(quantity(step.row["timing"]["images_per_s"], 3) if step.row else DASH, step.row),
-                Cell(number(step.gain, ".2f"), step.row),
+                Cell(f"{number(step.gain, '.2f')} {step.apart}".strip(), step.row),
                 Cell(number(step.total, ".2f"), step.row),
             )
             for step in steps

@@ -86,6 +86,16 @@ class Neighbours:
         return max(others, 0.0) / (usable_cores() * (time.perf_counter() - self._start))
 
 
+def busy_note(share: float) -> str | None:
+    """What a run says where others took that share of the cores; None for a quiet machine."""
+    if share <= BUSY:
+        return None
+    return (
+        f"Other programs took up to {share:.0%} of the CPU cores during the timing: wall times are too long, their"
+        " ratios unsure. Ratios by CPU time suffer less; better repeat the run on a quiet machine."
+    )
+
+
 def peak_memory_bytes() -> int:
     """The most memory this process has held at once, resident, since its start or the last `forget_peak_memory`."""
     status = Path("/proc/self/status")

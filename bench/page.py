@@ -11,8 +11,9 @@ from segmenter_bench.page_figures import examples, figures
 from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_ladder import ladders
 from segmenter_bench.page_tables import heat, missing, results
-from segmenter_bench.sections import Section, by_reason, machine_name, signed
+from segmenter_bench.sections import OFFICIAL, Section, by_reason, machine_name, rounds_of, signed
 from segmenter_bench.sheets import Cell, quantity
+from segmenter_bench.timing import IN_PROCESSES
 
 
 def page(
@@ -51,8 +52,8 @@ def _section(section: Section) -> str:
         f"<h2>{escape(section.name)}</h2>",
         f'<p class="meta">{escape(section.size)} pixels, {len(model.get("classes", ()))} classes, {weights}</p>',
         _tiles(section),
-        _notes(section.of("throughput")),
-        figures(section, lines),
+        _notes(*section.speeds),
+        figures(lines),
     ]
     sizes: list[int | None] = [*section.batches] or [None]
     for size in sizes:
@@ -89,7 +90,8 @@ def _tiles(section: Section) -> str:
         speed = Cell(quantity(best.images_per_s, 3) + " img/s", best.speed)
         tiles.append((speed, f"{best.engine}, {what}"))
         if best.speedup is not None:
-            way = "the official implementation's way, same run, same threads"
+            of = "the official implementation's way" if best.against == OFFICIAL else best.against
+            way = f"{of}, same run, same threads"
             tiles.append((Cell(f"{best.speedup:.1f}x", best.speed), way))
         if best.miou is not None:
             fall = f"{signed(best.drop)} vs PyTorch" if best.drop is not None else "of PyTorch itself"
@@ -106,23 +108,24 @@ def _unavailable(section: Section) -> str:
     return _part("Not measured here", missing(by_reason(section.unavailable)))
 
 
-def _notes(run: dict[str, Any] | None) -> str:
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in (run or {}).get("notes", ()))
+def _notes(*runs: dict[str, Any] | None) -> str:
+    notes = dict.fromkeys(note for run in runs if run for note in run.get("notes", ()))
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
 def _timed(section: Section) -> str:
     parts = [_notes(section.of("miou"))]
-    timed = section.of("throughput")
-    if timed:
+    for timed in section.speeds:
         settings = timed["settings"]
-        parts += [f'<p class="hint">{escape(meaning)}.</p>' for meaning in timed.get("timed", {}).values()]
-        parts.append(
-            f'<p class="hint">{settings.get("threads", "?")} CPU threads for every engine. Each runs in a process'
-            f" of its own and they take turns, {settings.get('rounds', '?')} rounds of at least"
-            f" {settings.get('burst_seconds', '?')} s after {settings.get('warmup', '?')} untimed calls; images/s is"
-            " the batch over the median call, memory the most the process held while running, Python and libraries"
-            " included. Labels were compared with PyTorch's in the same run.</p>"
+        pace = ""
+        if {"burst_seconds", "warmup"} <= settings.keys():  # of a run of before they were written by all: not known
+            pace = f" of at least {settings['burst_seconds']} s after {settings['warmup']} untimed calls"
+        told = (
+            f"{settings.get('threads', '?')} CPU threads for every engine. They take turns, {rounds_of(timed)} rounds"
+            f"{pace}; images/s is the batch over the median call. {timed.get('how', IN_PROCESSES)}"
         )
+        parts += [f'<p class="hint">{escape(meaning)}.</p>' for meaning in timed.get("timed", {}).values()]
+        parts.append(f'<p class="hint">{escape(told)}</p>')
     return _part("What was timed", "".join(dict.fromkeys(parts)))
 
 

@@ -6,20 +6,22 @@ from html import escape
 from segmenter_bench.origins import linked
 from segmenter_bench.page_tables import swatch
 from segmenter_bench.plot import Mark, scatter, symbol
-from segmenter_bench.sections import Line, Section, speedup_meaning
+from segmenter_bench.sections import OFFICIAL, Line, Section, speedup_meaning, times_head
 
 SHAPES = {"fp32": "circle", "fp16": "square", "bf16": "diamond", "int8": "triangle"}
 FAMILIES = {
     "official": "official",
     "eager": "torch",
     "compiled": "torch",
+    "gpu-kernels": "triton",
     "gpu": "torch",
+    "triton": "triton",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
 }
 FAMILY_NAMES = {"official": "official way", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-FAMILY_NAMES |= {"tensorrt": "TensorRT", "other": "other"}
+FAMILY_NAMES |= {"tensorrt": "TensorRT", "triton": "our Triton kernels", "other": "other"}
 IMAGES = ("data:image/png;base64,", "data:image/jpeg;base64,")
 
 
@@ -30,8 +32,8 @@ def family(engine: str) -> str:
     )
 
 
-def figures(section: Section, lines: Sequence[Line]) -> str:
-    figures = [figure for figure in (_scatter(lines), _ladder(section, lines)) if figure]
+def figures(lines: Sequence[Line]) -> str:
+    figures = [figure for figure in (_scatter(lines), _ladder(lines)) if figure]
     return f'<div class="figures{" two" if len(figures) == 2 else ""}">{"".join(figures)}</div>' if figures else ""
 
 
@@ -70,7 +72,7 @@ def _scatter(lines: Sequence[Line]) -> str:
     )
 
 
-def _ladder(section: Section, lines: Sequence[Line]) -> str:
+def _ladder(lines: Sequence[Line]) -> str:
     rungs = [(one, one.speedup) for one in lines if one.speedup is not None]
     if not rungs:
         return ""
@@ -85,13 +87,12 @@ def _ladder(section: Section, lines: Sequence[Line]) -> str:
     told = [
         (one.engine, one.speed["describe"].get("does")) for one, _ in rungs if one.speed and one.speed.get("describe")
     ]
-    throughput = section.of("throughput")
-    assert throughput is not None
-    reference = throughput["settings"].get("reference", "official")
-    hint = f"<p>{escape(speedup_meaning(section.rounds, reference))}</p>"
+    against = times_head(lines).removeprefix("x ")
+    hint = f"<p>{escape(speedup_meaning(min(one.rounds for one, _ in rungs), against))}</p>"
     hint += "".join(f"<p><code>{escape(name)}</code>: {escape(does)}.</p>" for name, does in told if does)
+    title = "the official way" if against == OFFICIAL else against
     return (
-        f'<figure><h3>Times the official way</h3><div class="ladder">{rows}</div>'
+        f'<figure><h3>Times {escape(title)}</h3><div class="ladder">{rows}</div>'
         f'<figcaption class="hint">{hint}</figcaption></figure>'
     )
 

@@ -10,8 +10,8 @@ from segmenter_bench.sections import Section
 from segmenter_bench.sheets import quantity
 
 HINT = (
-    "One change a rung, all measured in turns in one run; a gain is over the rung before, the median of the rounds' own"
-    " ratios, with their quartiles. Bars are times the first rung."
+    "One change a rung, all measured in turns in one run; a gain is over the rung before or the one named, the median"
+    " of the rounds' own ratios, with their quartiles. Bars are times the first rung."
 )
 
 
@@ -39,8 +39,8 @@ def _rung(step: Step, longest: float) -> str:
     gain = ""
     if step.gain is not None:
         spread = f' <span class="spread">{step.spread[0]:.2f} to {step.spread[1]:.2f}</span>' if step.spread else ""
-        title = escape(f"over {step.over}")
-        gain = f'<span class="gain" title="{title}">{linked(step.row, f"x {step.gain:.2f}")}{spread}</span>'
+        over = f' <span class="spread">{escape(step.apart)}</span>' if step.apart else ""
+        gain = f'<span class="gain">{linked(step.row, f"x {step.gain:.2f}")}{over}{spread}</span>'
     bar = f'<span class="fill {family(step.rung.engine)}" style="width:{100 * step.total / longest:.1f}%"></span>'
     return (
         f'<li><span class="change">{escape(step.rung.change)}</span>{gain}<span class="track">{bar}</span>'

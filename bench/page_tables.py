@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from segmenter_bench.sections import Line, Section, signed
+from segmenter_bench.sections import Line, Section, signed, times_head
 from segmenter_bench.sheets import DASH, Cell, number, quantity
 
 FOLDED_CLASSES = 30  # longer tables of classes start folded
@@ -19,7 +19,7 @@ def results(lines: Sequence[Line], best: Line | None) -> str:
         *((f"{name} ms", _timing(f"ms_{name}")) for name in ("p50", "p90", "p99")),
         ("memory MB", lambda one: Cell(number(_megabytes(one), ",.0f"), one.speed)),
         ("J/image", _timing("joules_per_image")),
-        ("x official", lambda one: Cell(number(one.speedup, ".2f"), one.speed)),
+        (times_head(lines), lambda one: Cell(number(one.speedup, ".2f"), one.speed)),
     ]
     # a column nobody has a value for only takes room
     columns = [(title, cell) for title, cell in columns if any(cell(one).text != DASH for one in lines)]
@@ -45,7 +45,7 @@ def results(lines: Sequence[Line], best: Line | None) -> str:
 
 def _cell(title: str, cell: Cell, one: Line) -> str:
     nothing = " class=none" if cell.text == DASH else ""
-    spread = one.spread if title == "x official" and not nothing else None
+    spread = one.spread if title.startswith("x ") and not nothing else None
     quartiles = f' <span class="spread">{spread[0]:.2f} to {spread[1]:.2f}</span>' if spread else ""
     return f'<td data-label="{escape(title)}"{nothing}>{cell.html}{quartiles}</td>'
 

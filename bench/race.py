@@ -203,11 +203,15 @@ def _row(
         "device": one.device,
         "reference_device": reference.device if (reference := _reference(contestants)) else None,
     }
+    if one.failure is None:
+        try:
+            row["memory_bytes"] = one.worker.memory()
+        except EngineError as error:  # it died between its turns
+            one.failure = str(error)
     if one.failure is not None:
         return row | {"status": "failed", "reason": one.failure}
     row["timing"] = asdict(Timing.of(one.bursts, batch))
     row["rounds_ms"] = [[round(ms, 4) for ms in burst.ms] for burst in one.bursts]
-    row["memory_bytes"] = one.worker.memory()
     resident = one.worker.facts["resident_bytes"]
     row["extra_memory_bytes"] = None if resident is None else row["memory_bytes"] - resident
     speedup = _ratio(one, contestants)

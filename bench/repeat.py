@@ -1,4 +1,4 @@
-"""Everything `bench.acceptance` measures, twice, and how far each ratio moved from one run to the other.
+"""Everything `segmenter_bench.acceptance` measures, twice, and how far each ratio moved from one run to the other.
 
     segmenter bench-repeat --folder demo/engines --out runs/repeat
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, DataError, VerificationError
-from segmenter_bench.acceptance import PAGE, ROOT, RUNS
+from segmenter_bench.acceptance import PAGE, RUNS
 from segmenter_bench.runs import read_run, require_writable, wide_console
 from segmenter_bench.sections import speedup
 
@@ -98,8 +98,10 @@ def repeat(options: Options) -> int:
         more = ["--folder", str(options.folder.resolve()), "--dataset", options.dataset]
         more += ["--data", str(options.data.resolve())] if options.data else []
     for folder in folders:
-        command = [sys.executable, "-m", "bench.acceptance", "--out", str(folder), "--minutes", str(options.minutes)]
-        if subprocess.run([*command, *more], cwd=ROOT, check=False).returncode:
+        # by the name that an installed wheel has it under too
+        command = [sys.executable, "-m", "segmenter_bench.acceptance", "--out", str(folder)]
+        command += ["--minutes", str(options.minutes)]
+        if subprocess.run([*command, *more], check=False).returncode:
             raise VerificationError(f"{folder / PAGE}: not whole, see its steps; the same command goes on there")
     runs = [ratios(folder) for folder in folders]
     found = spreads(runs)

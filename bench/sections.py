@@ -8,6 +8,8 @@ from segmenter.errors import DataError
 from segmenter_bench.sheets import DASH, Cell, markdown_of, number, quantity
 
 Row = dict[str, Any]
+Place = tuple[str, Any, str]  # of a throughput row: engine, batch, region
+OFFICIAL = "official"
 ENOUGH_ROUNDS = 5  # below, one noisy round moves the median over rounds, and quartiles say nothing
 
 
@@ -21,6 +23,7 @@ class Line:
     accuracy: Row | None
     reference: Row | None = None  # throughput row of the engine ratios are against, where it was listed
     rounds: int = 0
+    against: str = OFFICIAL  # the engine that ratios are against
 
     @property
     def precision(self) -> str:
@@ -67,9 +70,9 @@ class Line:
 
     @property
     def judged(self) -> bool:
-        """Whether its labels were held to a limit at all; on random weights only fp32 engines are."""
+        """Whether its labels or class masks were held to a limit at all; on random weights not all engines are."""
         rows = [row for row in (self.accuracy, self.speed) if row]
-        return any(row.get("agreement_limit") is not None for row in rows)
+        return any(row.get(limit) is not None for row in rows for limit in ("agreement_limit", "error_limit"))
 
     @property
     def compared(self) -> bool:
@@ -92,8 +95,14 @@ class Section:
 
     def of(self, kind: str) -> dict[str, Any] | None:
         """The newest run of a kind."""
-        found = [run for run in self.runs if run["kind"] == kind]
-        return max(found, key=lambda run: run["created"]) if found else None
+        found = self._of(kind)
+        return found[-1] if found else None
+
+    @property
+    def speeds(self) -> list[dict[str, Any]]:
+        """Speed runs, the oldest first, of which a row is shown: of each engine, batch and region the newest row is."""
+        shown = list(self._speed_rows().values())
+        return [run for run in self._of("throughput") if not run["rows"] or any(run is one for _, one in shown)]
 
     @property
     def name(self) -> str:
@@ -105,29 +114,28 @@ class Section:
 
     @property
     def batches(self) -> list[int]:
-        return sorted({row["batch"] for row in self._rows("throughput") if row.get("region", "labels") == "labels"})
+        return sorted({batch for _, batch, region in self._speed_rows() if region == "labels"})
 
     def lines(self, batch: int | None, region: str = "labels") -> list[Line]:
         """Engines in the order of the table: those timed at `batch`, and at the first batch those only judged."""
-        accuracy = {row["engine"]: row for row in self._rows("miou")} if region == "labels" else {}
-        speed = {
-            row["engine"]: row
-            for row in self._rows("throughput")
-            if row.get("batch") == batch and row.get("region", "labels") == region
-        }
+        judged = self.of("miou") if region == "labels" else None
+        accuracy = {row["engine"]: row for row in judged["rows"]} if judged else {}
+        found = self._speed_rows()
+        speed = {name: one for (name, *place), one in found.items() if place == [batch, region]}
         names = dict.fromkeys([*speed, *(accuracy if batch in (None, *self.batches[:1]) else ())])
-        settings = (self.of("throughput") or {}).get("settings", {})
-        reference = speed.get(settings.get("reference", ""))
-        return [Line(name, batch, speed.get(name), accuracy.get(name), reference, self.rounds) for name in names]
-
-    @property
-    def rounds(self) -> int:
-        """Turns each engine had in the throughput run; of one that was cut, fewer than were planned."""
-        planned = int((self.of("throughput") or {}).get("settings", {}).get("rounds", 0))
-        return min([planned, *(len(row["rounds_ms"]) for row in self._rows("throughput") if row.get("rounds_ms"))])
+        lines = []
+        for name in names:
+            row, run = speed.get(name, (None, None))
+            if run is None:
+                lines.append(Line(name, batch, None, accuracy.get(name)))
+                continue
+            against = reference_of(run)
+            reference = next((one for one in run["rows"] if _place(one) == (against, batch, region)), None)
+            lines.append(Line(name, batch, row, accuracy.get(name), reference, rounds_of(run), against))
+        return lines
 
     def has_region(self, region: str) -> bool:
-        return any(row.get("region") == region for row in self._rows("throughput"))
+        return any(each == region for _, _, each in self._speed_rows())
 
     @property
     def unavailable(self) -> dict[str, str]:
@@ -150,9 +158,33 @@ class Section:
         ]
         return max(sound, key=lambda one: one.images_per_s or 0.0) if sound else None
 
-    def _rows(self, kind: str) -> list[Row]:
-        run = self.of(kind)
-        return list(run["rows"]) if run else []
+    def _of(self, kind: str) -> list[dict[str, Any]]:
+        return sorted((run for run in self.runs if run["kind"] == kind), key=lambda run: run["created"])
+
+    def _speed_rows(self) -> dict[Place, tuple[Row, dict[str, Any]]]:
+        """The newest throughput row of each engine, batch and region, with its run."""
+        return {_place(row): (row, run) for run in self._of("throughput") for row in run["rows"]}
+
+
+def _place(row: Row) -> Place:
+    return row["engine"], row.get("batch"), row.get("region", "labels")
+
+
+def reference_of(run: dict[str, Any]) -> str:
+    """The engine that a throughput run's ratios are against."""
+    return str(run["settings"].get("reference", OFFICIAL))
+
+
+def rounds_of(run: dict[str, Any]) -> int:
+    """Turns each engine had in a throughput run; of one that was cut, fewer than were planned."""
+    planned = int(run["settings"].get("rounds", 0))
+    return min([planned, *(len(row["rounds_ms"]) for row in run["rows"] if row.get("rounds_ms"))])
+
+
+def times_head(lines: Iterable[Line]) -> str:
+    """Head of the column of how many times faster: than the engine that every ratio there is against."""
+    against = {line.against for line in lines if line.speed}
+    return f"x {against.pop() if len(against) == 1 else 'reference'}"
 
 
 def speedup(row: Row, reference: Row | None, rounds: int) -> float | None:
@@ -196,8 +228,9 @@ def of_engines(run: dict[str, Any]) -> bool:
 
 
 def sections(runs: Iterable[dict[str, Any]]) -> list[Section]:
-    """Runs grouped by network (weights and image size), in the order they come; of two runs of a kind the newer counts.
+    """Runs grouped by network (weights and image size), in the order they come.
 
+    Of two mIoU runs the newer counts, of speed runs the newest row of each engine, batch and region.
     Runs that are not of engines are left out.
     Raises DataError when two speed runs of one network come from different machines: their numbers do not compare.
     """
@@ -240,7 +273,7 @@ def _markdown_table(section: Section) -> str:
         "pixels as PyTorch": [Cell(number(one.agreement, ".2%"), one.agreed) for one in lines],
         "images/s": [Cell(quantity(one.images_per_s, 3), one.speed) for one in lines],
         "p50 ms": [Cell(number(_ms(one), ",.1f"), one.speed) for one in lines],
-        "x official": [Cell(number(one.speedup, ".1f"), one.speed) for one in lines],
+        times_head(lines): [Cell(number(one.speedup, ".1f"), one.speed) for one in lines],
         "verdict": [Cell(one.verdict) for one in lines],
     }
     kept = {title: cells for title, cells in columns.items() if any(cell.text != DASH for cell in cells)}

@@ -21,12 +21,13 @@ from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
-from segmenter_bench.machine import BUSY
+from segmenter_bench.machine import BUSY, busy_note
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
 from segmenter_bench.sections import speedup
 from segmenter_bench.sheets import number, quantity
+from segmenter_bench.timing import IN_PROCESSES
 from segmenter_engines.folder import CHECKPOINT
 
 TIMED = {
@@ -130,28 +131,31 @@ def throughput(
     # logits last: their memory is large, and not all of it is given back
     regions = ("labels", *(("network",) if options.network else ()), *(("logits",) if options.logits else ()))
     run["timed"] = {region: TIMED[region] for region in regions}
-    run["notes"] = [] if subject.trained else [RANDOM_NOTE]
+    run["how"] = IN_PROCESSES
+    run["notes"] = notes_of([], subject.trained)
     misfits = {entry.name: reason for entry in chosen if (reason := misfit(entry, subject.size))}
     fitting = [entry for entry in chosen if entry.name not in misfits]
     with opened(fitting, choose((REFERENCE, TRUTH)), subject.folder, threads) as (contestants, unavailable):
         run["unavailable"] = unavailable + [{"engine": name, "reason": reason} for name, reason in misfits.items()]
 
         def so_far(rows: list[dict[str, Any]]) -> None:
-            run["rows"] = rows
+            run["rows"], run["notes"] = rows, notes_of(rows, subject.trained)
             keep(run)
 
         race(contestants, images, options.batch, regions, _pace(options), subject.trained, so_far)
-    if elsewhere := elsewhere_of(run["rows"]):
-        run["notes"].append(
+    return run
+
+
+def notes_of(rows: Sequence[dict[str, Any]], trained: bool) -> list[str]:
+    """What the reader of these rows must know, a line each; of a run that is cut too."""
+    notes = [] if trained else [RANDOM_NOTE]
+    if elsewhere := elsewhere_of(rows):
+        notes.append(
             f"No ratio for {', '.join(elsewhere)}: not on the device {REFERENCE} ran on; how much faster one device is"
             " than another is no merit of an engine."
         )
-    if (busy := _busy(run["rows"])) > BUSY:
-        run["notes"].append(
-            f"Other programs took up to {busy:.0%} of the CPU cores during the timing: wall times are too long, their"
-            " ratios unsure. Ratios by CPU time suffer less; better repeat the run on a quiet machine."
-        )
-    return run
+    busy = busy_note(busiest(rows))
+    return [*notes, busy] if busy else notes
 
 
 def _require_batches(batches: Sequence[int], chosen: Sequence[Entry], subject: Subject) -> None:
@@ -196,7 +200,7 @@ def show(run: dict[str, Any]) -> None:
         console.print(note, style="dim", soft_wrap=True)
 
 
-def _busy(rows: Sequence[dict[str, Any]]) -> float:
+def busiest(rows: Sequence[dict[str, Any]]) -> float:
     """The largest share of the CPU cores others took while these rows were timed."""
     return max((row["others_busy"] or 0.0 for row in rows), default=0.0)
 
@@ -205,7 +209,7 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
     # CPU time counts threads that only wait, so it is worth a look only where wall time is not to be trusted
-    by_cpu = _busy(rows) > BUSY
+    by_cpu = busiest(rows) > BUSY
     ratios = [f"x {reference}", *(["x by CPU"] if by_cpu else [])]
     references = {row["batch"]: row for row in rows if row["engine"] == reference}
     for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "+MB", "agree %"):

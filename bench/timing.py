@@ -8,6 +8,11 @@ from typing import TypeVar
 import numpy as np
 
 Turn = TypeVar("Turn")
+# how the engines of a run lived and were checked, for its reader
+IN_PROCESSES = (
+    "Each runs in a process of its own; memory is the most that held while running, Python and libraries included."
+    " Labels were compared with PyTorch's in the same run."
+)
 
 
 @dataclass(frozen=True)

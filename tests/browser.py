@@ -83,6 +83,7 @@ class Browser:
     def __init__(self) -> None:
         program = find()
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the browser
         to_child, self._write = os.pipe()
         self._read, from_child = os.pipe()
         # the shell moves the pipe's ends to where the browser looks for them
@@ -93,7 +94,7 @@ class Browser:
             pass_fds=(to_child, from_child),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             start_new_session=True,
         )
         os.close(to_child)
@@ -102,8 +103,9 @@ class Browser:
         self._events: list[dict[str, Any]] = []
         self.complaints: list[str] = []
         try:
-            (target,) = [one for one in self._ask("Target.getTargets")["targetInfos"] if one["type"] == "page"][:1]
-            attached = self._ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+            self._require_started()
+            target = self._ask("Target.createTarget", url="about:blank")["targetId"]
+            attached = self._ask("Target.attachToTarget", targetId=target, flatten=True)
             self._session = attached["sessionId"]
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self._ask(f"{domain}.enable")
@@ -125,7 +127,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()
-        self._ask("Page.navigate", url=path.resolve().as_uri())
+        answer = self._ask("Page.navigate", url=path.resolve().as_uri())
+        assert "errorText" not in answer, f"{path}: {answer['errorText']}"
         self._wait_for("Page.loadEventFired")
         # one frame drawn: fonts and pictures are where they stay
         self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
@@ -155,6 +158,7 @@ class Browser:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._profile.cleanup()
+        self._log.close()
 
     def _ask(self, method: str, **parameters: Any) -> Any:
         self._last += 1
@@ -166,6 +170,24 @@ class Browser:
             self._heard(answer)
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
+
+    def _require_started(self) -> None:
+        """Skips the test, with the browser's last words, where it ends instead of saying its version."""
+        try:
+            self._ask("Browser.getVersion")
+        except (BrokenPipeError, AssertionError):
+            try:
+                self._process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                pass  # it runs and does not answer: that is no matter of this machine
+            else:
+                pytest.skip(f"{self._process.args[4]} cannot start here: {self._last_words()}")
+            raise
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it said nothing")
 
     def _wait_for(self, event: str) -> None:
         deadline = time.monotonic() + ANSWER_SECONDS

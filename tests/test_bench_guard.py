@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from segmenter.errors import DataError, VerificationError
 from segmenter_bench import guard
 from segmenter_bench.engines import Entry, choose
 from segmenter_bench.guard import ENGINES, REFERENCE_RUN, comparable, fill, measured, require_as_fast
+from segmenter_bench.machine import BUSY
 from segmenter_bench.runs import read_run
 from segmenter_engines.folder import FP32
 from tests.bench_fakes import Slowed
@@ -84,6 +86,58 @@ def test_what_broke_or_is_not_there_is_no_pass() -> None:
     alone = with_rows(reference, [row for row in reference["rows"] if row["engine"] == "official"])
     with pytest.raises(DataError, match="nothing was compared"):
         require_as_fast(reference, alone, TOLERANCE)
+
+
+def quiet() -> dict[str, Any]:
+    """The committed run as a quiet machine and a clean checkout would have made it."""
+    run = read_run(REFERENCE_RUN)
+    run["machine"]["git"]["dirty"] = False
+    run["unavailable"] = []
+    return with_rows(run, [row | {"others_busy": BUSY} for row in run["rows"]])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: run["rows"][2].update(others_busy=0.83), "others took up to 83% of the cores, wanted at most 5%"),
+        (lambda run: run["machine"]["git"].update(dirty=True), "wanted a checkout without local changes"),
+        (lambda run: run["machine"].update(git=None), "wanted a checkout without local changes"),
+        (lambda run: run["rows"][1].update(status="failed"), "failed or cannot run here"),
+    ],
+)
+def test_no_reference_is_made_of_a_busy_machine_or_of_local_changes(
+    spoil: Callable[[dict[str, Any]], None],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = quiet()
+    monkeypatch.setattr(guard, "fill", lambda folder: None)
+    monkeypatch.setattr(guard, "measured", lambda *_: run)
+    reference = tmp_path / "reference.json"
+    command = ["--renew", "--reference", str(reference), "--out", str(tmp_path / "out")]
+    assert guard.main(command) == 0
+    assert read_run(reference)["rows"]
+    reference.unlink()
+    spoil(run)
+    assert guard.main(command) == 2
+    error = capsys.readouterr().err
+    assert "not renewed: " in error
+    assert message in error
+    assert not reference.exists()
+
+
+def test_a_slower_engine_of_another_version_is_told_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    reference, other = read_run(REFERENCE_RUN), read_run(REFERENCE_RUN)
+    row = next(row for row in other["rows"] if row["engine"] == "onnxruntime-fp32")
+    row["rounds_ms"] = [[4 * ms for ms in turn] for turn in row["rounds_ms"]]
+    with pytest.raises(VerificationError, match="slower than the committed run"):
+        require_as_fast(reference, other, TOLERANCE)
+    other["machine"]["versions"]["onnxruntime"] = "9.9"
+    require_as_fast(reference, other, TOLERANCE)
+    told = capsys.readouterr().err
+    assert f"other versions: onnxruntime 9.9 (then {reference['machine']['versions']['onnxruntime']}); slower" in told
 
 
 def test_a_reference_that_is_not_there_is_named_before_anything_is_timed(

@@ -121,7 +121,26 @@ def test_rungs_that_failed_or_could_not_run_are_named_with_the_reason() -> None:
     text = page("title", [section], "command")
     assert "<code>gpu-explicit</code>, <code>gpu-sdpa</code>: no CUDA device here" in text
     assert "x 3.00" in text  # openvino-fp32 over official-channels-last
-    assert "| openvino-fp32 | the network as one fused graph in OpenVINO | 1.90 | 3.00 | 6.00 |" in markdown([section])
+    assert (
+        "| openvino-fp32 | the network as one fused graph in OpenVINO | 1.90 | 3.00 over official-channels-last |"
+        in markdown([section])
+    )
+    assert '<span class="spread">over official-channels-last</span>' in text
+    assert '<span class="spread">over eager</span>' not in text
+
+
+def test_a_second_run_of_a_network_hides_no_rung_of_the_first() -> None:
+    """The ladder is of one run: that with most of its rungs, the newest of several."""
+    whole, again = run_of(CPU), run_of({name: [2 * one for one in rounds] for name, rounds in CPU.items()})
+    fewer = run_of({"official": [1.0], "openvino-fp32": [70.0]})
+    for day, run in enumerate((whole, again, fewer), 1):
+        run["created"] = f"2026-01-0{day}T00:00:00Z"
+    (section,) = sections([fewer, again, whole])
+    steps = {one.rung.engine: one for one in climb(LADDERS["on a CPU, to OpenVINO"], section)}
+    assert steps["openvino-fp32"].gain == 2.0
+    assert steps["eager"].row is again["rows"][2]
+    (section,) = sections([fewer, whole])
+    assert climbs(section)["on a CPU, to OpenVINO"][0].row is whole["rows"][0]
 
 
 def test_every_rung_is_an_engine_that_all_asks_for() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,21 @@ import pytest
 import torch
 
 from segmenter_bench import network_step
-from segmenter_bench.network_step import FP32_AGREEMENT, Way, measured, pictures, ways
+from segmenter_bench.network_step import (
+    FP32_AGREEMENT,
+    LABELS_OF_MASKS,
+    LARGEST_FP16_ERROR,
+    Way,
+    absent,
+    measured,
+    pictures,
+    ways,
+)
 from segmenter_bench.origins import read_runs
 from segmenter_bench.page import page
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import write_run
-from segmenter_bench.sections import sections
+from segmenter_bench.sections import Line, sections
 from segmenter_engines.limits import LIMITS
 from segmenter_kernels.checks import INTERPRETED
 from tests.networks import small_config, small_network
@@ -43,12 +53,33 @@ def test_every_way_is_judged_and_timed(run: dict[str, Any], tmp_path: Path) -> N
         assert row["agreement"] >= row["agreement_limit"] == FP32_AGREEMENT
         assert len(row["rounds_ms"]) == 5
         assert row["ratio"]["median"] > 0
+        assert row["others_busy"] is None or row["others_busy"] >= 0
+    assert run["notes"][0] == network_step.NOTE
     (section,) = sections(read_runs([write_run(run, tmp_path)], tmp_path))
     text = page("title", [section], "command")
     assert "attention by scaled_dot_product_attention" in text  # a rung of the ladder
     assert "<code>openvino-int8</code>" in text  # and some that are missing
     assert "needs more than PyTorch, Triton and NumPy" in text
     assert "<code>triton-fp8</code>: no CUDA device here" in text
+    assert "All are in one process" in text
+    assert "Each runs in a process of its own" not in text
+
+
+def test_what_is_no_way_here_says_why() -> None:
+    reasons = {one["engine"]: one["reason"] for one in absent({"gpu-sdpa"}, torch.device("cuda"))}
+    assert reasons["official"].startswith("a rung on a CPU: where there is a GPU")
+    assert reasons["triton-int8"].startswith("needs more than PyTorch")
+    assert "gpu-sdpa" not in reasons
+
+
+def test_fp16s_error_has_a_limit_whatever_pytorchs_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    real = ways(config, CPU)[2]
+    given = [Way("off", "fp16", real.call, lambda images: 1.06 * real.masks(images), "")]
+    monkeypatch.setattr(network_step, "ways", lambda *_: given)
+    monkeypatch.setattr(network_step, "_fp16_error", lambda *_: 1.0)
+    (row,) = measured(config, (1,), 1, CPU, "")["rows"]
+    assert (row["status"], row["error_limit"]) == ("failed", LARGEST_FP16_ERROR)
 
 
 def test_its_limit_is_that_of_the_engines() -> None:
@@ -67,9 +98,9 @@ def test_wrong_labels_and_errors_past_fp16s_own_fail(monkeypatch: pytest.MonkeyP
 
     given = [
         Way("mirrored", "fp32", lambda images: real.call(images)[:, ::-1].copy(), real.masks, ""),
-        Way("pytorch-fp16", "fp16", real.call, noisy(1e-3), ""),
-        Way("as-good", "fp16", real.call, noisy(1.5e-3), ""),
-        Way("worse", "fp16", real.call, noisy(1e-2), ""),
+        Way("worse", "fp16", real.call, noisy(1e-2), ""),  # the first in fp16 sets no limit of its own
+        Way("as-good", "fp16", real.call, noisy(1e-4), ""),
+        Way("other-labels", "fp16", lambda images: real.call(images)[:, ::-1].copy(), real.masks, ""),
         Way("broken", "fp16", raises, real.masks, ""),
         Way("no-number", "fp16", real.call, lambda images: real.masks(images) * float("nan"), ""),
     ]
@@ -77,9 +108,13 @@ def test_wrong_labels_and_errors_past_fp16s_own_fail(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(network_step, "BURST_SECONDS", 0.01)
     rows = {row["engine"]: row for row in measured(config, (1,), 3, CPU, "")["rows"]}
     assert {name: row["status"] for name, row in rows.items()} == {
-        **dict.fromkeys(("mirrored", "worse", "broken", "no-number"), "failed"),
-        **dict.fromkeys(("pytorch-fp16", "as-good"), "ok"),
+        **dict.fromkeys(("mirrored", "worse", "broken", "other-labels", "no-number"), "failed"),
+        "as-good": "ok",
     }
+    assert re.fullmatch(r"error \S+ of the class masks; at most 0\.00\d+", rows["worse"]["reason"])
+    assert "of labels are those PyTorch makes of its masks; wanted 99%" in rows["other-labels"]["reason"]
+    assert rows["as-good"]["of_masks"] >= rows["as-good"]["of_masks_limit"] == LABELS_OF_MASKS
+    assert Line("as-good", 1, rows["as-good"], None).verdict == "passed"
     assert "of pixels agree; wanted 99.9%" in rows["mirrored"]["reason"]
     assert rows["broken"]["reason"] == "RuntimeError: no kernel here"
     assert rows["worse"]["timing"] is None
@@ -127,4 +162,6 @@ def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1000:]
     (file,) = tmp_path.glob("throughput-*.json")
-    assert [row["status"] for row in json.loads(file.read_text())["rows"]] == ["ok"] * 3
+    made = json.loads(file.read_text())
+    assert [row["status"] for row in made["rows"]] == ["ok"] * 3
+    assert made["command"].endswith(f"--variant Seg-Ti/16 --rounds 1 --out {tmp_path}")

@@ -1,6 +1,7 @@
 """The pages in a real browser: nothing complains, nothing is cut, and every figure leads to the row it came from."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from segmenter_bench import acceptance_page, report
 from segmenter_bench.acceptance import PAGE, RUNS, STEPS
 from tests.bench_samples import kernels_run, machine_run, miou_run, stages_run, throughput_run
-from tests.browser import Browser
+from tests.browser import NAMES, Browser
 
 WIDTHS = (1280, 400)
 STEP = {
@@ -171,3 +172,17 @@ def test_markdown_figures_lead_to_the_lines_of_their_rows(judged: Path) -> None:
 def test_the_markdown_of_nothing_says_so(tmp_path: Path) -> None:
     acceptance_page.write(tmp_path)
     assert "No runs yet." in (tmp_path / PAGE).with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_page_that_is_not_there_is_no_page(browser: Browser, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="ERR_FILE_NOT_FOUND"):
+        browser.open(tmp_path / "none.html", 1280)
+
+
+def test_a_browser_that_cannot_start_skips_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / NAMES[0]
+    program.write_text("#!/bin/sh\necho 'no libnss3 here' >&2\nexit 127\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(pytest.skip.Exception, match="chromium cannot start here: no libnss3 here"):
+        Browser()

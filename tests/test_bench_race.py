@@ -2,13 +2,16 @@
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from segmenter.errors import ConfigError, EngineError
+from segmenter_bench import throughput
 from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, missing, open_entry
 from segmenter_bench.race import Pace, agreement, limit_of, opened, race
 from segmenter_bench.throughput import elsewhere_of
@@ -187,6 +190,43 @@ def test_engines_on_other_devices_have_no_ratio(folder, images):
     assert rows["gpu"]["timing"] is not None
     assert rows["gpu"]["ratio"] is None
     assert elsewhere_of(list(rows.values())) == ["gpu"]
+
+
+def test_a_worker_that_dies_between_its_turns_fails_alone(folder, images):
+    with opened([fake_entry(name) for name in ("eager", "fast")], [], folder, threads=1) as (contestants, _):
+        worker = contestants[1].worker
+        ask = worker.memory
+
+        def memory():
+            worker._process.kill()
+            worker._process.wait()
+            return ask()
+
+        worker.memory = memory
+        rows = race(contestants, images, [1], ["labels"], PACE, trained=True)
+    assert [(row["engine"], row["status"]) for row in rows] == [("eager", "ok"), ("fast", "failed")]
+    assert rows[1]["reason"].startswith("fast: its process was killed by signal 9")
+
+
+def test_a_run_that_is_cut_has_its_notes(tmp_path, monkeypatch):
+    row = {"engine": "gpu", "timing": {"ms_p50": 1.0}, "device": "GPU 9", "reference_device": "cpu", "others_busy": 0.5}
+
+    def cut(*arguments):
+        arguments[-1]([row])
+        raise KeyboardInterrupt
+
+    subject = SimpleNamespace(size=(32, 32), folder=tmp_path, trained=False, max_batch={}, facts=lambda: {"name": "x"})
+    monkeypatch.setattr(throughput, "_subject", lambda *_: subject)
+    monkeypatch.setattr(throughput, "opened", lambda *_: nullcontext(([], [])))
+    monkeypatch.setattr(throughput, "race", cut)
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        throughput.throughput(throughput.Options(variant="Seg-Ti-Mask/16", engine=("eager",)), "x", kept.append)
+    assert [note.split(":")[0] for note in kept[0]["notes"]] == [
+        "Random weights",
+        "No ratio for gpu",
+        "Other programs took up to 50% of the CPU cores during the timing",
+    ]
 
 
 def test_every_engine_of_the_registry_is_benched(monkeypatch):

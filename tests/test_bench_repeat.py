@@ -1,6 +1,7 @@
 """Runs repeated: the spread of each ratio over them, and what is past the limit."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def test_the_command_exits_by_the_largest_spread(
     second: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def acceptance(arguments: list[str], **_: Any) -> Any:
+        assert find_spec(arguments[2]) is not None  # in a checkout and of a wheel: `bench` is no package of that
+        assert arguments[2].startswith("segmenter_bench.")
         folder = Path(arguments[arguments.index("--out") + 1])
         whole(folder, 8.0 if folder.name == "1" else second)
         return type("Done", (), {"returncode": 0})

@@ -5,17 +5,19 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segmenter.errors import ConfigError, DataError
-from segmenter_bench import report
+from segmenter_bench import page_figures, report
 from segmenter_bench.examples import label_map
 from segmenter_bench.page import page
+from segmenter_bench.page_figures import FAMILIES, FAMILY_NAMES, family
 from segmenter_bench.plot import Mark, pareto, scatter
 from segmenter_bench.runs import new_run, read_run, write_run
-from segmenter_bench.sections import sections
+from segmenter_bench.sections import Line, sections
 from segmenter_bench.sheets import quantity
 from tests.bench_samples import CLASSES, MACHINE, miou_run, throughput_run
 
@@ -145,6 +147,70 @@ def test_the_newer_of_two_runs_counts():
     for runs in ([old, new], [new, old]):
         (section,) = sections(runs)
         assert section.lines(1)[0].images_per_s == 77.0
+
+
+def test_a_second_run_of_other_engines_hides_none_of_the_first():
+    """An acceptance times a network's engines, then those of its exports: both are in the tables."""
+    first, second = throughput_run(batches=(1, 32)), throughput_run(batches=(1,))
+    first["rows"] = [row for row in first["rows"] if not row["engine"].startswith("openvino")]
+    second["rows"] = [row for row in second["rows"] if row["engine"] in ("openvino-int8", "official")]
+    second["created"] = "2026-01-03T00:00:00Z"
+    second["settings"] = second["settings"] | {"rounds": 3}
+    second["notes"] = ["a note of the second"]
+    (section,) = sections([second, first])
+    assert section.batches == [1, 32]
+    lines = {line.engine: line for line in section.lines(1)}
+    assert {"eager", "official", "openvino-int8"} < set(lines)
+    assert lines["openvino-int8"].rounds == 3
+    assert lines["eager"].rounds == 6
+    assert lines["official"].speed is second["rows"][0]
+    assert "official" in {line.engine for line in section.lines(32)}
+    text = rendered(second, first)[1].text
+    assert "a note of the second" in text
+    assert "3 rounds of at least" in text
+    assert "6 rounds of at least" in text
+
+
+def test_ratios_are_named_after_the_engine_they_are_against():
+    run = throughput_run(trained=False, batches=(1,))
+    run["rows"] = [row | {"engine": row["engine"].replace("official", "gpu-explicit")} for row in run["rows"]]
+    run["settings"]["reference"] = "gpu-explicit"
+    text = rendered(run)[1].text
+    assert "x gpu-explicit" in text
+    assert "Times gpu-explicit" in text
+    assert "gpu-explicit, same run, same threads" in text
+    assert "official" not in text.replace("segmenter", "")
+    official = rendered(throughput_run())[1].text
+    for words in ("x official", "Times the official way", "the official implementation's way, same run"):
+        assert words in official
+
+
+def test_class_masks_held_to_a_limit_are_judged():
+    row = {"engine": "gpu-sdpa", "status": "ok", "agreement_limit": None, "error_limit": 0.01}
+    assert Line("gpu-sdpa", 1, row, None).verdict == "passed"
+    assert Line("gpu-sdpa", 1, row | {"error_limit": None}, None).verdict == "not judged"
+
+
+def test_a_run_says_how_it_was_timed_as_far_as_it_came():
+    run = throughput_run() | {"how": "All <in> one process."}
+    run["settings"] |= {"threads": "<8>", "rounds": 9}
+    run["rows"][0]["rounds_ms"] = [[1.0], [1.0]]  # cut in the third round
+    text, outline = rendered(run)
+    assert "<8>" not in text
+    assert "<8> CPU threads for every engine. They take turns, 2 rounds of at least 1.0 s after 2" in outline.text
+    assert "All <in> one process." in outline.text
+    assert "process of its own" not in outline.text
+    del run["settings"]["warmup"]
+    assert "take turns, 2 rounds; images/s is" in rendered(run)[1].text
+    assert "Each runs in a process of its own" in rendered(throughput_run())[1].text
+
+
+def test_kernels_have_a_colour_of_their_own():
+    assert {family(name) for name in ("gpu-kernels", "gpu-kernels-labels", "triton-fp16")} == {"triton"}
+    assert family("gpu-sdpa") == "torch"
+    style = (Path(page_figures.__file__).parent / "page.css").read_text(encoding="utf-8")
+    assert set(FAMILIES.values()) | {"other"} <= set(re.findall(r"\.fill\.(\w+) \{", style))
+    assert set(FAMILIES.values()) | {"other"} == set(FAMILY_NAMES)
 
 
 def test_speeds_of_different_machines_do_not_share_a_table():

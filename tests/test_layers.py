@@ -133,6 +133,17 @@ def test_a_graph_says_what_is_asked(engine_folder):
     assert tail == {"decoder.proj_patch", "decoder.proj_classes"}
 
 
+def test_plugins_without_a_name_or_of_the_same_are_all_counted():
+    names = ("", "", "same", "same")
+    nodes = [
+        onnx.helper.make_node("SegmenterAttention", ["x"], [f"y{index}"], name=name, domain="segmenter")
+        for index, name in enumerate(names)
+    ]
+    found = asked(onnx.helper.make_graph(nodes, "plugins", [], []))
+    assert found.attentions == 4
+    assert found.plugins == {"same": "SegmenterAttention"}
+
+
 def quantise_by_hand(source, out):
     """Symmetric int8 Q/DQ at every linear layer, on whatever base the graph has."""
     model = onnx.load(source)

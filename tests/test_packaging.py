@@ -77,6 +77,7 @@ def test_a_wheel_works_on_a_bare_machine(tmp_path: Path) -> None:
     recipes = {f"segmenter/recipe_files/{path.name}" for path in (ROOT / "segmenter" / "recipe_files").glob("*.yaml")}
     assert recipes
     assert recipes <= names
+    assert "segmenter_bench/results/guard-cpu.json" in names
     kept = {"__init__.py", "_native.pyi", "py.typed", "runtimes.py"}
     module = {name.partition("/")[2] for name in names if name.startswith("segmenter_trt/")}
     assert kept < module

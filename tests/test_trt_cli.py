@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import struct
 import subprocess
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import open_engine
 from tests.sdk import call
-from tests.small_engines import H, W, pictures
+from tests.small_engines import RANGED, H, W, pictures
 from tests.trt_backend import compile_backend, write_plan
 
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -271,3 +273,21 @@ def test_an_engine_that_takes_no_single_picture_gets_its_smallest_batch(sdk: Pat
         result = call(*command, *options, env=environment, input=frames.tobytes(), text=False)
         assert result.returncode == 0, result.stderr
         np.testing.assert_array_equal(np.frombuffer(result.stdout, np.uint8).reshape(3, 4, 6), frames[..., 0])
+
+
+def test_windows_of_an_engine_that_takes_no_single_picture(sdk: Path, ranged_folder: Path, tmp_path: Path) -> None:
+    """Pictures go through windows one by one: two to a call, the second one's labels were read past the first's."""
+    one, two = ranged_folder / RANGED, tmp_path / RANGED
+    shutil.copy(one, two)
+    replace(read_manifest(one), batch=(2, 2, 4)).write(two)
+    frames = pictures(3, seed=5)
+
+    def labels(graph: Path) -> np.ndarray:
+        command = (sdk / "bin" / "segmenter_trt_cli", graph, "--raw", f"{W}x{H}", "--window", "48", "--threads", "1")
+        result = call(*command, input=frames.tobytes(), text=False)
+        assert result.returncode == 0, result.stderr
+        return np.frombuffer(result.stdout, np.uint8).reshape(3, H, W)
+
+    assert (labels(one) == labels(two)).mean() > 0.999
+    timed = call(sdk / "bin" / "segmenter_trt_cli", two, "--time", "2", "--window", "48", "--threads", "1")
+    assert ", 1 threads, 96x96: p50 " in timed.stdout, timed.stderr

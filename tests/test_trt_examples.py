@@ -1,5 +1,6 @@
 """The programs in csrc/examples, built on the installed library and run on a real engine."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from segmenter_engines.sessions import open_engine
 from tests.cpp_build import ROOT
 from tests.sdk import build_program, call
 from tests.small_engines import H, W, pictures
+from tests.trt_backend import compile_backend, write_plan
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 EXAMPLES = ROOT / "csrc" / "examples"
@@ -66,6 +68,17 @@ def test_server(programs: Path, engine_folder: Path) -> None:
     assert cut.returncode == 2
     assert cut.stderr.decode() == f"error: frame 2: is cut short, {H * W * 3 - 1} of {H * W * 3} bytes\n"
     assert len(cut.stdout.splitlines()) == 2
+
+
+def test_server_answers_no_frame_of_labels_beyond_the_classes(programs: Path, tmp_path: Path) -> None:
+    compile_backend(tmp_path)
+    plan = write_plan(tmp_path, classes=["wall", "floor"], palette=[[0, 0, 0], [255, 255, 255]])
+    frames = np.zeros((3, 4, 6, 3), np.uint8)
+    frames[:, :, :, 0] = np.array([1, 200, 0])[:, None, None]
+    environment = os.environ | {"SEGMENTER_TRT_BACKENDS": str(tmp_path)}
+    result = call(programs / "server", plan, "1", input=frames.tobytes(), text=False, env=environment)
+    assert result.stdout.decode().splitlines() == ["0 floor", "2 wall"]
+    assert result.stderr.decode() == "frame 1: class 200, and the manifest names 2; make the engine again\n"
 
 
 def test_python(engine_folder: Path, expected: np.ndarray, tmp_path: Path) -> None:

@@ -62,6 +62,26 @@ def test_a_range_of_sizes_is_verified_at_its_ends(ranged_folder, reference, monk
     assert faults[0].startswith("at 160x200 ")
 
 
+def test_a_near_tie_at_the_smallest_size_is_no_fault(ranged_folder, reference, monkeypatch):
+    samples = Pictures(reference, count=8)
+    turned = []
+
+    def with_one_tie(image):
+        labels = reference(image)
+        if image.shape[:2] == (16, 16) and not turned:
+            turned.append(True)
+            labels[3, 5] ^= 1
+        return labels
+
+    with open_session(ranged_folder / RANGED, "onnxruntime", threads=1) as session:
+        monkeypatch.setattr(verify_command, "one_at_a_time", lambda session: with_one_tie)
+        ends = verify_command._agreement_at_ends(session, reference, samples)
+    assert turned
+    assert ends == {"16x16": 1.0 - 1 / (8 * 256), "160x200": 1.0}
+    verdict = Verdict("x", "fp32", 8, 1.0, 1.0, 1.0, LIMITS["fp32"], ends=ends)
+    assert verdict.faults == []
+
+
 def test_verify_passes_what_is_equal_and_catches_what_is_not(engine_folder, reference):
     samples = Pictures(reference)
     with open_session(engine_folder / "model.fp32.onnx", threads=1) as session:

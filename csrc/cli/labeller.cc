@@ -29,9 +29,10 @@ void to_size(const Label* from, std::int64_t h, std::int64_t w, Labels& to) {
 Labeller::Labeller(const Options& options)
     : session_(Engine::open(options.engine, options.runtime)),
       window_{.window = options.window, .stride = options.stride, .batch = options.window_batch},
-      batch_(static_cast<std::size_t>(std::max(options.batch, manifest().batch.min))) {
+      // of windows, one picture fills a call
+      batch_(options.window != 0 ? 1 : static_cast<std::size_t>(std::max(options.batch, manifest().batch.min))) {
   // said before pictures are read for it
-  if (!manifest().batch.holds(static_cast<std::int64_t>(batch_))) {
+  if (options.window == 0 && !manifest().batch.holds(static_cast<std::int64_t>(batch_))) {
     throw InputError("--batch " + std::to_string(batch_) + ": this engine takes at most " +
                      std::to_string(manifest().batch.max) + "; pass that, or build it for more");
   }

@@ -16,11 +16,11 @@ class Labeller {
  public:
   explicit Labeller(const Options& options);
 
-  // Pictures in one call of the network.
+  // Pictures in one call of `run`; 1 through windows, which fill a batch of the network themselves.
   std::size_t batch() const noexcept { return batch_; }
 
-  // Through windows where there are any, and else resized to the engine's size, with labels resized back. Pictures that
-  // come to one size go into a call together, up to `batch` of them.
+  // Through windows where there are any, and else resized to the engine's size, with labels resized back. Consecutive
+  // pictures that come to one size go into a call together, up to `batch` of them.
   const std::vector<Labels>& label(std::span<const Picture> pictures);
 
   // The picture as `run` takes it: resized where it must be.

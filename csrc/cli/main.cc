@@ -163,8 +163,8 @@ int time_runs(const Options& options, Labeller& labeller) {
   if (!facts.warning.empty()) std::fprintf(stderr, "warning: %s\n", facts.warning.c_str());
   const std::string together = input.size() == 1 ? "" : std::to_string(input.size()) + " of ";
   std::printf("%s, %s, %s, %d threads, %s%ldx%ld: p50 %.3f ms, p90 %.3f ms, p99 %.3f ms, %.2f images/s\n",
-              facts.runtime.c_str(), facts.device.c_str(), facts.precision.c_str(), facts.threads,
-              together.c_str(), static_cast<long>(input[0].H), static_cast<long>(input[0].W), quantile(ms, 0.5), quantile(ms, 0.9),
+              facts.runtime.c_str(), facts.device.c_str(), facts.precision.c_str(), facts.threads, together.c_str(),
+              static_cast<long>(input[0].H), static_cast<long>(input[0].W), quantile(ms, 0.5), quantile(ms, 0.9),
               quantile(ms, 0.99), static_cast<double>(options.runs) * static_cast<double>(input.size()) / seconds);
   return 0;
 }

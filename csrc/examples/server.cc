@@ -1,8 +1,9 @@
 // A server's loop: server ENGINE THREADS < frames, one engine for all and one session a thread.
 //
-// Frames of the engine's size come from stdin as rgb24 (the place of a camera or a socket); the thread that is free takes
-// the next and answers it with a line, "FRAME CLASS": its most frequent class.
+// Frames of the engine's size come from stdin as rgb24 (the place of a camera or a socket); the thread that is free
+// takes the next and answers it with a line, "FRAME CLASS": its most frequent class.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -44,9 +45,14 @@ int main(int count, char** arguments) try {
         std::fprintf(stderr, "frame %ld: %s\n", frame, error.what());
         continue;
       }
-      std::vector<long> pixels_of(static_cast<std::size_t>(manifest.K()));
+      std::array<long, 256> pixels_of = {};  // of any byte: a plan makes its labels itself
       for (const std::uint8_t label : labels) ++pixels_of[label];
       const auto most = std::max_element(pixels_of.begin(), pixels_of.end()) - pixels_of.begin();
+      if (most >= manifest.K()) {
+        std::fprintf(stderr, "frame %ld: class %ld, and the manifest names %ld; make the engine again\n", frame,
+                     static_cast<long>(most), static_cast<long>(manifest.K()));
+        continue;
+      }
       std::printf("%ld %s\n", frame, manifest.classes[static_cast<std::size_t>(most)].c_str());
     }
   };

@@ -45,9 +45,9 @@ class OpenVino {
   std::string told() const;
 
   // The one core this library has in the process; nullptr when it cannot be made, and told() says why. It is never
-  // freed: a core leads the signals of the thread that makes it to a stack of its own and unmaps that when it goes,
-  // and of two cores that do not go in the reverse of the order they came in the thread keeps an unmapped one, so that
-  // its next signal ends the process.
+  // freed: a core leads the signals of the thread that first asks it for the CPU (a property, a compilation) to a
+  // stack of its own and unmaps that when it goes, and of two cores that do not go in the reverse of the order they
+  // came in the thread keeps an unmapped one, so that its next signal ends the process.
   const ov_core* core() const;
 
   int (*core_get_property)(const ov_core*, const char* device, const char* key, char** value);

@@ -32,7 +32,7 @@ class Asked:
 
     attentions: int  # a softmax between two products, or one node
     linears: tuple[AskedLinear, ...]
-    plugins: dict[str, str]  # op of each node that is none of ONNX's, by the node's name
+    plugins: dict[str, str]  # op of each node that is none of ONNX's, by the node's name where it has one
 
 
 def asked(graph: onnx.GraphProto) -> Asked:
@@ -47,13 +47,14 @@ def asked(graph: onnx.GraphProto) -> Asked:
         for weight, precision in [_weight(node, constants, made_by)]
         if weight
     ]
-    plugins = {node.name: node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")}
-    attentions = list(plugins.values()).count("SegmenterAttention") + sum(
+    custom = [node for node in graph.node if node.domain not in ("", "ai.onnx")]
+    # of the nodes: their names may be missing, or the same
+    attentions = sum(node.op_type == "SegmenterAttention" for node in custom) + sum(
         (node.op_type == "Attention" and not node.domain)
         or (node.op_type == "Softmax" and readers.get(node.output[0]) == "MatMul")
         for node in graph.node
     )
-    return Asked(attentions, tuple(linears), plugins)
+    return Asked(attentions, tuple(linears), {node.name: node.op_type for node in custom if node.name})
 
 
 def _weight(node: NodeProto, constants: dict[str, int], made_by: dict[str, NodeProto]) -> tuple[str, str]:

@@ -63,7 +63,8 @@ inline const Maker& maker(const std::string& op) {
   throw std::runtime_error(op);
 }
 
-inline Node node(const std::string& op, const std::vector<PluginField>& fields, const std::string& driver = FAKE_DRIVER) {
+inline Node node(const std::string& op, const std::vector<PluginField>& fields,
+                 const std::string& driver = FAKE_DRIVER) {
   Creator creator(maker(op), std::make_shared<Launcher>(kKernels, driver));
   const PluginFieldCollection collection{static_cast<std::int32_t>(fields.size()), fields.data()};
   return {

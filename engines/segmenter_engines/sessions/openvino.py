@@ -22,9 +22,10 @@ _cores: list[openvino.Core] = []
 def shared_core() -> openvino.Core:
     """The process's one core, which never goes.
 
-    A core leads the signals of the thread that makes it to a stack of its own and unmaps that when it goes. Of two
-    cores that do not go in the reverse of the order they came in, the thread keeps an unmapped one, and its next signal
-    (Ctrl-C) ends the process with a segmentation fault: so it is in OpenVINO 2026.4.
+    A core leads the signals of the thread that first asks it for the CPU (a property, a compilation) to a stack of its
+    own and unmaps that when it goes. Of two cores that do not go in the reverse of the order they came in, the thread
+    keeps an unmapped one, and its next signal (Ctrl-C) ends the process with a segmentation fault: so it is in OpenVINO
+    2026.4.
     """
     with _lock:
         if not _cores:
