@@ -17,6 +17,7 @@ from segmenter.evaluate import main as evaluate
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
+from segmenter.probe import main as probe
 from segmenter.train import main as train
 from segmenter.training.network import make_network
 from segmenter.training.options import NetworkOptions
@@ -170,3 +171,16 @@ def test_a_run_on_temperatures(glass_root: Path, tmp_path: Path, capsys: pytest.
     assert evaluate([*common, "--checkpoint", str(out / "best"), "--json", str(report)]) == 0
     miou = float(capsys.readouterr().out.split("mIoU ")[1].split(",")[0])
     assert miou > 0.6
+
+
+def test_a_probe_widens_a_network_of_fewer_channels(
+    glass_root: Path, tmp_path: Path, tiny_config: SegmenterConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(Segmenter(replace(tiny_config, classes=("class 0", "class 1"), palette=())), tmp_path / "rgb")
+    common = ["--data", str(glass_root), "--steps", "2", "--batch", "2", "--device", "cpu"]
+    wide = [str(tmp_path / "rgb"), "--out", str(tmp_path / "wide"), "--dataset", "rgbt_glass_thermal"]
+    assert probe([*wide, *common]) == 0
+    assert load_model(tmp_path / "wide").config.encoder.channels == 4
+    capsys.readouterr()
+    assert probe([str(tmp_path / "wide"), "--out", str(tmp_path / "rgb2"), "--dataset", "rgbt_glass", *common]) == 2
+    assert "takes images of 4 channels where the dataset's have 3" in capsys.readouterr().err

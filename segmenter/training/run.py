@@ -1,7 +1,7 @@
 """A training run from its options: data, network, a new or a resumed state, the loop, the report."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from segmenter.ranks import LostRank, Ranks, joined
 from segmenter.training import ops_cpu
 from segmenter.training.boards import require_boards
 from segmenter.training.interruption import Interrupted, Interruption
+from segmenter.training.learner import NotFiniteError
 from segmenter.training.log import NoLog, TrainingLog
 from segmenter.training.loop import Metrics, Trainer
 from segmenter.training.loss import class_weights
@@ -97,7 +98,8 @@ def _run(options: TrainOptions, ranks: Ranks, interruption: Interruption) -> int
             except LostRank:
                 # an exchange fails before anything has changed; a GPU would wait for the lost one for ever
                 if ranks.first and device.type == "cpu":
-                    trainer.save()
+                    with suppress(NotFiniteError):  # then there is nothing to keep, and the loss is what to tell of
+                        trainer.save()
                 raise
             if ranks.first:
                 best = _report(folder, final, trainer)
