@@ -19,7 +19,7 @@ from segmenter.config import SegmenterConfig
 from segmenter.errors import ConfigError, ImageError
 from segmenter.images import read_image, write_image
 from segmenter.inference import pick_device
-from segmenter.predict import find_images
+from segmenter.predict import find_images, require_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,9 +162,7 @@ def attention(options: Options) -> int:
     from segmenter.checkpoint import load_model
 
     files = find_images(options.images)
-    for path in files:
-        if _sheet_path(options, path).resolve() == path.resolve():
-            raise ConfigError(f"--out {options.out}: {path} would be drawn over; pass another folder than the images'")
+    require_kept(files, [_sheet_path(options, path) for path in files])
     model = load_model(options.checkpoint, pick_device(options.device))
     for path in track(files, "looking", console=Console(stderr=True), transient=True):
         draw(options, model, path)

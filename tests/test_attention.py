@@ -158,7 +158,7 @@ def test_attention_command(
         assert printed.count("error:") == 1
     before = (folder / "p1.png").read_bytes()
     assert attention.main([*arguments, "--out", str(folder / ".." / "train")]) == 2
-    assert "p1.png would be drawn over; pass another folder than the images'" in capsys.readouterr().err
+    assert "p1.png: would be written over; pass another --out than the images' folder" in capsys.readouterr().err
     assert (folder / "p1.png").read_bytes() == before
     Image.new("RGB", (20, 20)).save(tmp_path / "empty" / "broken.png")
     (tmp_path / "empty" / "broken.png").write_bytes(b"nothing")

@@ -11,7 +11,7 @@ from PIL import Image
 from segmenter.checkpoint import load_model, save_model
 from segmenter.config import HALF, Preprocess, SegmenterConfig
 from segmenter.datasets import open_dataset
-from segmenter.datasets.fitted import Fitted
+from segmenter.datasets.fitted import Fitted, fit
 from segmenter.errors import ConfigError, EngineError, ImageError
 from segmenter.evaluate import main as evaluate
 from segmenter.inference import Inference, predictor
@@ -86,6 +86,19 @@ def test_unusable_temperatures_are_named(glass_root: Path, values: np.ndarray | 
         np.save(path, values)
     with pytest.raises(ImageError, match=message):
         open_dataset("rgbt_glass_thermal", glass_root, "train")[1]
+
+
+def test_temperatures_that_look_like_an_archive_are_named(glass_root: Path) -> None:
+    (scene(glass_root) / "temperature.npy").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ImageError, match=r"temperature\.npy: not an array of numbers"):
+        open_dataset("rgbt_glass_thermal", glass_root, "train")[1]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 3), (8, 1, 3), (1, 8, 4), (1, 1, 4)])
+def test_pictures_one_pixel_high_or_wide_are_fitted(shape: tuple[int, int, int]) -> None:
+    fitted = fit(np.full(shape, 7, np.uint8), (4, 6))
+    assert fitted.shape == (4, 6, shape[2])
+    assert (fitted == 7).all()
 
 
 def test_fitted_keeps_every_channel_apart() -> None:

@@ -1,4 +1,9 @@
-"""The training loop: updates, checkpoints, evaluations, each resumable to the last bit that the device repeats."""
+"""The training loop: updates, checkpoints, evaluations, each resumable.
+
+A run that was stopped repeats one that was not to the last bit that its device does, by one process or two. Of more,
+the order in which their gradients are summed changes with PyTorch's buckets, made anew after the first update: they
+repeat it but for rounding.
+"""
 
 import time
 from collections.abc import Callable, Iterator

@@ -5,11 +5,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from segmenter.checkpoint import CONFIG_NAME, read_config
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
-from segmenter.errors import ConfigError
+from segmenter.errors import ConfigError, SegmenterError
 from segmenter.evaluate import evaluate_labels, require_labelled, summary
 from segmenter.inference import Inference, predictor
 from segmenter.metrics import ConfusionMatrix
@@ -193,12 +194,23 @@ def _facts(data: SegmentationDataset) -> dict[str, Any]:
 
 
 def _weights(options: TrainOptions, data: SegmentationDataset) -> list[float] | None:
-    """Class weights from evenly spread training labels, where asked for."""
+    """Class weights from evenly spread training labels, where asked for; of the same samples as training."""
     if not options.optimizer.class_weights:
         return None
-    some = Subset(data, _WEIGHED_IMAGES)
-    weights: list[float] = class_weights((some[index].labels for index in range(len(some))), len(data.classes)).tolist()
+    labels = _labels(Subset(data, _WEIGHED_IMAGES), skip_bad=options.machine.on_bad_sample == "skip")
+    weights: list[float] = class_weights(labels, len(data.classes)).tolist()
     return weights
+
+
+def _labels(data: SegmentationDataset, skip_bad: bool) -> Iterator[np.ndarray]:
+    for index in range(len(data)):
+        try:
+            sample = data[index]
+        except SegmenterError:
+            if not skip_bad:
+                raise
+            continue  # named when its turn comes in training
+        yield sample.labels
 
 
 def _report(folder: RunFolder, final: Metrics, trainer: Trainer) -> Metrics:
