@@ -19,7 +19,7 @@ from segmenter.config import SegmenterConfig
 from segmenter.errors import ConfigError, ImageError
 from segmenter.images import read_image, write_image
 from segmenter.inference import pick_device
-from segmenter.predict import find_images
+from segmenter.predict import find_images, require_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +110,7 @@ def find_token(options: Options, config: SegmenterConfig, size: tuple[int, int])
         box = column * P, row * P, min((column + 1) * P, W), min((row + 1) * P, H)
         return first + row * w + column, f"patch at {x}, {y}", box
     if options.part == "encoder":
-        names = ("class", "distillation")[:extra]
+        names = ("class", "distillation")[: 1 + config.encoder.distilled]  # registers have no name
         wanted = options.token or names[0]
     elif options.token is None:
         raise ConfigError("--part decoder: whose attention? name a class with --token, or a patch with --at X Y")
@@ -143,7 +143,11 @@ def draw(options: Options, model: "Segmenter", path: Path) -> None:
     sheet = attention_sheet(
         image, maps[list(layers)], config.encoder.patch_size, layers, title, box, options.width or image.shape[1]
     )
-    write_image(options.out / f"{path.stem}.png", sheet)
+    write_image(_sheet_path(options, path), sheet)
+
+
+def _sheet_path(options: Options, path: Path) -> Path:
+    return options.out / f"{path.stem}.png"
 
 
 def require_layers(layers: Sequence[int], depth: int, part: str) -> tuple[int, ...]:
@@ -158,6 +162,7 @@ def attention(options: Options) -> int:
     from segmenter.checkpoint import load_model
 
     files = find_images(options.images)
+    require_kept(files, [_sheet_path(options, path) for path in files])
     model = load_model(options.checkpoint, pick_device(options.device))
     for path in track(files, "looking", console=Console(stderr=True), transient=True):
         draw(options, model, path)

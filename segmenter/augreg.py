@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             arrays = {key.removeprefix(_PREFIX): file[key] for key in file.files}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; check the path") from error
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, TypeError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: not a whole .npz of plain arrays ({' '.join(str(error).split())}); download it again"
         ) from error

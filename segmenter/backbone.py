@@ -53,7 +53,7 @@ class Backbone:
     position_resize: str  # how positions are resized as weights come in, a mode of `segmenter.vit.resize_position`
 
     def keep_blocks(self, count: int) -> None:
-        """Keep the first `count` blocks; the final LayerNorm becomes the identity, for its own followed another block.
+        """Keep the first `count` blocks; the final LayerNorm, whose own followed another block, begins at 1 and 0.
 
         Raises CheckpointError when there are not as many.
         """
@@ -92,11 +92,11 @@ class Backbone:
         old, P = self.encoder, self.encoder.patch_size
         new = replace(old, image_size=(-(-size[0] // P) * P, -(-size[1] // P) * P))
         if new.grid != old.grid:
-            self.tensors["pos_embed"] = resize_position(
-                self.tensors["pos_embed"], old.grid, new.grid, old.extra_tokens, mode or self.position_resize
-            )
+            mode = mode or self.position_resize
+            position = self.tensors["pos_embed"]
+            self.tensors["pos_embed"] = resize_position(position, old.grid, new.grid, old.extra_tokens, mode)
             self.origins["pos_embed"] = self.origins["pos_embed"].resized()
-            if new.position_resize == "dinov2":
+            if "dinov2" in (mode, new.position_resize):
                 # its offset belongs to its own grid; from this one on it would shift the same positions once more
                 new = replace(new, position_resize="bicubic")
         self.encoder = new

@@ -41,7 +41,8 @@ class Options:
     out: Path
     """HTML file to write."""
     dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59 or rgbt_glass."""
+    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
+    rgbt_glass_thermal."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: str = "val"

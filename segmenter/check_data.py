@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -118,7 +119,7 @@ def pixel_table(classes: Sequence[str], reports: Sequence[Report]) -> Table:
         table.add_column(report.split, justify="right")
     for index, name in [*enumerate(classes), (IGNORE, "(ignored)")]:
         shares = (100.0 * report.pixels[index] / max(report.pixels.sum(), 1) for report in reports)
-        table.add_row(name, *(f"{share:.3f}" if share else "-" for share in shares))
+        table.add_row(escape(name), *(f"{share:.3f}" if share else "-" for share in shares))
     return table
 
 

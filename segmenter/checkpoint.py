@@ -44,7 +44,8 @@ def require_new_checkpoint(out: Path, source: Path | None = None) -> None:
     source: checkpoint the network comes from. Raises CheckpointError otherwise.
     """
     wanted = out.resolve()
-    if source is not None and wanted == source.resolve():
+    # a checkpoint may be named by any of its files
+    if source is not None and wanted == (source.resolve().parent if source.is_file() else source.resolve()):
         raise CheckpointError(f"--out {out}: is the checkpoint it would be made of, and would be lost; pass another")
     if wanted.parent.name == STATES and wanted.is_dir():
         raise CheckpointError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -122,13 +123,13 @@ def class_table(
     columns = {"IoU": matrix.iou, "accuracy": matrix.accuracy}
     if boundary is not None:
         columns["boundary IoU"] = boundary.iou
-    table = Table(title=title)
+    table = Table(title=None if title is None else escape(title))
     table.add_column("class")
     for heading in (*columns, "pixels %"):
         table.add_column(heading, justify="right")
     for index, name in enumerate(classes):
         share = 100.0 * pixels[index] / max(pixels.sum(), 1)
-        table.add_row(name, *(_text(values[index]) for values in columns.values()), f"{share:.2f}")
+        table.add_row(escape(name), *(_text(values[index]) for values in columns.values()), f"{share:.2f}")
     return table
 
 
@@ -226,7 +227,7 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
         return 0
     require_labelled(matrix, dataset)
     title = f"{model.config.name} on {options.dataset} {options.split}, {len(dataset)} images"
-    Console().print(class_table(matrix, dataset.classes, title, boundary if options.details else None))
+    tables = [class_table(matrix, dataset.classes, title, boundary if options.details else None)]
     measures = {
         "mIoU": matrix.miou,
         "pixel accuracy": matrix.pixel_accuracy,
@@ -245,12 +246,11 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
         measures |= {"MAE": binary.mae, "mean IoU of the images": binary.image_iou, "BER": binary.ber}
         record |= {name: _number(value) for name, value in binary.summary().items()}
     if options.details:
-        Console().print(object_table(objects, dataset.classes))
+        tables.append(object_table(objects, dataset.classes))
         measures["mean boundary IoU"] = boundary.miou
         iou = {name: _number(value) for name, value in zip(dataset.classes, boundary.iou, strict=True)}
         record["boundary"] = {"band": options.band, "miou": _number(boundary.miou), "iou": iou}
         record["objects"] = {"areas": objects.areas, **objects.summary(dataset.classes)}
-    print(", ".join(f"{name} {_text(value)}" for name, value in measures.items()))
     if options.json is not None:
         record["confusion"] = matrix.matrix.tolist()
         # a line a key: with an indent, 150 classes would take 22,500 lines
@@ -259,6 +259,10 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
             temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     if options.confusion is not None:
         write_image(options.confusion, confusion_picture(matrix.matrix, dataset.classes))
+    # what took long is in the files before a terminal can refuse it
+    for table in tables:
+        Console().print(table)
+    print(", ".join(f"{name} {_text(value)}" for name, value in measures.items()))
     return 0
 
 

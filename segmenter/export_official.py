@@ -148,7 +148,8 @@ class Options:
 
 
 def export_official(options: Options) -> int:
-    require_new_checkpoint(options.out, options.checkpoint)
+    for source in (options.checkpoint, options.heads_of):
+        require_new_checkpoint(options.out, source)
     model = load_model(options.checkpoint)
     variant = official_variant(model.config, window=options.window, stride=options.stride, dataset=options.dataset)
     heads = None if options.heads_of is None else read_pickle(options.heads_of)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -86,7 +87,7 @@ def fidelity_table(fidelity: Fidelity, title: str | None = None) -> Table:
     for fate in fidelity.fates:
         alike = replace(fate, name=_BLOCK.sub(r"\1*", fate.name), key=_BLOCK.sub(r"\1*", fate.key))
         groups.setdefault(alike, []).append(fate)
-    table = Table(title=title)
+    table = Table(title=None if title is None else escape(title))
     for heading in ("tensor", "how", "shape"):
         table.add_column(heading, overflow="fold")
     table.add_column("tensors", justify="right")
@@ -95,5 +96,5 @@ def fidelity_table(fidelity: Fidelity, title: str | None = None) -> Table:
         renamed = shown.key and shown.name and not shown.name.endswith(shown.key)
         name = f"{shown.name}\n  from {shown.key}" if renamed else shown.name or shown.key
         shapes = [" x ".join(map(str, shape)) for shape in (shown.old, shown.new) if shape]
-        table.add_row(name, shown.how, " to ".join(dict.fromkeys(shapes)), str(len(fates)))
+        table.add_row(escape(name), shown.how, " to ".join(dict.fromkeys(shapes)), str(len(fates)))
     return table

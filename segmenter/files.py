@@ -43,8 +43,9 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
 def _temporary(path: Path) -> Iterator[Path]:
     _require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    stem = os.fsdecode(os.fsencode(path.name)[:200])  # a name may have 255 bytes
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{stem}.", suffix=".part" + path.suffix, dir=path.parent)
     except OSError as error:
         error.filename = str(path)
         raise

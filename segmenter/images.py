@@ -80,17 +80,21 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def write_labels(path: Path, labels: np.ndarray, palette: Palette) -> None:
-    """Write labels [H, W] atomically as a PNG of class indices: palette colours up to 256 classes, 16-bit grey above.
+    """Write the picture of labels [H, W] atomically as a PNG."""
+    with atomic_path(path) as temporary:
+        label_picture(labels, palette).save(temporary, format="PNG")
+
+
+def label_picture(labels: np.ndarray, palette: Palette) -> Image.Image:
+    """Labels [H, W] as class indices: palette colours up to 256 classes, 16-bit grey above.
 
     Values outside the palette, such as 255 to ignore, show black.
     """
     if len(palette) > 256:
-        picture = Image.fromarray(labels.astype(np.uint16))
-    else:
-        picture = Image.fromarray(labels.astype(np.uint8))
-        picture.putpalette(_colour_table(palette).tobytes())
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
+        return Image.fromarray(labels.astype(np.uint16))
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(_colour_table(palette).tobytes())
+    return picture
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:

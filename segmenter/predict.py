@@ -63,6 +63,16 @@ def find_images(path: Path) -> list[Path]:
     return files
 
 
+def require_kept(images: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Raises ConfigError where a picture to write is one of those to read."""
+    originals = {path.resolve(): path for path in images}
+    for output in outputs:
+        if output.resolve() in originals:
+            raise ConfigError(
+                f"{originals[output.resolve()]}: would be written over; pass another --out than the images' folder"
+            )
+
+
 def predict_file(
     predict: Predict,
     path: Path,
@@ -77,14 +87,19 @@ def predict_file(
     """
     image = read_image(path)
     labels = predict_named(predict, image, path)
-    write_labels(out / "labels" / f"{path.stem}.png", labels, palette)
+    labels_path, overlay_path = _outputs(path, out)
+    write_labels(labels_path, labels, palette)
     present = [index for index in np.unique(labels) if index < len(classes)]
     picture = with_legend(
         overlay(image, labels, palette, alpha),
         [classes[index] for index in present],
         [palette[index] for index in present],
     )
-    write_image(out / "overlays" / f"{path.stem}.png", picture)
+    write_image(overlay_path, picture)
+
+
+def _outputs(path: Path, out: Path) -> tuple[Path, Path]:
+    return out / "labels" / f"{path.stem}.png", out / "overlays" / f"{path.stem}.png"
 
 
 def predict(options: Options) -> int:
@@ -93,6 +108,7 @@ def predict(options: Options) -> int:
     if not 0.0 <= options.alpha <= 1.0:
         raise ConfigError(f"alpha {options.alpha}: wanted 0 to 1")
     files = find_images(options.images)
+    require_kept(files, [output for path in files for output in _outputs(path, options.out)])
     model = load_model(options.checkpoint, pick_device(options.inference.device))
     label = predictor(model, options.inference)
     failed, turned = 0, []

@@ -72,12 +72,13 @@ def from_backbone(
     else:
         config = _config_of_variant(backbone, variant_name, classes, palette)
         image_size = image_size or config.encoder.image_size
+    own_grid = backbone.encoder.grid
     if image_size is not None:
         backbone.change_image_size(image_size, position_resize)
     encoder = backbone.encoder
     if variant_name is not None:
         encoder = replace(config.encoder, image_size=encoder.image_size)
-    elif position_resize is not None:
+    elif position_resize is not None and (position_resize != "dinov2" or encoder.grid == own_grid):
         encoder = replace(encoder, position_resize=position_resize)
     config = replace(config, encoder=encoder)
     if normalization is not None:

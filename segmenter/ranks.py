@@ -43,7 +43,7 @@ class Ranks:
 
     def share(self, dataset: SegmentationDataset) -> SegmentationDataset:
         """Every `count`-th sample of a dataset, so that each is in one process's share."""
-        return dataset if self.count == 1 else Share(dataset, self.rank, self.count)
+        return dataset if self.count == 1 else EveryNth(dataset, self.rank, self.count)
 
     def sum(self, tensor: "Tensor") -> "Tensor":
         """The tensor, summed over all processes in place, on its own device.
@@ -109,7 +109,7 @@ class Ranks:
             ) from error
 
     def _missing(self) -> str:
-        """Who does not answer any more, by rank, process and machine."""
+        """Who does not answer any more, by rank, process and machine; of several not all need have ended."""
         try:
             assert self.store is not None
             self.store.set(f"here/{self.rank}", "")
@@ -118,10 +118,12 @@ class Ranks:
             names = [f"rank {rank} of {self.count} ({self.store.get(f'who/{rank}').decode()})" for rank in gone]
         except RuntimeError:  # the store went with the process that kept it
             names = []
-        return ", ".join(names) or f"a process of the {self.count}"
+        if len(names) > 1:
+            return f"{', '.join(names)} do not answer, and one of them at least"
+        return names[0] if names else f"a process of the {self.count}"
 
 
-class Share:
+class EveryNth:
     """Samples `first`, `first + step`, `first + 2 step`, ... of a dataset."""
 
     def __init__(self, dataset: SegmentationDataset, first: int, step: int) -> None:

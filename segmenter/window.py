@@ -119,7 +119,13 @@ def view_size(size: Sequence[int], scale: float, resize: tuple[int, int] | None 
     if resize is not None:
         longest, shortest = (int(bound * scale) for bound in (max(resize), min(resize)))
         factor = min(longest / max(H, W), shortest / min(H, W))
-    return int(H * factor + 0.5), int(W * factor + 0.5)
+    return scaled_size(size, factor)
+
+
+def scaled_size(size: Sequence[int], factor: float) -> tuple[int, int]:
+    """(H, W) times a factor, rounded half up as mmcv does; at least a pixel a side."""
+    H, W = size
+    return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

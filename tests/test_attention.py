@@ -84,6 +84,13 @@ def test_tokens_that_are_not_there_are_named(values: dict[str, Any], message: st
         find_token(options(**values), small_network().config, (40, 70))
 
 
+def test_registers_have_no_name() -> None:
+    config = small_network(registers=3).config
+    with pytest.raises(ConfigError, match="the encoder has no such token; wanted one like class"):
+        find_token(options(token="distillation"), config, (40, 70))
+    assert find_token(options(at=(0, 0)), config, (40, 70))[0] == 4
+
+
 def test_a_planted_map_glows_where_it_should() -> None:
     image = np.full((40, 70, 3), 100, np.uint8)
     weights = np.zeros((3, 5))
@@ -149,6 +156,10 @@ def test_attention_command(
         printed = capsys.readouterr().err
         assert message in printed
         assert printed.count("error:") == 1
+    before = (folder / "p1.png").read_bytes()
+    assert attention.main([*arguments, "--out", str(folder / ".." / "train")]) == 2
+    assert "p1.png: would be written over; pass another --out than the images' folder" in capsys.readouterr().err
+    assert (folder / "p1.png").read_bytes() == before
     Image.new("RGB", (20, 20)).save(tmp_path / "empty" / "broken.png")
     (tmp_path / "empty" / "broken.png").write_bytes(b"nothing")
     assert attention.main([*arguments, "--images", str(tmp_path / "empty")]) == 2

@@ -317,6 +317,13 @@ def test_files_that_are_no_weights_are_named(tmp_path):
     np.savez(path, weights=np.zeros(3, np.float32))
     with pytest.raises(CheckpointError, match="not a ViT under timm's, DINOv2's or Google's"):
         load_backbone(path)
+    np.savez_compressed(path, **google_arrays())
+    whole = bytearray(path.read_bytes())
+    begin = 30 + whole[26] + whole[28]  # behind the first file's header, name and extra field
+    whole[begin] = 255  # no kind of block
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"not a whole \.npz"):
+        load_backbone(path)
     torch.save({"model": {"code": print}}, tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match="could run code"):
         load_backbone(tmp_path / "vit.pth")

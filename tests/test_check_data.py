@@ -115,3 +115,11 @@ def test_ade20k_on_disk(shared: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([root, "--dataset", "ade20k", "--split", "val"]) == 0
     assert "val 3 images; no problems" in capsys.readouterr().out
     assert main([root, "--dataset", "ade20k"]) == 1
+
+
+def test_class_names_are_text(picture_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (picture_root / "classes.txt").write_text("ground\nwall [/a]\n[red]sky\n", encoding="utf-8")
+    assert main([str(picture_root)]) == 0
+    out = capsys.readouterr().out
+    assert "wall [/a]" in out
+    assert "[red]sky" in out

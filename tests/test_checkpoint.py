@@ -331,11 +331,14 @@ def test_what_a_network_is_made_of_and_trained_states_are_never_written_over(tmp
     save_model(small_network(), state)
     (tmp_path / "run" / "best").symlink_to(Path("states") / state.name)
     before = (state / "model.safetensors").read_bytes()
-    best = tmp_path / "run" / "best"
+    best, official = tmp_path / "run" / "best", tmp_path / "checkpoint.pth"
+    official.write_bytes(b"weights")
     for out, source, message in (
         (best, None, "is a state of a training run"),
         (state, tmp_path / "other", "is a state of a training run"),
         (best, best, "is the checkpoint it would be made of"),
+        (state, best / "config.json", "is the checkpoint it would be made of"),
+        (tmp_path, official, "is the checkpoint it would be made of"),
     ):
         with pytest.raises(CheckpointError, match=message):
             require_new_checkpoint(out, source)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from segmenter import evaluate, predict
 from segmenter.boundary import BoundaryIoU
-from segmenter.checkpoint import save_model
+from segmenter.checkpoint import load_model, save_model
 from segmenter.confusion import confusion_picture
 from segmenter.datasets import Sample, open_dataset
 from segmenter.errors import ConfigError, DataError, ImageError
@@ -176,6 +177,34 @@ def test_evaluate_command(
     assert "1 images" in capsys.readouterr().out
 
 
+def test_class_names_are_text_and_files_come_before_tables(
+    checkpoint: Path,
+    picture_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (picture_root / "classes.txt").write_text("ground\nwall [/a]\n[red]sky\n", encoding="utf-8")
+    model = load_model(checkpoint)
+    model.config = replace(model.config, classes=("ground", "wall [/a]", "[red]sky"), name="net [/b]")
+    save_model(model, checkpoint)
+    arguments = ["--checkpoint", str(checkpoint), "--dataset", "folder", "--data", str(picture_root)]
+    assert evaluate.main(arguments) == 0
+    out = capsys.readouterr().out
+    for text in ("wall [/a]", "[red]sky", "net [/b] on folder"):
+        assert text in out
+    files = tmp_path / "result.json", tmp_path / "matrix.png"
+
+    class Unprintable:
+        def __rich__(self) -> str:
+            raise UnicodeEncodeError("ascii", "ä", 0, 1, "a terminal's")
+
+    monkeypatch.setattr(evaluate, "class_table", lambda *_: Unprintable())
+    with pytest.raises(UnicodeEncodeError):
+        evaluate.main([*arguments, "--json", str(files[0]), "--confusion", str(files[1])])
+    assert all(path.is_file() for path in files)
+
+
 def test_evaluate_looks_closer(
     checkpoint: Path, picture_root: Path, tiny_model: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +290,21 @@ def test_predict_command(
     one = ["--checkpoint", str(checkpoint), "--images", str(folder / "p1.png"), "--out", str(tmp_path / "one")]
     assert predict.main(one) == 0
     assert [path.name for path in (tmp_path / "one" / "labels").iterdir()] == ["p1.png"]
+
+
+def test_predict_never_writes_over_its_images(
+    checkpoint: Path, picture_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (picture_root / "images" / "val" / "p1.png").read_bytes()
+    for name in ("labels", "overlays"):
+        (picture_root / "images" / "val").rename(tmp_path / name)
+        (picture_root / "images" / "val").symlink_to(tmp_path / name)
+        arguments = ["--checkpoint", str(checkpoint), "--images", str(picture_root / "images" / "val")]
+        assert predict.main([*arguments, "--out", str(tmp_path)]) == 2
+        assert "p1.png: would be written over; pass another --out" in capsys.readouterr().err
+        assert (tmp_path / name / "p1.png").read_bytes() == before
+        (picture_root / "images" / "val").unlink()
+        (tmp_path / name).rename(picture_root / "images" / "val")
 
 
 def test_predict_names_bad_images_and_goes_on(

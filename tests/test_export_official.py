@@ -107,6 +107,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     torch.save({"model": {"encoder.head.weight": torch.zeros(3, 3)}}, tmp_path / "other.pth")
     for options, message in (
         (["--out", str(tmp_path / "ours")], "would be lost"),
+        (["--out", str(tmp_path), "--heads-of", str(tmp_path / "other.pth")], "would be lost"),
         (["--out", str(tmp_path / "back"), "--heads-of", str(tmp_path / "other.pth")], "encoder.head.weight is (3, 3)"),
         (["--out", str(tmp_path / "back"), "--window", "0"], "--window 0: wanted at least 1 pixel"),
     ):

@@ -1,6 +1,7 @@
 """Labelling by an engine, in shares: what one machine labels, many do too, however often they are stopped."""
 
 import json
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFile
 from PIL import Image
 
 from segmenter.errors import ConfigError
 from segmenter.images import read_labels
 from segmenter_engines import open_session
+from segmenter_engines.export import export
 from segmenter_engines.folder import CHECKPOINT, FP32, INT8
 from segmenter_engines.label import Labeller, main, share
 from segmenter_engines.label_ray import RayLabeller
@@ -187,6 +191,79 @@ def test_an_object_store(
     # nothing is left to do but what failed
     assert label(engine, f"{bucket}/in", f"{bucket}/out") == 1
     assert "0 of 1 images labelled" in capsys.readouterr().out
+
+
+def test_keys_that_are_no_paths_and_one_that_cannot_be_had(
+    engine_folder: Path, photos: Path, tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = fsspec.filesystem("memory")
+    root = f"{bucket.removeprefix('memory:/')}/in"
+    picture = (photos / "a.png").read_bytes()
+    # as S3 lists them; this store's own writing would tidy them
+    store.store.update({f"{root}{key}": MemoryFile(store, f"{root}{key}", picture) for key in ("/x//b.png", "//c.png")})
+    store.pipe_file(f"{root}/a.png", picture)
+    get = store.get_file
+
+    def lost(remote: str, *rest: Any, **options: Any) -> None:
+        if remote.endswith("a.png"):
+            raise ConnectionError("reset by peer")
+        get(remote, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "get_file", lost)
+        assert label(engine_folder / FP32, f"{bucket}/in", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "a.png cannot be had or written (reset by peer)" in said.err
+    assert "2 of 3 images labelled" in said.out
+    assert sorted(labels(tmp_path / "out")) == ["c.png", "x/b.png"]
+    assert label(engine_folder / FP32, f"{bucket}/in", tmp_path / "out") == 0
+    assert "1 of 1 images labelled" in capsys.readouterr().out
+
+
+def test_names_of_any_bytes_and_length(engine_folder: Path, photos: Path, tmp_path: Path) -> None:
+    odd, long = os.fsdecode(b"\xff\xe9.png"), "n" * 251 + ".png"
+    for name in (odd, long):
+        (photos / name).write_bytes((photos / "a.png").read_bytes())
+    assert label(engine_folder / FP32, photos, tmp_path / "out", "--shard", "0/1") == 0
+    assert {odd, long} <= labels(tmp_path / "out").keys()
+
+
+def test_a_finished_share_too_belongs_to_one_engine(
+    engine_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(engine_folder / FP32, photos, tmp_path / "out") == 0
+    assert label(engine_folder / FP32, photos, tmp_path / "out") == 0
+    assert label(engine_folder / INT8, photos, tmp_path / "out") == 2
+    assert "holds labels of another engine" in capsys.readouterr().err
+
+
+def test_an_engine_that_takes_no_single_picture(engine_folder: Path, photos: Path, tmp_path: Path) -> None:
+    assert label(engine_folder / FP32, photos, tmp_path / "one") == 0
+    export(engine_folder / CHECKPOINT, tmp_path / "pairs.onnx", height=H, width=W, batch=(2, 2, 4))
+    assert label(tmp_path / "pairs.onnx", photos, tmp_path / "two") == 0
+    one, two = labels(tmp_path / "one"), labels(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all((one[name] == two[name]).mean() > 0.99 for name in one)
+
+
+def test_a_folder_named_by_a_url(
+    engine_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for images, out in ((f"file://{photos}", photos / "labels"), (photos, f"file://{photos}/labels")):
+        assert label(engine_folder / FP32, images, out) == 2
+        assert "lies in --images" in capsys.readouterr().err
+
+    def killed(self: object, here: str, there: str, **_: object) -> None:
+        Path(there).write_bytes(Path(here).read_bytes()[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", killed)
+    assert label(engine_folder / FP32, f"file://{photos}", f"file://{tmp_path}/out") == 0
+    assert len(labels(tmp_path / "out")) == len(NAMES)
 
 
 def test_rays_contract(engine_folder: Path, photos: Path, tmp_path: Path) -> None:

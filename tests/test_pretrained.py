@@ -81,6 +81,18 @@ def test_position_embeddings_are_resized_as_their_source_does(tmp_path, scaled):
     torch.testing.assert_close(kept, model.encoder.eval().embed(image))
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@torch.inference_mode()
+def test_positions_that_were_shifted_are_not_shifted_again(tmp_path, scaled):
+    path, _ = backbone_file(tmp_path, heads=1, layer_scale=scaled)
+    resized = from_backbone(path, CLASSES, image_size=(96, 144), position_resize="dinov2")
+    assert resized.config.encoder.position_resize == "bicubic"
+    kept = from_backbone(path, CLASSES, position_resize="dinov2")
+    assert kept.config.encoder.position_resize == "dinov2"
+    image = torch.randn(1, 3, 96, 144)
+    torch.testing.assert_close(kept.encoder.eval().embed(image), resized.encoder.eval().embed(image))
+
+
 def test_files_that_are_no_such_vit_are_named(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"conv.weight": torch.zeros(3)}, path)

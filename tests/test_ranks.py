@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.distributed import HashStore
 
 from segmenter.checkpoint import save_model
 from segmenter.config import SegmenterConfig
@@ -14,7 +15,7 @@ from segmenter.datasets.shapes import Shapes
 from segmenter.errors import ConfigError
 from segmenter.evaluate import main
 from segmenter.model import Segmenter
-from segmenter.ranks import Ranks, Share, joined
+from segmenter.ranks import EveryNth, LostRank, Ranks, joined
 from tests.training.ranks import run_ranks
 
 EVALUATE = "segmenter.evaluate"
@@ -38,12 +39,35 @@ def test_each_image_is_in_one_share(count: int) -> None:
 def test_one_process_exchanges_nothing() -> None:
     with joined("cpu") as ranks:
         assert (ranks.rank, ranks.count, ranks.device, ranks.first) == (0, 1, "cpu", True)
-        assert not isinstance(ranks.share(Shapes("val")), Share)
+        assert not isinstance(ranks.share(Shapes("val")), EveryNth)
         counts = np.arange(4)
         ranks.sum_counts(counts)
         assert counts.tolist() == [0, 1, 2, 3]
         assert ranks.largest(3.0, -1.0) == (3.0, -1.0)
         assert ranks.gathered([1.5]) == [1.5]
+
+
+@pytest.mark.parametrize(
+    ("here", "told"),
+    [
+        ((0, 1, 3), r"^rank 2 of 4 \(process 12\) ended before its time"),
+        (
+            (0, 3),
+            r"rank 1 of 4 \(process 11\), rank 2 of 4 \(process 12\) do not answer, and one of them at least",
+        ),
+    ],
+)
+def test_of_several_that_do_not_answer_one_has_ended(
+    here: tuple[int, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = HashStore()
+    for rank in range(4):
+        store.set(f"who/{rank}", f"process {10 + rank}")
+    for rank in here:
+        store.set(f"here/{rank}", "")
+    monkeypatch.setattr("segmenter.ranks._PATIENCE_S", 0.0)
+    with pytest.raises(LostRank, match=told), Ranks("cpu", 0, 4, store).exchanging():
+        raise RuntimeError("gloo: connection closed by peer")
 
 
 def test_one_gpu_for_many_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

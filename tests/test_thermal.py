@@ -11,12 +11,13 @@ from PIL import Image
 from segmenter.checkpoint import load_model, save_model
 from segmenter.config import HALF, Preprocess, SegmenterConfig
 from segmenter.datasets import open_dataset
-from segmenter.datasets.fitted import Fitted
+from segmenter.datasets.fitted import Fitted, fit
 from segmenter.errors import ConfigError, EngineError, ImageError
 from segmenter.evaluate import main as evaluate
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
+from segmenter.probe import main as probe
 from segmenter.train import main as train
 from segmenter.training.network import make_network
 from segmenter.training.options import NetworkOptions
@@ -85,6 +86,19 @@ def test_unusable_temperatures_are_named(glass_root: Path, values: np.ndarray | 
         np.save(path, values)
     with pytest.raises(ImageError, match=message):
         open_dataset("rgbt_glass_thermal", glass_root, "train")[1]
+
+
+def test_temperatures_that_look_like_an_archive_are_named(glass_root: Path) -> None:
+    (scene(glass_root) / "temperature.npy").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ImageError, match=r"temperature\.npy: not an array of numbers"):
+        open_dataset("rgbt_glass_thermal", glass_root, "train")[1]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 3), (8, 1, 3), (1, 8, 4), (1, 1, 4)])
+def test_pictures_one_pixel_high_or_wide_are_fitted(shape: tuple[int, int, int]) -> None:
+    fitted = fit(np.full(shape, 7, np.uint8), (4, 6))
+    assert fitted.shape == (4, 6, shape[2])
+    assert (fitted == 7).all()
 
 
 def test_fitted_keeps_every_channel_apart() -> None:
@@ -170,3 +184,16 @@ def test_a_run_on_temperatures(glass_root: Path, tmp_path: Path, capsys: pytest.
     assert evaluate([*common, "--checkpoint", str(out / "best"), "--json", str(report)]) == 0
     miou = float(capsys.readouterr().out.split("mIoU ")[1].split(",")[0])
     assert miou > 0.6
+
+
+def test_a_probe_widens_a_network_of_fewer_channels(
+    glass_root: Path, tmp_path: Path, tiny_config: SegmenterConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(Segmenter(replace(tiny_config, classes=("class 0", "class 1"), palette=())), tmp_path / "rgb")
+    common = ["--data", str(glass_root), "--steps", "2", "--batch", "2", "--device", "cpu"]
+    wide = [str(tmp_path / "rgb"), "--out", str(tmp_path / "wide"), "--dataset", "rgbt_glass_thermal"]
+    assert probe([*wide, *common]) == 0
+    assert load_model(tmp_path / "wide").config.encoder.channels == 4
+    capsys.readouterr()
+    assert probe([str(tmp_path / "wide"), "--out", str(tmp_path / "rgb2"), "--dataset", "rgbt_glass", *common]) == 2
+    assert "takes images of 4 channels where the dataset's have 3" in capsys.readouterr().err

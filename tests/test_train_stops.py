@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from segmenter import load_model
+from segmenter.ranks import Ranks
 from segmenter.training.learner import Learner
 from segmenter.training.loop import Trainer
 from segmenter.training.state import RunFolder
@@ -130,6 +131,21 @@ def test_signal_saves_and_stops(number: signal.Signals, tmp_path: Path, monkeypa
     assert RunFolder(tmp_path).read_record().step == 4
     assert train(tmp_path, "--steps", "8") == 0
     assert list(losses(tmp_path)) == list(range(1, 9))
+
+
+def test_a_signal_while_processes_agree_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def signalled(self: Ranks, *values: float) -> tuple[float, ...]:
+        nonlocal calls
+        calls += len(values) == 2 and type(values[1]) is float
+        if calls == 4:
+            os.kill(os.getpid(), signal.SIGTERM)  # once it has been asked for
+        return values
+
+    monkeypatch.setattr(Ranks, "largest", signalled)
+    assert train(tmp_path, "--steps", "8") == 128 + signal.SIGTERM
+    assert RunFolder(tmp_path).read_record().step < 8
 
 
 def test_signal_during_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

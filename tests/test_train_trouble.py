@@ -12,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from segmenter import load_model
-from segmenter.errors import CheckpointError
+from segmenter.errors import CheckpointError, DataError, SegmenterError
+from segmenter.ranks import LostRank
 from segmenter.training.learner import Learner, NotFiniteError
 from segmenter.training.log import TrainingLog
+from segmenter.training.loop import Trainer
 from segmenter.training.options import RecordOptions, TrainOptions
 from segmenter.training.state import RunFolder
 from tests.training.runs import losses, metrics, refuse, stop_after, train
@@ -129,6 +131,22 @@ def test_a_bad_batch_that_cannot_be_kept_is_named(
     assert "with shapes/train/" in error
     assert "not saved: " in error
     assert "no state was saved yet" in error
+
+
+@pytest.mark.parametrize("trouble", [DataError("mask.png: gone"), LostRank("rank 1 of 2 ended")])
+def test_a_broken_weight_behind_other_trouble_is_one_line(
+    trouble: SegmenterError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: Trainer, *_: Any) -> None:
+        with torch.no_grad():
+            next(self.learner.model.parameters()).fill_(torch.nan)
+        self.step = 1
+        raise trouble
+
+    monkeypatch.setattr(Trainer, "_updates", broken)
+    error = refuse(capsys, tmp_path, "--steps", "3")
+    assert ("came apart at step 1" if isinstance(trouble, DataError) else "rank 1 of 2 ended") in error
+    assert not (tmp_path / "last").exists()
 
 
 def test_on_a_gpu_the_first_bad_update_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ made again.
 """
 
 import json
+import os
 import sys
 import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -24,7 +25,8 @@ from segmenter.cli import run
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, DataError, ImageError
 from segmenter.files import sha256
-from segmenter.images import IMAGE_SUFFIXES, read_image, write_labels
+from segmenter.images import IMAGE_SUFFIXES, label_picture, read_image
+from segmenter_engines.invariants import one_at_a_time
 from segmenter_engines.manifest import weights_of
 from segmenter_engines.sessions import Session, open_session
 from segmenter_engines.store import Store
@@ -69,14 +71,11 @@ class Labeller:
     ) -> None:
         self.images, self.out = Store(images), Store(out)
         self.session: Session = open_session(artifact, engine, threads=threads)
-        path = weights_of(artifact) if artifact.is_dir() else artifact
-        facts: dict[str, Any] = {"artifact_sha256": sha256(path), "classes": list(self.session.classes)}
-        there = self.out.read_text(ENGINE_NAME)
-        if there is None:
+        self.predict = one_at_a_time(self.session)
+        if not require_labels_of(artifact, self.out, self.session.classes):
+            facts = _facts(artifact, self.session.classes) | {"engine": self.session.name}
             with self.out.writing(ENGINE_NAME) as temporary:
-                temporary.write_text(json.dumps(facts | {"engine": self.session.name}, indent=1), encoding="utf-8")
-        elif not _agrees(there, facts):
-            raise ConfigError(f"--out {out}: holds labels of another engine ({ENGINE_NAME}); choose another folder")
+                temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     def label(self, name: str) -> None:
         """Write one picture's labels, at its own size; an engine of other sizes sees it resized.
@@ -85,12 +84,12 @@ class Labeller:
         """
         with self.images.reading(name) as path:
             image = read_image(path)
-        labels = self.session(fit(image, self._taken(image.shape[0], image.shape[1])))
+        labels = self.predict(fit(image, self._taken(image.shape[0], image.shape[1])))
         if labels.shape != image.shape[:2]:
             resized = Image.fromarray(labels).resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)
             labels = np.asarray(resized)
         with self.out.writing(label_name(name)) as path:
-            write_labels(path, labels, self.session.palette)
+            label_picture(labels, self.session.palette).save(path, format="PNG")
 
     def close(self) -> None:
         self.session.close()
@@ -105,9 +104,17 @@ class Labeller:
         return height, width
 
 
+def require_labels_of(artifact: Path, out: Store, classes: Sequence[str] | None = None) -> bool:
+    """Whether a store says what its labels are of. Raises ConfigError where that is another engine."""
+    there = out.read_text(ENGINE_NAME)
+    if there is not None and not _agrees(there, _facts(artifact, classes)):
+        raise ConfigError(f"--out {out.url}: holds labels of another engine ({ENGINE_NAME}); choose another folder")
+    return there is not None
+
+
 def label_name(name: str) -> str:
-    """Where the labels of a picture are: `a/b.jpg` becomes `a/b.png`."""
-    return str(PurePosixPath(name).with_suffix(".png"))
+    """Where the labels of a picture are: `a/b.jpg` becomes `a/b.png`, and so does the key `a//b.jpg` of a store."""
+    return str(PurePosixPath(name.lstrip("/")).with_suffix(".png"))
 
 
 def pictures(images: Store) -> list[str]:
@@ -133,7 +140,7 @@ def share(names: Sequence[str], shard: str) -> list[str]:
     index, slash, count = shard.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ConfigError(f"--shard {shard}: wanted i/n with i from 0 to n - 1, such as 0/8")
-    return [name for name in names if zlib.crc32(name.encode()) % int(count) == int(index)]
+    return [name for name in names if zlib.crc32(os.fsencode(name)) % int(count) == int(index)]
 
 
 def label(options: Options) -> int:
@@ -141,6 +148,7 @@ def label(options: Options) -> int:
     if out.lies_in(images):
         raise ConfigError(f"--out {out.url}: lies in --images, whose pictures labels would mix with; choose another")
     own = share(pictures(images), options.shard)
+    require_labels_of(options.artifact, out)
     there = set(out.names((".png",)))
     todo = [name for name in own if label_name(name) not in there]
     errors, seconds = _label_all(options, todo)
@@ -179,12 +187,17 @@ def attempt(labeller: Labeller, name: str) -> str:
     """Label a picture; what is wrong with it, empty where nothing is."""
     try:
         labeller.label(name)
-    except ImageError as error:
+    except (ImageError, DataError) as error:
         return str(error)
     return ""
 
 
-def _agrees(there: str, facts: dict[str, Any]) -> bool:
+def _facts(artifact: Path, classes: Sequence[str] | None) -> dict[str, object]:
+    facts: dict[str, object] = {"artifact_sha256": sha256(weights_of(artifact))}
+    return facts if classes is None else facts | {"classes": list(classes)}
+
+
+def _agrees(there: str, facts: dict[str, object]) -> bool:
     try:
         known = json.loads(there)
     except ValueError:

@@ -1,6 +1,8 @@
 """A folder of files, on disk or in an object store: `photos`, `s3://bucket/photos`, whatever fsspec opens.
 
-Files are read and written as a whole. Those of a store pass through a temporary file here, and appear there at once.
+Files are read and written as a whole. Those of a store pass through a temporary file here. They appear at once on disks
+of this machine (`file://` too) and in object stores (S3, GCS, Azure); where files are sent piece by piece, as by sftp,
+a kill can leave the beginning of one.
 """
 
 import tempfile
@@ -26,6 +28,7 @@ class Store:
         if "://" not in url:
             return
         from fsspec.core import url_to_fs  # PyTorch brings it
+        from fsspec.implementations.local import LocalFileSystem
 
         try:
             self.remote, self.root = url_to_fs(self.url)
@@ -33,11 +36,14 @@ class Store:
             raise ConfigError(f"{url}: {' '.join(str(error).split())}") from error
         except ValueError as error:
             raise ConfigError(f"{url}: {error}; pass a folder, or a URL such as s3://bucket/photos") from error
+        if isinstance(self.remote, LocalFileSystem):
+            self.remote = None
 
     def names(self, suffixes: Sequence[str]) -> list[str]:
         """Files in the folder and below it with one of the suffixes, in any case, sorted; hidden ones are left out.
 
-        Empty where there is no such folder. Raises DataError where a store cannot be asked.
+        Keys of a store stay as they are, `a//b.png` too. Empty where there is no such folder. Raises DataError where a
+        store cannot be asked.
         """
         if self.remote is None:
             paths = (path for path in Path(self.root).rglob("*") if path.suffix.lower() in suffixes)
@@ -45,13 +51,8 @@ class Store:
         else:
             with self._asked(self.url):
                 found = self.remote.find(self.root)
-            names = [path[len(self.root) :].lstrip("/") for path in found]
-        wanted = (PurePosixPath(name) for name in names)
-        return sorted(
-            str(name)
-            for name in wanted
-            if name.suffix.lower() in suffixes and not any(part.startswith(".") for part in name.parts)
-        )
+            names = [path[len(self.root) :].removeprefix("/") for path in found]
+        return sorted(name for name in names if _is_wanted(PurePosixPath(name), suffixes))
 
     def lies_in(self, other: "Store") -> bool:
         """Whether this is the other folder, or below it."""
@@ -107,3 +108,7 @@ class Store:
         except Exception as error:  # each store has errors of its own
             told = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"{self.url}: {name} cannot be had or written ({told}); check URL and keys") from error
+
+
+def _is_wanted(name: PurePosixPath, suffixes: Sequence[str]) -> bool:
+    return name.suffix.lower() in suffixes and not any(part.startswith(".") for part in name.parts)

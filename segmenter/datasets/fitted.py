@@ -11,7 +11,7 @@ def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
     parts = (image[..., :3], *(image[..., [index]] for index in range(3, image.shape[2])))
-    return np.concatenate([_resized(part.squeeze(), size) for part in parts], axis=2)
+    return np.concatenate([_resized(part[..., 0] if part.shape[2] == 1 else part, size) for part in parts], axis=2)
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

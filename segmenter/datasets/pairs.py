@@ -42,7 +42,7 @@ class Layout:
     def read_picture(self, path: Path) -> np.ndarray:
         """The image of a pair, uint8 [H, W, C].
 
-        Raises ImageError as `read_image` and `read_thermal` do.
+        Raises ImageError as `read_image` and `with_thermal` do.
         """
         image = read_image(path)
         return with_thermal(image, path) if self.thermal else image

@@ -1,5 +1,6 @@
 """Thermal pictures beside the RGB ones: a fourth channel of 8 bits."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
         numbers = np.asarray(values, np.float64)
-    except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, TypeError, MemoryError, zipfile.BadZipFile) as error:
         raise ImageError(f"{path}: not an array of numbers ({error}); copy it again") from error
     if numbers.ndim != 2 or not np.isfinite(numbers).all():
         raise ImageError(f"{path}: holds {values.dtype} {values.shape}; wanted finite numbers [H, W]; copy it again")

@@ -19,6 +19,7 @@ from segmenter.datasets import IGNORE
 from segmenter.errors import ConfigError
 from segmenter.preprocess import normalize_planar
 from segmenter.training.colour import Colours, distort
+from segmenter.window import scaled_size
 
 _ATTEMPTS = 10  # crops drawn again before one with too much of a class is taken
 
@@ -177,7 +178,7 @@ def _resized_size(shape: Sequence[int], crop: tuple[int, int], scale: float, set
     whole = max(crop[0] / H, crop[1] / W) if settings.short_side is None else short / min(H, W)
     factor = int(short * scale) / short * whole
     factor = min(factor, int(settings.long_ratio * short * scale) / max(H, W))
-    return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
+    return scaled_size((H, W), factor)
 
 
 def _choose_crop(

@@ -9,9 +9,7 @@ from typing import Any, Protocol
 from segmenter.errors import ConfigError
 from segmenter.files import atomic_path
 from segmenter.training.options import TrainOptions
-from segmenter.training.state import reporting
-
-_RUN_ID = "wandb-id"  # a file in the run's folder
+from segmenter.training.state import WANDB_NAME, reporting
 
 
 class Board(Protocol):
@@ -71,7 +69,7 @@ class WeightsAndBiases:
     def __init__(self, options: TrainOptions) -> None:
         import wandb
 
-        path = options.out / _RUN_ID
+        path = options.out / WANDB_NAME
         if not path.is_file():
             with reporting(path, "cannot be written"), atomic_path(path) as temporary:
                 temporary.write_text(uuid.uuid4().hex[:8], encoding="utf-8")

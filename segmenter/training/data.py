@@ -1,5 +1,6 @@
 """Batches for training: which image comes when, augmented how, is decided by the seed and the sample's number alone."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -142,8 +143,11 @@ def batches(
 
 
 def spare_workers() -> int:
-    """Workers that keep the computation fed: one a core but the first, at least 1, at most 8."""
-    return min(max(usable_cores() - 1, 1), 8)
+    """Workers that keep the computation fed: one a core but the first, at least 1, at most 8.
+
+    Of the cores that torchrun's processes on a machine share, each counts its part.
+    """
+    return min(max(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1, 1), 8)
 
 
 def _stack(items: "list[Item] | SegmenterError") -> tuple[Batch | Raw, list[str]] | SegmenterError:

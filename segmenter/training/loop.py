@@ -1,4 +1,9 @@
-"""The training loop: updates, checkpoints, evaluations, each resumable to the last bit that the device repeats."""
+"""The training loop: updates, checkpoints, evaluations, each resumable.
+
+A run that was stopped repeats one that was not to the last bit that its device does, by one process or two. Of more,
+the order in which their gradients are summed changes with PyTorch's buckets, made anew after the first update: they
+repeat it but for rounding.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -103,15 +108,16 @@ class Trainer:
                 # a kill or a signal came after this state was saved and before it was judged
                 self.evaluate(log, interruption)
             try:
-                self._updates(log, interruption)
+                try:
+                    self._updates(log, interruption)
+                except (ImageError, DataError):
+                    # a file that went, or broke, costs nothing of what was learnt before it
+                    self.save()
+                    raise
                 self.save()
             except NotFiniteError as error:
                 order = self._order(error.step, error.step + 1)
                 raise came_apart(self.samples, order, self.folder, self.options, self.ranks) from error
-            except (ImageError, DataError):
-                # a file that went, or broke, costs nothing of what was learnt before it
-                self.save()
-                raise
         return self.evaluate(log, interruption)
 
     def save(self) -> None:
@@ -196,8 +202,9 @@ class Trainer:
         """Set all processes' clocks by the first's; whether any of them was sent a signal, which then all were."""
         elapsed_s = time.monotonic() - self.began if self.ranks.first else 0.0
         self.elapsed_s, signalled = self.ranks.largest(elapsed_s, float(interruption.signal or 0))
-        interruption.signal = int(signalled) or None
-        return interruption.signal is not None
+        if signalled:  # where not, nothing is taken back: one may have come since it was asked for
+            interruption.signal = int(signalled)
+        return bool(signalled)
 
     def _show(self, log: TrainingLog | NoLog, loss: Tensor, lr: float, images_per_s: float) -> None:
         """Tell the log about an update: each on a CPU; on a GPU, where reading a loss means waiting, those recorded."""

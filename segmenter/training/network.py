@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from segmenter.checkpoint import load_model, load_weights
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig, variant
@@ -36,11 +37,9 @@ def make_network(
         config = _fresh_config(options, dataset, crop)
         return Segmenter(config, ops), f"{config.name}, from random weights"
     source = load_model(options.init)
-    config = _with_chances(replace(source.config, classes=dataset.classes, palette=dataset.palette), options)
-    config = config.with_channels(dataset.channels)
+    wide, tensors = widened(source, dataset.channels)
+    config = _with_chances(replace(wide, classes=dataset.classes, palette=dataset.palette), options)
     model = Segmenter(config, ops)
-    tensors = source.state_dict()
-    tensors[PROJECTION] = widen_projection(tensors[PROJECTION], dataset.channels)
     line = f"{config.name}, from {options.init}"
     if dataset.channels > source.config.encoder.channels:
         fresh = range(source.config.encoder.channels + 1, dataset.channels + 1)
@@ -52,6 +51,16 @@ def make_network(
         line += f"; fresh decoder ({other})"
     load_weights(model, tensors, options.init)
     return model, line
+
+
+def widened(source: Segmenter, channels: int) -> tuple[SegmenterConfig, dict[str, Tensor]]:
+    """Configuration and weights of a network for images of so many channels, which begins as the one it was.
+
+    Raises ConfigError for fewer than it has.
+    """
+    config, tensors = source.config.with_channels(channels), source.state_dict()
+    tensors[PROJECTION] = widen_projection(tensors[PROJECTION], channels)
+    return config, tensors
 
 
 def _fresh_config(

@@ -10,6 +10,7 @@ from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
 from segmenter.training.options import OptimizerOptions
 
+_QUANTITIES = {SGD: {"momentum_buffer"}, AdamW: {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter's state
 _NO_DECAY = ("pos_embed", "cls_token", "dist_token", "register_tokens", "cls_emb")
 
 
@@ -118,7 +119,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give an optimiser the state of `optimizer_tensors`.
+    """Give an optimiser the state of `optimizer_tensors`; of another kind's it takes nothing, and begins afresh.
 
     Raises KeyError for a parameter it does not have, ValueError for a shape that is not the parameter's.
     """
@@ -134,5 +135,6 @@ def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
         index, parameter = indices[name]
         if tensor.ndim and tensor.shape != parameter.shape:
             raise ValueError(f"{key} is {tuple(tensor.shape)}, wanted {tuple(parameter.shape)}")
-        state.setdefault(index, {})[quantity] = tensor
+        if quantity in _QUANTITIES[type(optimizer)]:
+            state.setdefault(index, {})[quantity] = tensor
     optimizer.load_state_dict({**current, "state": state})

@@ -182,7 +182,8 @@ class MachineOptions:
     augment_on: Literal["cpu", "device"] = "cpu"
     """Who resizes, crops and distorts training images: those processes, or the device, a batch at a time."""
     on_bad_sample: Literal["stop", "skip"] = "stop"
-    """When a training image or mask is missing or damaged: save and stop, or name it and take the next one."""
+    """When a training image or mask is damaged, or goes while the run reads it: save and stop, or name it and take the
+    next one. An image that has no mask when the run starts is refused either way."""
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1 part")

@@ -26,6 +26,7 @@ from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter.probe import Options
 from segmenter.training.loss import class_weights, require_finite, require_stride, segmentation_loss
+from segmenter.training.network import widened
 from segmenter.training.optimizer import autocast_type
 from segmenter.training.schedule import Schedule
 
@@ -39,13 +40,13 @@ def run_probe(options: Options) -> int:
     require_new_checkpoint(options.out, options.checkpoint)
     require_writable(options.out / CONFIG_NAME)
     device = torch.device(pick_device(options.device))
-    model = load_model(options.checkpoint, str(device))
+    model = load_model(options.checkpoint)
     require_stride(_stride(options, model), model.config.encoder.patch_size)
     train = Subset(open_dataset(options.dataset, options.data, "train"), options.limit)
     val = Subset(open_dataset(options.dataset, options.data, "val"), 32)
     require_same_classes(model.config.classes, train, options.checkpoint)
     # a checkpoint of anonymous classes learns their names and colours here
-    model.config = replace(model.config, classes=train.classes, palette=train.palette)
+    model = _named_for(model, train).to(device).eval()
     size = train[0].image.shape[:2]
     torch.manual_seed(options.seed)
     tokens, labels = encode(model, Fitted(train, (size[0], size[1])), device)
@@ -56,6 +57,17 @@ def run_probe(options: Options) -> int:
     require_labelled(matrix, val)
     print(f"{options.out}: loss {loss:.3f}, mIoU {matrix.miou:.4f} on {len(val)} validation images")
     return 0
+
+
+def _named_for(model: Segmenter, data: SegmentationDataset) -> Segmenter:
+    """The network with the classes and colours of a dataset, for images of its channels.
+
+    Raises ConfigError for fewer than the network takes.
+    """
+    config, tensors = widened(model, data.channels)
+    ours = Segmenter(replace(config, classes=data.classes, palette=data.palette))
+    ours.load_state_dict(tensors)
+    return ours
 
 
 @torch.no_grad()

@@ -1,15 +1,16 @@
 """A training run from its options: data, network, a new or a resumed state, the loop, the report."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from segmenter.checkpoint import CONFIG_NAME, read_config
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
-from segmenter.errors import ConfigError
+from segmenter.errors import ConfigError, SegmenterError
 from segmenter.evaluate import evaluate_labels, require_labelled, summary
 from segmenter.inference import Inference, predictor
 from segmenter.metrics import ConfusionMatrix
@@ -18,6 +19,7 @@ from segmenter.ranks import LostRank, Ranks, joined
 from segmenter.training import ops_cpu
 from segmenter.training.boards import require_boards
 from segmenter.training.interruption import Interrupted, Interruption
+from segmenter.training.learner import NotFiniteError
 from segmenter.training.log import NoLog, TrainingLog
 from segmenter.training.loop import Metrics, Trainer
 from segmenter.training.loss import class_weights
@@ -97,7 +99,8 @@ def _run(options: TrainOptions, ranks: Ranks, interruption: Interruption) -> int
             except LostRank:
                 # an exchange fails before anything has changed; a GPU would wait for the lost one for ever
                 if ranks.first and device.type == "cpu":
-                    trainer.save()
+                    with suppress(NotFiniteError):  # then there is nothing to keep, and the loss is what to tell of
+                        trainer.save()
                 raise
             if ranks.first:
                 best = _report(folder, final, trainer)
@@ -191,12 +194,23 @@ def _facts(data: SegmentationDataset) -> dict[str, Any]:
 
 
 def _weights(options: TrainOptions, data: SegmentationDataset) -> list[float] | None:
-    """Class weights from evenly spread training labels, where asked for."""
+    """Class weights from evenly spread training labels, where asked for; of the same samples as training."""
     if not options.optimizer.class_weights:
         return None
-    some = Subset(data, _WEIGHED_IMAGES)
-    weights: list[float] = class_weights((some[index].labels for index in range(len(some))), len(data.classes)).tolist()
+    labels = _labels(Subset(data, _WEIGHED_IMAGES), skip_bad=options.machine.on_bad_sample == "skip")
+    weights: list[float] = class_weights(labels, len(data.classes)).tolist()
     return weights
+
+
+def _labels(data: SegmentationDataset, skip_bad: bool) -> Iterator[np.ndarray]:
+    for index in range(len(data)):
+        try:
+            sample = data[index]
+        except SegmenterError:
+            if not skip_bad:
+                raise
+            continue  # named when its turn comes in training
+        yield sample.labels
 
 
 def _report(folder: RunFolder, final: Metrics, trainer: Trainer) -> Metrics:

@@ -37,6 +37,7 @@ OPTIMIZER_NAME = "optimizer.safetensors"
 LEARNING_NAME = "learning.safetensors"
 TRAINING_NAME = "training.json"
 METRICS_NAME = "metrics.json"
+WANDB_NAME = "wandb-id"  # the name Weights & Biases knows the run by
 _UNFINISHED = ".part"
 
 
@@ -171,8 +172,8 @@ class RunFolder:
         """
         (self.root / METRICS_NAME).unlink(missing_ok=True)
         if record is None:
-            for link in (self.last, self.best):
-                link.unlink(missing_ok=True)
+            for path in (self.last, self.best, self.root / WANDB_NAME):
+                path.unlink(missing_ok=True)
         last, best = self._target(self.last), self._target(self.best)
         steps = sorted(path.name for path in self.states.glob("step-*") if path.suffix != _UNFINISHED)
         before = [name for name in steps if last is not None and name < last]

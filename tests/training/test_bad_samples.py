@@ -144,3 +144,22 @@ def test_a_file_that_the_second_of_two_processes_reads(choice: str, picture_root
     else:
         assert 0 not in statuses
         assert json.loads((out / "last" / "training.json").read_text())["step"] == 2
+
+
+def test_classes_are_weighted_by_the_files_that_can_be_read(
+    picture_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = picture_root / "masks" / "train" / "p1.png"
+    mask.write_bytes(b"no picture")
+    options = ["--workers", "0", "--class-weights"]
+    assert run(picture_root, tmp_path / "run", *options, "--on-bad-sample", "skip") == 0
+    assert run(picture_root, tmp_path / "other", *options) == 2
+    assert "masks/train/p1.png" in capsys.readouterr().err
+    for path in (mask, picture_root / "images" / "train" / "p1.png"):
+        path.unlink()
+    assert run(picture_root, tmp_path / "fewer", *options) == 0
+    weights, wanted = (
+        json.loads((tmp_path / name / "last" / "training.json").read_text())["class_weights"]
+        for name in ("run", "fewer")
+    )
+    assert weights == wanted

@@ -65,6 +65,14 @@ def test_weights_and_biases_is_given_every_record(tmp_path: Path, wandb: Any, mo
     assert second.finished
 
 
+def test_a_run_that_starts_over_is_another_one_there(tmp_path: Path, wandb: Any) -> None:
+    options = ["--steps", "1", "--wandb", "streets", "--resume", "never"]
+    assert train(tmp_path, *options) == 0
+    assert train(tmp_path, *options) == 0
+    first, second = wandb.runs
+    assert first.given["id"] != second.given["id"]
+
+
 def test_weights_and_biases_that_refuses(
     tmp_path: Path, wandb: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

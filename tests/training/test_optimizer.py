@@ -126,6 +126,18 @@ def test_state_by_name_survives_thawing(steady_model: Segmenter, kind: str) -> N
         assert torch.equal(tensor, copy.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(("before", "after"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_state_of_another_optimiser_is_not_taken(steady_model: Segmenter, before: str, after: str) -> None:
+    first = make_optimizer(steady_model, OptimizerOptions(optimizer=before))  # type: ignore[arg-type]
+    one_update(steady_model, first)
+    second = make_optimizer(steady_model, OptimizerOptions(optimizer=after))  # type: ignore[arg-type]
+    load_optimizer(second, optimizer_tensors(first))
+    assert not optimizer_tensors(second)
+    one_update(steady_model, second)
+    kept = {key.partition("/")[0] for key in optimizer_tensors(second)}
+    assert kept == ({"momentum_buffer"} if after == "sgd" else {"step", "exp_avg", "exp_avg_sq"})
+
+
 def test_state_of_another_network_is_refused(tiny_model: Segmenter) -> None:
     optimizer = make_optimizer(tiny_model, OptimizerOptions())
     with pytest.raises(ValueError, match="wanted"):
