@@ -62,10 +62,10 @@ gpu: setup
 	$(BIN)/python -m segmenter_kernels.tune
 	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30
 
-# Kernels in two processes, for each of their tests uses one core; the others share one, with what takes long to make.
+# In two processes, for most tests use one core; kernels first, as they say soonest what a new Triton changed.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 tests/kernels
-	$(BIN)/python -m pytest --ignore tests/kernels
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 --ignore tests/kernels
 
 lint: setup
 	$(BIN)/ruff check

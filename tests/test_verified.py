@@ -29,7 +29,9 @@ def artifact(engine_folder, tmp_path):
 
 
 def test_what_is_not_verified_is_warned_of_or_refused(artifact):
-    with pytest.warns(RuntimeWarning, match=rf"{FP32}: not verified in onnxruntime-fp32; run `segmenter verify`"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"{FP32}: not verified in onnxruntime-fp32; run `segmenter verify --engine"
+    ):
         open_session(artifact, threads=1).close()
     with pytest.raises(EngineError, match="not verified in onnxruntime-fp32"):
         open_session(artifact, threads=1, require_verified=True)

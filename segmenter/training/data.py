@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def batches(
         worker_init_fn=_start_worker,
     )
     told: set[str] = set()
-    for batch in loader:
+    for batch in _batches_of(loader):
         if isinstance(batch, SegmenterError):
             raise batch
         made, skipped = batch
@@ -140,6 +141,17 @@ def batches(
         else:
             images, labels = made
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _batches_of(loader: DataLoader[Item]) -> Iterator[Any]:
+    """What a loader gives; RuntimeError where a process of its own died.
+
+    PyTorch raises that itself, but for one that dies while its tensors are handed over: then a connection breaks.
+    """
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError(f"DataLoader worker ended: {error or type(error).__name__}") from error
 
 
 def spare_workers() -> int:

@@ -1,11 +1,14 @@
 """The order of training images: every image once an epoch, and the same from any update on, with any workers."""
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from segmenter.config import HALF
 from segmenter.datasets import Sample
@@ -52,6 +55,17 @@ def test_workers_change_nothing(workers: int) -> None:
         assert torch.equal(labels, other_labels)
     assert here[0][0].shape == (2, 3, 32, 32)
     assert here[0][1].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_handing_over_is_one_that_died(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: DataLoader[Any]) -> Iterator[Any]:
+        raise error
+
+    monkeypatch.setattr(DataLoader, "__iter__", broken)
+    samples = augmented()
+    with pytest.raises(RuntimeError, match="DataLoader worker ended: "):
+        next(batches(samples, Order(5, 2, seed=0, first=0, steps=1), workers=1))
 
 
 def test_seed_changes_augmentation() -> None:
