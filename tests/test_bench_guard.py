@@ -63,6 +63,7 @@ def test_the_committed_run_says_where_it_was_made_and_holds_every_engine() -> No
     assert reference["machine"]["cpu"]["model"]
     assert reference["machine"]["versions"]["onnxruntime"]
     assert reference["machine"]["git"]["commit"]
+    guard.require_renewable(reference)
 
 
 def test_engines_of_other_instructions_compare_in_fp32_alone() -> None:
