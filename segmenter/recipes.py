@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,10 @@ class Options:
 def recipes(options: Options) -> int:
     if options.name is None:
         Console().print(recipes_table([read_recipe(name) for name in recipe_names()]))
-        print("`segmenter recipes NAME` shows one as commands; mIoU in percent; what is not published is left out")
+        print(
+            "`segmenter recipes NAME` shows one as commands; mIoU in percent, MS with several"
+            " scales; what is not published is left out"
+        )
         return 0
     recipe = read_recipe(options.name)
     weights = options.weights or (recipe.weights or {}).get("file", "WEIGHTS")
@@ -46,10 +50,10 @@ def recipes(options: Options) -> int:
 
 def recipes_table(rows: Sequence[Recipe]) -> Table:
     """One row a recipe: what it should reach, what it takes, and whether it was run."""
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("recipe", no_wrap=True)
-    for heading in ("mIoU", "multi-scale", "MAE", "GPU h"):
-        table.add_column(heading, justify="right")
+    for heading in ("mIoU", "MS", "MAE", "GPU h"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     for recipe in rows:
         expected = recipe.expected or {}
