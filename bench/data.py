@@ -3,14 +3,13 @@
 python -m segmenter_bench.data --dataset camvid --data DIR
 """
 
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +24,13 @@ from segmenter.cores import usable_cores
 from segmenter.datasets import Sample, SegmentationDataset, open_dataset
 from segmenter.datasets.pairs import PairedDataset, require_same_size
 from segmenter.errors import ConfigError, VerificationError
-from segmenter.files import atomic_path, require_writable
+from segmenter.files import require_writable
 from segmenter.images import read_labels
 from segmenter.preprocess import normalize_planar
 from segmenter.training.augment import PRESETS, Augmentation, augment, cut_image, cut_labels, draw, pad_to, to_planar
 from segmenter.training.colour import distort
 from segmenter.training.data import Augmented, Order, batches
-from segmenter_bench.machine import facts
+from segmenter_bench.runs import write_record
 
 Made = TypeVar("Made")
 
@@ -170,16 +169,8 @@ def measure(options: Options) -> int:
         f" {1000 * cores / ms:.1f} images/s on {cores} idle cores"
     )
     if options.json is not None:
-        record: dict[str, Any] = {
-            **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
-            "stages_ms": stages,
-            "images_per_s": images_per_s,
-            "cpu_ms": ms,
-            "cores": cores,
-            "machine": facts(),
-        }
-        with atomic_path(options.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        measured = {"stages_ms": stages, "images_per_s": images_per_s, "cpu_ms": ms, "cores": cores}
+        write_record(options.json, options, measured)
     return 0
 
 

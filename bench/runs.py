@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from segmenter.files import atomic_path
 from segmenter_bench import machine
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from rich.console import Console
 
 SCHEMA = "segmenter-bench/1"
@@ -72,6 +74,14 @@ def write_run(run: dict[str, Any], folder: Path) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(_finite(run), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def write_record(path: Path, options: "DataclassInstance", measured: dict[str, Any]) -> None:
+    """Write what one command measured, with its options and the machine, atomically: a file no report reads."""
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    record = {**given, **measured, "machine": machine.facts()}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def read_run(path: Path) -> dict[str, Any]:

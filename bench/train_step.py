@@ -4,15 +4,13 @@ python -m segmenter_bench.train_step --variant Seg-S-Mask/16 --crop 224 224 --ba
 """
 
 import copy
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ from segmenter.datasets import Sample
 from segmenter.datasets.fitted import Fitted
 from segmenter.datasets.shapes import Shapes
 from segmenter.errors import ConfigError, VerificationError
-from segmenter.files import atomic_path, require_writable
+from segmenter.files import require_writable
 from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
 from segmenter.ranks import Ranks
@@ -43,7 +41,7 @@ from segmenter.training.options import (
     TrainOptions,
 )
 from segmenter.training.state import RunFolder, TrainingRecord
-from segmenter_bench.machine import facts
+from segmenter_bench.runs import write_record
 
 _LR = 1e-3
 
@@ -177,14 +175,7 @@ def measure(options: Options) -> int:
         f" {options.rounds} turns ({min(a / b for a, b in pairs):.3f} to {max(a / b for a, b in pairs):.3f})"
     )
     if options.json is not None:
-        record: dict[str, Any] = {
-            **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
-            "cpu_s": pairs,
-            "ratio": ratio,
-            "machine": facts(),
-        }
-        with atomic_path(options.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(options.json, options, {"cpu_s": pairs, "ratio": ratio})
     if options.most is not None and ratio > options.most:
         raise VerificationError(f"training costs {ratio:.3f} times the bare loop; wanted at most {options.most}")
     return 0

@@ -22,7 +22,7 @@ from PIL import Image
 from segmenter.cli import run
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError
-from segmenter.evaluate import evaluate_labels, require_labelled, require_same_classes, summary
+from segmenter.evaluate import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
 from segmenter.inference import Inference, pick_device, predictor
 
@@ -98,8 +98,8 @@ def picture(sample: Sample, labels: np.ndarray, alone: "ConfusionMatrix", side: 
         "name": sample.name,
         "width": w,
         "height": h,
-        "miou": _number(alone.miou),
-        "accuracy": _number(alone.pixel_accuracy),
+        "miou": number(alone.miou),
+        "accuracy": number(alone.pixel_accuracy),
         "iou": {str(index): float(value) for index, value in enumerate(alone.iou) if not math.isnan(value)},
         "photo": f"data:image/jpeg;base64,{base64.b64encode(photo.getvalue()).decode()}",
         "truth": _packed(sample.labels[nearest]),
@@ -150,10 +150,6 @@ def browse(options: Options) -> int:
 
 def _packed(indices: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(indices.astype(np.uint8).tobytes(), 9)).decode()
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -104,11 +104,11 @@ def different_class(known: Sequence[str], wanted: Sequence[str]) -> int | None:
 def summary(matrix: "ConfusionMatrix", classes: Sequence[str]) -> dict[str, Any]:
     """The measures of a confusion matrix as JSON takes them, None where no pixel counts."""
     return {
-        "miou": _number(matrix.miou),
-        "pixel_accuracy": _number(matrix.pixel_accuracy),
-        "mean_accuracy": _number(matrix.mean_accuracy),
-        "iou": {name: _number(value) for name, value in zip(classes, matrix.iou, strict=True)},
-        "accuracy": {name: _number(value) for name, value in zip(classes, matrix.accuracy, strict=True)},
+        "miou": number(matrix.miou),
+        "pixel_accuracy": number(matrix.pixel_accuracy),
+        "mean_accuracy": number(matrix.mean_accuracy),
+        "iou": {name: number(value) for name, value in zip(classes, matrix.iou, strict=True)},
+        "accuracy": {name: number(value) for name, value in zip(classes, matrix.accuracy, strict=True)},
     }
 
 
@@ -244,12 +244,12 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
     }
     if binary is not None:
         measures |= {"MAE": binary.mae, "mean IoU of the images": binary.image_iou, "BER": binary.ber}
-        record |= {name: _number(value) for name, value in binary.summary().items()}
+        record |= {name: number(value) for name, value in binary.summary().items()}
     if options.details:
         tables.append(object_table(objects, dataset.classes))
         measures["mean boundary IoU"] = boundary.miou
-        iou = {name: _number(value) for name, value in zip(dataset.classes, boundary.iou, strict=True)}
-        record["boundary"] = {"band": options.band, "miou": _number(boundary.miou), "iou": iou}
+        iou = {name: number(value) for name, value in zip(dataset.classes, boundary.iou, strict=True)}
+        record["boundary"] = {"band": options.band, "miou": number(boundary.miou), "iou": iou}
         record["objects"] = {"areas": objects.areas, **objects.summary(dataset.classes)}
     if options.json is not None:
         record["confusion"] = matrix.matrix.tolist()
@@ -266,7 +266,8 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
     return 0
 
 
-def _number(value: float | np.floating) -> float | None:
+def number(value: float | np.floating) -> float | None:
+    """As JSON holds it: null for NaN."""
     return None if math.isnan(value) else float(value)
 
 
