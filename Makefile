@@ -36,18 +36,18 @@ demo: setup
 	    --require-miou $(DEMO_MIOU)
 	$(BIN)/segmenter report $(DEMO)/bench/*.json --out $(DEMO)/report.html
 
-# The same on real images: a pretrained ViT-S/14, its decoder probed, then fine-tuned, at most 10 minutes on 2 cores.
+# The same on real images: a pretrained ViT-S/14, its decoder probed, then fine-tuned, in about 20 minutes on 2 cores.
 camvid: setup
 	$(BIN)/segmenter pretrained $(WEIGHTS) --out $(RUN)/init --dataset camvid --decoder linear --blocks 9 \
 	    --height 364 --width 476
 	$(BIN)/segmenter probe $(RUN)/init --out $(RUN)/probed --dataset camvid --data $(CAMVID)
 	$(BIN)/segmenter train --dataset camvid --data $(CAMVID) --init $(RUN)/probed --out $(RUN)/run --optimizer adamw \
 	    --lr 3e-4 --backbone-lr 3e-5 --min-lr 3e-6 --warmup 10 --clip-grad 1 --augment mild --batch 2 --loss-stride 2 \
-	    --eval-every 0 --max-minutes 7
+	    --eval-every 0 --ema 0.99 --steps 2000
 	$(BIN)/segmenter pipeline $(RUN)/run/last --out $(RUN)/engines --dataset camvid --data $(CAMVID) --height 360 --width 480
 	$(BIN)/segmenter bench-throughput --folder $(RUN)/engines --dataset camvid --data $(CAMVID) --out $(RUN)/bench
 	$(BIN)/segmenter bench-miou --folder $(RUN)/engines --dataset camvid --data $(CAMVID) --out $(RUN)/bench \
-	    --require-miou 0.62
+	    --require-miou 0.66
 	$(BIN)/segmenter report $(RUN)/bench/*.json --out $(RUN)/report.html
 
 # The paper's sizes with random weights, against the official implementation's way: how many times faster each engine is.
