@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TypeVar
 
-from segmenter.errors import SegmenterError
+from segmenter.errors import FAILED, SegmenterError
 from segmenter.version import __version__
 
 Options = TypeVar("Options")
@@ -94,7 +94,6 @@ _NEXT_STEPS = {
     errno.ENOTDIR: "it is a file; choose another path",
 }
 
-FAILED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 

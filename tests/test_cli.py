@@ -1,6 +1,7 @@
 """The console script: dispatch, help without torch, and every kind of failure in one line with its exit status."""
 
 import errno
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,19 @@ def test_every_command_is_the_module_the_readme_says(name: str) -> None:
     assert spec.origin is not None
     assert 'if __name__ == "__main__":\n    sys.exit(main())' in Path(spec.origin).read_text(encoding="utf-8")
     assert package in ("segmenter", "segmenter_engines", "segmenter_bench")
+
+
+def test_commands_alone_import_the_command_line() -> None:
+    commands = {module for module, _ in COMMANDS.values()} | {"segmenter.__main__"}
+    for package in ("segmenter", "segmenter_engines", "segmenter_bench"):
+        spec = find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        root = Path(spec.origin).parent
+        for file in root.rglob("*.py"):
+            module = ".".join((package, *file.relative_to(root).with_suffix("").parts))
+            if re.search(r"^\s*(from|import) segmenter\.cli\b", file.read_text(encoding="utf-8"), re.MULTILINE):
+                assert module in commands, f"{module} imports segmenter.cli"
 
 
 @pytest.mark.parametrize(
