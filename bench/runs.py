@@ -77,11 +77,16 @@ def write_run(run: dict[str, Any], folder: Path) -> Path:
 
 
 def write_record(path: Path, options: "DataclassInstance", measured: dict[str, Any]) -> None:
-    """Write what one command measured, with its options and the machine, atomically: a file no report reads."""
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    """Write what one command measured, with its options and the machine, atomically: a file no report reads.
+
+    Options of a group stand beside the others, as on the command line.
+    """
+    given: dict[str, Any] = {}
+    for name, value in asdict(options).items():
+        given |= value if isinstance(value, dict) else {name: value}
     record = {**given, **measured, "machine": machine.facts()}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def read_run(path: Path) -> dict[str, Any]:

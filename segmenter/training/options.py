@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import tyro
 
-from segmenter.config import PATCH_SIZES
+from segmenter.config import PATCH_SIZES, EncoderConfig
 from segmenter.errors import ConfigError
 
 
@@ -104,7 +104,8 @@ class AugmentOptions:
 
     augment: Literal["paper", "mild", "flip", "none"] = "paper"
     crop: tuple[int, int] | None = None
-    """Height and width of training crops; default the network's image size, 16 patches a side for one of your own."""
+    """Height and width of training crops; default the network's image size, 16 patches a side for one of your own, the
+    paper's 512 where no network is named."""
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
     short_side: int | None = None
@@ -119,6 +120,10 @@ class AugmentOptions:
         require((self.long_ratio or 1) >= 1, "--long-ratio", self.long_ratio, "at least 1")
         if self.crop is not None and min(self.crop) < 1:
             raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
+
+    def crop_for(self, image_size: tuple[int, int] = EncoderConfig.image_size) -> tuple[int, int]:
+        """Height and width of training crops for a network of this image size."""
+        return self.crop or image_size
 
 
 @dataclass(frozen=True)
