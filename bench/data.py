@@ -22,6 +22,7 @@ from segmenter.cli import run as run_command
 from segmenter.config import HALF
 from segmenter.cores import usable_cores
 from segmenter.datasets import Sample, SegmentationDataset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.datasets.pairs import PairedDataset, require_same_size
 from segmenter.errors import ConfigError, VerificationError
 from segmenter.files import require_writable
@@ -44,9 +45,8 @@ class Options:
     CPU time is what an image costs whatever else the machine does; the rate is by the clock, and needs it idle.
     """
 
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images to read."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: Literal["train", "val"] = "train"

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from segmenter.cli import run as run_command
 from segmenter.cores import usable_cores
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import fit
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, EngineError, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes, summary
 from segmenter_bench.engines import REFERENCE, RIVALS, RUNGS, TABLE, TRUTH, choose, missing
@@ -41,8 +42,8 @@ class Options:
     """Engine folder of a trained checkpoint (checkpoint/, model.*.onnx, model.*.plan)."""
     engine: tuple[str, ...] = ("all",)
     """Engines by name or family (openvino, openvino-int8, ...), or all."""
-    dataset: str = "shapes"
-    """Dataset to judge on: shapes, folder, camvid, ade20k."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """Dataset to judge on."""
     data: Path | None = None
     """Root folder of the dataset."""
     split: str = "val"

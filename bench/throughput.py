@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich import box
@@ -19,6 +19,7 @@ from segmenter.config import variant
 from segmenter.cores import usable_cores
 from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
 from segmenter_bench.machine import BUSY, busy_note
@@ -70,8 +71,8 @@ class Options:
     """Time the network alone as well: normalised images to class masks on the patch grid."""
     logits: bool = False
     """Time the way through logits as well: images to logits at image resolution to their argmax; for its memory."""
-    dataset: str | None = None
-    """Dataset of the images (shapes, folder, camvid, ade20k); made-up scenes when left out."""
+    dataset: Annotated[str | None, DATASET] = None
+    """Dataset of the images; made-up scenes when left out."""
     data: Path | None = None
     """Root folder of the dataset."""
     split: str = "val"

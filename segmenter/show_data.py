@@ -15,6 +15,7 @@ import tyro
 
 from segmenter.cli import run
 from segmenter.datasets import IGNORE, SegmentationDataset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter.files import require_writable
 from segmenter.images import overlay, with_legend, write_image
@@ -32,9 +33,8 @@ class Options:
 
     out: Path
     """PNG or JPEG to write."""
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images to draw."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: Literal["train", "val"] = "train"

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from segmenter.cli import COMMANDS, main, run
+from segmenter.datasets import DATASETS, ON_DISK
 from segmenter.errors import DataError
 from segmenter.version import __version__
 
@@ -183,6 +184,13 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "usage: segmenter" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "pretrained", "check-data", "prepare-data", "bench-data"])
+def test_help_names_every_dataset(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    names = ON_DISK if name in ("check-data", "prepare-data") else DATASETS
+    assert "{" + ",".join(names) + "}" in re.sub(r"[\s│]", "", capsys.readouterr().out)
 
 
 def test_module_runs_as_a_script() -> None:

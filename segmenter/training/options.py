@@ -3,11 +3,12 @@
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from segmenter.config import PATCH_SIZES, EncoderConfig
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 
 
@@ -206,9 +207,8 @@ class TrainOptions:
 
     out: Path
     """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images to train on."""
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     recipe: str | None = None
