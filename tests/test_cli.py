@@ -1,6 +1,7 @@
 """The console script: dispatch, help without torch, and every kind of failure in one line with its exit status."""
 
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -191,6 +192,28 @@ def test_help_names_every_dataset(name: str, capsys: pytest.CaptureFixture[str])
     assert main([name, "--help"]) == 0
     names = ON_DISK if name in ("check-data", "prepare-data") else DATASETS
     assert "{" + ",".join(names) + "}" in re.sub(r"[\s│]", "", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [("--help", ""), ("recipes", ""), ("prepare-data camvid", "1"), ("nothing", "")]
+)
+def test_output_nobody_reads_ends_it_in_silence(arguments: str, unbuffered: str, tmp_path: Path) -> None:
+    """As `segmenter recipes | head -1` may; `nothing` speaks on stderr, which goes into the pipe too."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        told = {"stdout": writer, "stderr": writer if arguments == "nothing" else file}
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        command = [sys.executable, "-m", "segmenter", *arguments.split()]
+        done = subprocess.run(command, **told, env=environment, timeout=60)
+    os.close(writer)
+    assert (done.returncode, errors.read_text()) == (141, "")
+
+
+def test_a_pipe_to_another_process_that_breaks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")), Options, ["--count", "1"]) == 2
+    assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"
 
 
 def test_module_runs_as_a_script() -> None:
