@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segmenter.augreg import read_augreg
 from segmenter.checkpoint import read_tensors
-from segmenter.config import HEAD_WIDTH, EncoderConfig
+from segmenter.config import HEAD_WIDTH, EncoderConfig, whole_patches
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.fidelity import NEW, REARRANGED, Origin, Shape
 from segmenter.official import read_pickle
@@ -88,8 +88,8 @@ class Backbone:
 
         mode: as `segmenter.vit.resize_position` has it; None: as the source does.
         """
-        old, P = self.encoder, self.encoder.patch_size
-        new = replace(old, image_size=(-(-size[0] // P) * P, -(-size[1] // P) * P))
+        old = self.encoder
+        new = replace(old, image_size=whole_patches(size, old.patch_size))
         if new.grid != old.grid:
             mode = mode or self.position_resize
             position = self.tensors["pos_embed"]

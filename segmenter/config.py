@@ -56,6 +56,11 @@ IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 NORMALIZATIONS = {"vit": HALF, "deit": IMAGENET, "imagenet": IMAGENET}
 
 
+def whole_patches(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Height and width rounded up to whole patches."""
+    return -(-size[0] // patch_size) * patch_size, -(-size[1] // patch_size) * patch_size
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """A ViT encoder (Dosovitskiy et al. 2021; DeiT when `distilled`; DINOv2 when `layer_scale`)."""

@@ -25,7 +25,7 @@ from segmenter.training.data import Augmented, Batch, Order, batches, spare_work
 from segmenter.training.interruption import Interrupted, Interruption
 from segmenter.training.learner import Learner, NotFiniteError
 from segmenter.training.log import NoLog, TrainingLog
-from segmenter.training.loss import require_stride
+from segmenter.training.loss import finite_weights, require_stride
 from segmenter.training.options import TrainOptions, require
 from segmenter.training.schedule import Schedule
 from segmenter.training.share import Share
@@ -124,7 +124,7 @@ class Trainer:
         Raises NotFiniteError where it is not worth it: a weight is no number.
         """
         self.learner.require_finite()
-        if not self.learner.finite_weights():
+        if not finite_weights(self.learner.model):
             raise NotFiniteError(self.step - 1)
         begin = time.monotonic()
         scaler = self.learner.scaler.state_dict()
