@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -22,19 +22,22 @@ from segmenter.cli import run as run_command
 from segmenter.config import HALF
 from segmenter.cores import usable_cores
 from segmenter.datasets import Sample, SegmentationDataset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.datasets.pairs import PairedDataset, require_same_size
 from segmenter.errors import ConfigError, VerificationError
 from segmenter.files import require_writable
 from segmenter.images import read_labels
 from segmenter.preprocess import normalize_planar
-from segmenter.training.augment import PRESETS, Augmentation, augment, cut_image, cut_labels, draw, pad_to, to_planar
+from segmenter.training.augment import augment, augmentation_of, cut_image, cut_labels, draw, pad_to, to_planar
 from segmenter.training.colour import distort
 from segmenter.training.data import Augmented, Order, batches
+from segmenter.training.options import AugmentOptions
 from segmenter_bench.runs import write_record
 
 Made = TypeVar("Made")
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Options:
     """Time the loading and augmentation of training images: CPU milliseconds of each stage, and images per second.
@@ -42,17 +45,12 @@ class Options:
     CPU time is what an image costs whatever else the machine does; the rate is by the clock, and needs it idle.
     """
 
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images to read."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: Literal["train", "val"] = "train"
     """Which images to read; where there are few they come again."""
-    augment: Literal["paper", "mild", "flip", "none"] = "paper"
-    """What is done to them."""
-    crop: tuple[int, int] = (512, 512)
-    """Height and width of the crops."""
     images: Annotated[int, tyro.conf.arg(metavar="N")] = 200
     """Images to time."""
     batch: int = 8
@@ -61,6 +59,7 @@ class Options:
     """Processes that make them; 0 for this one."""
     json: Path | None = None
     """Also write the result to this file."""
+    augmentation: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
         for name in ("images", "batch"):
@@ -83,16 +82,17 @@ class Stages:
         return made
 
 
-def profile(dataset: SegmentationDataset, options: Options, settings: Augmentation) -> dict[str, float]:
+def profile(dataset: SegmentationDataset, options: Options) -> dict[str, float]:
     """CPU milliseconds an image of each stage, on one thread.
 
     Raises VerificationError where the stages together are not what training does.
     """
     stages, pairs = Stages(), []
+    crop, settings = options.augmentation.crop_for(), augmentation_of(options.augmentation)
     for number in range(options.images):
         sample = _read(dataset, number % len(dataset), stages)
         seed = (0, number)
-        drawn = stages.time("draw, crop chosen", lambda s=sample, n=seed: draw(s.labels, n, options.crop, settings))
+        drawn = stages.time("draw, crop chosen", lambda s=sample, n=seed: draw(s.labels, n, crop, settings))
         pixels = stages.time("resize and crop", lambda s=sample, d=drawn: cut_image(s.image, d))
         target = stages.time("crop labels", lambda s=sample, d=drawn: cut_labels(s.labels, d.resized, d.box))
         if drawn.mirrored:
@@ -100,8 +100,8 @@ def profile(dataset: SegmentationDataset, options: Options, settings: Augmentati
         planar = stages.time("to floating point", lambda p=pixels: to_planar(p))
         distorted = stages.time("colours", lambda p=planar, d=drawn: distort(p, (d.colours,)))
         normal = stages.time("normalise", lambda p=distorted: normalize_planar(p, HALF)[0])
-        pair = stages.time("pad", lambda n=normal, t=target: pad_to(options.crop, n, t))
-        wanted = augment(sample.image, sample.labels, seed, options.crop, settings, HALF)
+        pair = stages.time("pad", lambda n=normal, t=target: pad_to(crop, n, t))
+        wanted = augment(sample.image, sample.labels, seed, crop, settings, HALF)
         if not all(torch.equal(mine, theirs) for mine, theirs in zip(pair, wanted, strict=True)):
             raise VerificationError(f"{sample.source}: the stages timed here give other pixels than training's")
         pairs.append(pair)
@@ -122,14 +122,15 @@ def _read(dataset: SegmentationDataset, index: int, stages: Stages) -> Sample:
     return Sample(image, labels, image_path.name, image_path)
 
 
-def rate(dataset: SegmentationDataset, options: Options, settings: Augmentation) -> tuple[float, float]:
+def rate(dataset: SegmentationDataset, options: Options) -> tuple[float, float]:
     """Images per second by the clock, and CPU milliseconds an image of this process and its workers together.
 
     The first batch, for which workers have to start, is not timed by the clock.
     """
     steps = -(-options.images // options.batch) + 1
     order = Order(len(dataset), options.batch, 0, 0, steps)
-    samples = Augmented(dataset, options.crop, settings, HALF, 0)
+    chosen = options.augmentation
+    samples = Augmented(dataset, chosen.crop_for(), augmentation_of(chosen), HALF, 0)
     before = _cpu_seconds()
     each = batches(samples, order, options.workers)
     next(each)
@@ -149,11 +150,10 @@ def measure(options: Options) -> int:
     if options.json is not None:
         require_writable(options.json)
     torch.set_num_threads(1)
-    settings = PRESETS[options.augment]
     dataset = open_dataset(options.dataset, options.data, options.split)
     sizes = {dataset[int(index)].labels.shape for index in np.linspace(0, len(dataset) - 1, 5)}
-    stages = profile(dataset, options, settings)
-    images_per_s, ms = rate(dataset, options, settings)
+    stages = profile(dataset, options)
+    images_per_s, ms = rate(dataset, options)
     total = sum(stages.values())
     table = Table("stage", "CPU ms an image", "share", box=box.SIMPLE)
     for stage, spent in stages.items():
@@ -161,15 +161,16 @@ def measure(options: Options) -> int:
     table.add_row("all", f"{total:.2f}", "100%")
     Console().print(table)
     cores = usable_cores()
-    shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+    height, width = crop = options.augmentation.crop_for()
+    shown = ", ".join(f"{w}x{h}" for h, w in sorted(sizes))
     print(
-        f"{options.dataset} {options.split} ({shown}), crop {options.crop[1]}x{options.crop[0]}, {options.augment},"
+        f"{options.dataset} {options.split} ({shown}), crop {width}x{height}, {options.augmentation.augment},"
         f" {options.workers} workers, batches of {options.batch}:\n"
         f"{images_per_s:.1f} images/s by the clock; {ms:.1f} CPU ms an image with its way to the batch, which would be"
         f" {1000 * cores / ms:.1f} images/s on {cores} idle cores"
     )
     if options.json is not None:
-        measured = {"stages_ms": stages, "images_per_s": images_per_s, "cpu_ms": ms, "cores": cores}
+        measured = {"crop": crop, "stages_ms": stages, "images_per_s": images_per_s, "cpu_ms": ms, "cores": cores}
         write_record(options.json, options, measured)
     return 0
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, EngineError
 from segmenter_bench.kernel_race import OURS, measured
-from segmenter_bench.runs import command_of, wide_console, write_run
+from segmenter_bench.runs import command_of, print_styled, wide_console, write_run
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,8 @@ def show(run: Mapping[str, Any]) -> None:
     """Print a run as one table on stdout."""
     console, ceilings = wide_console(), run["settings"]["ceilings"]
     products = ", ".join(f"{name} product {tflops:.0f} TFLOP/s" for name, tflops in ceilings["tflops"].items())
-    console.print(
-        f"[bold]{run['model']['name']}[/] {run['settings']['dtype']}; measured ceilings: {products},"
-        f" copy {ceilings['gb_per_s']:.0f} GB/s"
-    )
+    measured = f"{products}, copy {ceilings['gb_per_s']:.0f} GB/s"
+    print_styled(console, run["model"]["name"], "bold", f" {run['settings']['dtype']}; measured ceilings: {measured}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("op", "shape", "by"):
         table.add_column(title, no_wrap=True)
@@ -74,11 +72,11 @@ def show(run: Mapping[str, Any]) -> None:
         table.add_row(row["op"], row["shape"], row["provider"], *cells, style=style)
     console.print(table)
     for missing in run["unavailable"]:
-        console.print(f"[yellow]unavailable[/] {missing['engine']}: {missing['reason']}", soft_wrap=True)
+        print_styled(console, "unavailable", "yellow", f" {missing['engine']}: {missing['reason']}")
     for row in run["rows"]:
         if row["status"] == "wrong" or (row["status"] == "failed" and row["provider"] == OURS):
             what = f"{row['provider']} {row['op']} {row['shape']}"
-            console.print(f"[red]{row['status']}[/] {what}: {row['reason']}", soft_wrap=True)
+            print_styled(console, row["status"], "red", f" {what}: {row['reason']}")
 
 
 def needs(options: Options) -> int:

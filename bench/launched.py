@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from segmenter_bench.rungs import LOGITS, labels_by_logits
+from segmenter_bench.rivals import LOGITS, labels_by_logits
 from segmenter_engines.sessions.triton import TritonSession
 
 

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,22 @@ from segmenter.cli import run as run_command
 from segmenter.cores import usable_cores
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import fit
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, EngineError, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes, summary
 from segmenter_bench.engines import REFERENCE, RIVALS, RUNGS, TABLE, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder
 from segmenter_bench.race import Contestant, limit_of, opened, say
-from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
+from segmenter_bench.runs import (
+    command_of,
+    new_run,
+    print_rest,
+    print_styled,
+    require_writable,
+    wide_console,
+    write_run,
+)
 from segmenter_bench.sections import signed
 from segmenter_bench.sheets import DASH
 from segmenter_engines.limits import LIMITS
@@ -41,8 +50,8 @@ class Options:
     """Engine folder of a trained checkpoint (checkpoint/, model.*.onnx, model.*.plan)."""
     engine: tuple[str, ...] = ("all",)
     """Engines by name or family (openvino, openvino-int8, ...), or all."""
-    dataset: str = "shapes"
-    """Dataset to judge on: shapes, folder, camvid, ade20k."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """Dataset to judge on."""
     data: Path | None = None
     """Root folder of the dataset."""
     split: str = "val"
@@ -195,10 +204,8 @@ def _example(dataset: SegmentationDataset, index: int, judged: dict[str, _Judged
 def show(run: dict[str, Any]) -> None:
     """Print a run as a table on stdout."""
     console, model, settings = wide_console(), run["model"], run["settings"]
-    console.print(
-        f"[bold]{model['name']}[/] {model['height']}x{model['width']} on {settings['dataset']} {settings['split']},"
-        f" {settings['images']} images"
-    )
+    on = f"{settings['dataset']} {settings['split']}, {settings['images']} images"
+    print_styled(console, model["name"], "bold", f" {model['height']}x{model['width']} on {on}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
     for title in ("mIoU", "vs PyTorch", "pixel acc.", "agree %"):
@@ -209,13 +216,7 @@ def show(run: dict[str, Any]) -> None:
         cells.append(_cell(row["agreement"], "{:.2%}").rstrip("%"))
         table.add_row(row["engine"], *cells, style="red" if row["status"] == "failed" else None)
     console.print(table)
-    for row in run["rows"]:
-        if row["status"] == "failed":
-            console.print(f"[red]failed[/] {row['engine']}: {row['reason']}", soft_wrap=True)
-    for one in run["unavailable"]:
-        console.print(f"[yellow]unavailable[/] {one['engine']}: {one['reason']}", soft_wrap=True)
-    for note in run["notes"]:
-        console.print(note, style="dim", soft_wrap=True)
+    print_rest(console, run, lambda row: str(row["engine"]))
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -3,7 +3,8 @@
 The official way, PyTorch's own and our kernels take turns in one process, on the same random weights and images, each
 judged before it is timed: in fp32 by its labels, in fp16 by its class masks, whose error may be twice what PyTorch's
 fp16 costs, and by its labels against those of its masks. What an export, a build or the compiled routines would add is
-named as missing.
+named as missing. The engines of `segmenter_bench.rungs` are the same rungs as sessions on a checkpoint, which these
+packages do not allow; what both compute is in `segmenter_bench.rivals`.
 """
 
 import argparse
@@ -23,12 +24,18 @@ from torch import Tensor
 from segmenter.config import SegmenterConfig, variant
 from segmenter.cores import usable_cores
 from segmenter.model import Segmenter
-from segmenter.ops import label_dtype
 from segmenter.preprocess import normalize
 from segmenter_bench.ladder import LADDERS
 from segmenter_bench.machine import Neighbours, busy_note, process_seconds
 from segmenter_bench.random_weights import random_model
-from segmenter_bench.rivals import Layout, channels_last_layout, classic_layout, official_logits, official_ops
+from segmenter_bench.rivals import (
+    Layout,
+    channels_last_layout,
+    classic_layout,
+    labels_by_logits,
+    official_labels,
+    official_ops,
+)
 from segmenter_bench.runs import command_of, new_run, write_run
 from segmenter_bench.timing import Burst, Timing, burst, each_round, ratio
 
@@ -117,8 +124,7 @@ def _pytorchs(name: str, model: Segmenter, layout: Layout, does: str) -> Way:
         return normalize(images, model.config.preprocess).to(weight.device).to(weight.dtype)
 
     def call(images: np.ndarray) -> np.ndarray:
-        labels = official_logits(model, prepared(images), layout).argmax(dim=1)
-        return labels.to(label_dtype(model.config.num_classes)).cpu().numpy()
+        return official_labels(model, prepared(images), layout).cpu().numpy()
 
     precision = "fp32" if weight.dtype == torch.float32 else "fp16"
     return Way(name, precision, call, lambda images: model.masks(prepared(images)), does)
@@ -140,8 +146,7 @@ def _kernels(name: str, model: Segmenter, kernels: Any, fused_labels: bool, grap
         if fused_labels:
             fused: Tensor = kernels.upsample_argmax(found, size)
             return fused
-        logits = F.interpolate(found, size=size, mode="bilinear", align_corners=False)
-        return logits.argmax(dim=1).to(label_dtype(model.config.num_classes))
+        return labels_by_logits(found, size, size)
 
     run = Graphed(labels) if graphed else labels
 
@@ -251,8 +256,7 @@ def _error(found: Tensor, masks: Tensor) -> float:
 
 def _labels(masks: Tensor, size: tuple[int, int]) -> np.ndarray:
     """PyTorch's labels of class masks, in float32."""
-    logits = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)
-    return logits.argmax(dim=1).cpu().numpy()
+    return labels_by_logits(masks.float(), size, size).cpu().numpy()
 
 
 def _judged(way: Way, images: np.ndarray, masks: Tensor, labels: np.ndarray, error_limit: float) -> dict[str, Any]:

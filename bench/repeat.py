@@ -11,11 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich import box
 from rich.table import Table
 
 from segmenter.cli import run as run_command
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, DataError, VerificationError
 from segmenter_bench.acceptance import PAGE, RUNS
 from segmenter_bench.runs import read_run, require_writable, wide_console
@@ -33,7 +35,7 @@ class Options:
 
     folder: Path | None = None
     """Engine folder of a trained network, such as the demo's, besides Seg-Ti-Mask/16 with random weights."""
-    dataset: str = "shapes"
+    dataset: Annotated[str, DATASET] = "shapes"
     """Dataset of the trained network."""
     data: Path | None = None
     """Root folder of the dataset."""

@@ -21,6 +21,8 @@ from segmenter.ops import label_dtype
 from segmenter.preprocess import normalize
 from segmenter.window import segment
 
+LOGITS = "logits of every class at image resolution"
+
 Layout = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
@@ -68,6 +70,17 @@ def official_logits(model: Segmenter, image: Tensor, layout: Layout) -> Tensor:
     return logits[..., :H, :W] if (h * P, w * P) != (H, W) else logits
 
 
+def official_labels(model: Segmenter, image: Tensor, layout: Layout) -> Tensor:
+    """Normalised [B, 3, H, W] -> labels [B, H, W], uint8 (int16 above 256 classes), by `official_logits`."""
+    return official_logits(model, image, layout).argmax(dim=1).to(label_dtype(model.config.num_classes))
+
+
+def labels_by_logits(masks: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Class masks [B, K, h, w] -> labels [B, H, W] of that type: logits of the padded image, cropped, then argmax."""
+    logits = F.interpolate(masks, size=padded, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+    return logits.argmax(dim=1).to(label_dtype(masks.shape[1]))
+
+
 LAYOUTS: dict[Layout, str] = {
     classic_layout: "in the memory layout of the code's time (einops up to 0.6)",
     channels_last_layout: "in the memory layout of einops from 0.7",
@@ -95,8 +108,7 @@ class Official:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 RGB [B, H, W, 3] -> labels [B, H, W]."""
-        labels = self._labels(normalize(images, self.model.config.preprocess))
-        return labels.to(label_dtype(self.model.config.num_classes)).numpy()
+        return self._labels(normalize(images, self.model.config.preprocess)).numpy()
 
     @torch.inference_mode()
     def masks(self, x: np.ndarray) -> np.ndarray:
@@ -104,10 +116,10 @@ class Official:
         return self.model.masks(torch.from_numpy(x)).numpy()
 
     def _labels(self, x: Tensor) -> Tensor:
-        return official_logits(self.model, x, self.layout).argmax(dim=1)
+        return official_labels(self.model, x, self.layout)
 
     def describe(self) -> dict[str, Any]:
-        does = f"explicit attention, logits of every class at image resolution {LAYOUTS[self.layout]}, {self.tail}"
+        does = f"explicit attention, {LOGITS} {LAYOUTS[self.layout]}, {self.tail}"
         return {"engine": "official", "precision": "fp32", "runtime": f"torch {torch.__version__}", "does": does}
 
     def close(self) -> None:
@@ -132,4 +144,5 @@ class OfficialInference(Official):
         def logits(image: Tensor) -> Tensor:
             return official_logits(self.model, image, self.layout)
 
-        return torch.stack([segment(logits, [(image[None], False)], (H, W), H, H).argmax(dim=0) for image in x])
+        labels = [segment(logits, [(image[None], False)], (H, W), H, H).argmax(dim=0) for image in x]
+        return torch.stack(labels).to(label_dtype(self.model.config.num_classes))

@@ -5,7 +5,7 @@ moves that keeps stages apart. Divided by measured ceilings they give the time n
 Source of the model: Williams, Waterman and Patterson 2009, "Roofline".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from segmenter.config import SegmenterConfig
@@ -126,13 +126,3 @@ def stages(config: SegmenterConfig, height: int, width: int, batch: int = 1, ele
 def _sum(parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
     flops, traffic = zip(*parts, strict=True)
     return sum(flops), sum(traffic)
-
-
-def product_flops(found: Sequence[Stage]) -> float:
-    """Operations of all matrix products: what papers count."""
-    return sum(stage.flops for stage in found if stage.product)
-
-
-def bound_seconds(found: Sequence[Stage], flops_per_s: float, bytes_per_s: float) -> float:
-    """The least time of all stages one after the other."""
-    return sum(stage.seconds(flops_per_s, bytes_per_s) for stage in found)

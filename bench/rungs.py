@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from segmenter.errors import Unavailable
-from segmenter.ops import label_dtype
 from segmenter.preprocess import normalize
 from segmenter_bench.engines import Engine
-from segmenter_bench.rivals import Official, channels_last_layout
+from segmenter_bench.rivals import LOGITS, Official, channels_last_layout
 from segmenter_engines.sessions.session import Session
 from segmenter_engines.sessions.torch import EagerSession
-
-LOGITS = "logits of every class at image resolution"
 
 
 def open_rung(artifact: Path, engine: str, floats: str | None, threads: int) -> Engine:
@@ -57,7 +52,7 @@ class OnGpu(Official):
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         x = normalize(images, self.model.config.preprocess).cuda().half()
-        return self._labels(x).to(label_dtype(self.model.config.num_classes)).cpu().numpy()
+        return self._labels(x).cpu().numpy()
 
     @torch.inference_mode()
     def masks(self, x: np.ndarray) -> np.ndarray:
@@ -66,9 +61,3 @@ class OnGpu(Official):
     def describe(self) -> dict[str, Any]:
         does = f"{self._attention}, {LOGITS}, argmax"
         return super().describe() | {"precision": "fp16", "device": torch.cuda.get_device_name(), "does": does}
-
-
-def labels_by_logits(masks: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Labels [B, H, W] of class masks [B, K, h, w] the long way: `LOGITS`, then argmax."""
-    logits = F.interpolate(masks, size=padded, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
-    return logits.argmax(dim=1).to(label_dtype(masks.shape[1]))

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,26 @@ def wide_console() -> "Console":
     """Standard output for tables: wide enough for every column, which a narrow terminal wraps and never cuts."""
     from rich.console import Console  # not above: what only writes runs needs no package for tables
 
-    return Console(width=max(Console().width, WIDEST_TABLE))
+    # reasons and names are text: 'segmenter-trt[tensorrt]' has no style in it
+    return Console(width=max(Console().width, WIDEST_TABLE), markup=False)
+
+
+def print_styled(console: "Console", start: str, style: str, rest: str) -> None:
+    """Print a line whose start has a style; a terminal wraps it, and a file has it whole."""
+    from rich.text import Text  # as above
+
+    console.print(Text.assemble((start, style), rest), soft_wrap=True)
+
+
+def print_rest(console: "Console", run: Mapping[str, Any], name: Callable[[dict[str, Any]], str]) -> None:
+    """Print what a run's table leaves out: why rows failed, each by its `name`, what was unavailable, and its notes."""
+    for row in run["rows"]:
+        if row["status"] == "failed":
+            print_styled(console, "failed", "red", f" {name(row)}: {row['reason']}")
+    for one in run["unavailable"]:
+        print_styled(console, "unavailable", "yellow", f" {one['engine']}: {one['reason']}")
+    for note in run["notes"]:
+        console.print(note, style="dim", soft_wrap=True)
 
 
 def require_writable(folder: Path) -> None:
@@ -77,11 +96,17 @@ def write_run(run: dict[str, Any], folder: Path) -> Path:
 
 
 def write_record(path: Path, options: "DataclassInstance", measured: dict[str, Any]) -> None:
-    """Write what one command measured, with its options and the machine, atomically: a file no report reads."""
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    """Write what one command measured, with its options and the machine, atomically: a file no report reads.
+
+    Options of a group stand beside the others, as on the command line; NaN and infinities become null.
+    """
+    given: dict[str, Any] = {}
+    for name, value in asdict(options).items():
+        given |= value if isinstance(value, dict) else {name: value}
     record = {**given, **measured, "machine": machine.facts()}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(_finite(record), indent=1, allow_nan=False, default=str)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_run(path: Path) -> dict[str, Any]:

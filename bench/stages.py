@@ -35,7 +35,7 @@ from segmenter_bench.models import pictures
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.ranges import PREFIX, Ranges
 from segmenter_bench.roofline import STAGES, Stage, stages
-from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
+from segmenter_bench.runs import command_of, new_run, print_styled, require_writable, wide_console, write_run
 from segmenter_bench.sheets import quantity
 
 FAR_APART = 1.5  # times between the sum of the stages and the network without named ranges, either way
@@ -226,9 +226,10 @@ def show(run: Mapping[str, Any]) -> None:
     console, model, settings = wide_console(), run["model"], run["settings"]
     limits = settings["ceilings"]
     measured = f"product {quantity(limits['tflops'], 3)} TFLOP/s, copy {quantity(limits['gb_per_s'], 3)} GB/s"
-    console.print(
-        f"[bold]{model['name']}[/] {model['height']}x{model['width']}, batch {settings['batch']}, {settings['dtype']},"
-        f" {settings['ops']} ops on {settings['device']}; measured ceilings: {measured}"
+    print_styled(
+        *(console, model["name"], "bold"),
+        f" {model['height']}x{model['width']}, batch {settings['batch']}, {settings['dtype']},"
+        f" {settings['ops']} ops on {settings['device']}; measured ceilings: {measured}",
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", no_wrap=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich import box
@@ -19,12 +19,21 @@ from segmenter.config import variant
 from segmenter.cores import usable_cores
 from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
 from segmenter_bench.machine import BUSY, busy_note
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
-from segmenter_bench.runs import command_of, new_run, require_writable, wide_console, write_run
+from segmenter_bench.runs import (
+    command_of,
+    new_run,
+    print_rest,
+    print_styled,
+    require_writable,
+    wide_console,
+    write_run,
+)
 from segmenter_bench.sections import speedup
 from segmenter_bench.sheets import number, quantity
 from segmenter_bench.timing import IN_PROCESSES
@@ -70,8 +79,8 @@ class Options:
     """Time the network alone as well: normalised images to class masks on the patch grid."""
     logits: bool = False
     """Time the way through logits as well: images to logits at image resolution to their argmax; for its memory."""
-    dataset: str | None = None
-    """Dataset of the images (shapes, folder, camvid, ade20k); made-up scenes when left out."""
+    dataset: Annotated[str | None, DATASET] = None
+    """Dataset of the images; made-up scenes when left out."""
     data: Path | None = None
     """Root folder of the dataset."""
     split: str = "val"
@@ -182,22 +191,17 @@ def show(run: dict[str, Any]) -> None:
     """Print a run as tables on stdout."""
     console = wide_console()
     model, settings = run["model"], run["settings"]
-    console.print(
-        f"[bold]{model['name']}[/] {model['height']}x{model['width']}, {len(model['classes'])} classes,"
-        f" {'trained' if model['trained'] else 'random'} weights; {run['machine']['cpu']['model']},"
-        f" {settings['threads']} CPU threads"
+    weights = "trained" if model["trained"] else "random"
+    print_styled(
+        *(console, model["name"], "bold"),
+        f" {model['height']}x{model['width']}, {len(model['classes'])} classes, {weights} weights;"
+        f" {run['machine']['cpu']['model']}, {settings['threads']} CPU threads",
     )
     for region, meaning in run["timed"].items():
         console.print(f"timed: {meaning}", style="dim", soft_wrap=True)
         rows = [row for row in run["rows"] if row["region"] == region]
         console.print(_table(rows, settings["reference"], settings["rounds"]))
-    for row in run["rows"]:
-        if row["status"] == "failed":
-            console.print(f"[red]failed[/] {row['engine']}, batch {row['batch']}: {row['reason']}", soft_wrap=True)
-    for one in run["unavailable"]:
-        console.print(f"[yellow]unavailable[/] {one['engine']}: {one['reason']}", soft_wrap=True)
-    for note in run["notes"]:
-        console.print(note, style="dim", soft_wrap=True)
+    print_rest(console, run, lambda row: f"{row['engine']}, batch {row['batch']}")
 
 
 def busiest(rows: Sequence[dict[str, Any]]) -> float:

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from segmenter.augreg import read_augreg
 from segmenter.checkpoint import read_tensors
-from segmenter.config import EncoderConfig
+from segmenter.config import HEAD_WIDTH, EncoderConfig, whole_patches
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.fidelity import NEW, REARRANGED, Origin, Shape
 from segmenter.official import read_pickle
 from segmenter.patch_resize import PatchResize, resize_patches
 from segmenter.vit import resize_position
 
-_HEAD_WIDTH = 64
 PICKLES = (".pth", ".pt", ".bin")
 # parts other ViTs have, and which of their tensors tell
 _FOREIGN = (
@@ -89,8 +88,8 @@ class Backbone:
 
         mode: as `segmenter.vit.resize_position` has it; None: as the source does.
         """
-        old, P = self.encoder, self.encoder.patch_size
-        new = replace(old, image_size=(-(-size[0] // P) * P, -(-size[1] // P) * P))
+        old = self.encoder
+        new = replace(old, image_size=whole_patches(size, old.patch_size))
         if new.grid != old.grid:
             mode = mode or self.position_resize
             position = self.tensors["pos_embed"]
@@ -203,9 +202,9 @@ def _encoder_of(path: Path, tensors: dict[str, Tensor], heads: int) -> EncoderCo
         count = positions
     if not _is_square(count):
         raise CheckpointError(f"{path}: {count} position embeddings are no square grid; resize them first")
-    if not heads and width % _HEAD_WIDTH:
+    if not heads and width % HEAD_WIDTH:
         raise CheckpointError(
-            f"{path}: width {width}: wanted a multiple of {_HEAD_WIDTH}, the channels of a head in timm's and DINOv2's"
+            f"{path}: width {width}: wanted a multiple of {HEAD_WIDTH}, the channels of a head in timm's and DINOv2's"
             " ViTs; use weights of another ViT"
         )
     side = math.isqrt(count)
@@ -218,7 +217,7 @@ def _encoder_of(path: Path, tensors: dict[str, Tensor], heads: int) -> EncoderCo
             image_size=(side * patch, side * patch),
             width=width,
             depth=depth,
-            heads=heads or width // _HEAD_WIDTH,
+            heads=heads or width // HEAD_WIDTH,
             mlp_width=hidden,
             distilled=distilled,
             registers=registers,

@@ -21,6 +21,7 @@ from PIL import Image
 
 from segmenter.cli import run
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter.evaluate import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
@@ -40,9 +41,8 @@ class Options:
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
     out: Path
     """HTML file to write."""
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: str = "val"

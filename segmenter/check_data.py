@@ -20,7 +20,8 @@ from rich.table import Table
 
 from segmenter.cli import run
 from segmenter.cores import usable_cores
-from segmenter.datasets import IGNORE, SPLITS, layout_of
+from segmenter.datasets import IGNORE, ON_DISK, SPLITS, layout_of, require_known
+from segmenter.datasets.option import DATASET_ON_DISK
 from segmenter.datasets.pairs import Layout, list_files, require_same_size
 from segmenter.errors import ConfigError, DataError, ImageError, SegmenterError
 from segmenter.images import read_labels
@@ -129,16 +130,7 @@ class Options:
 
     root: tyro.conf.Positional[Path]
     """The dataset's folder."""
-    dataset: Literal[
-        "folder",
-        "camvid",
-        "ade20k",
-        "cityscapes",
-        "pascal_context",
-        "pascal_context_59",
-        "rgbt_glass",
-        "rgbt_glass_thermal",
-    ] = "folder"
+    dataset: Annotated[str, DATASET_ON_DISK] = "folder"
     """How the folder is laid out."""
     split: Literal["train", "val", "all"] = "all"
     """Which part to check."""
@@ -151,6 +143,7 @@ class Options:
 
 
 def check_data(options: Options) -> int:
+    require_known(options.dataset, ON_DISK)
     splits = SPLITS if options.split == "all" else (options.split,)
     try:
         layouts = {split: layout_of(options.dataset, options.root, split) for split in splits}

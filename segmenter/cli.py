@@ -8,14 +8,15 @@ import errno
 import io
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
-from segmenter.errors import SegmenterError
+from segmenter.errors import FAILED, SegmenterError
 from segmenter.version import __version__
 
 Options = TypeVar("Options")
@@ -94,8 +95,8 @@ _NEXT_STEPS = {
     errno.ENOTDIR: "it is a file; choose another path",
 }
 
-FAILED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+UNREAD = 141  # 128 + SIGPIPE, likewise
 
 
 def run(
@@ -108,8 +109,9 @@ def run(
     """Parse `argv` (the process's own when None) into `options_class`, call `command`, and return its exit status.
 
     description: text above the list of options; the class's docstring when None. expand: what makes arguments of those
-    given, such as those of a recipe they name. A mistake in the options, an error the
-    project raises on purpose, a missing extra, and a file system's refusal give one line on stderr and 2; Ctrl-C 130.
+    given, such as those of a recipe they name. A mistake in the options, an error the project raises on purpose, a
+    missing extra, and a file system's refusal give one line on stderr and 2; Ctrl-C 130; output that nobody reads to
+    its end, as in `segmenter recipes | head -1`, 141 in silence.
     """
 
     def parse_and_call() -> int:
@@ -133,6 +135,19 @@ def run(
 def main(argv: Sequence[str] | None = None) -> int:
     """`segmenter COMMAND ...`; returns the command's exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    return _guarded(lambda: _dispatch(arguments))
+
+
+def share_cores() -> None:
+    """Let threads that wait give their core away; to be called before anything loads torch.
+
+    OpenMP reads this once, as PyTorch is loaded. Threads that wait by spinning take the core from the processes that
+    load images, and from anything else at work: with one busy neighbour on two cores training ran at two fifths.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
         print(_help())
@@ -145,28 +160,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "`segmenter --help` lists the commands"
         print(f"error: no command {name!r}; {hint}" if name else _help(), file=sys.stderr)
         return FAILED
-    return _guarded(lambda: import_module(COMMANDS[name][0]).main(arguments[1:]))
-
-
-def share_cores() -> None:
-    """Let threads that wait give their core away; to be called before anything loads torch.
-
-    OpenMP reads this once, as PyTorch is loaded. Threads that wait by spinning take the core from the processes that
-    load images, and from anything else at work: with one busy neighbour on two cores training ran at two fifths.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return int(import_module(COMMANDS[name][0]).main(arguments[1:]))
 
 
 def _guarded(function: Callable[[], int]) -> int:
+    """Call `function`, turning what a user can cause into an exit status, and one line on stderr where that is read."""
+    try:
+        return _told(function)
+    except BrokenPipeError:
+        _silence()
+        return UNREAD
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        return UNREAD  # rich has seen it first
+
+
+def _silence() -> None:
+    """Turn the standard streams that nobody reads any more to nowhere: Python writes what they hold when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        if _unread(stream):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether the reader of a standard stream has gone."""
+    try:
+        poll = select.poll()
+        poll.register(stream, 0)
+    except (AttributeError, OSError, TypeError, ValueError):
+        # no such call on this system, or no file behind the stream
+        return False
+    return bool(poll.poll(0))
+
+
+def _told(function: Callable[[], int]) -> int:
     """Call `function`, turning what a user can cause into one line on stderr and an exit status."""
     try:
-        return function()
+        status = function()
+        print(end="", flush=True)  # what cannot be written when Python ends is told by a traceback
+        return status
     except SegmenterError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
         if (advice := _how_to_install(error.name or "")) is None:
             raise
         return _fail(advice)
+    except BrokenPipeError as error:
+        # or a pipe to another process has broken, such as one that loads images
+        if _unread(sys.stdout) or _unread(sys.stderr):
+            raise
+        return _fail(str(error))
     except OSError as error:
         if not (error.filename and error.strerror):
             return _fail(str(error))

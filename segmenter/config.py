@@ -6,6 +6,7 @@ from typing import Any, Literal
 from segmenter.errors import ConfigError
 
 PATCH_SIZES = (8, 14, 16, 32)
+HEAD_WIDTH = 64  # channels a head of the paper's networks, of timm's ViTs and of DINOv2's
 _KINDS = {int: "whole numbers", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -53,6 +54,11 @@ class Preprocess:
 HALF = Preprocess()
 IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 NORMALIZATIONS = {"vit": HALF, "deit": IMAGENET, "imagenet": IMAGENET}
+
+
+def whole_patches(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Height and width rounded up to whole patches."""
+    return -(-size[0] // patch_size) * patch_size, -(-size[1] // patch_size) * patch_size
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,7 @@ def variant(name: str, classes: tuple[str, ...] | int = 150, **encoder_changes: 
         distilled=deit,
     )
     decoder = DecoderConfig(
-        kind="mask" if mask else "linear", width=size.width, heads=size.width // 64, mlp_width=4 * size.width
+        kind="mask" if mask else "linear", width=size.width, heads=size.width // HEAD_WIDTH, mlp_width=4 * size.width
     )
     names = tuple(f"class {index}" for index in range(classes)) if isinstance(classes, int) else tuple(classes)
     return SegmenterConfig(

@@ -1,8 +1,10 @@
 """Errors a user can cause, each naming the thing, what was wanted, what came, and the next step."""
 
+FAILED = 2  # exit status of a command that ended in one of them
+
 
 class SegmenterError(Exception):
-    """Base of every error this project raises on purpose; commands print it and exit with 2."""
+    """Base of every error this project raises on purpose; commands print it and exit with `FAILED`."""
 
 
 class ConfigError(SegmenterError):

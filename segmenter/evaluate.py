@@ -22,6 +22,7 @@ from rich.table import Table
 from segmenter.cli import run
 from segmenter.confusion import confusion_picture
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.drawing import require_picture_path
 from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path, require_writable
@@ -160,9 +161,8 @@ class Options:
 
     checkpoint: Path
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: str = "val"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segmenter.checkpoint import OFFICIAL_NAME, VARIANT_NAME, load_model, require_new_checkpoint
 from segmenter.cli import run
-from segmenter.config import HALF, IMAGENET, SegmenterConfig
+from segmenter.config import HALF, HEAD_WIDTH, IMAGENET, SegmenterConfig
 from segmenter.datasets import DATASETS, classes_of
 from segmenter.errors import ConfigError
 from segmenter.files import atomic_paths
@@ -22,7 +22,6 @@ from segmenter.official import HEADS, read_pickle
 
 _NORMALIZATIONS = {HALF: "vit", IMAGENET: "deit"}
 _IMAGENET_CLASSES = 1000  # of the classification head that the official network always has and never uses
-_HEAD_WIDTH = 64
 _NORM_EPS = 1e-5
 
 
@@ -52,8 +51,8 @@ def official_variant(
             f"decoder feed-forwards of {decoder.mlp_width} (wanted {4 * width})",
         ),
         (
-            not mask or decoder.heads == width // _HEAD_WIDTH,
-            f"{decoder.heads} decoder heads (wanted {width // _HEAD_WIDTH})",
+            not mask or decoder.heads == width // HEAD_WIDTH,
+            f"{decoder.heads} decoder heads (wanted {width // HEAD_WIDTH})",
         ),
         (config.preprocess in _NORMALIZATIONS, f"normalisation by {config.preprocess.mean}, {config.preprocess.std}"),
     ]

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from segmenter.checkpoint import VARIANT_NAME, load_weights
-from segmenter.config import NORMALIZATIONS, DecoderConfig, EncoderConfig, SegmenterConfig
+from segmenter.config import HEAD_WIDTH, NORMALIZATIONS, DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.datasets import classes_of
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.fidelity import Fidelity, Origin, account
@@ -91,7 +91,7 @@ def official_config(variant: dict[str, Any], source: Path) -> SegmenterConfig:
                 kind="linear" if name == "linear" else "mask",
                 width=width,
                 depth=decoder.get("n_layers", 2),
-                heads=max(width // 64, 1),
+                heads=max(width // HEAD_WIDTH, 1),
                 mlp_width=4 * width,
                 dropout=decoder.get("dropout", 0.1),
                 drop_path=decoder.get("drop_path_rate", 0.0),

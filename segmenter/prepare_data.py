@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from segmenter.cli import run
-from segmenter.datasets import SPLITS, layout_of
+from segmenter.datasets import ON_DISK, SPLITS, layout_of, require_known
 from segmenter.datasets.convert import CONVERTERS
+from segmenter.datasets.option import DATASET_ON_DISK
 from segmenter.datasets.pairs import list_files
 from segmenter.datasets.sources import SOURCES, Source
 from segmenter.datasets.thermal import has_thermal
@@ -27,18 +28,7 @@ class Options:
     Nothing is downloaded. Exit status 1 when something is missing; `segmenter check-data` then reads every file.
     """
 
-    name: tyro.conf.Positional[
-        Literal[
-            "ade20k",
-            "pascal_context",
-            "pascal_context_59",
-            "cityscapes",
-            "camvid",
-            "rgbt_glass",
-            "rgbt_glass_thermal",
-            "folder",
-        ]
-    ]
+    name: Annotated[str, tyro.conf.Positional, DATASET_ON_DISK]
     """The dataset."""
     root: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
     """Its folder, where it has been unpacked."""
@@ -47,6 +37,7 @@ class Options:
 
 
 def prepare_data(options: Options) -> int:
+    require_known(options.name, ON_DISK)
     if options.convert and options.root is None:
         raise ConfigError("--convert: wanted the dataset's folder too; name it after the dataset")
     if options.convert and options.name not in CONVERTERS:

@@ -25,7 +25,8 @@ from segmenter.checkpoint import (
 )
 from segmenter.cli import run
 from segmenter.config import NORMALIZATIONS, DecoderConfig, SegmenterConfig, variant
-from segmenter.datasets import DATASETS, classes_of, layout_of
+from segmenter.datasets import classes_of, layout_of, require_known
+from segmenter.datasets.option import DATASET
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.fidelity import Fidelity, account, fidelity_table
 from segmenter.model import Segmenter
@@ -156,7 +157,7 @@ class Options:
     """An official checkpoint.pth or its folder, or a file of ViT weights."""
     out: Path | None = None
     """Folder to write config.json and model.safetensors to; left out: only show what would become of the tensors."""
-    dataset: str | None = None
+    dataset: Annotated[str | None, DATASET] = None
     """Dataset whose classes the fresh decoder gets (this and all below: ViT weights only)."""
     data: Path | None = None
     """The dataset's folder; only `folder` needs it, for its list of classes."""
@@ -253,8 +254,8 @@ def _classes(options: Options) -> tuple[tuple[str, ...], tuple[tuple[int, int, i
     """Class names and colours of the fresh decoder."""
     if (options.dataset is None) == (options.num_classes is None):
         raise ConfigError("ViT weights have no classes of their own; pass one of --dataset and --num-classes")
-    if options.dataset is not None and options.dataset not in DATASETS:
-        raise ConfigError(f"dataset {options.dataset!r}: wanted one of {', '.join(DATASETS)}")
+    if options.dataset is not None:
+        require_known(options.dataset)
     if options.data is not None and options.dataset not in (None, "shapes"):
         layout = layout_of(options.dataset, options.data, "train")
         return layout.classes, layout.palette

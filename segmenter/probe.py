@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from segmenter.cli import run, share_cores
+from segmenter.datasets.option import DATASET
 from segmenter.training.options import require
 
 
@@ -21,9 +22,8 @@ class Options:
     """Checkpoint to start from; `segmenter pretrained` makes one of ViT weights."""
     out: Path
     """Checkpoint folder to write."""
-    dataset: str
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET]
+    """The labelled images to fit on."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     limit: int = 0

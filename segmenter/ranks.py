@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segmenter.cli import FAILED
 from segmenter.datasets import SegmentationDataset
 from segmenter.datasets.sample import Sample, require_index
-from segmenter.errors import ConfigError, SegmenterError
+from segmenter.errors import FAILED, ConfigError, SegmenterError
 from segmenter.inference import pick_device
 
 if TYPE_CHECKING:

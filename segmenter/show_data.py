@@ -6,7 +6,7 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,51 +15,42 @@ import tyro
 
 from segmenter.cli import run
 from segmenter.datasets import IGNORE, SegmentationDataset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter.files import require_writable
 from segmenter.images import overlay, with_legend, write_image
+from segmenter.training.options import AugmentOptions
 
 _GAP = 8  # pixels between samples
 _HATCH = 12  # pixels from one line of void's hatching to the next
 _VOID = ((255, 255, 255), (0, 0, 0))  # lines side by side, as no class is drawn
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Options:
     """Draw augmented training samples: each picture, then its labels over it, void hatched."""
 
     out: Path
     """PNG or JPEG to write."""
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images to draw."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     split: Literal["train", "val"] = "train"
     """Which images to draw."""
-    augment: Literal["paper", "mild", "flip", "none"] = "paper"
-    """What is done to them, as `segmenter train` has it."""
-    crop: tuple[int, int] = (512, 512)
-    """Height and width of training crops."""
-    scale: tuple[float, float] | None = None
-    """Smallest and largest random scale, as `segmenter train` has it; so are the two that follow."""
-    short_side: int | None = None
-    """Pixels of the shorter side at a scale of 1."""
-    long_ratio: float | None = None
-    """Most pixels of the longer side, in shorter sides."""
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Samples to draw: the first of a run with this seed."""
     side: int = 240
     """Pixels of the longer side of each picture."""
     seed: int = 0
     """The run's."""
+    augmentation: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("side", 16), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least {least}")
-        if min(self.crop) < 1:
-            raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
         if self.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ConfigError(f"--out {self.out}: wanted a name that ends in .png or .jpg")
 
@@ -69,9 +60,10 @@ def show_data(options: Options) -> int:
     dataset = open_dataset(options.dataset, options.data, options.split)
     sheet = contact_sheet(dataset, options)
     write_image(options.out, sheet)
+    height, width = options.augmentation.crop_for()
     print(
         f"{options.out}: {options.samples} of {len(dataset)} {options.dataset} {options.split} samples,"
-        f" {options.augment}, crop {options.crop[1]}x{options.crop[0]}; hatched pixels are void"
+        f" {options.augmentation.augment}, crop {width}x{height}; hatched pixels are void"
     )
     return 0
 
@@ -100,12 +92,12 @@ def contact_sheet(dataset: SegmentationDataset, options: Options) -> np.ndarray:
 def augmented(dataset: SegmentationDataset, options: Options) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What the first batches of a run hold, as pictures: uint8 [H, W, C] and labels uint8 [H, W]."""
     from segmenter.config import Preprocess
-    from segmenter.training.augment import preset
+    from segmenter.training.augment import augmentation_of
     from segmenter.training.data import Augmented, Order, batches
 
-    settings = preset(options.augment, options.scale, options.short_side, options.long_ratio)
+    chosen = options.augmentation
     plain = Preprocess((0.0,) * dataset.channels, (1.0,) * dataset.channels)
-    samples = Augmented(dataset, options.crop, settings, plain, options.seed)
+    samples = Augmented(dataset, chosen.crop_for(), augmentation_of(chosen), plain, options.seed)
     for images, labels in batches(samples, Order(len(dataset), 1, options.seed, 0, options.samples), workers=0):
         pixels = (images[0].permute(1, 2, 0) * 255).round().clamp(0, 255).numpy().astype(np.uint8)
         yield pixels, labels[0].numpy()

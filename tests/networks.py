@@ -1,9 +1,12 @@
 """Small networks for tests: every feature of the encoder and decoders, milliseconds to run."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from segmenter.checkpoint import save_model
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.model import Segmenter
 
@@ -31,3 +34,10 @@ def small_network(
             scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
             parameter.add_(torch.randn_like(parameter) * scale)
     return model
+
+
+@pytest.fixture(name="checkpoint")
+def checkpoint_fixture(tiny_model: Segmenter, tmp_path: Path) -> Path:
+    """The network of `tiny_model`, saved."""
+    save_model(tiny_model, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"

@@ -11,18 +11,12 @@ from PIL import Image
 from segmenter import attention
 from segmenter.attention import Options, attention_maps, find_token
 from segmenter.attention_sheet import attention_overlay, attention_sheet
-from segmenter.checkpoint import load_model, save_model
+from segmenter.checkpoint import load_model
 from segmenter.errors import ConfigError
 from segmenter.images import read_image
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
-from tests.networks import small_network
-
-
-@pytest.fixture
-def checkpoint(tiny_model: Segmenter, tmp_path: Path) -> Path:
-    save_model(tiny_model, tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
+from tests.networks import checkpoint_fixture, small_network  # noqa: F401 - a fixture
 
 
 def options(**values: Any) -> Options:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from segmenter.errors import VerificationError
+from segmenter.training.options import AugmentOptions
 from segmenter_bench import data
 from segmenter_bench.data import main
 
@@ -23,6 +24,7 @@ def test_table_line_and_record(picture_root: Path, tmp_path: Path, capsys: pytes
     assert "folder train (56x40), crop 48x32, paper, 1 workers" in out
     assert f"{record['images_per_s']:.1f} images/s by the clock" in out
     assert record["cpu_ms"] > 0
+    assert (record["augment"], record["crop"], record["data"]) == ("paper", [32, 48], str(picture_root))
     assert record["machine"]["cpu"]
 
 
@@ -34,7 +36,7 @@ def test_images_made_on_the_spot(capsys: pytest.CaptureFixture[str]) -> None:
 def test_stages_that_are_not_trainings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "cut_labels", lambda labels, resized, box: np.zeros((8, 8), np.uint8))
     with pytest.raises(VerificationError, match="other pixels than training's"):
-        data.measure(data.Options(images=2, crop=(8, 8), augment="none"))
+        data.measure(data.Options(images=2, augmentation=AugmentOptions(augment="none", crop=(8, 8))))
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,18 @@
-"""Runs on disk, and the page made of them: whole, self-contained, and honest about what is missing."""
+"""The page made of runs: whole, self-contained, and honest about what is missing."""
 
 import copy
 import json
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from segmenter.errors import ConfigError, DataError
 from segmenter_bench import page_figures, report
-from segmenter_bench.examples import label_map
 from segmenter_bench.page import page
 from segmenter_bench.page_figures import FAMILIES, FAMILY_NAMES, family
-from segmenter_bench.plot import Mark, pareto, scatter
-from segmenter_bench.runs import new_run, read_run, write_run
+from segmenter_bench.runs import read_run
 from segmenter_bench.sections import Line, sections
 from segmenter_bench.sheets import quantity
 from tests.bench_samples import CLASSES, MACHINE, miou_run, throughput_run
@@ -219,34 +215,6 @@ def test_speeds_of_different_machines_do_not_share_a_table():
         sections([throughput_run(), other])
 
 
-def test_runs_survive_the_disk_and_nan_becomes_null(tmp_path):
-    run = new_run("miou", "segmenter bench-miou", {"name": "Seg-Ti-Mask/16"}, {"threads": 1})
-    run["rows"] = [{"engine": "eager", "miou": math.nan, "iou": (0.5, math.inf)}]
-    path = write_run(run, tmp_path)
-    assert re.fullmatch(r"miou-seg-ti-mask-16-\d{8}T\d{6}\.json", path.name)
-    back = read_run(path)
-    assert back["rows"] == [{"engine": "eager", "miou": None, "iou": [0.5, None]}]
-    assert back["machine"]["cpu"]["usable_cores"] >= 1
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("{", "not JSON"),
-        ("[]", "lacks schema"),
-        ('{"schema": "segmenter-bench/1"}', "lacks kind"),
-        (json.dumps(throughput_run() | {"schema": "other/2"}), "has schema 'other/2'"),
-    ],
-)
-def test_a_file_that_is_no_run_is_named(tmp_path, text, complaint):
-    path = tmp_path / "run.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=rf"run\.json: .*{complaint}"):
-        read_run(path)
-    with pytest.raises(DataError, match=r"gone\.json: No such file"):
-        read_run(tmp_path / "gone.json")
-
-
 def test_the_command_writes_the_page_and_prints_the_table(tmp_path, capsys):
     for name, run in (("speed", throughput_run()), ("miou", miou_run())):
         (tmp_path / f"{name}.json").write_text(json.dumps(run))
@@ -274,50 +242,6 @@ def test_the_command_wants_runs(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_the_pareto_front_is_what_nothing_beats():
-    marks = [Mark(str(index), x, y, "other", "circle") for index, (x, y) in enumerate([(1, 5), (2, 5), (3, 4), (2, 3)])]
-    assert [mark.label for mark in pareto(marks)] == ["1", "2"]
-
-
-@pytest.mark.parametrize("points", [[(3.0, 0.5)], [(1e-3, 0.0), (1e4, 1.0)], [(2.0, 0.6)] * 9])
-def test_plots_keep_everything_inside(points):
-    marks = [Mark(f"engine-{index}", x, y, "other", "triangle") for index, (x, y) in enumerate(points)]
-    svg = scatter(marks, 360, 300, reference=0.6)
-    assert "nan" not in svg
-    for value, limit in re.findall(r'\b(?:x|cx|x1|x2)="(-?[\d.]+)"()', svg):
-        assert 0 <= float(value) <= 360, limit
-    assert svg.count("<title>") == len(points)
-    ticks = re.findall(r'class="tick"[^>]*>([^<]*)<', svg)
-    assert len(ticks) >= 2
-
-
-def labels_of(svg):
-    """Extent of every label along x, by its text; an 11 px monospace letter is at most 6.7 px wide."""
-    found = {}
-    for x, anchor, text in re.findall(r'class="label" x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">([^<]*)<', svg):
-        wide = 6.7 * len(text)
-        start = float(x) - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
-        found[text] = start, start + wide
-    return found
-
-
-@pytest.mark.parametrize("crowd", [1, 9, 400])
-@pytest.mark.parametrize("width", [360, 660])
-def test_labels_stay_inside_the_plot_and_the_winner_has_one(width, crowd):
-    marks = [Mark("an-engine-far-behind", 1.0, 0.5, "other", "circle")]
-    marks += [Mark(f"engine-{index:03}-int8", 98 + index / crowd, 0.55, "other", "circle") for index in range(crowd)]
-    marks += [Mark("failed-engine-int8", 105.0, 0.1, "other", "circle", failed=True)]
-    marks += [
-        Mark("openvino-bf16", 99.5, 0.551, "other", "diamond"),
-        Mark("openvino-int8", 100.0, 0.549, "o", "square"),
-    ]
-    labels = labels_of(scatter(marks, width, 360, reference=0.55))
-    assert "openvino-int8" in labels
-    for text, (start, end) in labels.items():
-        assert start >= 66, text
-        assert end <= width - 18, text
-
-
 def test_few_rounds_give_no_range_and_the_order_of_images_per_s():
     """A round in which official stalled once put the second fastest engine first."""
     run = throughput_run(batches=(1,))
@@ -338,22 +262,6 @@ def test_few_rounds_give_no_range_and_the_order_of_images_per_s():
     text = rendered(run)[1].text
     assert "9.87 4.05 to 133.99" in text
     assert "Median of how much faster than official each of 5 rounds was" in text
-
-
-@pytest.mark.parametrize("classes", [3, 255, 300])
-def test_label_maps_of_any_number_of_classes_become_pictures(classes):
-    import base64
-    import io
-
-    from PIL import Image
-
-    palette = [(index % 256, index // 256, 7) for index in range(classes)]
-    labels = np.full((4, 6), classes, np.int32)
-    labels[0, 0] = classes - 1
-    url = label_map(labels, palette)
-    picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))).convert("RGBA")
-    assert picture.getpixel((0, 0)) == (*palette[-1], 255)
-    assert picture.getpixel((5, 3))[3] == 0
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from segmenter.config import SegmenterConfig, variant
 from segmenter.model import Segmenter
 from segmenter_bench.rivals import official_ops
-from segmenter_bench.roofline import STAGES, bound_seconds, product_flops, stages
+from segmenter_bench.roofline import STAGES, Stage, stages
 
 
 def small(name: str, **changes: object) -> SegmenterConfig:
     config = variant(name, 7, image_size=(64, 96))
     return replace(config, encoder=replace(config.encoder, depth=3), **changes)
+
+
+def product_flops(found: list[Stage]) -> float:
+    """Operations of all matrix products: what papers count."""
+    return sum(stage.flops for stage in found if stage.product)
+
+
+def bound_seconds(found: list[Stage], flops_per_s: float, bytes_per_s: float) -> float:
+    """The least time of all stages one after the other."""
+    return sum(stage.seconds(flops_per_s, bytes_per_s) for stage in found)
 
 
 @pytest.mark.parametrize("name", ["Seg-Ti-Mask/16", "Seg-Ti/16", "Seg-DeiT-Ti-Mask/16"])

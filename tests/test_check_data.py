@@ -85,7 +85,9 @@ def test_class_list_problems(picture_root: Path, capsys: pytest.CaptureFixture[s
 def test_usage_errors_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "error:" in capsys.readouterr().err
-    assert main([str(tmp_path), "--dataset", "coco"]) == 2
+    for name in ("coco", "shapes"):
+        assert main([str(tmp_path), "--dataset", name]) == 2
+        assert f"dataset '{name}': wanted one of folder, camvid" in capsys.readouterr().err
     assert main([]) == 2
 
 

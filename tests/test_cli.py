@@ -1,6 +1,8 @@
 """The console script: dispatch, help without torch, and every kind of failure in one line with its exit status."""
 
 import errno
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from segmenter.cli import COMMANDS, main, run
+from segmenter.datasets import DATASETS, ON_DISK
 from segmenter.errors import DataError
 from segmenter.version import __version__
 
@@ -50,6 +53,19 @@ def test_every_command_is_the_module_the_readme_says(name: str) -> None:
     assert spec.origin is not None
     assert 'if __name__ == "__main__":\n    sys.exit(main())' in Path(spec.origin).read_text(encoding="utf-8")
     assert package in ("segmenter", "segmenter_engines", "segmenter_bench")
+
+
+def test_commands_alone_import_the_command_line() -> None:
+    commands = {module for module, _ in COMMANDS.values()} | {"segmenter.__main__"}
+    for package in ("segmenter", "segmenter_engines", "segmenter_bench"):
+        spec = find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        root = Path(spec.origin).parent
+        for file in root.rglob("*.py"):
+            module = ".".join((package, *file.relative_to(root).with_suffix("").parts))
+            if re.search(r"^\s*(from|import) segmenter\.cli\b", file.read_text(encoding="utf-8"), re.MULTILINE):
+                assert module in commands, f"{module} imports segmenter.cli"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +185,35 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "usage: segmenter" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "pretrained", "check-data", "prepare-data", "bench-data"])
+def test_help_names_every_dataset(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    names = ON_DISK if name in ("check-data", "prepare-data") else DATASETS
+    assert "{" + ",".join(names) + "}" in re.sub(r"[\s│]", "", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [("--help", ""), ("recipes", ""), ("prepare-data camvid", "1"), ("nothing", "")]
+)
+def test_output_nobody_reads_ends_it_in_silence(arguments: str, unbuffered: str, tmp_path: Path) -> None:
+    """As `segmenter recipes | head -1` may; `nothing` speaks on stderr, which goes into the pipe too."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        told = {"stdout": writer, "stderr": writer if arguments == "nothing" else file}
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        command = [sys.executable, "-m", "segmenter", *arguments.split()]
+        done = subprocess.run(command, **told, env=environment, timeout=60)
+    os.close(writer)
+    assert (done.returncode, errors.read_text()) == (141, "")
+
+
+def test_a_pipe_to_another_process_that_breaks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")), Options, ["--count", "1"]) == 2
+    assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"
 
 
 def test_module_runs_as_a_script() -> None:

@@ -11,7 +11,7 @@ import torch
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import manifest_path
 from tests import hostile
-from tests.test_checkpoint import write_variant
+from tests.official_files import write_variant
 from tests.test_plan_checks import plan_bytes
 
 

@@ -152,3 +152,4 @@ def test_mistakes_in_options(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["cityscapes", str(tmp_path), "--convert"]) == 2
     assert "unpack gtFine_trainvaltest.zip there" in capsys.readouterr().err
     assert main(["coco"]) == 2
+    assert "dataset 'coco': wanted one of folder, camvid" in capsys.readouterr().err

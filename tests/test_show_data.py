@@ -11,6 +11,7 @@ from segmenter.datasets import Sample, open_dataset
 from segmenter.show_data import Options, contact_sheet, main
 from segmenter.training.augment import PRESETS
 from segmenter.training.data import Augmented, Order, batches
+from segmenter.training.options import AugmentOptions
 
 
 class Halves:
@@ -34,7 +35,8 @@ class Halves:
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_panels_colours_and_hatching(channels: int) -> None:
-    options = Options(Path("s.png"), augment="none", crop=(64, 64), samples=4, side=64)
+    plain = AugmentOptions(augment="none", crop=(64, 64))
+    options = Options(Path("s.png"), samples=4, side=64, augmentation=plain)
     sheet = contact_sheet(Halves(channels), options)
     wide = 64 * (channels - 1)
     assert sheet.shape[1] == max(2 * (wide + 8) + 8, 160)

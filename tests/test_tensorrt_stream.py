@@ -10,13 +10,13 @@ from segmenter.errors import EngineError
 from segmenter_engines import open_session
 from segmenter_engines.sessions.device import LEGACY
 from segmenter_engines.sessions.tensorrt import TensorRTSession
+from tests.fake_machine import H, W, machine_fixture, plan_fixture, shots  # noqa: F401 - fixtures
 from tests.fake_tensorrt import labels_of, normalized, write_plan
-from tests.test_tensorrt_session import H, W, machine, plan, shots  # noqa: F401 - fixtures
 
 
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("takes", ["normalized", "pixels"])
-def test_labels_of_a_stream_come_in_order(machine, tmp_path, graphs, takes):  # noqa: F811
+def test_labels_of_a_stream_come_in_order(machine, tmp_path, graphs, takes):
     path = write_plan(tmp_path / "m.plan", input=takes, outputs=("labels", "masks"))
     batches = [shots(1 + seed % 3, seed=seed) for seed in range(7)]
     with TensorRTSession(path, 1, graphs=graphs) as session:
@@ -29,7 +29,7 @@ def test_labels_of_a_stream_come_in_order(machine, tmp_path, graphs, takes):  # 
         assert np.array_equal(session(batches[0]), labels_of(batches[0], 5))
 
 
-def test_graphs_that_go_while_they_are_under_way(machine, tmp_path, monkeypatch):  # noqa: F811
+def test_graphs_that_go_while_they_are_under_way(machine, tmp_path, monkeypatch):
     monkeypatch.setattr("segmenter_engines.sessions.runner.CAPACITY", 1)
     path = write_plan(tmp_path / "m.plan", height=(32, 48, 64), width=(32, 48, 64))
     batches = [shots(1, 32 + 16 * (turn // 3 % 2), 48, seed=turn) for turn in range(12)]
@@ -39,7 +39,7 @@ def test_graphs_that_go_while_they_are_under_way(machine, tmp_path, monkeypatch)
     assert machine.cuda.captures == 4
 
 
-def test_a_stream_computes_while_the_caller_prepares(machine, plan):  # noqa: F811
+def test_a_stream_computes_while_the_caller_prepares(machine, plan):
     asked = []
 
     def source():
@@ -54,7 +54,7 @@ def test_a_stream_computes_while_the_caller_prepares(machine, plan):  # noqa: F8
         assert len(list(labels)) == 4
 
 
-def test_calls_between_and_two_streams_at_once(machine, plan):  # noqa: F811
+def test_calls_between_and_two_streams_at_once(machine, plan):
     with open_session(plan, threads=1) as session:
         one, other = (session.stream([shots(1, seed=seed + turn) for turn in range(4)]) for seed in (10, 20))
         for turn in range(4):
@@ -70,7 +70,7 @@ def fails_at(count, error):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_an_error_of_the_images_comes_after_the_labels_before_it(machine, plan, count):  # noqa: F811
+def test_an_error_of_the_images_comes_after_the_labels_before_it(machine, plan, count):
     with open_session(plan, threads=1) as session:
         got = []
         with pytest.raises(OSError, match="no such picture"):
@@ -79,7 +79,7 @@ def test_an_error_of_the_images_comes_after_the_labels_before_it(machine, plan, 
         assert np.array_equal(session(shots(1)), labels_of(shots(1), 5))
 
 
-def test_an_image_that_does_not_fit_ends_a_stream_after_those_that_do(machine, plan):  # noqa: F811
+def test_an_image_that_does_not_fit_ends_a_stream_after_those_that_do(machine, plan):
     got = []
     with open_session(plan, threads=1) as session:
         with pytest.raises(EngineError, match=r"image 40x57: this engine takes 40x56"):
@@ -88,7 +88,7 @@ def test_an_image_that_does_not_fit_ends_a_stream_after_those_that_do(machine, p
         assert len(list(session.stream([shots(1)]))) == 1
 
 
-def test_an_engine_that_fails_in_a_stream_ends_it(machine, plan):  # noqa: F811
+def test_an_engine_that_fails_in_a_stream_ends_it(machine, plan):
     trt = machine.trt["tensorrt-rtx"]
 
     def source():
@@ -108,7 +108,7 @@ def test_an_engine_that_fails_in_a_stream_ends_it(machine, plan):  # noqa: F811
         assert np.array_equal(session(shots(1)), labels_of(shots(1), 5))
 
 
-def test_a_stream_left_in_the_middle_gives_its_memory_back(machine, plan):  # noqa: F811
+def test_a_stream_left_in_the_middle_gives_its_memory_back(machine, plan):
     with open_session(plan, threads=1) as session:
         list(session.stream([shots(1)] * 3))
         session(shots(1))
@@ -119,7 +119,7 @@ def test_a_stream_left_in_the_middle_gives_its_memory_back(machine, plan):  # no
         assert len(machine.cuda.live) == held
 
 
-def test_a_session_closed_in_the_middle_of_a_stream(machine, plan):  # noqa: F811
+def test_a_session_closed_in_the_middle_of_a_stream(machine, plan):
     session = open_session(plan, threads=1)
     labels = session.stream([shots(1)] * 4)
     next(labels)
@@ -172,7 +172,7 @@ class Numba:
 @pytest.mark.parametrize("kind", [Cupy, Numba])
 @pytest.mark.parametrize("takes", ["normalized", "pixels"])
 @pytest.mark.parametrize("own", [True, False])
-def test_arrays_on_the_device_go_in_and_come_out_without_copies(machine, tmp_path, kind, takes, own):  # noqa: F811
+def test_arrays_on_the_device_go_in_and_come_out_without_copies(machine, tmp_path, kind, takes, own):
     cuda = machine.cuda
     with open_session(write_plan(tmp_path / "m.plan", input=takes, outputs=("labels", "masks")), threads=1) as session:
         with cuda.current():
@@ -199,7 +199,7 @@ def test_arrays_on_the_device_go_in_and_come_out_without_copies(machine, tmp_pat
     assert np.array_equal(taken, labels_of(pixels, 5))
 
 
-def test_labels_let_go_give_their_memory_back(machine, plan):  # noqa: F811
+def test_labels_let_go_give_their_memory_back(machine, plan):
     with open_session(plan, threads=1) as session:
         before = len(machine.cuda.live)
         labels = session.run_device(Cupy(machine.cuda, normalized(shots(1))))
@@ -215,14 +215,14 @@ def test_labels_let_go_give_their_memory_back(machine, plan):  # noqa: F811
         del capsule  # that nobody took
 
 
-def test_images_are_held_until_they_have_been_read(machine, plan):  # noqa: F811
+def test_images_are_held_until_they_have_been_read(machine, plan):
     with open_session(plan, threads=1) as session:
         labels = session.run_device(Cupy(machine.cuda, normalized(shots(1))))
         gc.collect()
         assert np.array_equal(labels.numpy(), labels_of(shots(1), 5))
 
 
-def test_work_on_several_streams_takes_turns(machine, plan):  # noqa: F811
+def test_work_on_several_streams_takes_turns(machine, plan):
     cuda, results = machine.cuda, []
     with open_session(plan, threads=1) as session:
         with cuda.current():
@@ -238,7 +238,7 @@ def test_work_on_several_streams_takes_turns(machine, plan):  # noqa: F811
     assert all(np.array_equal(labels.numpy(), expected) for labels, expected in results)
 
 
-def test_a_consumer_that_overlooks_the_stream_still_finds_labels(machine, plan):  # noqa: F811
+def test_a_consumer_that_overlooks_the_stream_still_finds_labels(machine, plan):
     cuda = machine.cuda
     with open_session(plan, threads=1) as session:
         labels = session.run_device(Cupy(cuda, normalized(shots(1))))
@@ -247,7 +247,7 @@ def test_a_consumer_that_overlooks_the_stream_still_finds_labels(machine, plan):
         assert np.array_equal(cuda.bytes_at(pointer, H * W).reshape(1, H, W), labels_of(shots(1), 5))
 
 
-def test_consumers_streams_wait_for_the_labels_and_makers_are_waited_for(machine, plan):  # noqa: F811
+def test_consumers_streams_wait_for_the_labels_and_makers_are_waited_for(machine, plan):
     cuda = machine.cuda
     with open_session(plan, threads=1) as session:
         with cuda.current():
@@ -274,7 +274,7 @@ def test_consumers_streams_wait_for_the_labels_and_makers_are_waited_for(machine
             labels.__dlpack__(dl_device=(2, 1))
 
 
-def test_arrays_that_do_not_fit_are_named(machine, plan):  # noqa: F811
+def test_arrays_that_do_not_fit_are_named(machine, plan):
     cuda, good = machine.cuda, normalized(shots(1))
     cases = [
         (good, "ndarray are not in CUDA memory", {"dlpack_type": 2}),
@@ -304,7 +304,7 @@ def test_arrays_that_do_not_fit_are_named(machine, plan):  # noqa: F811
     del cases, shifted, images, one
 
 
-def test_a_plan_without_labels_gives_none_on_the_device(machine, tmp_path):  # noqa: F811
+def test_a_plan_without_labels_gives_none_on_the_device(machine, tmp_path):
     with (
         open_session(write_plan(tmp_path / "m.plan", outputs=("masks",)), threads=1) as session,
         pytest.raises(EngineError, match="gives masks only; build it with labels among its --outputs"),
@@ -312,7 +312,7 @@ def test_a_plan_without_labels_gives_none_on_the_device(machine, tmp_path):  # n
         session.run_device(Cupy(machine.cuda, normalized(shots(1))))
 
 
-def test_an_enqueue_that_fails_on_the_device_is_named(machine, plan):  # noqa: F811
+def test_an_enqueue_that_fails_on_the_device_is_named(machine, plan):
     with open_session(plan, threads=1) as session:
         machine.trt["tensorrt-rtx"].enqueue_fails = True
         with pytest.raises(EngineError, match="TensorRT-RTX: execution failed: enqueueV3: no room for it"):

@@ -15,6 +15,7 @@ import tyro
 
 from segmenter.cli import run
 from segmenter.datasets import Subset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError
 from segmenter.files import atomic_paths, sha256
 from segmenter_engines.build_progress import Bar, Watcher, progress_bar
@@ -198,8 +199,8 @@ class Options:
     """Write the layer report as an HTML page too: OUT.layers.html."""
     checkpoint: Path | None = None
     """Checkpoint the graph was exported from: the build then ends with a verification, of the graph where no GPU is."""
-    dataset: str | None = None
-    """Dataset of the verification images (validation split): shapes, folder, camvid, ade20k."""
+    dataset: Annotated[str | None, DATASET] = None
+    """Dataset of the verification images (validation split)."""
     data: Path | None = None
     """Root folder of the dataset."""
     verify_images: int = IMAGES

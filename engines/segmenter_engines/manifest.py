@@ -75,11 +75,6 @@ class Manifest:
         return self.height[1], self.width[1]
 
     @property
-    def fixed_size(self) -> tuple[int, int] | None:
-        """(H, W) in pixels when it takes that size alone, else None."""
-        return self.size if self.height[0] == self.height[2] and self.width[0] == self.width[2] else None
-
-    @property
     def plugin_library(self) -> dict[str, str] | None:
         """`name` and `sha256` of the plugin library a plan was built with, None when it was built without one."""
         return self.details.get("plugin_library")

@@ -19,6 +19,7 @@ from segmenter.checkpoint import load_model, save_model
 from segmenter.cli import run
 from segmenter.config import SegmenterConfig
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
 from segmenter.evaluate import require_same_classes
 from segmenter_engines.build import build
@@ -188,7 +189,7 @@ class Options:
     """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
     out: Path
     """Engine folder to fill."""
-    dataset: str
+    dataset: Annotated[str, DATASET]
     """Dataset of the calibration images (training split) and the verification images (validation split)."""
     data: Path | None = None
     """Root folder of the dataset."""

@@ -27,6 +27,7 @@ from torch import nn
 from segmenter.checkpoint import CONFIG_NAME, load_model, require_new_checkpoint, save_model
 from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import require_writable
@@ -54,8 +55,8 @@ class Options:
     """An int8 or fp8 .onnx that `segmenter quantize` made of it: its layers, smoothing and activation scales."""
     out: Path
     """Checkpoint folder to write."""
-    dataset: str
-    """Dataset to train on (train) and to judge on (val), such as folder or camvid."""
+    dataset: Annotated[str, DATASET]
+    """Dataset to train on (train) and to judge on (val)."""
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     steps: int = 100

@@ -16,6 +16,7 @@ import tyro
 
 from segmenter.cli import run
 from segmenter.datasets import Subset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_engines.calibrate import Method
@@ -130,8 +131,8 @@ class Options:
     """The exported .onnx: fp32 for --target cpu, fp16 or bf16 for --target tensorrt."""
     out: Path
     """The quantised .onnx to write; its manifest goes beside it."""
-    dataset: str | None = None
-    """Dataset of the calibration images, such as folder or camvid; not needed with --scales-of."""
+    dataset: Annotated[str | None, DATASET] = None
+    """Dataset of the calibration images; not needed with --scales-of."""
     data: Path | None = None
     """Root folder of the dataset."""
     split: str = "train"

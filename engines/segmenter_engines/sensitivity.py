@@ -17,6 +17,7 @@ from rich.table import Table
 from segmenter.cli import run
 from segmenter.cpu import cpu_flags
 from segmenter.datasets import Subset, open_dataset
+from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, require_writable
 from segmenter_engines.judge import Judge
@@ -118,8 +119,8 @@ class Options:
 
     source: Annotated[Path, tyro.conf.Positional]
     """The exported .onnx, as `segmenter quantize` takes it."""
-    dataset: str
-    """Dataset of the calibration images (training split) and the labelled ones, such as folder or camvid."""
+    dataset: Annotated[str, DATASET]
+    """Dataset of the calibration images (training split) and the labelled ones."""
     checkpoint: Path | None = None
     """The checkpoint the graph was made of: measure against it in PyTorch, not against the graph."""
     data: Path | None = None

@@ -16,6 +16,7 @@ from segmenter.cores import usable_cores
 from segmenter.cpu import cpu_flags
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted, fit
+from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError, Unavailable, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
@@ -188,8 +189,8 @@ class Options:
     """The .onnx or .plan to verify."""
     checkpoint: Path
     """The checkpoint it was made from."""
-    dataset: str
-    """Dataset of the images: shapes, folder, camvid, ade20k."""
+    dataset: Annotated[str, DATASET]
+    """Dataset of the images."""
     data: Path | None = None
     """Root folder of the dataset."""
     split: str = "val"

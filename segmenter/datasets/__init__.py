@@ -1,6 +1,6 @@
 """Datasets by name: `shapes` (made on the spot), `folder` (anyone's own), and the paper's in their own layouts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segmenter.config import default_palette
@@ -12,6 +12,7 @@ from segmenter.errors import ConfigError, DataError
 __all__ = [
     "DATASETS",
     "IGNORE",
+    "ON_DISK",
     "SPLITS",
     "Sample",
     "SegmentationDataset",
@@ -19,9 +20,10 @@ __all__ = [
     "classes_of",
     "layout_of",
     "open_dataset",
+    "require_known",
 ]
 
-_ON_DISK: dict[str, tuple[Callable[[Path, str], Layout], str]] = {
+_LAYOUTS: dict[str, tuple[Callable[[Path, str], Layout], str]] = {
     "folder": (folder.layout, folder.EXPECTED),
     "camvid": (camvid.layout, camvid.EXPECTED),
     "ade20k": (ade20k.layout, ade20k.EXPECTED),
@@ -31,7 +33,8 @@ _ON_DISK: dict[str, tuple[Callable[[Path, str], Layout], str]] = {
     "rgbt_glass": (rgbt_glass.layout, rgbt_glass.EXPECTED),
     "rgbt_glass_thermal": (rgbt_glass.thermal_layout, rgbt_glass.EXPECTED),
 }
-DATASETS = ("shapes", *_ON_DISK)
+ON_DISK = tuple(_LAYOUTS)
+DATASETS = ("shapes", *ON_DISK)
 _CLASSES = {
     "shapes": (shapes.CLASSES, shapes.PALETTE),
     "camvid": (camvid.CLASSES, camvid.PALETTE),
@@ -49,6 +52,7 @@ def open_dataset(name: str, root: Path | None, split: str) -> SegmentationDatase
 
     Raises ConfigError for an unknown name or split or a missing root, DataError for a folder not laid out as promised.
     """
+    require_known(name)
     if name == "shapes":
         _require_split(split)
         return shapes.Shapes(split)
@@ -60,12 +64,11 @@ def layout_of(name: str, root: Path | None, split: str) -> Layout:
 
     Raises ConfigError for an unknown name or split or a missing root, DataError when the root is no folder.
     """
-    if name not in _ON_DISK:
-        raise ConfigError(f"dataset {name!r}: wanted one of {', '.join(DATASETS)}")
+    require_known(name, ON_DISK)
     _require_split(split)
     if root is None:
         raise ConfigError(f"dataset {name} lies on disk; name its folder with --data")
-    layout, expected = _ON_DISK[name]
+    layout, expected = _LAYOUTS[name]
     if not root.is_dir():
         raise DataError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; {expected}")
     return layout(root, split)
@@ -83,6 +86,12 @@ def classes_of(name: str, count: int | None = None) -> tuple[tuple[str, ...], tu
             raise ConfigError(f"dataset {name!r} has no classes of its own; pass --data, its folder, or --num-classes")
         raise ConfigError(f"{count} classes: wanted at least one class")
     return tuple(f"class {index}" for index in range(count)), default_palette(count)
+
+
+def require_known(name: str, datasets: Sequence[str] = DATASETS) -> None:
+    """Raises ConfigError for a name that is none of these datasets'."""
+    if name not in datasets:
+        raise ConfigError(f"dataset {name!r}: wanted one of {', '.join(datasets)}")
 
 
 def _require_split(split: str) -> None:

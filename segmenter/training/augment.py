@@ -19,6 +19,7 @@ from segmenter.datasets import IGNORE
 from segmenter.errors import ConfigError
 from segmenter.preprocess import normalize_planar
 from segmenter.training.colour import Colours, distort
+from segmenter.training.options import AugmentOptions
 from segmenter.window import scaled_size
 
 _ATTEMPTS = 10  # crops drawn again before one with too much of a class is taken
@@ -67,15 +68,10 @@ PRESETS = {
 }
 
 
-def preset(
-    name: str,
-    scale: tuple[float, float] | None = None,
-    short_side: int | None = None,
-    long_ratio: float | None = None,
-) -> Augmentation:
-    """One of `PRESETS`, with what is given in place of its own."""
-    given = {"scale": scale, "short_side": short_side, "long_ratio": long_ratio}
-    return replace(PRESETS[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+def augmentation_of(options: AugmentOptions) -> Augmentation:
+    """One of `PRESETS`, with what the options give in place of its own."""
+    given = {name: getattr(options, name) for name in ("scale", "short_side", "long_ratio")}
+    return replace(PRESETS[options.augment], **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)

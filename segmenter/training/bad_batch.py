@@ -8,8 +8,7 @@ import json
 import sys
 
 from segmenter.checkpoint import write_tensors
-from segmenter.cli import FAILED
-from segmenter.errors import ConfigError, SegmenterError
+from segmenter.errors import FAILED, ConfigError, SegmenterError
 from segmenter.ranks import Ranks
 from segmenter.training.data import Augmented, Order, batches
 from segmenter.training.options import TrainOptions

@@ -112,10 +112,6 @@ class Learner:
         if first < math.inf:
             raise NotFiniteError(int(first))
 
-    def finite_weights(self) -> bool:
-        """Whether every weight is a number."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
-
     def _backward(self, images: Tensor, labels: Tensor, count: Tensor, step: int, index: int, last: bool) -> Tensor:
         """Add a part's gradient to the others'; returns its share of the loss."""
         # chance in the network depends on the update and the part alone, so it needs no place in the state

@@ -19,13 +19,13 @@ from segmenter.errors import DataError, ImageError
 from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
 from segmenter.ranks import Ranks
-from segmenter.training.augment import preset
+from segmenter.training.augment import augmentation_of
 from segmenter.training.bad_batch import came_apart
 from segmenter.training.data import Augmented, Batch, Order, batches, spare_workers
 from segmenter.training.interruption import Interrupted, Interruption
 from segmenter.training.learner import Learner, NotFiniteError
 from segmenter.training.log import NoLog, TrainingLog
-from segmenter.training.loss import require_stride
+from segmenter.training.loss import finite_weights, require_stride
 from segmenter.training.options import TrainOptions, require
 from segmenter.training.schedule import Schedule
 from segmenter.training.share import Share
@@ -70,11 +70,9 @@ class Trainer:
             folder.load(model, self.learner.optimizer, self.learner.average)
             if record.scaler:
                 self.learner.scaler.load_state_dict(record.scaler)
-        wanted = options.augmentation
-        settings = preset(wanted.augment, wanted.scale, wanted.short_side, wanted.long_ratio)
-        crop = wanted.crop or model.config.encoder.image_size
+        crop = options.augmentation.crop_for(model.config.encoder.image_size)
         self.samples = Augmented(
-            *(data, crop, settings, model.config.preprocess, options.seed),
+            *(data, crop, augmentation_of(options.augmentation), model.config.preprocess, options.seed),
             skip_bad=options.machine.on_bad_sample == "skip",
             raw=options.machine.augment_on == "device",
         )
@@ -126,7 +124,7 @@ class Trainer:
         Raises NotFiniteError where it is not worth it: a weight is no number.
         """
         self.learner.require_finite()
-        if not self.learner.finite_weights():
+        if not finite_weights(self.learner.model):
             raise NotFiniteError(self.step - 1)
         begin = time.monotonic()
         scaler = self.learner.scaler.state_dict()

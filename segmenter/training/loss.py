@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from segmenter.errors import ConfigError
 
@@ -59,6 +59,11 @@ def require_finite(finite: bool, step: int, advice: str) -> None:
     """Raises ConfigError when a loss or weight is no longer a number, ending in what to do."""
     if not finite:
         raise ConfigError(f"training came apart at step {step}: the loss or a weight is no longer a number; {advice}")
+
+
+def finite_weights(module: nn.Module) -> bool:
+    """Whether every weight is a number."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
 
 
 def require_stride(stride: int, patch_size: int) -> None:

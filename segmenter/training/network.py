@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from segmenter.checkpoint import load_model, load_weights
-from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig, variant
+from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig, variant, whole_patches
 from segmenter.datasets import SegmentationDataset
 from segmenter.errors import ConfigError
 from segmenter.evaluate import different_class
@@ -69,14 +69,14 @@ def _fresh_config(
     if options.variant is not None:
         config = variant(options.variant, dataset.classes)
         if crop is not None:
-            size = _whole_patches(crop, config.encoder.patch_size)
+            size = whole_patches(crop, config.encoder.patch_size)
             config = replace(config, encoder=replace(config.encoder, image_size=size))
         return _with_chances(replace(config, palette=dataset.palette), options).with_channels(dataset.channels)
     P, C = options.patch_size, options.width
     config = SegmenterConfig(
         encoder=EncoderConfig(
             patch_size=P,
-            image_size=_whole_patches(crop or (_PATCHES_A_SIDE * P, _PATCHES_A_SIDE * P), P),
+            image_size=whole_patches(crop or (_PATCHES_A_SIDE * P, _PATCHES_A_SIDE * P), P),
             width=C,
             depth=options.depth,
             heads=options.heads,
@@ -117,7 +117,3 @@ def _with_chances(config: SegmenterConfig, options: NetworkOptions) -> Segmenter
     if options.drop_path is not None:
         encoder = replace(encoder, drop_path=options.drop_path)
     return replace(config, encoder=encoder, decoder=decoder)
-
-
-def _whole_patches(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    return -(-size[0] // patch_size) * patch_size, -(-size[1] // patch_size) * patch_size

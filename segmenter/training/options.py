@@ -3,11 +3,12 @@
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from segmenter.config import PATCH_SIZES
+from segmenter.config import PATCH_SIZES, EncoderConfig
+from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 
 
@@ -104,7 +105,8 @@ class AugmentOptions:
 
     augment: Literal["paper", "mild", "flip", "none"] = "paper"
     crop: tuple[int, int] | None = None
-    """Height and width of training crops; default the network's image size, 16 patches a side for one of your own."""
+    """Height and width of training crops; default the network's image size, 16 patches a side for one of your own, the
+    paper's 512 where no network is named."""
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
     short_side: int | None = None
@@ -119,6 +121,10 @@ class AugmentOptions:
         require((self.long_ratio or 1) >= 1, "--long-ratio", self.long_ratio, "at least 1")
         if self.crop is not None and min(self.crop) < 1:
             raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
+
+    def crop_for(self, image_size: tuple[int, int] = EncoderConfig.image_size) -> tuple[int, int]:
+        """Height and width of training crops for a network of this image size."""
+        return self.crop or image_size
 
 
 @dataclass(frozen=True)
@@ -201,9 +207,8 @@ class TrainOptions:
 
     out: Path
     """Folder of the run: last/, best/, metrics.json, metrics.jsonl, tensorboard/."""
-    dataset: str = "shapes"
-    """shapes, folder, camvid, ade20k, cityscapes, pascal_context, pascal_context_59, rgbt_glass or
-    rgbt_glass_thermal."""
+    dataset: Annotated[str, DATASET] = "shapes"
+    """The labelled images to train on."""
     data: Path | None = None
     """Root folder of the dataset; shapes needs none."""
     recipe: str | None = None

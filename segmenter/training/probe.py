@@ -25,7 +25,7 @@ from segmenter.inference import Inference, pick_device, predictor
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter.probe import Options
-from segmenter.training.loss import class_weights, require_finite, require_stride, segmentation_loss
+from segmenter.training.loss import class_weights, finite_weights, require_finite, require_stride, segmentation_loss
 from segmenter.training.network import widened
 from segmenter.training.optimizer import autocast_type
 from segmenter.training.schedule import Schedule
@@ -133,8 +133,7 @@ def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: Optio
         optimizer.step()
         losses.append(loss.item())
         require_finite(math.isfinite(losses[-1]), step + 1, advice)
-    finite = all(bool(torch.isfinite(parameter).all()) for parameter in model.decoder.parameters())
-    require_finite(finite, options.steps, advice)
+    require_finite(finite_weights(model.decoder), options.steps, advice)
     model.eval()
     last = losses[-max(options.steps // 10, 1) :]
     return sum(last) / len(last)

@@ -1,5 +1,7 @@
 """Augmentation: pure in its seed, image and labels moved together, the spec's normalisation and padding, odd inputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from segmenter.config import HALF, IMAGENET
 from segmenter.errors import ConfigError
 from segmenter.preprocess import normalize
-from segmenter.training.augment import PRESETS, Augmentation, augment
+from segmenter.training.augment import PRESETS, Augmentation, augment, augmentation_of
+from segmenter.training.options import AugmentOptions
 
 RANDOM = np.random.default_rng(5)
 IMAGE = RANDOM.integers(0, 256, (70, 90, 3), dtype=np.uint8)
@@ -161,6 +164,14 @@ def test_hue_alone_turns_hues_and_keeps_brightness() -> None:
         assert abs(colour.min() - 60) <= 2
         hues.add(tuple(colour.tolist()))
     assert len(hues) > 5
+
+
+def test_options_win_over_their_set() -> None:
+    assert augmentation_of(AugmentOptions(augment="flip")) == PRESETS["flip"]
+    given = AugmentOptions(augment="mild", scale=(0.5, 1.0), short_side=64, long_ratio=2.0)
+    assert augmentation_of(given) == replace(PRESETS["mild"], scale=(0.5, 1.0), short_side=64, long_ratio=2.0)
+    assert (given.crop_for(), given.crop_for((32, 48))) == ((512, 512), (32, 48))
+    assert AugmentOptions(crop=(8, 9)).crop_for((32, 48)) == (8, 9)
 
 
 @pytest.mark.parametrize("changes", [{"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}, {"contrast": 1.5}])
