@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -27,11 +28,17 @@ from segmenter_kernels.compiling import JUDGED_WITH, PTX_FALLBACK, Compiled, fau
 from segmenter_kernels.parameters import parameters
 
 FORMAT = 2
+TOLD_EVERY = 10.0  # seconds from one line of progress to the next
 
 
 def names(architecture: int) -> list[str]:
     """The specialisations of an architecture."""
     return [each.name for each in compiling.specialisations(architecture)]
+
+
+def jobs_of(architectures: Sequence[int], only: str = "") -> list[tuple[int, str]]:
+    """Architecture and name of every specialisation whose name contains `only`, in a fixed order."""
+    return [(each, name) for each in architectures for name in names(each) if only in name]
 
 
 def _compile_named(job: tuple[int, str]) -> Compiled:
@@ -47,13 +54,23 @@ def compile_all(
 
     Raises RuntimeError when Triton interprets kernels in this process.
     """
-    jobs = [(each, name) for each in architectures for name in names(each) if only in name]
+    jobs = jobs_of(architectures, only)
     count = workers or min(len(jobs), os.cpu_count() or 1) or 1
     if count == 1:
         yield from map(_compile_named, jobs)
         return
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(_compile_named, jobs)
+
+
+def told(kernels: Iterable[Compiled], total: int) -> Iterator[Compiled]:
+    """The kernels as they come, and on stderr now and then how many of `total` there are."""
+    last = time.monotonic()
+    for count, kernel in enumerate(kernels, 1):
+        if (now := time.monotonic()) - last >= TOLD_EVERY:
+            print(f"{count} of {total} kernels compiled", file=sys.stderr, flush=True)
+            last = now
+        yield kernel
 
 
 def entry(kernel: Compiled) -> dict[str, Any]:
@@ -82,15 +99,23 @@ def entry(kernel: Compiled) -> dict[str, Any]:
     }
 
 
-def write(kernels: Sequence[Compiled], folder: Path) -> None:
-    """Fill an empty or new folder with one fatbin a specialisation and their manifest.
+def made_ready(folder: Path) -> str:
+    """The program that packs fatbins into a folder, which is made where it is new.
 
     Raises FileNotFoundError naming the fix without the program `fatbinary`, FileExistsError when the folder has files.
     """
     program = fatbinary()
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: a file; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder}: not empty; name a new folder, or remove it first")
+    return program
+
+
+def write(kernels: Sequence[Compiled], folder: Path) -> None:
+    """Fill an empty or new folder with one fatbin a specialisation and their manifest. Raises as `made_ready`."""
+    program = made_ready(folder)
     for name in dict.fromkeys(kernel.name for kernel in kernels):
         _pack([kernel for kernel in kernels if kernel.name == name], folder / f"{name}.fatbin", program)
     manifest = {
@@ -155,11 +180,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, help="processes to compile in; as many as there are cores by default")
     options = parser.parse_args(argv)
+    if options.workers is not None and options.workers < 1:
+        print(f"error: --workers {options.workers}: wanted at least 1", file=sys.stderr)
+        return 2
     try:
-        parts = (compile_all(options.architectures, only, options.workers) for only in options.only)
-        kernels = list({(kernel.name, kernel.architecture): kernel for part in parts for kernel in part}.values())
-        if not kernels:
+        total = sum(len(jobs_of(options.architectures, only)) for only in options.only)
+        if not total:
             raise FileNotFoundError(f"no specialisation's name contains '{', '.join(options.only)}'")
+        if options.out:
+            made_ready(options.out)  # what stands in the way of writing is told before minutes of compiling
+        parts = (compile_all(options.architectures, only, options.workers) for only in options.only)
+        made = told((kernel for part in parts for kernel in part), total)
+        kernels = list({(kernel.name, kernel.architecture): kernel for kernel in made}.values())
         if options.out:
             write(kernels, options.out)
     except (OSError, RuntimeError) as error:

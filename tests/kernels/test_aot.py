@@ -12,7 +12,7 @@ import pytest
 import triton
 
 import segmenter_kernels
-from segmenter_kernels import cubin
+from segmenter_kernels import aot, cubin
 from segmenter_kernels.add_layernorm import DEPLOYED_WIDTHS
 from segmenter_kernels.aot import table
 from segmenter_kernels.compiling import JUDGED_WITH, OPS, Compiled, compile_kernel, faults, specialisations
@@ -99,9 +99,6 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
     assert [each["bytes"] for each in kernels[0]["launch"]] == kernels[0]["parameter_bytes"]
     # six pointers, two integers, a float, then the two scratch pointers Triton always adds
     assert kernels[0]["parameter_bytes"] == [8] * 6 + [4] * 3 + [8] * 2
-    again = compiler("--only", "add_layernorm_fp16_c256", "--architectures", 80, "--out", tmp_path / "a")
-    assert again.returncode == 2
-    assert "not empty; name a new folder" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -217,6 +214,43 @@ def test_compiling_while_interpreting_is_refused() -> None:
 def test_a_parameter_no_launcher_could_pass_is_named(kind: str, architecture: int) -> None:
     with pytest.raises(ValueError, match=r"parameter x of type .* on sm_"):
         parameters({"x": kind}, architecture)
+
+
+def test_what_stands_in_the_way_is_one_line_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compiled(*_: object) -> list[Compiled]:
+        raise AssertionError("compiled")
+
+    def told(*arguments: str) -> str:
+        assert aot.main(["--only", "add_layernorm_fp16_c256", "--architectures", "80", *arguments]) == 2
+        return capsys.readouterr().err
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    monkeypatch.setattr(aot, "compile_all", compiled)
+    monkeypatch.setattr(aot, "fatbinary", lambda: "fatbinary")
+    assert told("--workers", "-1") == "error: --workers -1: wanted at least 1\n"
+    full = tmp_path / "full"
+    assert told("--out", str(full)) == f"error: {full}: not empty; name a new folder, or remove it first\n"
+    assert told("--out", str(full / "file")) == f"error: {full / 'file'}: a file; name a new folder\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(aot, "compile_all", compiled)
+    monkeypatch.setattr(aot.shutil, "which", lambda _: None)
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda _: None)
+    assert told("--out", str(tmp_path / "new")).startswith("error: no program 'fatbinary' found; pip install")
+    assert not (tmp_path / "new").exists()
+
+
+def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    # a kernel every four seconds
+    seconds = iter(range(0, 100, 4))
+    monkeypatch.setattr(aot.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(aot, "compile_all", lambda *_: [GOOD] * 7)
+    monkeypatch.setattr(aot, "jobs_of", lambda *_: [(90, "toy")] * 7)
+    assert aot.main([]) == 0
+    progress = "3 of 7 kernels compiled\n6 of 7 kernels compiled\n"
+    assert capsys.readouterr().err.startswith(progress)
 
 
 def test_a_kernel_nobody_knows_is_named() -> None:

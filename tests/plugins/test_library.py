@@ -31,6 +31,21 @@ def test_clang_tidy_finds_nothing(address: Path) -> None:
     require_tidy(address.parent, *SOURCES.glob("*.cc"))
 
 
+def test_plugins_that_were_asked_for_and_cannot_be_built_end_the_configuration(tmp_path: Path) -> None:
+    def told(cubins: Path, headers: Path) -> str:
+        places = (f"-DSEGMENTER_TRT_CUBINS={cubins}", f"-DTENSORRT_INCLUDE_DIR={headers}")
+        done = run("cmake", "-S", SOURCES, "-B", tmp_path / "build", "-G", "Ninja", *places)
+        assert done.returncode != 0, done.stdout
+        return " ".join(done.stderr.split())
+
+    kernels, headers = tmp_path / "cubins", tmp_path / "include"
+    assert f"SEGMENTER_TRT_CUBINS: {kernels} holds no manifest.json; fill a folder with" in told(kernels, headers)
+    kernels.mkdir()
+    (kernels / "manifest.json").write_text("{}", encoding="utf-8")
+    missing = f"TENSORRT_INCLUDE_DIR ({headers}) holds no NvInferRuntime.h; name the folder of TensorRT's headers"
+    assert missing in told(kernels, headers)
+
+
 def test_the_driver_is_declared_as_in_cuda_h() -> None:
     triton = importlib.util.find_spec("triton")
     assert triton is not None
