@@ -97,9 +97,13 @@ def _tiles(section: Section) -> str:
             fall = f"{signed(best.drop)} vs PyTorch" if best.drop is not None else "of PyTorch itself"
             tiles.append((Cell(f"{best.miou:.4f}", best.accuracy), f"its mIoU, {fall}"))
     lines = section.lines(section.batches[0] if section.batches else None)
-    faithful = [one for one in lines if one.verdict == "passed"]
+    to_judge = [one for one in lines if one.compared and (one.judged or one.faults)]
+    faithful = [one for one in to_judge if one.verdict == "passed"]
     if faithful:
-        tiles.append((Cell(f"{len(faithful)} of {len(lines)}"), "engines whose labels were judged and passed"))
+        alone = len(lines) - len(to_judge)
+        others = f"; {alone} more {'is' if alone == 1 else 'are'} there for speed alone" if alone else ""
+        told = f"engines whose labels were judged and passed{others}"
+        tiles.append((Cell(f"{len(faithful)} of {len(to_judge)}"), told))
     inside = "".join(f'<div class="tile"><b>{big.html}</b><span>{escape(small)}</span></div>' for big, small in tiles)
     return f'<div class="tiles">{inside}</div>' if tiles else ""
 

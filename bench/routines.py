@@ -3,6 +3,7 @@
 python -m segmenter_bench.routines
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.table import Table
 import segmenter_trt
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, VerificationError
+from segmenter_bench.machine import Neighbours, busy_note, process_seconds
 from segmenter_bench.runs import wide_console
 from segmenter_bench.timing import burst, take_turns
 
@@ -95,6 +97,7 @@ def resize_row(name: str, old: tuple[int, int], new: tuple[int, int], rounds: in
 
 def measure(options: Options) -> int:
     torch.set_num_threads(1)
+    neighbours = Neighbours(lambda: process_seconds(os.getpid()))
     masks, rounds = f"{options.classes} classes, 32x32 to 512x512", options.rounds
     rows = [
         labels_row(f"labels: {masks}, a network's", smooth(options.classes), rounds),
@@ -102,10 +105,14 @@ def measure(options: Options) -> int:
         resize_row("resize: 720x960 to 360x480", (720, 960), (360, 480), rounds),
         resize_row("resize: 360x480 to 720x960", (360, 480), (720, 960), rounds),
     ]
+    busy = neighbours.share()
     table = Table("one core", "PyTorch or Pillow, ms", "segmenter_trt, ms", "times faster", box=box.SIMPLE)
     for name, theirs, mine in rows:
         table.add_row(name, f"{theirs:.2f}", f"{mine:.2f}", f"{theirs / mine:.1f}")
-    wide_console().print(table)
+    console = wide_console()
+    console.print(table)
+    if note := busy_note(busy or 0.0):
+        console.print(note, style="yellow", soft_wrap=True)
     return 0
 
 

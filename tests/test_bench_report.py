@@ -55,6 +55,17 @@ def rendered(*runs):
     return text, Outline(text)
 
 
+def test_engines_that_are_not_judged_are_not_counted_as_though_they_had_failed():
+    run = throughput_run(batches=(1,))
+    assert "10 of 11 engines whose labels were judged and passed" in rendered(run)[1].text
+    rival = copy.deepcopy(run["rows"][0]) | {"engine": "eomt-style", "agreement": None, "agreement_limit": None}
+    run["rows"].append(rival | {"compared": False})
+    told = "10 of 11 engines whose labels were judged and passed; 1 more is there for speed alone"
+    assert told in rendered(run)[1].text
+    random = throughput_run(trained=False, batches=(1,))  # of two precisions nothing is judged on random weights
+    assert "7 of 8 engines whose labels were judged and passed; 3 more are there" in rendered(random)[1].text
+
+
 def test_the_page_is_well_formed_and_fetches_nothing():
     text, outline = rendered(throughput_run(), miou_run(), throughput_run(trained=False, name="Seg-Ti-Mask/16"))
     assert outline.open == []
