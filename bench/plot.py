@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from segmenter_bench.origins import linked
@@ -42,6 +43,7 @@ class Mark:
     row: dict[str, Any] | None = field(default=None, compare=False)  # what its speed was read from
 
 
+Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -76,15 +78,16 @@ def scatter(marks: Sequence[Mark], width: int, height: int, reference: float | N
         py = at(10**low_x, reference)[1]
         parts.append(f'<line class="reference" x1="{left}" y1="{py:.1f}" x2="{right}" y2="{py:.1f}"/>')
     front = pareto([mark for mark in marks if not mark.failed])
+    line = [at(mark.x, mark.y) for mark in front]
     if len(front) > 1:
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(mark.x, mark.y) for mark in front))
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in line)
         parts.append(f'<polyline class="front" points="{path}"/>')
     taken: list[Box] = [(px - 7, py - 7, px + 7, py + 7) for px, py in (at(mark.x, mark.y) for mark in marks)]
     frame = (left + 1, top - 10, right, bottom - 1)
     parts += [_symbol(mark, *at(mark.x, mark.y)) for mark in marks]
     # the fastest first and then the rest of the front: these must be read, and the early ones find room
     order = dict.fromkeys([*(mark for mark in front[::-1]), *marks])
-    parts += [_label(mark, *at(mark.x, mark.y), taken, frame, mark in front[-1:]) for mark in order]
+    parts += [_label(mark, *at(mark.x, mark.y), taken, line, frame, mark in front[-1:]) for mark in order]
     middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
     parts.append(
         f'<text class="axis" x="{middle_x:.0f}" y="{height - 6}" text-anchor="middle">images per second</text>'
@@ -127,13 +130,13 @@ def _symbol(mark: Mark, px: float, py: float) -> str:
     return linked(mark.row, symbol(mark.shape, px, py, style, told))
 
 
-def _label(mark: Mark, px: float, py: float, taken: list[Box], frame: Box, always: bool) -> str:
-    """The label at the first place that is free, with a line to its mark when it lies far.
+def _label(mark: Mark, px: float, py: float, taken: list[Box], line: Sequence[Point], frame: Box, always: bool) -> str:
+    """The label at the first place that is free, off the front's `line` if one is, with a line to its mark when far.
 
     Where none is: nothing, or, with `always`, above the mark as far as the frame goes, over whatever is there.
     """
     wide = CHAR * len(mark.label)
-    free: list[tuple[bool, float, float, str, Box]] = []
+    free: list[tuple[int, float, float, str, Box]] = []
     for dx, dy, anchor in _PLACES:
         x, y = px + dx, py + dy
         start = x - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
@@ -141,9 +144,9 @@ def _label(mark: Mark, px: float, py: float, taken: list[Box], frame: Box, alway
         inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
         if inside and not any(_overlap(box, other) for other in taken):
             crossed = math.hypot(dx, dy - 4) >= NEAR and not _clear((px, py), (x, y - 4), taken)
-            free.append((crossed, x, y, anchor, box))
+            free.append((2 * _meets(line, box) + crossed, x, y, anchor, box))
     if free:
-        # the nearest, rather with a line that runs over nothing
+        # the nearest, rather off the front, and rather with a line that runs over nothing
         _, x, y, anchor, box = min(free, key=lambda place: place[0])
         taken.append(box)
         text = f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'
@@ -157,7 +160,24 @@ def _label(mark: Mark, px: float, py: float, taken: list[Box], frame: Box, alway
     return f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="end">{escape(mark.label)}</text>'
 
 
-def _clear(start: tuple[float, float], end: tuple[float, float], taken: Sequence[Box]) -> bool:
+def _meets(line: Sequence[Point], box: Box) -> bool:
+    """Whether a line of straight parts runs through a box."""
+    left, top, right, bottom = box
+    for (x0, y0), (x1, y1) in pairwise(line):
+        # the share of the part that lies between both pairs of sides
+        first, last = 0.0, 1.0
+        for start, step, low, high in ((x0, x1 - x0, left, right), (y0, y1 - y0, top, bottom)):
+            if step:
+                near, far = sorted(((low - start) / step, (high - start) / step))
+                first, last = max(first, near), min(last, far)
+            elif not low <= start <= high:
+                last = -1.0
+        if first <= last:
+            return True
+    return False
+
+
+def _clear(start: Point, end: Point, taken: Sequence[Box]) -> bool:
     """Whether a line from a mark to its label runs over nothing but the mark."""
     (x0, y0), (x1, y1) = start, end
     steps = [(x0 + (x1 - x0) * step / 16, y0 + (y1 - y0) * step / 16) for step in range(17)]

@@ -53,6 +53,23 @@ def test_labels_stay_inside_the_plot_and_the_winner_has_one(width, crowd):
         assert end <= width - 18, text
 
 
+@pytest.mark.parametrize("width", [360, 660])
+def test_the_front_runs_through_no_label_where_there_is_room(width):
+    # each label's first place is right of its mark, on the line
+    speeds = [(4.0, 0.602), (6.0, 0.601), (9.0, 0.6), (14.0, 0.599)]
+    svg = scatter([Mark(f"engine-{x:g}", x, y, "other", "circle") for x, y in speeds], width, 360)
+    points = re.search(r'class="front" points="([^"]*)"', svg)
+    xs, ys = np.array([point.split(",") for point in points[1].split()], float).T
+    labels = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)<', svg)
+    assert len(labels) == len(speeds)
+    for _, y, _, text in labels:
+        start, end = labels_of(svg)[text]
+        across = np.linspace(max(start, xs[0]), min(end, xs[-1]), 200)  # empty of a label beside the front
+        line = np.interp(across, xs, ys)
+        inside = (across >= start) & (across <= end) & (line > float(y) - 10) & (line < float(y) + 2)
+        assert not inside.any(), text
+
+
 @pytest.mark.parametrize("classes", [3, 255, 300])
 def test_label_maps_of_any_number_of_classes_become_pictures(classes):
     import base64
