@@ -181,8 +181,8 @@ HOSTILE = {
     "huge.ppm": (b"P6\n999999999 999999999\n255\n", "wanted at most 89478485 in all"),
     "endless.ppm": (b"P6\n" + b"9" * 400 + b" 1\n255\n", "it has|header|values"),
     "deep.ppm": (b"P6\n1 1\n65535\nabcdef", "its values end at 65535, wanted 255"),
-    "cut.ppm": (encoded("ppm")[:-1], "it is cut short"),
-    "cut.png": (encoded("png")[:-40], "it is cut short"),
+    "cut.ppm": (encoded("ppm")[:-1], "it is cut short; convert it again"),
+    "cut.png": (encoded("png")[:-40], "it is cut short; convert it again"),
     "start.png": (encoded("png")[:20], "it is cut short"),
     "flipped.png": (bytes(byte ^ (0xFF if index == 100 else 0) for index, byte in enumerate(encoded("png"))), ""),
     "zero.png": (png(0, 5, b""), "[Zz]ero|Invalid|no pixels"),
@@ -191,7 +191,7 @@ HOSTILE = {
     "short.png": (png(W, H, b"\0" * 100), ""),
     "deep.png": (png(1, 1, b"\0" * 7, depth=16), "16 bits a channel"),
     "alpha.png": (encoded("png", "RGBA"), "alpha channel"),
-    "cut.jpg": (encoded("jpg")[:-200], "Premature|premature"),
+    "cut.jpg": (encoded("jpg")[:-200], "[Pp]remature.*; convert it again, or replace it if it is damaged"),
     "start.jpg": (encoded("jpg")[:30], ""),
     "cmyk.jpg": (encoded("jpg", "CMYK"), "4 channels"),
 }
@@ -237,6 +237,13 @@ def test_hostile_pictures_are_refused_and_the_rest_labelled(
 )
 def test_mistakes_are_one_line(cli: Any, arguments: tuple[str, ...], message: str) -> None:
     refused(cli(*arguments), message)
+
+
+def test_a_file_where_the_folder_of_labels_should_be_is_named(cli: Any, tmp_path: Path) -> None:
+    picture, file = tmp_path / "picture.ppm", tmp_path / "file"
+    Image.fromarray(pictures(1)[0]).save(picture)
+    file.touch()
+    refused(cli(picture, "--out", file), f"{file}/labels: no folder can be made there .*; choose another --out")
 
 
 def test_help_and_version_need_no_engine(sdk: Path) -> None:

@@ -91,3 +91,10 @@ def test_python(engine_folder: Path, expected: np.ndarray, tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png"))[::2, ::2], expected)
     assert len(result.stdout.splitlines()) == 5
+    damaged, whole = tmp_path / "damaged.png", (tmp_path / "labels.png").read_bytes()
+    for data in (b"no picture", whole[: len(whole) // 2], whole[:20]):
+        damaged.write_bytes(data)
+        files = (engine_folder / FP32, damaged, tmp_path / "x.png")
+        result = call(sys.executable, EXAMPLES / "label_image.py", *files)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+        assert result.stderr.startswith(f"error: {damaged}: cannot be read (")

@@ -57,12 +57,12 @@ class Decoder {
   ~Decoder() { jpeg_destroy_decompress(&decoder_); }
 
   const jpeg_decompress_struct& header(const Bytes& file) {
-    if (!try_header(file.data(), file.size())) throw PictureError(faults_.message);
+    if (!try_header(file.data(), file.size())) refuse();
     return decoder_;
   }
 
   void rows(std::uint8_t* pixels, std::size_t stride) {
-    if (!try_rows(pixels, stride)) throw PictureError(faults_.message);
+    if (!try_rows(pixels, stride)) refuse();
   }
 
  private:
@@ -86,6 +86,8 @@ class Decoder {
     jpeg_finish_decompress(&decoder_);
     return true;
   }
+
+  [[noreturn]] void refuse() const { throw PictureError(std::string(faults_.message) + kNextStep); }
 
   jpeg_decompress_struct decoder_ = {};
   Faults faults_ = {};

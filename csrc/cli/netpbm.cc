@@ -22,13 +22,14 @@ class Header {
     while (at_ < file_.size() && file_[at_] >= '0' && file_[at_] <= '9' && at_ - start < 10) {
       value = value * 10 + (file_[at_++] - '0');
     }
-    if (at_ == start) throw PictureError("its header is cut short");
+    if (at_ == start) throw PictureError(std::string("its header is cut short") + kNextStep);
     return value;
   }
 
   // Where the pixels start: one blank after the last number.
   std::size_t end() const {
-    if (at_ >= file_.size() || !blank(file_[at_])) throw PictureError("its header is cut short");
+    if (at_ >= file_.size() || !blank(file_[at_]))
+      throw PictureError(std::string("its header is cut short") + kNextStep);
     return at_ + 1;
   }
 
@@ -59,7 +60,7 @@ Picture read_netpbm(const Bytes& file) {
   const std::size_t start = header.end();
   const std::size_t channels = file[1] == '6' ? 3 : 1;
   const std::size_t wanted = static_cast<std::size_t>(H * W) * channels;
-  if (file.size() - start < wanted) throw PictureError("it is cut short");
+  if (file.size() - start < wanted) throw PictureError(std::string("it is cut short") + kNextStep);
   Picture picture = {H, W, Bytes(static_cast<std::size_t>(H * W) * 3)};
   for (std::size_t i = 0; i < picture.pixels.size(); ++i) {
     picture.pixels[i] = file[start + (channels == 3 ? i : i / 3)];

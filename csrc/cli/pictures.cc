@@ -60,7 +60,12 @@ Picture decode(const Bytes& file) {
 }
 
 void write_file(const fs::path& path, const Bytes& bytes) {
-  fs::create_directories(path.parent_path());
+  std::error_code fault;
+  fs::create_directories(path.parent_path(), fault);
+  if (fault) {
+    throw PictureError(path.parent_path().string() + ": no folder can be made there (" + fault.message() +
+                       "); choose another --out");
+  }
   const fs::path temporary = path.string() + "." + std::to_string(getpid()) + ".tmp";
   std::ofstream stream(temporary, std::ios::binary);
   stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));

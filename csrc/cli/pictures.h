@@ -21,6 +21,9 @@ class PictureError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Ends what is told of a file that cannot be decoded.
+inline constexpr const char* kNextStep = "; convert it again, or replace it if it is damaged";
+
 struct Picture {
   std::int64_t H = 0, W = 0;
   std::vector<std::uint8_t> pixels;  // [H, W, 3], R, G, B

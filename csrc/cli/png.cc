@@ -73,7 +73,7 @@ class Reader {
 
  private:
   [[noreturn]] void refuse() const {
-    throw PictureError(fault_.message[0] == '\0' ? "not enough memory" : fault_.message);
+    throw PictureError(fault_.message[0] == '\0' ? "not enough memory" : std::string(fault_.message) + kNextStep);
   }
 
   bool try_header(Facts& facts) {

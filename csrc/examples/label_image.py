@@ -13,7 +13,10 @@ def label(engine_path: str, picture_path: str, out_path: str) -> None:
     session = segmenter_trt.Session(engine)
     facts = engine.manifest
 
-    picture = np.asarray(Image.open(picture_path).convert("RGB"))
+    try:
+        picture = np.asarray(Image.open(picture_path).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # as Pillow tells of a damaged one
+        sys.exit(f"error: {picture_path}: cannot be read ({error}); name a whole picture")
     (_, height, _), (_, width, _) = facts["height"], facts["width"]
     labels = session.run(segmenter_trt.resize(picture, height, width))
 
@@ -29,5 +32,5 @@ if __name__ == "__main__":
         sys.exit("usage: label_image.py ENGINE PICTURE LABELS.png")
     try:
         label(*sys.argv[1:])
-    except segmenter_trt.Error as error:
+    except (segmenter_trt.Error, OSError) as error:
         sys.exit(f"error: {error}")
