@@ -170,8 +170,8 @@ class Options:
     limit: int = 0
     """At most so many images, spread evenly over the split; 0 for all."""
     paper: Views | None = None
-    """Evaluate as the paper does on ADE20K, Pascal Context and Cityscapes: sets --resize, --window and --stride, and
-    for multi-scale --scales 0.5 0.75 1 1.25 1.5 1.75 and --flip."""
+    """Evaluate as the paper does on ADE20K, Pascal Context and Cityscapes: sets --resize, --window and --stride.
+    For multi-scale also --scales 0.5 0.75 1 1.25 1.5 1.75 and --flip."""
     details: bool = False
     """Also measure Boundary IoU, and recall by object size."""
     band: float = 0.02

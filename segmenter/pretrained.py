@@ -174,15 +174,15 @@ class Options:
     width: int | None = None
     """Training width in pixels."""
     position_resize: Literal["bilinear", "bicubic", "dinov2"] | None = None
-    """How they are resized; default as the official Segmenter does (bilinear, .npz files bicubic), or DINOv2 for its
-    weights."""
+    """How they are resized.
+    Default as the official Segmenter does (bilinear, .npz files bicubic), or as DINOv2 for its weights."""
     patch_size: int | None = None
     """Change the patch size to 8, 14, 16 or 32 pixels, the number of patches staying; height and width come after."""
     patch_resize: PatchResize = "pi"
     """How the patch kernel is resized: pi keeps its products with patches (FlexiViT), bilinear takes it as an image."""
     normalization: Literal["imagenet", "vit"] | None = None
-    """Input normalisation: ImageNet statistics, or 0.5 and 0.5 (timm's AugReg weights too). Default the variant's, else
-    vit for .npz files and imagenet for others."""
+    """Input normalisation: ImageNet statistics, or 0.5 and 0.5 (timm's AugReg weights too).
+    Default the variant's, else vit for .npz files and imagenet for others."""
     seed: int = 0
     """Seed of the fresh decoder."""
 

@@ -1,5 +1,6 @@
 """The console script: dispatch, help without torch, and every kind of failure in one line with its exit status."""
 
+import ast
 import errno
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -192,6 +194,20 @@ def test_help_names_every_dataset(name: str, capsys: pytest.CaptureFixture[str])
     assert main([name, "--help"]) == 0
     names = ON_DISK if name in ("check-data", "prepare-data") else DATASETS
     assert "{" + ",".join(names) + "}" in re.sub(r"[\s│]", "", capsys.readouterr().out)
+
+
+def test_help_of_an_option_breaks_its_lines_at_sentences_alone() -> None:
+    # tyro keeps the line breaks of a field's docstring
+    root, odd = Path(__file__).resolve().parents[1], []
+    paths = [path for part in ("segmenter", "bench", "engines") for path in sorted((root / part).rglob("*.py"))]
+    assert paths
+    for path in paths:
+        classes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ClassDef)]
+        for field, told in (pair for one in classes for pair in pairwise(one.body)):
+            if isinstance(field, ast.AnnAssign) and isinstance(told, ast.Expr):
+                lines = ast.literal_eval(told.value).split("\n")
+                odd += [f"{path}:{told.lineno}: {line}" for line in lines[:-1] if not line.endswith(".")]
+    assert odd == []
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,8 @@ class Options:
     """Choose the calibration images at random by this seed; spread evenly over the split when left out."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     scales_of: Path | None = None
-    """A quantised .onnx of the same network: take its activation scales and its choice of layers, as after `segmenter
-    qat`, instead of calibrating."""
+    """Instead of calibrating, take activation scales and the choice of layers from a quantised .onnx of this network.
+    This is for one that `segmenter qat` trained."""
     max_drop: float | None = None
     """Keep the most sensitive layers in floating point until at most so much mIoU (0 to 1) is lost, such as 0.005."""
     judge_split: str = "val"

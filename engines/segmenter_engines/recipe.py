@@ -37,8 +37,8 @@ class Recipe:
     """cpu: ONNX Runtime and OpenVINO, of an fp32 graph. tensorrt: TensorRT and TensorRT-RTX, of an fp16 or bf16 one.
     What the graph is for when left out."""
     method: Method = "minmax"
-    """How ranges are found: everything seen (minmax), or tails clipped at a percentile of all values, where the
-    distribution changes least (entropy), or where the error is least (mse)."""
+    """How ranges are found: everything seen (minmax), or with tails clipped.
+    At a percentile of all values, where the distribution changes least (entropy), or where the error is least (mse)."""
     percentile: float = 99.99
     """Where the percentile method clips."""
     smoothing: float = SMOOTHING

@@ -78,8 +78,8 @@ class OptimizerOptions:
     layer_decay: float = 1.0
     """What each encoder block's learning rate is of that of the block after it, such as 0.75; 1 for the same."""
     ema: float = 0.0
-    """Average the weights of all updates, keeping this share of the average at each, such as 0.999 (less at first); the
-    average is what evaluations judge, and what best/ and last/ hold. 0 for none."""
+    """Average the weights of all updates, keeping this share of the average at each, such as 0.999 (less at first).
+    The average is what evaluations judge, and what best/ and last/ hold. 0 for none."""
     clip_grad: float = 0.0
     """Largest norm of the gradient, 0 for any."""
     freeze_encoder_blocks: int = 0
@@ -105,16 +105,16 @@ class AugmentOptions:
 
     augment: Literal["paper", "mild", "flip", "none"] = "paper"
     crop: tuple[int, int] | None = None
-    """Height and width of training crops; default the network's image size, 16 patches a side for one of your own, the
-    paper's 512 where no network is named."""
+    """Height and width of training crops; default the network's image size.
+    For a network of your own that is 16 patches a side, and where none is named the paper's 512."""
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
     short_side: int | None = None
-    """Pixels of the shorter side at a scale of 1, in place of that; the paper's are 512 (640 for Seg-L) for ADE20K, 520
-    for Pascal Context and 1024 for Cityscapes."""
+    """Pixels of the shorter side at a scale of 1, in place of that.
+    The paper's are 512 (640 for Seg-L) for ADE20K, 520 for Pascal Context and 1024 for Cityscapes."""
     long_ratio: float | None = None
-    """The longer side has at most so many times the shorter side's pixels; default the set's, 4, the paper's for
-    ADE20K; it has 8 for Pascal Context and 2 for Cityscapes."""
+    """The longer side has at most so many times the shorter side's pixels; default the set's, 4.
+    That is the paper's for ADE20K; it has 8 for Pascal Context and 2 for Cityscapes."""
 
     def __post_init__(self) -> None:
         require((self.short_side or 1) >= 1, "--short-side", self.short_side, "at least a pixel")
@@ -188,8 +188,8 @@ class MachineOptions:
     augment_on: Literal["cpu", "device"] = "cpu"
     """Who resizes, crops and distorts training images: those processes, or the device, a batch at a time."""
     on_bad_sample: Literal["stop", "skip"] = "stop"
-    """When a training image or mask is damaged, or goes while the run reads it: save and stop, or name it and take the
-    next one. An image that has no mask when the run starts is refused either way."""
+    """At a training image or mask that is damaged, or goes while the run reads it: save and stop, or take the next one.
+    What is left out is named. An image that has no mask when the run starts is refused either way."""
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1 part")
@@ -214,8 +214,8 @@ class TrainOptions:
     recipe: str | None = None
     """Result row to train as, such as ade20k-seg-b-mask-16 (`segmenter recipes` lists them); options beside it win."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """Where --out holds a run: go on if the options agree, even if others than the network's differ, or delete it and
-    start over."""
+    """Where --out holds a run: auto goes on if the options agree, always even if others than the network's differ.
+    With never, it is deleted and the run starts over."""
     seed: int = 0
     limit: int = 0
     """Use so many images of each split only; 0 for all."""
