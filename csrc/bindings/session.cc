@@ -312,7 +312,7 @@ Raises as run does.)")
 images, out: as in run, as DLPack tensors or with __cuda_array_interface__ (PyTorch, CuPy, Numba, PyCUDA); both must stay
 as they are until the stream has passed them. stream: of PyTorch, CuPy or PyCUDA, or its address; None is the default one.
 Raises InputError, and Unavailable where the engine runs on the CPU.)")
-      .def("describe", &PySession::describe, "The engine's facts, as this session has them.")
+      .def("describe", &PySession::describe, "The engine's facts; on a GPU also why this session replays no CUDA graphs, where it does not.")
       .def("__repr__", [](const PySession& self) {
         return "<segmenter_trt.Session of " + py::repr(self.engine()).cast<std::string>() + ">";
       });
