@@ -219,7 +219,8 @@ std::unique_ptr<nvinfer1::IExecutionContext> Plan::make_context([[maybe_unused]]
   const std::lock_guard lock(mutex_);
   std::unique_ptr<nvinfer1::IExecutionContext> made;
 #ifdef SEGMENTER_TRT_RTX
-  if (nvinfer1::IRuntimeConfig* const chosen = config(fixed_kernels)) made.reset(engine_->createExecutionContext(chosen));
+  nvinfer1::IRuntimeConfig* const chosen = config(fixed_kernels);
+  if (chosen != nullptr) made.reset(engine_->createExecutionContext(chosen));
 #else
   made.reset(engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
 #endif

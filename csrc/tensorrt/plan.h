@@ -86,7 +86,8 @@ class Plan final : public Backend {
 #ifdef SEGMENTER_TRT_RTX
   // TensorRT-RTX compiles kernels where it runs: the cache has the next context find them
   mutable std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
-  mutable std::unique_ptr<nvinfer1::IRuntimeConfig> configs_[2];  // of lazy and of fixed kernels; contexts refer to them
+  // of lazy and of fixed kernels; contexts refer to them
+  mutable std::unique_ptr<nvinfer1::IRuntimeConfig> configs_[2];
 #endif
 };
 

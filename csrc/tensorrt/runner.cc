@@ -106,8 +106,7 @@ void PlanRunner::require(bool done, const char* what) const {
 
 void PlanRunner::set_shape(nvinfer1::IExecutionContext& context, const ImageShape& shape) const {
   if (context.setInputShape(kImages, dims_of(shape, plan_.input()))) return;
-  throw InputError(text(shape) + ": outside this plan's profile (" + plan_.log().take() +
-                   "); build it for that shape");
+  throw InputError(text(shape) + ": outside this plan's profile (" + plan_.log().take() + "); build it for that shape");
 }
 
 void PlanRunner::set_shape(const ImageShape& shape) {

@@ -6,8 +6,8 @@
 // undefined goes wrong here: a graph whose context was changed since makes no labels, and an enqueue is not captured
 // before the context has run the shape. There is one logger, that of the first runtime, while any runtime lives.
 //
-// As TensorRT-RTX it compiles kernels for each shape. A graph of a context that compiles them lazily makes no labels, for
-// it was captured with others; and a plan with the word `uncapturable` says so, and fails where it is captured still.
+// As TensorRT-RTX it compiles kernels for each shape. A graph of a context that compiles them lazily makes no labels,
+// for it was captured with others; a plan with the word `uncapturable` says so, and fails where it is captured.
 #include <dlfcn.h>
 
 #include <cmath>

@@ -60,7 +60,8 @@ inline Manifest manifest_of(const std::string& plan) {
   return manifest;
 }
 
-inline std::unique_ptr<tensorrt::Plan> open(const std::string& plan, const Manifest& manifest, EngineOptions options = {}) {
+inline std::unique_ptr<tensorrt::Plan> open(const std::string& plan, const Manifest& manifest,
+                                            EngineOptions options = {}) {
   if (options.runtime.empty()) options.runtime = FAKES;
   const std::filesystem::path artifact = "model.plan";
   return std::make_unique<tensorrt::Plan>(
