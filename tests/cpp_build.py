@@ -97,6 +97,9 @@ def build_sanitized(factory: pytest.TempPathFactory, sanitizers: str) -> Path:
     flags += [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
     if headers := find_tensorrt_headers():
         targets += ["test_tensorrt", "segmenter_trt_tensorrt", "session_program"]
+        targets += [] if sanitizers == "thread" else ["test_tensorrt_rtx"]
+        rtx = os.environ.get("TENSORRT_RTX_INCLUDE_DIR")
+        flags += [f"-DTENSORRT_RTX_INCLUDE_DIR={rtx}"] if rtx else []
         flags += [f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}"]
     name = f"cpp_{sanitizers.partition(',')[0]}"  # a comma would part the linker's options
     return once(factory, name, lambda folder: build(folder, *flags, targets=tuple(targets)))

@@ -61,7 +61,22 @@ def test_clang_tidy_finds_nothing(cpp_library: Path) -> None:
     # those that read what others wrote, or share memory between threads; the rest is arithmetic, and would take minutes
     names = ("backends", "engine", "manifest", "manifest_fields", "manifest_json", "onnx_outputs", "openvino_api")
     names += ("openvino_backend", "session", "verified", "workers")
-    require_tidy(cpp_library, *(ROOT / "csrc" / "src" / f"{name}.cc" for name in names))
+    programs = (*(ROOT / "csrc" / "cli").glob("*.cc"), ROOT / "csrc" / "bindings" / "c_api.cc")
+    require_tidy(cpp_library, *(ROOT / "csrc" / "src" / f"{name}.cc" for name in names), *programs)
+
+
+def test_clang_format_changes_nothing() -> None:
+    found = filter(None, map(shutil.which, ("clang-format-14", "clang-format")))
+    formatter = next((path for path in found if " version 14." in succeed(path, "--version")), None)
+    if formatter is None:
+        pytest.skip("clang-format 14 is not installed, and others format otherwise; apt-get install clang-format-14")
+    sources = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".c", ".cc", ".h")]
+    assert sources
+    result = run(formatter, "--dry-run", "--Werror", *sources)
+    assert result.returncode == 0, result.stderr[-6000:]
+    # it leaves text as it is
+    lines = ((path, *each) for path in sources for each in enumerate(path.read_text("utf-8").splitlines(), 1))
+    assert [f"{path}:{number}" for path, number, line in lines if len(line) > 120] == []
 
 
 def test_missing_json_headers_are_named_and_found_once_they_are_there(tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_every_path_of_the_backend(folder: Path) -> None:
     assert "[  SKIPPED ]" not in result.stdout
 
 
+def test_graphs_of_tensorrt_rtx(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = build_sanitized(tmp_path_factory, SANITIZERS[0])
+    program = folder / "csrc" / "tensorrt" / "tests" / "test_tensorrt_rtx"
+    if not program.exists():
+        pytest.skip(f"{headers}: older than TensorRT 10.11; set TENSORRT_RTX_INCLUDE_DIR, or take later ones")
+    result = run(program, env=variables(folder))
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    assert "[  PASSED  ] 3 tests" in result.stdout
+
+
 def test_clang_tidy_finds_nothing(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = build_sanitized(tmp_path_factory, SANITIZERS[0])
     require_tidy(folder, *(ROOT / "csrc" / "tensorrt").glob("*.cc"), *(ROOT / "csrc" / "cuda").glob("*.cc"))

@@ -200,6 +200,12 @@ def test_tensorrt_keeps_attention_fused_between_sizes(tmp_path):
         ({"height": (16, 64)}, "height 16 64: wanted one whole number, or three"),
         ({"height": 64.0}, "height 64.0: wanted one whole number, or three"),
         ({"batch": (0, 1, 4)}, "batch 0 1 4: wanted at least 1"),
+        ({"height": 99_999}, "height 99999: wanted at most 65536"),
+        ({"batch": (1, 1, 65_537)}, "batch 1 65537: wanted at most 65536"),
+        (
+            {"height": 65_536, "width": 65_536, "batch": 64},
+            "64 images of 65536x65536: too large for",
+        ),
         ({"outputs": ("labels", "masks", "scores")}, "output 'scores': export knows labels, masks, logits, confidence"),
         ({"outputs": ("labels", "confidence")}, "masks cannot be left out"),
         ({"outputs": ()}, "outputs none: labels cannot be left out"),

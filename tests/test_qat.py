@@ -197,6 +197,16 @@ def test_wrong_options_are_one_line(learnt, tmp_path, arguments, complaint, caps
     assert not (tmp_path / "qat").exists()
 
 
+def test_weights_that_the_last_update_broke_are_not_written(learnt, tmp_path, monkeypatch, capsys):
+    def broken(optimizer):
+        optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    assert qat_command.main(command(learnt, tmp_path / "qat", "--steps", "1")) == 2
+    assert "training came apart at step 1: the loss or a weight is no longer a number" in capsys.readouterr().err
+    assert not (tmp_path / "qat").exists()
+
+
 def test_recipes_that_are_none_or_of_other_weights_are_refused(learnt, engine_folder, tmp_path):
     with pytest.raises(EngineError, match=r"a fp32 onnx; a recipe is a graph that `segmenter quantize` made"):
         prepare(learnt / "checkpoint", learnt / "fp32.onnx")

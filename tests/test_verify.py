@@ -102,6 +102,7 @@ def test_verify_passes_what_is_equal_and_catches_what_is_not(engine_folder, refe
         verdict = verify(session, reference, samples)
         assert len(verdict.faults) == 2
         assert verdict.faults[0].startswith("a row of a batch differs from its image alone in")
+        assert verdict.faults[0].endswith("% of pixels, limit 0.10%")
         assert verdict.faults[1].startswith("scores that are no numbers")  # of a row it never looks at
 
 
@@ -110,6 +111,23 @@ def test_a_verdict_of_nan_fails():
     assert len(verdict.faults) == 2
     assert not replace(verdict, miou=0.5, agreement=1.0).faults
     assert replace(verdict, miou=0.48, agreement=1.0, limit=Limit(0.01, 0.1, 0.1)).faults
+
+
+def test_a_checkpoint_that_recognises_nothing_is_told():
+    trained = Verdict("x", "fp32", 1, 0.5, 0.5, 1.0, LIMITS["fp32"])
+    assert trained.warnings == []
+    untrained = replace(trained, miou=0.0, reference_miou=0.0)
+    assert untrained.faults == []
+    assert [text[:39] for text in untrained.warnings] == ["the checkpoint itself reaches mIoU 0.00"]
+
+
+@pytest.mark.parametrize("drop", [2, -5, "nan"])
+def test_a_drop_that_is_none_leaves_the_verdict_alone(mixed, picture_root, drop, capsys):
+    before = manifest_path(mixed / INT8).read_bytes()
+    arguments = (mixed / INT8, "--checkpoint", mixed / "checkpoint", "--max-drop", drop)
+    assert verify_on(picture_root, *arguments) == 2
+    assert f"--max-drop {float(drop)}: wanted a loss of mIoU from 0 to 1" in capsys.readouterr().err
+    assert manifest_path(mixed / INT8).read_bytes() == before
 
 
 def test_the_labels_a_plan_ships_are_verified(engine_folder, reference, tmp_path):

@@ -215,8 +215,9 @@ segmenter_trt_status segmenter_trt_session_run(segmenter_trt_session* session, c
     require(static_cast<const char*>(labels), "labels");
     require_bytes("labels", {batch, height, width}, label_bytes(session->session.engine().manifest()), bytes);
     const trt::bindings::Exclusive one(session->held);
-    with_labels(session->session, labels, {height, width},
-                [&](const auto& to) { session->session.run(trt::ImagesView{pixels, batch, height, width}, to); });
+    with_labels(session->session, labels, {height, width}, [&](const auto& to) {
+      session->session.run(trt::ImagesView{pixels, batch, height, width}, to);
+    });
   });
 }
 

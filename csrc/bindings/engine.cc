@@ -82,9 +82,9 @@ void find_libraries(const fs::path& artifact, EngineOptions& options) {
   if (options.plugins.empty() && plugins) options.plugins = found(places.attr("plugins")());
 }
 
-std::unique_ptr<PyEngine> open(const fs::path& path, std::optional<std::string> backend,
-                               std::optional<std::string> precision, int threads, int streams, int device,
-                               std::optional<fs::path> runtime, std::optional<fs::path> plugins,
+std::unique_ptr<PyEngine> open(const fs::path& path, const std::optional<std::string>& backend,
+                               const std::optional<std::string>& precision, int threads, int streams, int device,
+                               const std::optional<fs::path>& runtime, const std::optional<fs::path>& plugins,
                                bool require_verified) {
   EngineOptions options = {
       .backend = backend.value_or(""),
@@ -122,6 +122,7 @@ py::dict as_dict(const Description& description) {
   facts["labels_by"] = description.labels_by;
   facts["input"] = description.input == Input::pixels ? "pixels" : "normalized";
   facts["warning"] = description.warning;
+  facts["no_graphs"] = description.no_graphs;
   facts["threads"] = description.threads;
   facts["height"] = as_tuple(description.height);
   facts["width"] = as_tuple(description.width);

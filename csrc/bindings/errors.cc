@@ -26,7 +26,7 @@ PyObject* make(py::module_& module, const char* name, const char* doc, const py:
   return made;
 }
 
-void translate(std::exception_ptr thrown) {
+void translate(std::exception_ptr thrown) {  // NOLINT(performance-unnecessary-value-param): as pybind11 calls it
   if (!thrown) return;
   try {
     std::rethrow_exception(thrown);

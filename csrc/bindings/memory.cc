@@ -94,7 +94,7 @@ Memory of_capsule(const py::object& capsule, const std::string& name) {
 }
 
 // `object.__dlpack__(...)`, of exporters that know versions and of older ones.
-py::object capsule_of(const py::object& object, py::dict options) {
+py::object capsule_of(const py::object& object, const py::dict& options) {
   const py::object export_ = object.attr("__dlpack__");
   try {
     py::dict versioned = options.attr("copy")();
@@ -118,7 +118,7 @@ Memory of_cuda_interface(const py::object& object, const std::string& name) {
   const auto [address, read_only] = interface["data"].cast<std::pair<std::uintptr_t, bool>>();
   const auto type = interface["typestr"].cast<std::string>();
   Memory memory;
-  memory.data = reinterpret_cast<void*>(address);
+  memory.data = reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): Python's addresses are numbers
   memory.shape = interface["shape"].cast<std::vector<std::int64_t>>();
   memory.dtype = type == "|u1" ? "uint8" : type == "<i2" ? "int16" : type == "<f4" ? "float32" : type;
   const std::int64_t item = std::max(type.size() > 2 ? std::stoll(type.substr(2)) : 1LL, 1LL);

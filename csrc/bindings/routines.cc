@@ -130,20 +130,20 @@ void add_routines(py::module_& module) {
   module.def(
       "upsample_argmax", &upsample_argmax, py::arg("masks"), py::arg("size"), py::arg("crop") = py::none(),
       py::arg("threads") = 0, py::kw_only(), py::arg("simd") = "automatic",
-      R"(Class masks on the patch grid to labels on pixels: bilinear (align_corners=False), then the first largest class.
+      R"(Class masks on the patch grid to labels on pixels: bilinear (align_corners=False), then the first largest.
 
 masks: float32 [B, K, h, w], C-contiguous; size: (H, W) to upsample to; crop: (H', W') of the top-left part to keep;
 threads: 0 chooses by size and machine; simd: "automatic", "baseline" or "avx2", which give the same labels.
 Returns [B, H', W'] uint8, or int16 when K > 256. Full-resolution logits are never stored.
-Raises TypeError for another type or dtype; ValueError for another shape, memory that is not contiguous, and a score that
-is NaN, infinite or beyond 8e37.)");
+Raises TypeError for another type or dtype; ValueError for another shape, memory that is not contiguous, and a score
+that is NaN, infinite or beyond 8e37.)");
   module.def("normalize", &normalize, py::arg("images"), py::arg("scale"), py::arg("shift"),
              py::arg("out_height") = py::none(), py::arg("out_width") = py::none(), py::arg("threads") = 0,
              py::kw_only(), py::arg("simd") = "automatic",
              R"(uint8 RGB images to the network's input, `x * scale + shift`, product and sum each rounded to float32.
 
-images: uint8 [B, H, W, 3], C-contiguous; scale, shift: float32 [3]; out_height, out_width: the images' by default, larger
-ones are filled with zeros below and to the right; threads and simd as in upsample_argmax.
+images: uint8 [B, H, W, 3], C-contiguous; scale, shift: float32 [3]; out_height, out_width: the images' by default,
+larger ones are filled with zeros below and to the right; threads and simd as in upsample_argmax.
 Returns float32 [B, 3, out_height, out_width]. Raises TypeError and ValueError as upsample_argmax does.)");
   module.def("resize", &resize, py::arg("image"), py::arg("height"), py::arg("width"), py::arg("threads") = 0,
              R"(A uint8 RGB image resized bilinearly, bit for bit as Pillow 13's Image.resize(..., BILINEAR) does it.

@@ -163,7 +163,8 @@ class PySession {
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
-      session_->enqueue(view, labels.data, reinterpret_cast<void*>(number));
+      void* const handle = reinterpret_cast<void*>(number);  // NOLINT(performance-no-int-to-ptr): as Python has it
+      session_->enqueue(view, labels.data, handle);
     }
     return out;
   }
@@ -278,8 +279,9 @@ void add_session(py::module_& module) {
 
 threads: of the CPU, around the network, 0 for the engine's. On a GPU: graphs replays each shape as a CUDA graph,
 shared_workspace lets all sessions that ask for it take turns in one workspace.
-Host arrays are NumPy arrays, buffers or DLPack tensors, C-contiguous, and are never copied. Calls release the GIL; a call
-while another one runs raises RunError. Ctrl-C is heard between calls of the network, and leaves `out` half written.)")
+Host arrays are NumPy arrays, buffers or DLPack tensors, C-contiguous, and are never copied. Calls release the GIL; a
+call while another one runs raises RunError. Ctrl-C is heard between calls of the network, and leaves `out` half
+written.)")
       .def(py::init(&open), py::arg("engine"), py::kw_only(), py::arg("threads") = 0, py::arg("graphs") = true,
            py::arg("shared_workspace") = false)
       .def_property_readonly("engine", &PySession::engine, "The engine this session is of.")
@@ -289,10 +291,9 @@ while another one runs raises RunError. Ctrl-C is heard between calls of the net
 Of a size the engine takes, and any number of them: more than it takes at once go in several calls. out: memory for the
 labels, which is written and returned; None makes a NumPy array.
 Raises InputError (a ValueError) for other images or labels, RunError when the network fails or gives no numbers.)")
-      .def(
-          "sliding_window", &PySession::sliding_window, py::arg("image"), py::kw_only(), py::arg("window"),
-          py::arg("stride") = 0, py::arg("batch") = 1, py::arg("out") = py::none(),
-          R"(Labels of one image of any size, uint8 RGB [H, W, 3] -> [H, W], through windows of the size the engine takes.
+      .def("sliding_window", &PySession::sliding_window, py::arg("image"), py::kw_only(), py::arg("window"),
+           py::arg("stride") = 0, py::arg("batch") = 1, py::arg("out") = py::none(),
+           R"(Labels of one image of any size, uint8 RGB [H, W, 3] -> [H, W], through windows the engine takes.
 
 window: side in pixels; stride: pixels from one to the next, 0 for the window's side; batch: windows in one call of the
 network. Logits are averaged where windows overlap. out and Raises as in run; InputError for windows that leave gaps.)")
@@ -301,18 +302,19 @@ network. Logits are averaged where windows overlap. out and Raises as in run; In
 
 images: uint8 RGB as in run, or, where the engine takes those, normalized float32 [B, 3, H, W] or [3, H, W].
 Raises as run does.)")
-      .def(
-          "logits", &PySession::logits, py::arg("images"),
-          R"(Scores of every pixel: uint8 RGB [B, H, W, 3] -> float32 [B, K, H, W]; [H, W, 3] -> [K, H, W]. Raises as run does.)")
-      .def(
-          "run_async", &PySession::run_async, py::arg("images"), py::arg("out"), py::kw_only(),
-          py::arg("stream") = py::none(),
-          R"(Labels of images that lie on the GPU, into memory there, enqueued on a stream and not waited for; returns `out`.
+      .def("logits", &PySession::logits, py::arg("images"),
+           R"(Scores of every pixel: uint8 RGB [B, H, W, 3] -> float32 [B, K, H, W]; [H, W, 3] -> [K, H, W].
 
-images, out: as in run, as DLPack tensors or with __cuda_array_interface__ (PyTorch, CuPy, Numba, PyCUDA); both must stay
-as they are until the stream has passed them. stream: of PyTorch, CuPy or PyCUDA, or its address; None is the default one.
-Raises InputError, and Unavailable where the engine runs on the CPU.)")
-      .def("describe", &PySession::describe, "The engine's facts, as this session has them.")
+Raises as run does.)")
+      .def("run_async", &PySession::run_async, py::arg("images"), py::arg("out"), py::kw_only(),
+           py::arg("stream") = py::none(),
+           R"(Labels of images on the GPU, into memory there, enqueued on a stream and not waited for; returns `out`.
+
+images, out: as in run, as DLPack tensors or with __cuda_array_interface__ (PyTorch, CuPy, Numba, PyCUDA); both must
+stay as they are until the stream has passed them. stream: of PyTorch, CuPy or PyCUDA, or its address; None is the
+default one. Raises InputError, and Unavailable where the engine runs on the CPU.)")
+      .def("describe", &PySession::describe,
+           "The engine's facts; on a GPU also why this session replays no CUDA graphs, where it does not.")
       .def("__repr__", [](const PySession& self) {
         return "<segmenter_trt.Session of " + py::repr(self.engine()).cast<std::string>() + ">";
       });

@@ -25,7 +25,7 @@ struct Faults {
 void fail(j_common_ptr decoder) {
   auto* const faults = reinterpret_cast<Faults*>(decoder->err);
   decoder->err->format_message(decoder, faults->message);
-  std::longjmp(faults->place, 1);
+  std::longjmp(faults->place, 1);  // NOLINT(cert-err52-cpp): libjpeg's way
 }
 
 // libjpeg fills what is missing with grey and only warns.
@@ -38,8 +38,8 @@ void watch(j_common_ptr decoder) {
   if (!decoder->is_decompressor) return;
   if (reinterpret_cast<j_decompress_ptr>(decoder)->input_scan_number > kMostScans) {
     auto* const faults = reinterpret_cast<Faults*>(decoder->err);
-    std::snprintf(faults->message, sizeof(faults->message), "it has more than %d scans", kMostScans);
-    std::longjmp(faults->place, 1);
+    static_cast<void>(std::snprintf(faults->message, sizeof(faults->message), "it has more than %d scans", kMostScans));
+    std::longjmp(faults->place, 1);  // NOLINT(cert-err52-cpp): libjpeg's way
   }
 }
 
@@ -67,7 +67,7 @@ class Decoder {
 
  private:
   bool try_header(const std::uint8_t* data, std::size_t size) {
-    if (setjmp(faults_.place) != 0) return false;
+    if (setjmp(faults_.place) != 0) return false;  // NOLINT(cert-err52-cpp): libjpeg's way
     jpeg_create_decompress(&decoder_);
     decoder_.progress = &progress_;
     jpeg_mem_src(&decoder_, data, static_cast<unsigned long>(size));
@@ -76,7 +76,7 @@ class Decoder {
   }
 
   bool try_rows(std::uint8_t* pixels, std::size_t stride) {
-    if (setjmp(faults_.place) != 0) return false;
+    if (setjmp(faults_.place) != 0) return false;  // NOLINT(cert-err52-cpp): libjpeg's way
     decoder_.out_color_space = JCS_RGB;
     jpeg_start_decompress(&decoder_);
     while (decoder_.output_scanline < decoder_.output_height) {

@@ -22,10 +22,15 @@ namespace fs = std::filesystem;
 
 constexpr int kSomeFailed = 1, kFailed = 2;
 
+void say(const char* kind, const char* line) {
+  // where not even this can be written, nobody is left to be told
+  static_cast<void>(std::fprintf(stderr, "%s: %s\n", kind, line));
+}
+
 void tell(const std::exception& error) {
   std::string line = error.what();
   std::replace(line.begin(), line.end(), '\n', ' ');
-  std::fprintf(stderr, "error: %s\n", line.c_str());
+  say("error", line.c_str());
 }
 
 void write(const Options& options, const Labeller& labeller, const std::string& name, const Picture& picture,
@@ -87,7 +92,7 @@ void put_frame(const Options& options, const Labeller& labeller, long number, co
                const Labels& labels) {
   if (!options.out.empty()) {
     char name[32];
-    std::snprintf(name, sizeof(name), "frame_%06ld", number);
+    static_cast<void>(std::snprintf(name, sizeof(name), "frame_%06ld", number));  // any number fits
     write(options, labeller, name, frame, labels);
   } else if (options.overlay) {
     const Picture drawn = overlay(frame, labels, labeller.manifest().palette, options.alpha);
@@ -160,7 +165,7 @@ int time_runs(const Options& options, Labeller& labeller) {
   const double seconds = std::chrono::duration<double>(before - start).count();
   std::sort(ms.begin(), ms.end());
   const Description facts = labeller.describe();
-  if (!facts.warning.empty()) std::fprintf(stderr, "warning: %s\n", facts.warning.c_str());
+  if (!facts.warning.empty()) say("warning", facts.warning.c_str());
   const std::string together = input.size() == 1 ? "" : std::to_string(input.size()) + " of ";
   std::printf("%s, %s, %s, %d threads, %s%ldx%ld: p50 %.3f ms, p90 %.3f ms, p99 %.3f ms, %.2f images/s\n",
               facts.runtime.c_str(), facts.device.c_str(), facts.precision.c_str(), facts.threads, together.c_str(),
@@ -190,7 +195,7 @@ int main(int count, char** arguments) {
   try {
     return segmenter_trt::cli::run(segmenter_trt::cli::parse(count, arguments));
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "error: not enough memory\n");
+    segmenter_trt::cli::say("error", "not enough memory");
   } catch (const std::exception& error) {
     segmenter_trt::cli::tell(error);
   }

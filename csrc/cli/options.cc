@@ -74,9 +74,9 @@ bool take(std::string_view name, std::string_view value, Options& options) {
   return true;
 }
 
-constexpr std::string_view kWithValues[] = {"--out",     "--alpha",   "--raw",         "--time",    "--window",
-                                            "--stride",  "--backend", "--device",      "--threads", "--precision",
-                                            "--runtime", "--plugins", "--batch",       "--window-batch"};
+constexpr std::string_view kWithValues[] = {"--out",     "--alpha",   "--raw",    "--time",        "--window",
+                                            "--stride",  "--backend", "--device", "--threads",     "--precision",
+                                            "--runtime", "--plugins", "--batch",  "--window-batch"};
 
 bool has_value(std::string_view name) {
   for (const std::string_view known : kWithValues) {

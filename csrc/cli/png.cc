@@ -77,7 +77,7 @@ class Reader {
   }
 
   bool try_header(Facts& facts) {
-    if (setjmp(png_jmpbuf(png_)) != 0) return false;
+    if (setjmp(png_jmpbuf(png_)) != 0) return false;  // NOLINT(cert-err52-cpp): libpng's way
     png_set_read_fn(png_, &source_, take);
     png_read_info(png_, info_);
     facts.W = png_get_image_width(png_, info_);
@@ -89,7 +89,7 @@ class Reader {
   }
 
   bool try_rows(png_bytepp rows) {
-    if (setjmp(png_jmpbuf(png_)) != 0) return false;
+    if (setjmp(png_jmpbuf(png_)) != 0) return false;  // NOLINT(cert-err52-cpp): libpng's way
     png_set_expand(png_);
     png_set_gray_to_rgb(png_);
     png_set_interlace_handling(png_);
@@ -107,7 +107,7 @@ class Reader {
 
 bool try_write(png_structp png, png_infop info, Bytes* file, std::int64_t H, std::int64_t W, int depth, int colours,
                png_const_colorp palette, int entries, png_bytepp rows) {
-  if (setjmp(png_jmpbuf(png)) != 0) return false;
+  if (setjmp(png_jmpbuf(png)) != 0) return false;  // NOLINT(cert-err52-cpp): libpng's way
   png_set_write_fn(png, file, append, nullptr);
   png_set_IHDR(png, info, static_cast<png_uint_32>(W), static_cast<png_uint_32>(H), depth, colours, PNG_INTERLACE_NONE,
                PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);

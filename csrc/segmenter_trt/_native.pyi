@@ -72,6 +72,7 @@ class _Description(TypedDict):
     labels_by: str
     input: Literal["pixels", "normalized"]
     warning: str
+    no_graphs: str
     threads: int
     height: _Range
     width: _Range

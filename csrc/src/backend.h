@@ -64,6 +64,9 @@ class Runner {
 
   // uint8 [B, H, W, 3] on the device to labels there, on a CUstream, not waited for.
   virtual void enqueue(const ImageShape& shape, const void* device_pixels, void* device_labels, void* stream) = 0;
+
+  // Description::no_graphs, asked from any thread.
+  virtual std::string no_graphs() const { return {}; }
 };
 
 // One per engine: immutable, and any number of threads may call it.
@@ -77,7 +80,7 @@ class Backend {
   // Whether runners give labels; where not, sessions make them of the masks.
   virtual bool gives_labels() const noexcept = 0;
 
-  // engine, runtime, device, floats, warning, threads; the rest is the session's to fill in.
+  // engine, runtime, device, floats, warning, threads; the rest is the engine's and the session's to fill in.
   virtual Description describe() const = 0;
 
   // The runner may use the backend, which outlives it.
@@ -94,7 +97,7 @@ class Backend {
 
 // Libraries with the same one fit each other: the seam's number, raised when this header or a structure in it changes,
 // and the standard library, whose strings and vectors cross the seam.
-inline constexpr char kBackendAbi[] = "segmenter_trt backend 2 " SEGMENTER_TRT_STANDARD_LIBRARY;
+inline constexpr char kBackendAbi[] = "segmenter_trt backend 3 " SEGMENTER_TRT_STANDARD_LIBRARY;
 
 // `abi` is the library's kBackendAbi, and is compared before anything else is used.
 struct BackendModule {

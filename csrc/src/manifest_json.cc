@@ -60,7 +60,8 @@ json read_json(std::string_view text) {
   } catch (const json::exception& error) {
     why = std::string(error.what()).substr(0, 200);
     // what it quotes of the text may hold anything
-    std::replace_if(why.begin(), why.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+    const auto strange = [](char c) { return c < ' ' || c > '~'; };
+    std::replace_if(why.begin(), why.end(), strange, '?');
   }
   throw Refused{"no JSON in UTF-8 (" + why + ")"};
 }

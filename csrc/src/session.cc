@@ -197,6 +197,11 @@ void Session::enqueue(const ImagesView& device_pixels, void* device_labels, void
 
 const Engine& Session::engine() const noexcept { return state_->engine; }
 int Session::threads() const noexcept { return state_->threads; }
-Description Session::describe() const { return state_->engine.describe(); }
+
+Description Session::describe() const {
+  Description facts = state_->engine.describe();
+  facts.no_graphs = state_->runner->no_graphs();
+  return facts;
+}
 
 }  // namespace segmenter_trt

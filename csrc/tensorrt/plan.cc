@@ -126,6 +126,10 @@ Plan::~Plan() {
 void Plan::release() noexcept {
   workspace_.memory = {};
   workspace_.last = {};
+#ifdef SEGMENTER_TRT_RTX
+  for (auto& config : configs_) config.reset();
+  cache_.reset();
+#endif
   engine_.reset();
   runtime_.reset();
 }
@@ -194,10 +198,32 @@ Description Plan::describe() const {
   return facts;
 }
 
-std::unique_ptr<nvinfer1::IExecutionContext> Plan::make_context() const {
+#ifdef SEGMENTER_TRT_RTX
+nvinfer1::IRuntimeConfig* Plan::config(bool fixed_kernels) const {
+  using Kernels = nvinfer1::DynamicShapesKernelSpecializationStrategy;
+  std::unique_ptr<nvinfer1::IRuntimeConfig>& made = configs_[fixed_kernels ? 1 : 0];
+  if (made != nullptr) return made.get();
+  made.reset(engine_->createRuntimeConfig());
+  if (made == nullptr) return nullptr;
+  made->setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+  // lazily, kernels compiled meanwhile replace the first ones of a shape, and a graph would never see them
+  made->setDynamicShapesKernelSpecializationStrategy(fixed_kernels ? Kernels::kEAGER : Kernels::kLAZY);
+  if (cache_ == nullptr) cache_.reset(made->createRuntimeCache());
+  // without it kernels are compiled once more for each context, which is slow and no failure
+  if (cache_ != nullptr) made->setRuntimeCache(*cache_);
+  return made.get();
+}
+#endif
+
+std::unique_ptr<nvinfer1::IExecutionContext> Plan::make_context([[maybe_unused]] bool fixed_kernels) const {
   const std::lock_guard lock(mutex_);
-  std::unique_ptr<nvinfer1::IExecutionContext> made(
-      engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+  std::unique_ptr<nvinfer1::IExecutionContext> made;
+#ifdef SEGMENTER_TRT_RTX
+  nvinfer1::IRuntimeConfig* const chosen = config(fixed_kernels);
+  if (chosen != nullptr) made.reset(engine_->createExecutionContext(chosen));
+#else
+  made.reset(engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+#endif
   if (made == nullptr) throw RunError(std::string(kEngine) + ": no execution context: " + log_.take());
   return made;
 }

@@ -54,8 +54,9 @@ class Plan final : public Backend {
   // That the network computes in.
   std::int64_t scratch_bytes() const noexcept { return engine_->getDeviceMemorySizeV2(); }
 
-  // A context of the engine's, to be given scratch memory. Throws RunError.
-  std::unique_ptr<nvinfer1::IExecutionContext> make_context() const;
+  // A context of the engine's, to be given scratch memory; fixed_kernels: whether each shape shall keep the kernels it
+  // begins with, as a graph of them will. Throws RunError.
+  std::unique_ptr<nvinfer1::IExecutionContext> make_context(bool fixed_kernels) const;
   // Memory of scratch_bytes. Throws RunError.
   cuda::DeviceMemory make_scratch() const;
   // Made at the first call. Throws RunError.
@@ -63,6 +64,9 @@ class Plan final : public Backend {
 
  private:
   void release() noexcept;
+#ifdef SEGMENTER_TRT_RTX
+  nvinfer1::IRuntimeConfig* config(bool fixed_kernels) const;
+#endif
   void require_device(const Manifest& manifest, const std::string& artifact);
   void load_plugins(const BackendRequest& request);
   void read_tensors(const Manifest& manifest, const std::string& artifact);
@@ -77,8 +81,14 @@ class Plan final : public Backend {
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;  // goes before its runtime
   std::vector<Tensor> tensors_;
-  mutable std::mutex mutex_;  // of the two below: TensorRT makes one context at a time
+  mutable std::mutex mutex_;  // of all below: TensorRT makes one context at a time
   mutable SharedWorkspace workspace_;
+#ifdef SEGMENTER_TRT_RTX
+  // TensorRT-RTX compiles kernels where it runs: the cache has the next context find them
+  mutable std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+  // of lazy and of fixed kernels; contexts refer to them
+  mutable std::unique_ptr<nvinfer1::IRuntimeConfig> configs_[2];
+#endif
 };
 
 }  // namespace segmenter_trt::tensorrt

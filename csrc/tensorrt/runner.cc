@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <string>
 
+#include "dims.h"
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt::tensorrt {
@@ -13,33 +13,6 @@ namespace {
 
 constexpr std::size_t kMostShapes = 8;      // each keeps its memory and its graph
 constexpr std::uintptr_t kAlignment = 256;  // of every address a plan is given, as TensorRT demands
-
-nvinfer1::Dims dims_of(const ImageShape& shape, Input input) {
-  nvinfer1::Dims dims{};
-  dims.nbDims = 4;
-  const std::int64_t pixels[] = {shape.B, shape.H, shape.W, 3}, planes[] = {shape.B, 3, shape.H, shape.W};
-  std::copy_n(input == Input::pixels ? pixels : planes, 4, dims.d);
-  return dims;
-}
-
-std::size_t count(const nvinfer1::Dims& dims) {
-  std::size_t product = 1;
-  for (int axis = 0; axis < dims.nbDims; ++axis) {
-    if (dims.d[axis] < 0) return 0;
-    product *= static_cast<std::size_t>(dims.d[axis]);
-  }
-  return product;
-}
-
-std::string text(const nvinfer1::Dims& dims) {
-  std::string shape = "[";
-  for (int axis = 0; axis < dims.nbDims; ++axis) shape += (axis == 0 ? "" : ", ") + std::to_string(dims.d[axis]);
-  return shape + "]";
-}
-
-bool same(const nvinfer1::Dims& dims, std::initializer_list<std::int64_t> wanted) {
-  return dims.nbDims == static_cast<int>(wanted.size()) && std::equal(wanted.begin(), wanted.end(), dims.d);
-}
 
 void require_aligned(const void* address, const char* what) {
   const std::uintptr_t past = reinterpret_cast<std::uintptr_t>(address) % kAlignment;
@@ -50,6 +23,13 @@ void require_aligned(const void* address, const char* what) {
 
 // the driver's addresses are numbers, TensorRT's are pointers
 void* pointer(cuda::Address address) { return reinterpret_cast<void*>(address); }  // NOLINT(performance-no-int-to-ptr)
+
+// TensorRT-RTX can tell, from 1.2 on; TensorRT cannot.
+template <class Context>
+bool can_be_captured(const Context& context, [[maybe_unused]] cudaStream_t stream) {
+  if constexpr (requires { context.isStreamCapturable(stream); }) return context.isStreamCapturable(stream);
+  return true;
+}
 
 }  // namespace
 
@@ -114,7 +94,7 @@ void PlanRunner::release() noexcept {
 
 // All contexts of a session compute in one scratch memory, for its work is kept in order.
 std::unique_ptr<nvinfer1::IExecutionContext> PlanRunner::make_context() const {
-  auto made = plan_.make_context();
+  auto made = plan_.make_context(graphs_);
   const cuda::DeviceMemory& memory = shared_ == nullptr ? scratch_ : shared_->memory;
   made->setDeviceMemoryV2(pointer(memory.get()), plan_.scratch_bytes());
   return made;
@@ -126,8 +106,7 @@ void PlanRunner::require(bool done, const char* what) const {
 
 void PlanRunner::set_shape(nvinfer1::IExecutionContext& context, const ImageShape& shape) const {
   if (context.setInputShape(kImages, dims_of(shape, plan_.input()))) return;
-  throw InputError("images " + std::to_string(shape.B) + "x" + std::to_string(shape.H) + "x" + std::to_string(shape.W) +
-                   ": outside this plan's profile (" + plan_.log().take() + "); build it for that shape");
+  throw InputError(text(shape) + ": outside this plan's profile (" + plan_.log().take() + "); build it for that shape");
 }
 
 void PlanRunner::set_shape(const ImageShape& shape) {
@@ -203,36 +182,53 @@ void PlanRunner::work(nvinfer1::IExecutionContext& context, const Place& place) 
   }
 }
 
+// A graph of the place's work, in a context of its own.
+cuda::GraphExec PlanRunner::captured(Place& place) const {
+  const cuda::StreamHandle stream = stream_.get();
+  place.context = make_context();
+  set_shape(*place.context, place.shape);
+  bind(*place.context, place, nullptr, nullptr);
+  // the first call prepares what a graph must not hold: it may allocate, and computes what follows from the shape
+  network(*place.context, stream);
+  if (!can_be_captured(*place.context, reinterpret_cast<cudaStream_t>(stream))) {
+    throw RunError(std::string(kEngine) + " says that this plan cannot be captured");
+  }
+  cuda::check(driver_, driver_.StreamBeginCapture(stream, cuda::kCaptureThreadLocal), "beginning a capture");
+  std::string failure;
+  try {
+    work(*place.context, place);
+  } catch (const Error& error) {
+    failure = error.what();
+  }
+  // whatever failed: a stream that goes on capturing does no work
+  cuda::GraphHandle handle = nullptr;
+  const cuda::Status ended = driver_.StreamEndCapture(stream, &handle);
+  const cuda::Graph graph(driver_, handle);
+  if (!failure.empty()) throw RunError(failure);
+  cuda::check(driver_, ended, "ending a capture");
+  cuda::GraphExecHandle exec = nullptr;
+  cuda::check(driver_, driver_.GraphInstantiateWithFlags(&exec, graph.get(), 0), "making a graph");
+  return {driver_, exec};
+}
+
 // Leaves the place without a graph where its work cannot be captured; it then goes on without.
 void PlanRunner::capture(Place& place) {
   place.capturable = false;
   try {
-    place.context = make_context();
-    set_shape(*place.context, place.shape);
-    bind(*place.context, place, nullptr, nullptr);
-    // the first call prepares what a graph must not hold: it may allocate, and computes what follows from the shape
-    network(*place.context, stream_.get());
-  } catch (const Error&) {
+    place.graph = captured(place);
+  } catch (const Error& error) {
+    driver_.StreamSynchronize(stream_.get());  // the first call of the context that goes
     place.context.reset();
-    return;
-  }
-  if (driver_.StreamBeginCapture(stream_.get(), cuda::kCaptureThreadLocal) != 0) return;
-  bool whole = false;
-  try {
-    work(*place.context, place);
-    whole = true;
-  } catch (const Error&) {
-    // told by the same work without a graph, if it fails there too
-  }
-  cuda::GraphHandle handle = nullptr;
-  const cuda::Status ended = driver_.StreamEndCapture(stream_.get(), &handle);
-  const cuda::Graph graph(driver_, handle);
-  cuda::GraphExecHandle exec = nullptr;
-  if (ended != 0 || !whole || driver_.GraphInstantiateWithFlags(&exec, graph.get(), 0) != 0) {
     plan_.log().take();
-    return;
+    const std::lock_guard lock(told_);
+    no_graphs_ = text(place.shape) + ": " + error.what();
   }
-  place.graph = cuda::GraphExec(driver_, exec);
+}
+
+std::string PlanRunner::no_graphs() const {
+  if (!graphs_) return "opened without them";
+  const std::lock_guard lock(told_);
+  return no_graphs_;
 }
 
 void* PlanRunner::stage(const ImageShape& shape) {

@@ -4,6 +4,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "backend.h"
@@ -20,6 +21,7 @@ class PlanRunner final : public Runner {
   void* stage(const ImageShape& shape) override;
   HostOutputs run(const ImageShape& shape, const void* input, Wanted wanted) override;
   void enqueue(const ImageShape& shape, const void* device_pixels, void* device_labels, void* stream) override;
+  std::string no_graphs() const override;
 
  private:
   struct Port;   // a tensor of a shape: where it lies on the device and, where the host sees it, on the host
@@ -34,6 +36,7 @@ class PlanRunner final : public Runner {
   void bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels, void* labels) const;
   void work(nvinfer1::IExecutionContext& context, const Place& place) const;
   void capture(Place& place);
+  cuda::GraphExec captured(Place& place) const;
   void require(bool done, const char* what) const;
   void network(nvinfer1::IExecutionContext& context, cuda::StreamHandle stream) const;
 
@@ -48,6 +51,8 @@ class PlanRunner final : public Runner {
   bool outside_ = false;     // whether there was one that this session's own stream has not waited for
   std::list<Place> places_;  // the last used in front
   ImageShape shape_{};       // that context_ is set to
+  mutable std::mutex told_;  // of the next
+  std::string no_graphs_;    // why a shape was not captured, the last one that was not
 };
 
 }  // namespace segmenter_trt::tensorrt

@@ -10,6 +10,7 @@
 
 #include "fake_engine.h"
 #include "segmenter_trt/errors.h"
+#include "segmenter_trt/session.h"
 
 namespace segmenter_trt {
 namespace {
@@ -24,6 +25,8 @@ TEST_F(EngineTest, DescribesItself) {
   EXPECT_EQ(facts.precision, "fp32");
   EXPECT_EQ(facts.model, "fake labels");
   EXPECT_EQ(facts.labels_by, "the graph");
+  EXPECT_EQ(facts.no_graphs, "");
+  EXPECT_EQ(Session(engine).describe().no_graphs, "a fake has none");
   EXPECT_EQ(facts.input, Input::normalized);
   EXPECT_EQ(facts.height.max, 512);
   EXPECT_EQ(engine.manifest().K(), 5);

@@ -1,8 +1,8 @@
 // A backend for tests, built as libsegmenter_trt_tensorrt.so: the label of a pixel is its red value.
 //
-// A first pixel whose green is not 0 makes `run` take that many hundredths of a second, and freeing the session as many.
-// `enqueue` reads and writes memory of the host as if it were the device's, and leaves the low byte of the stream in the
-// first label.
+// A first pixel whose green is not 0 makes `run` take that many hundredths of a second, and freeing the session as
+// many. `enqueue` reads and writes memory of the host as if it were the device's, and leaves the low byte of the stream
+// in the first label.
 #include <chrono>
 #include <cstdint>
 #include <memory>

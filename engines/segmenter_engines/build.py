@@ -170,7 +170,7 @@ class Options:
     """Build a TensorRT plan from an exported graph; tensorrt-rtx needs no GPU for it, tensorrt does."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """The .onnx: an fp16 or bf16 export, or one quantised with --target tensorrt."""
+    """The .onnx: an fp16 or bf16 export, or one quantised with --target tensorrt; of fp32 no attention is fused."""
     out: Path
     """The .plan file to write; its manifest and its layer report go beside it."""
     engine: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"

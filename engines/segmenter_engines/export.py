@@ -41,6 +41,7 @@ LOWERINGS = ("native", "plugin")
 INPUTS = (NORMALIZED, PIXELS)
 PLUGIN_DOMAIN = "segmenter"
 MAX_BATCH = 64
+MOST = 65536  # of a side and of a batch: what a manifest may say
 MAX_CLASSES = 32767  # labels of more than 256 classes are int16
 
 Sides = int | tuple[int, int, int]  # of fixed size, or smallest, usual and largest
@@ -90,9 +91,9 @@ def export(
         raise EngineError(f"{config.num_classes} classes: labels are int16, which ends at {MAX_CLASSES}; merge classes")
     P, trained = config.encoder.patch_size, config.encoder.image_size
     sides = f"smaller than one {P} pixel patch; enlarge it"
-    heights = _span("height", trained[0] if height is None else height, P, sides)
-    widths = _span("width", trained[1] if width is None else width, P, sides)
-    batches = _span("batch", batch, 1, "wanted at least 1")
+    heights = _span("height", trained[0] if height is None else height, P, MOST, sides)
+    widths = _span("width", trained[1] if width is None else width, P, MOST, sides)
+    batches = _span("batch", batch, 1, MOST, "wanted at least 1")
     if lowering == "plugin" and (is_range(heights) or is_range(widths)):
         raise EngineError(
             "lowering plugin with a range of sizes: SegmenterUpsampleArgmax holds its size as a constant; pass one"
@@ -139,8 +140,11 @@ def _outputs(wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in OUTPUTS if name in wanted)
 
 
-def _span(name: str, value: Sides, least: int, otherwise: str) -> Span:
-    """`value` as (min, opt, max). Raises EngineError for an unordered one, or one that begins below `least`."""
+def _span(name: str, value: Sides, least: int, most: int, otherwise: str) -> Span:
+    """`value` as (min, opt, max).
+
+    Raises EngineError for an unordered one, one that begins below `least` (told as `otherwise`), or ends past `most`.
+    """
     numbers = tuple(value) if isinstance(value, Sequence) else (value, value, value)
     told = f"{name} {' '.join(map(str, dict.fromkeys(numbers)))}"
     if len(numbers) != 3 or not all(isinstance(number, int) for number in numbers):
@@ -150,6 +154,8 @@ def _span(name: str, value: Sides, least: int, otherwise: str) -> Span:
         raise EngineError(f"{told}: {otherwise}")
     if not smallest <= usual <= largest:
         raise EngineError(f"{told}: wanted smallest <= usual <= largest, in that order")
+    if largest > most:
+        raise EngineError(f"{told}: wanted at most {most}")
     return smallest, usual, largest
 
 

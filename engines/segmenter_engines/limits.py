@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from segmenter.errors import EngineError
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -32,3 +34,9 @@ SPEEDUP = 1.05  # times the images per second of floating point that 8 bits must
 def limit_of(name: str) -> Limit:
     """The limit of an engine by its name, such as `openvino-int8`."""
     return LIMITS[name.rsplit("-", 1)[-1]]
+
+
+def require_drop(max_drop: float) -> None:
+    """Raises EngineError for a mIoU drop that is none."""
+    if not 0.0 <= max_drop <= 1.0:
+        raise EngineError(f"--max-drop {max_drop}: wanted a loss of mIoU from 0 to 1, such as 0.005")

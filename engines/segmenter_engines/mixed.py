@@ -62,12 +62,6 @@ def describe(mixed: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def require_drop(max_drop: float) -> None:
-    """Raises EngineError for a mIoU drop that is none."""
-    if not 0.0 <= max_drop <= 1.0:
-        raise EngineError(f"--max-drop {max_drop}: wanted a loss of mIoU from 0 to 1, such as 0.005")
-
-
 def search(ready: Calibrated, judge: Judge, max_drop: float) -> Search:
     """Keep as few layers in floating point as it takes for the mIoU on the judge's images to hold.
 

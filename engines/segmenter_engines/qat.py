@@ -35,7 +35,7 @@ from segmenter.inference import Inference, pick_device, predictor
 from segmenter.model import Segmenter
 from segmenter.training.augment import PRESETS
 from segmenter.training.data import Augmented, Order, batches, spare_workers
-from segmenter.training.loss import require_finite, require_stride, segmentation_loss
+from segmenter.training.loss import finite_weights, require_finite, require_stride, segmentation_loss
 from segmenter.training.options import require
 from segmenter.training.schedule import Schedule
 from segmenter_engines.fake_quant import fake_quantised, take_smoothing
@@ -109,7 +109,7 @@ def prepare(checkpoint: Path, recipe: Path, device: str = "cpu") -> tuple[Segmen
 def fine_tune(model: Segmenter, samples: Augmented, options: Options) -> float:
     """Train every parameter; returns the mean loss of the last tenth. Fake quantisation is the caller's.
 
-    Raises ConfigError when the loss is no longer a number.
+    Raises ConfigError when the loss, or in the end a weight, is no longer a number.
     """
     device = next(model.parameters()).device
     P = model.config.encoder.patch_size
@@ -121,6 +121,7 @@ def fine_tune(model: Segmenter, samples: Augmented, options: Options) -> float:
     order = Order(len(samples.dataset), options.batch, options.seed, 0, options.steps)
     workers = spare_workers() if options.workers is None else options.workers
     losses: list[float] = []
+    advice = f"lower --lr ({options.lr})"
     made = batches(samples, order, workers)
     for images, labels in track(made, "fine-tuning", options.steps, console=Console(stderr=True), transient=True):
         for group in optimizer.param_groups:
@@ -131,7 +132,8 @@ def fine_tune(model: Segmenter, samples: Augmented, options: Options) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-        require_finite(math.isfinite(losses[-1]), len(losses), f"lower --lr ({options.lr})")
+        require_finite(math.isfinite(losses[-1]), len(losses), advice)
+    require_finite(finite_weights(model), len(losses), advice)
     last = losses[-max(options.steps // 10, 1) :]
     return sum(last) / len(last)
 

@@ -23,6 +23,7 @@ from segmenter_engines.calibrate import Method
 from segmenter_engines.formats import Precision, Target
 from segmenter_engines.graph_file import write_graph
 from segmenter_engines.judge import Judge
+from segmenter_engines.limits import require_drop
 from segmenter_engines.manifest import (
     Manifest,
     command_line,
@@ -32,7 +33,7 @@ from segmenter_engines.manifest import (
     require_out,
     versions_of,
 )
-from segmenter_engines.mixed import Search, describe, require_drop, search
+from segmenter_engines.mixed import Search, describe, search
 from segmenter_engines.recipe import (
     SMOOTHING,
     Calibrated,

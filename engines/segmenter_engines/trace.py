@@ -30,7 +30,7 @@ def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translat
     """The graph of a module, with one input, `images`; what is a range becomes a dimension named B, H or W.
 
     table: how operators that stay whole are written in ONNX.
-    Raises EngineError when PyTorch gives no graph.
+    Raises EngineError when PyTorch gives no graph, or has no memory for images of the largest size.
     """
     patch_size = module.model.config.encoder.patch_size
     spans = {"B": batch, "H": height, "W": width}
@@ -40,12 +40,12 @@ def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translat
     if is_range(width) and H == W:
         W = max(width[0], W - patch_size)
     pixels = module.normalize is not None
-    sample = torch.zeros(B, H, W, 3, dtype=torch.uint8) if pixels else torch.zeros(B, 3, H, W)
     axes = dict(zip(spans, (0, 1, 2) if pixels else (0, 2, 3), strict=True))
     free = {
         axes[name]: torch.export.Dim(name, min=span[0], max=span[2]) for name, span in spans.items() if is_range(span)
     }
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _enough_memory(f"{B} images of {H}x{W}"):
+        sample = torch.zeros(B, H, W, 3, dtype=torch.uint8) if pixels else torch.zeros(B, 3, H, W)
         program = torch.onnx.export(
             module.eval(),
             (sample,),
@@ -77,6 +77,17 @@ def _name_sizes(graph: onnx.GraphProto, spans: Mapping[str, Span]) -> None:
             if output.name == "masks" and name != "B":
                 name = f"{name}_patches"
             dim.dim_param = name
+
+
+@contextmanager
+def _enough_memory(images: str) -> Iterator[None]:
+    """Raises EngineError, naming the images, where PyTorch cannot allocate what they take."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "allocate memory" not in f"{error}{error.__cause__}":
+            raise
+        raise EngineError(f"{images}: too large for this machine's memory to trace; export a smaller size") from error
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from segmenter_engines.limits import Limit
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.trade import Trade
 
+UNTRAINED = 0.05  # mIoU a trained network is above
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -49,16 +51,23 @@ class Verdict:
         ]
         rows = self.invariants.row_disagreement
         if rows is not None and not rows <= self.limit.rows:
-            found.append(f"a row of a batch differs from its image alone in {rows:.2%} of pixels")
+            found.append(
+                f"a row of a batch differs from its image alone in {rows:.2%} of pixels, limit {self.limit.rows:.2%}"
+            )
         return found + self.invariants.faults
 
     @property
     def warnings(self) -> list[str]:
-        """What is no fault and should be known: too few images to be sure, and speed that is not there."""
+        """What is no fault and should be known: what the images cannot tell, and speed that is not there."""
         found = []
         error = self.drop_error
         if error is not None and abs(self.miou_drop - self.limit.miou_drop) < 2.0 * error:
             found.append(f"{self.images} images are too few to be sure of a limit of {self.limit.miou_drop}; take more")
+        if self.reference_miou < UNTRAINED:
+            found.append(
+                f"the checkpoint itself reaches mIoU {self.reference_miou:.4f} on these images, so that no drop says"
+                " anything; see that it is trained, on these classes"
+            )
         if self.trade is not None and not self.trade.pays:
             found.append(self.trade.line())
         return found

@@ -22,7 +22,7 @@ from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
 from segmenter.metrics import ConfusionMatrix
 from segmenter_engines.invariants import LARGEST_ON_CPU, check_invariants, one_at_a_time
-from segmenter_engines.limits import IMAGES, Limit, limit_of
+from segmenter_engines.limits import IMAGES, Limit, limit_of, require_drop
 from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
 from segmenter_engines.sampling import drop_error
 from segmenter_engines.sessions import Session, open_engine
@@ -141,7 +141,10 @@ def verify_build(
     if judged == graph:
         carry(graph, plan)
     if verdict.faults:
-        raise VerificationError(f"{judged}: failed: {'; '.join(verdict.faults)}")
+        raise VerificationError(
+            f"{judged}: failed: {'; '.join(verdict.faults)} ({verdict.agreement:.3%} of pixels as PyTorch, mIoU"
+            f" {verdict.miou:.4f} of {verdict.reference_miou:.4f}); {plan} is built all the same, and warns when opened"
+        )
     return verdict
 
 
@@ -183,7 +186,10 @@ def open_as_shipped(path: Path, engine: str | None, threads: int | None, precisi
 
 @dataclass(frozen=True)
 class Options:
-    """Compare an engine with PyTorch on labelled images; exits with 2 past the limit of its precision."""
+    """Compare an engine with PyTorch on labelled images; exits with 2 past the limit of its precision.
+
+    Both get each image resized to the engine's size, its own sides let go: mIoU is then not that of `evaluate`.
+    """
 
     artifact: Annotated[Path, tyro.conf.Positional]
     """The .onnx or .plan to verify."""
@@ -198,7 +204,7 @@ class Options:
     images: int = IMAGES
     """Number of images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
     engine: str | None = None
-    """Runtime to open it with; the first that fits when left out."""
+    """Runtime to open it with: onnxruntime, openvino, tensorrt, tensorrt-rtx; the first that fits when left out."""
     precision: str | None = None
     """Precision of the floating-point layers, for engines that offer a choice."""
     rival: Path | None = None
@@ -218,6 +224,8 @@ def verify_artifact(options: Options) -> int:
         path.resolve() for path in (options.artifact, manifest_path(options.artifact))
     }:
         raise EngineError(f"--out {options.out}: is what is verified, and would be lost; pass another name")
+    if options.max_drop is not None:
+        require_drop(options.max_drop)
     if options.require_signature is not None:
         require_signature(options.artifact, options.require_signature)
     chosen = Subset(open_dataset(options.dataset, options.data, options.split), options.images)

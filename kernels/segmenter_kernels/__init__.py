@@ -4,9 +4,11 @@ from segmenter_kernels.add_layernorm import add_layernorm
 from segmenter_kernels.attention import attention, attention_backward
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
 from segmenter_kernels.mask_scores import mask_scores
+from segmenter_kernels.merge_windows import merge_windows
 from segmenter_kernels.patch_embed import patch_embed
 from segmenter_kernels.quantize import quantize
 from segmenter_kernels.quantized_linear import linear_fp8, linear_int8
+from segmenter_kernels.resize import resize
 from segmenter_kernels.upsample_argmax import upsample_argmax
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "linear_int8",
     "linear_residual",
     "mask_scores",
+    "merge_windows",
     "patch_embed",
     "quantize",
+    "resize",
     "upsample_argmax",
 ]

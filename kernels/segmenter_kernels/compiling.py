@@ -27,9 +27,11 @@ OPS = (
     "attention",
     "linear",
     "mask_scores",
+    "merge_windows",
     "patch_embed",
     "quantize",
     "quantized_linear",
+    "resize",
     "upsample_argmax",
 )
 JUDGED_WITH = "3.8"  # other versions of Triton allocate other registers: some forms spill with them, and stay right

@@ -61,6 +61,26 @@ def upsample_argmax(masks: Tensor, size: tuple[int, int], crop: tuple[int, int] 
     return logits.argmax(dim=1).to(label_dtype(masks))
 
 
+def merge_windows(
+    masks: Tensor, size: tuple[int, int], window: int, stride: int, side: tuple[int, int] | None = None
+) -> Tensor:
+    """[R C, K, h, w], the masks of all windows of a picture, to its labels [H, W]: the class of the largest mean."""
+    return merged_logits(masks, size, window, stride, side).argmax(dim=0).to(label_dtype(masks))
+
+
+def merged_logits(
+    masks: Tensor, size: tuple[int, int], window: int, stride: int, side: tuple[int, int] | None = None
+) -> Tensor:
+    """What `merge_windows` compares: the mean [K, H, W] of the windows' logits."""
+    logits = F.interpolate(masks, size=side or (window, window), mode="bilinear", align_corners=False)
+    total, count = logits.new_zeros(masks.shape[1], *size), logits.new_zeros(size)
+    ys, xs = ([*range(0, length - window, stride), length - window] for length in size)
+    for one, (y, x) in zip(logits, ((y, x) for y in ys for x in xs), strict=True):
+        total[:, y : y + window, x : x + window] += one[:, :window, :window]
+        count[y : y + window, x : x + window] += 1
+    return total / count
+
+
 def label_dtype(masks: Tensor) -> torch.dtype:
     """Type of labels made from masks [B, K, h, w]."""
     return torch.uint8 if masks.shape[1] <= 256 else torch.int16

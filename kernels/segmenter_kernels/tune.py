@@ -27,6 +27,7 @@ from segmenter_kernels.add_layernorm import candidates as add_layernorm_candidat
 from segmenter_kernels.attention import candidates as attention_candidates
 from segmenter_kernels.judging import judge
 from segmenter_kernels.mask_scores import candidates as mask_scores_candidates
+from segmenter_kernels.merge_windows import candidates as merge_candidates
 from segmenter_kernels.patch_embed import candidates as patch_embed_candidates
 from segmenter_kernels.quantize import candidates as quantize_candidates
 from segmenter_kernels.tiles import Tile
@@ -53,6 +54,7 @@ _CANDIDATES: dict[str, Callable[[int, Workload], Iterable[Tile]]] = {
     "linear": lambda architecture, workload: gemm.candidates(architecture, workload.dtype.itemsize),
     "mask_scores": lambda architecture, workload: mask_scores_candidates(architecture, workload.case),
     "upsample_argmax": lambda architecture, workload: upsample_candidates(architecture, workload.case),
+    "merge_windows": lambda architecture, workload: merge_candidates(architecture, workload.case),
     "quantize": lambda architecture, workload: quantize_candidates(architecture, int(workload.case)),
     "linear_int8": _eight_bit_candidates,
     "linear_fp8": _eight_bit_candidates,

@@ -13,6 +13,7 @@ import segmenter_kernels
 from segmenter_kernels import gemm, packed, reference
 from segmenter_kernels.linear import case_of as linear_case
 from segmenter_kernels.mask_scores import case_of as mask_scores_case
+from segmenter_kernels.merge_windows import case_of as merge_case
 from segmenter_kernels.patch_embed import case_of as patch_embed_case
 from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE, LARGEST
 from segmenter_kernels.tiles import Tile
@@ -211,6 +212,22 @@ def upsample_argmax(B: int, side: int, dtype: torch.dtype) -> Workload:
     )
 
 
+def merge_windows(picture: tuple[int, int], window: int, stride: int, dtype: torch.dtype) -> Workload:
+    (H, W), h = picture, window // PATCH
+    rows, columns = (-(-(length - window) // stride) + 1 for length in picture)
+    n = rows * columns
+    return Workload(
+        op="merge_windows",
+        shape=f"{n} x {CLASSES} x {h} x {h} of {window} every {stride} to {H} x {W}",
+        dtype=dtype,
+        draw=lambda normal: (normal(n, h, h, CLASSES).permute(0, 3, 1, 2), picture, window, stride),
+        flops=8 * n * CLASSES * window * window,
+        traffic_bytes=n * CLASSES * h * h * dtype.itemsize + H * W,
+        key="merge_windows",
+        case=merge_case(CLASSES),
+    )
+
+
 def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterator[Workload]:
     n = (side // PATCH) ** 2
     if op == "patch_embed":
@@ -231,7 +248,7 @@ def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterato
 
 OPS = (
     *("attention", "patch_embed", "add_layernorm", "linear_gelu", "linear_residual", "mask_scores", "upsample_argmax"),
-    *("quantize", "linear_int8", "linear_fp8"),
+    *("merge_windows", "quantize", "linear_int8", "linear_fp8"),
 )
 
 
@@ -242,7 +259,9 @@ def of_op(op: str, dtype: torch.dtype, batches: Iterable[int]) -> list[Workload]
     """
     found: list[Workload] = []
     for B in batches:
-        if op == "attention":
+        if op == "merge_windows":  # the paper's windows of ADE20K and of Cityscapes, of one picture
+            found += [merge_windows((512, 683), 512, 512, dtype), merge_windows((1024, 2048), 768, 512, dtype)]
+        elif op == "attention":
             found += [attention(B, N, 12, 64, dtype) for N in TOKENS]
         else:
             for name, C in WIDTHS.items():

@@ -168,15 +168,19 @@ def test_integers_of_one_compile() -> None:
     result = script(
         """
         from dataclasses import replace
-        from segmenter_kernels.compiling import compile_kernel, faults
-        from segmenter_kernels.upsample_argmax import specialisations
+        from segmenter_kernels.compiling import compile_kernel, faults, specialisations
 
-        form = next(specialisations(80))
-        integers = tuple(name for name, kind in form.types.items() if kind == "i32")
-        for ones in (("H", "W"), ("h", "w"), ("K",), integers):
-            types = {name: kind for name, kind in form.types.items() if name not in ones}
-            constants = {**form.constants, **dict.fromkeys(ones, 1)} | ({"GROUP": 1} if "K" in ones else {})
-            assert faults(compile_kernel(replace(form, types=types, constants=constants), 80)) == [], ones
+        for op, some in (
+            ("upsample_argmax", (("H", "W"), ("h", "w"), ("K",))),
+            ("merge_windows", (("stride", "rows"),)),
+        ):
+            form = next(form for form in specialisations(80) if form.name.startswith(op))
+            integers = tuple(name for name, kind in form.types.items() if kind == "i32")
+            for ones in (*some, integers):
+                types = {name: kind for name, kind in form.types.items() if name not in ones}
+                few = {"GROUP": 1} if "K" in ones and "GROUP" in form.constants else {}
+                constants = {**form.constants, **dict.fromkeys(ones, 1), **few}
+                assert faults(compile_kernel(replace(form, types=types, constants=constants), 80)) == [], (op, ones)
         """
     )
     assert result.returncode == 0, result.stderr

@@ -72,6 +72,7 @@ def test_rivals_compute_what_they_are_judged_by(op: str, monkeypatch: pytest.Mon
         "patch_embed": workloads.patch_embed(1, 32, 64, torch.float16),
         "mask_scores": workloads.mask_scores(1, 5, 64, torch.float16),
         "upsample_argmax": workloads.upsample_argmax(1, 32, torch.float16),
+        "merge_windows": workloads.merge_windows((32, 40), 32, 16, torch.float16),
         "quantize": workloads.quantize(1, 5, 64, torch.float16),
         "linear_int8": workloads.eight_bits("linear_int8", 1, 32, 64, torch.float16),
         "add_layernorm": workloads.add_layernorm(1, 5, 64, torch.float16),

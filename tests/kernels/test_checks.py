@@ -31,10 +31,12 @@ CALLS: dict[str, Callable[[], Any]] = {
     "linear_int8": eight_bits(segmenter_kernels.linear_int8, torch.int8),
     "linear_residual": lambda: segmenter_kernels.linear_residual(meta(5, 64), meta(8, 64), meta(8), meta(5, 8)),
     "mask_scores": lambda: segmenter_kernels.mask_scores(meta(1, 9, 16), meta(1, 3, 16), meta(3), meta(3), 1e-5),
+    "merge_windows": lambda: segmenter_kernels.merge_windows(meta(1, 3, 4, 4), (8, 8), 8, 8),
     "patch_embed": lambda: segmenter_kernels.patch_embed(
         meta(1, 3, 8, 8), meta(16, 3, 8, 8), meta(16), meta(1, 2, 16), meta(1, 1, 16)
     ),
     "quantize": lambda: segmenter_kernels.quantize(meta(5, 64)),
+    "resize": lambda: segmenter_kernels.resize(meta(1, 4, 4, 3, dtype=torch.uint8), (8, 8)),
     "upsample_argmax": lambda: segmenter_kernels.upsample_argmax(meta(1, 3, 4, 4), (8, 8)),
 }
 

@@ -17,6 +17,7 @@ from segmenter.datasets.fitted import Fitted
 from segmenter.errors import EngineError, Unavailable
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
+from segmenter.window import segment
 from segmenter_engines import Session, open_session
 from segmenter_engines.limits import LIMITS
 from segmenter_engines.sessions import triton as module
@@ -88,6 +89,30 @@ def test_sides_that_are_no_multiples_of_the_patch(checkpoint: Path, eager: Sessi
         logits = session.logits(image)
     truth = eager.logits(image)
     assert np.square(logits - truth).sum() <= 1e-4 * np.square(truth).sum()
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride"),
+    [((64, 72), 48, 32), ((50, 61), 44, 44), ((30, 41), 48, 0)],
+    ids=["overlapping", "of no whole patch", "smaller than the window"],
+)
+def test_windows_are_merged_as_evaluation_merges_them(
+    checkpoint: Path, eager: Session, validation: list[Sample], size: tuple[int, int], window: int, stride: int
+) -> None:
+    image = validation[0].image[20 : 20 + size[0], 30 : 30 + size[1]]
+    view = normalize(image, IMAGENET)
+    truth = segment(eager.network, [(view, False)], size, window, stride or window, window_batch=2).argmax(0)
+    assert len(truth.unique()) > 1
+    with open_session(checkpoint, "triton", threads=1) as session:
+        assert isinstance(session, module.TritonSession)
+        labels = session.sliding_window(image, window=window, stride=stride, batch=2)
+        assert labels.dtype == np.uint8
+        assert labels.shape == size
+        # the networks differ by fp16; windows merged otherwise differ at their edges
+        assert (labels == truth.numpy()).mean() >= 0.998
+        for wrong in ({"window": 0}, {"window": window, "stride": window + 1}, {"window": window, "batch": 0}):
+            with pytest.raises(EngineError, match="wanted one image"):
+                session.sliding_window(image, **wrong)
 
 
 def test_a_call_leaves_earlier_labels_alone(tmp_path: Path) -> None:

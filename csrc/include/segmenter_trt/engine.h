@@ -32,6 +32,8 @@ struct Description {
   Input input;            // what the network is given; pixels too where the runtime normalises them itself
   std::string warning;    // that the artifact is not verified in this engine, or failed, or what may make labels here
                           // differ from those it was verified with; empty when there is nothing to tell
+  std::string no_graphs;  // of a session on a GPU: why it launches kernel by kernel what it would replay as a CUDA
+                          // graph; empty where nothing stands against that, and of the CPU
   int threads;            // of the CPU; 0 where the network does not run on it
   Range height, width, batch;
 };

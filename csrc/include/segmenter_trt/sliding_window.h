@@ -10,9 +10,9 @@
 namespace segmenter_trt {
 
 struct WindowOptions {
-  std::int64_t window;      // side in pixels, usually the training crop
-  std::int64_t stride = 0;  // pixels from one window to the next; 0 takes the window's side
-  std::int64_t batch = 1;   // windows in one call of the network
+  std::int64_t window;                 // side in pixels, usually the training crop
+  std::int64_t stride = 0;             // pixels from one window to the next; 0 takes the window's side
+  std::int64_t batch = 1;              // windows in one call of the network
   std::function<void()> between = {};  // called before every call of the network but the first; may throw to stop
 };
 
@@ -22,6 +22,7 @@ std::vector<std::int64_t> anchors(std::int64_t length, std::int64_t window, std:
 // The windows and the merge of segmenter.window.segment for one view that is not mirrored: an image smaller than the
 // window is enlarged until its shorter side is the window's, logits are averaged where windows overlap, and those of an
 // enlarged image are resized to the image. Logits are made a row at a time, and only where windows overlap.
+// Of an engine on a GPU the network alone runs there: images are enlarged, and masks merged, on the CPU.
 //
 // pixels: one image, [1, H, W, 3]. An engine that takes pixels gets an enlarged image rounded to whole colours, which
 // segmenter.window.segment does not round. Throws InputError, as Session does and for windows that would leave gaps.

@@ -76,7 +76,7 @@ inline Node node(const std::string& op, const std::string& driver = FAKE_DRIVER)
 }
 
 inline const std::vector<std::string> kOps = {"SegmenterAttention", "SegmenterPatchEmbed", "SegmenterMaskScores",
-                                       "SegmenterUpsampleArgmax"};
+                                              "SegmenterUpsampleArgmax"};
 
 // Shapes that go with Attributes, of a batch and a grid of 4 x 5 patches.
 inline std::vector<std::vector<std::int64_t>> shapes(const std::string& op, std::int64_t B = 2) {
@@ -99,7 +99,7 @@ inline nvinfer1::Dims dims(const std::vector<std::int64_t>& sides) {
 }
 
 inline std::vector<PluginTensorDesc> tensors(const std::vector<std::vector<std::int64_t>>& sides,
-                                      DataType type = DataType::kHALF) {
+                                             DataType type = DataType::kHALF) {
   std::vector<PluginTensorDesc> found;
   for (const auto& each : sides) {
     PluginTensorDesc tensor{};
@@ -113,7 +113,7 @@ inline std::vector<PluginTensorDesc> tensors(const std::vector<std::vector<std::
 
 // Inputs and output as configurePlugin and supportsFormatCombination get them.
 inline std::vector<DynamicPluginTensorDesc> profile(const std::string& op, DataType type = DataType::kHALF,
-                                             std::int64_t most = 8) {
+                                                    std::int64_t most = 8) {
   std::vector<DynamicPluginTensorDesc> found;
   const auto low = shapes(op, 1), high = shapes(op, most);
   for (std::size_t index = 0; index < low.size(); ++index) {

@@ -1,6 +1,6 @@
 """Classes that implement every interface a runtime of TensorRT has, each method refusing: what fakes are made of.
 
-    python fake_interfaces.py TENSORRT_INCLUDE_DIR OUT.h
+    python fake_interfaces.py TENSORRT_INCLUDE_DIR OUT.h [rtx]
 
 Interfaces differ between versions of TensorRT, so they are read from the headers at hand.
 """
@@ -16,7 +16,8 @@ CLASSES = {
     "StubContext": ("IExecutionContext", "apiv::VExecutionContext", "NvInferImpl.h"),
     "StubRegistry": ("", "IPluginRegistry", "NvInferRuntimeCommon.h"),
 }
-METHOD = re.compile(r"virtual\s+(?P<head>[^;{}]*?\))\s*(?P<tail>(?:const)?\s*(?:noexcept)?)\s*=\s*0\s*;", re.DOTALL)
+RTX = {"StubConfig": ("IRuntimeConfig", "apiv::VRuntimeConfig", "NvInferImpl.h")}
+METHOD = re.compile(r"virtual\s+(?P<head>[^;{}~]*?\))\s*(?P<tail>(?:const)?\s*(?:noexcept)?)\s*=\s*0\s*;", re.DOTALL)
 
 
 def body_of(header: str, name: str) -> str:
@@ -40,10 +41,10 @@ def stubs(body: str) -> list[str]:
     return lines
 
 
-def main(include: Path, out: Path) -> None:
+def main(include: Path, out: Path, rtx: bool) -> None:
     text = ["#pragma once", "#include <NvInferRuntime.h>", "#include <cstdlib>", "namespace nvinfer1 {"]
     text.append("[[noreturn]] inline void refuse() { std::abort(); }")
-    for name, (interface, virtual, header) in CLASSES.items():
+    for name, (interface, virtual, header) in (CLASSES | (RTX if rtx else {})).items():
         body = body_of((include / header).read_text(encoding="utf-8"), virtual.removeprefix("apiv::"))
         bases = ", ".join(f"public {base}" for base in (interface, virtual) if base)
         text += [f"class {name} : {bases} {{", " public:"]
@@ -54,4 +55,4 @@ def main(include: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), "rtx" in sys.argv[3:])

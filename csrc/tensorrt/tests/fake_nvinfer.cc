@@ -5,6 +5,9 @@
 // the stream of the fake driver, with the addresses bound at that moment, as TensorRT's is. What TensorRT leaves
 // undefined goes wrong here: a graph whose context was changed since makes no labels, and an enqueue is not captured
 // before the context has run the shape. There is one logger, that of the first runtime, while any runtime lives.
+//
+// As TensorRT-RTX it compiles kernels for each shape. A graph of a context that compiles them lazily makes no labels,
+// for it was captured with others; a plan with the word `uncapturable` says so, and fails where it is captured.
 #include <dlfcn.h>
 
 #include <cmath>
@@ -14,12 +17,15 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "fake_cuda.h"
 #include "fake_interfaces.h"
+#include "fake_kernels.h"
 
 namespace {
 
@@ -28,8 +34,40 @@ using nvinfer1::Dims;
 
 struct Facts {
   std::int64_t B = 0, H = 0, W = 0, K = 0, P = 0;
-  bool wide = false, masks = false, normalized = false, short_labels = false;
+  bool wide = false, masks = false, normalized = false, short_labels = false, uncapturable = false;
 };
+
+#ifdef SEGMENTER_TRT_RTX
+std::mutex kernels_mutex;  // of the next, and of every cache
+FakeKernels kernels{};
+
+using Strategy = nvinfer1::DynamicShapesKernelSpecializationStrategy;
+using Allocation = nvinfer1::ExecutionContextAllocationStrategy;
+
+struct Cache final : nvinfer1::IRuntimeCache {
+  mutable std::set<std::vector<std::int64_t>> shapes;
+};
+
+class Config final : public nvinfer1::StubConfig {
+ public:
+  void setExecutionContextAllocationStrategy(Allocation given) noexcept override { allocation = given; }
+  nvinfer1::IRuntimeCache* createRuntimeCache() const noexcept override { return new Cache; }
+  bool setRuntimeCache(nvinfer1::IRuntimeCache const& given) noexcept override {
+    cache = static_cast<const Cache*>(&given);
+    return true;
+  }
+  void setDynamicShapesKernelSpecializationStrategy(Strategy given) noexcept override { strategy = given; }
+
+  void compile(const std::vector<std::int64_t>& shape) const {
+    const std::lock_guard lock(kernels_mutex);
+    if (cache == nullptr || cache->shapes.insert(shape).second) ++kernels.compiled;
+  }
+
+  Allocation allocation = Allocation::kSTATIC;
+  Strategy strategy = Strategy::kLAZY;
+  const Cache* cache = nullptr;
+};
+#endif
 
 nvinfer1::ILogger* logger = nullptr;
 int runtimes = 0;
@@ -55,6 +93,7 @@ struct Job {
   void* masks;
   std::shared_ptr<const int> changes;  // of its context, now and at the enqueue
   int changes_then;
+  bool replaced;  // by kernels that were compiled meanwhile
 };
 
 int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
@@ -66,7 +105,7 @@ int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
 
 void compute(void* data) {
   const Job& job = *static_cast<Job*>(data);
-  if (*job.changes != job.changes_then) return;
+  if (*job.changes != job.changes_then || job.replaced) return;
   const auto K = static_cast<int>(job.facts.K);
   for (std::int64_t b = 0; b < job.B; ++b) {
     for (std::int64_t y = 0; y < job.H; ++y) {
@@ -95,7 +134,16 @@ void compute(void* data) {
 
 class Context final : public nvinfer1::StubContext {
  public:
+#ifdef SEGMENTER_TRT_RTX
+  Context(const Facts& facts, const Config& config)
+      : facts_(facts), memory_(config.allocation != Allocation::kUSER_MANAGED), config_(&config) {
+    const std::lock_guard lock(kernels_mutex);
+    ++(lazy() ? kernels.lazy : kernels.fixed);
+  }
+  bool isStreamCapturable(cudaStream_t) const noexcept override { return !facts_.uncapturable; }
+#else
   Context(const Facts& facts, bool own_memory) : facts_(facts), memory_(own_memory) {}
+#endif
   ~Context() override {
     ++*changes_;
     require_current();
@@ -110,6 +158,9 @@ class Context final : public nvinfer1::StubContext {
     B_ = B, H_ = H, W_ = W;
     ++*changes_;
     prepared_ = false;
+#ifdef SEGMENTER_TRT_RTX
+    config_->compile({B, H, W});
+#endif
     return true;
   }
   Dims getTensorShape(char const* name) const noexcept override {
@@ -135,9 +186,14 @@ class Context final : public nvinfer1::StubContext {
       complain("captured before it was prepared");
       return false;
     }
+    if (facts_.uncapturable && capturing_(stream) != 0) {
+      complain("captured though it had said that it cannot be");
+      return false;
+    }
     prepared_ = true;
+    const bool replaced = lazy() && capturing_(stream) != 0;
     auto* const job =
-        new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"], bound_["masks"], changes_, *changes_};
+        new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"], bound_["masks"], changes_, *changes_, replaced};
     const std::size_t pixels = static_cast<std::size_t>(B_ * H_ * W_);
     if (fake_on_device_(job->images, pixels * (facts_.normalized ? 12 : 3)) == 0 ||
         (job->labels != nullptr && fake_on_device_(job->labels, pixels * (facts_.wide ? 4 : 1)) == 0)) {
@@ -152,8 +208,18 @@ class Context final : public nvinfer1::StubContext {
   }
 
  private:
+#ifdef SEGMENTER_TRT_RTX
+  bool lazy() const { return config_->strategy == Strategy::kLAZY; }
+
   const Facts facts_;
   bool memory_;
+  const Config* config_;
+#else
+  static bool lazy() { return false; }
+
+  const Facts facts_;
+  bool memory_;
+#endif
   bool prepared_ = false;
   const std::shared_ptr<int> changes_ = std::make_shared<int>(0);
   std::int64_t B_ = 0, H_ = 0, W_ = 0;
@@ -181,10 +247,18 @@ class Engine final : public nvinfer1::StubEngine {
   nvinfer1::TensorIOMode getTensorIOMode(char const* name) const noexcept override {
     return name == std::string("images") ? nvinfer1::TensorIOMode::kINPUT : nvinfer1::TensorIOMode::kOUTPUT;
   }
+#ifdef SEGMENTER_TRT_RTX
+  nvinfer1::IRuntimeConfig* createRuntimeConfig() noexcept override { return new Config; }
+  nvinfer1::IExecutionContext* createExecutionContextWithRuntimeConfig(
+      nvinfer1::IRuntimeConfig* config) noexcept override {
+    return new Context(facts_, *static_cast<Config*>(config));
+  }
+#else
   nvinfer1::IExecutionContext* createExecutionContext(
       nvinfer1::ExecutionContextAllocationStrategy strategy) noexcept override {
     return new Context(facts_, strategy != nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
   }
+#endif
   std::int64_t getDeviceMemorySizeV2() const noexcept override { return 4096; }
 
  private:
@@ -234,6 +308,7 @@ class Runtime final : public nvinfer1::StubRuntime {
       facts.masks |= word == "masks";
       facts.normalized |= word == "normalized";
       facts.short_labels |= word == "short";
+      facts.uncapturable |= word == "uncapturable";
     }
     return new Engine(facts);
   }
@@ -253,6 +328,12 @@ class Runtime final : public nvinfer1::StubRuntime {
 EXPORTED void* createInferRuntime_INTERNAL(void* given, std::int32_t) noexcept {
   return static_cast<nvinfer1::IRuntime*>(new Runtime(static_cast<nvinfer1::ILogger*>(given)));
 }
+#ifdef SEGMENTER_TRT_RTX
+EXPORTED FakeKernels fake_kernels() {
+  const std::lock_guard lock(kernels_mutex);
+  return kernels;
+}
+#endif
 EXPORTED std::int32_t getInferLibMajorVersion() noexcept { return NV_TENSORRT_MAJOR; }
 EXPORTED std::int32_t getInferLibMinorVersion() noexcept { return FAKE_MINOR; }
 EXPORTED std::int32_t getInferLibPatchVersion() noexcept { return 1; }

@@ -31,7 +31,13 @@ inline std::string header(const std::string& tag, const Version& version, std::s
   return text + tag;
 }
 
-inline std::string plan_of(const std::string& words) { return header("ftrt", kVersion) + words; }
+inline std::string plan_of(const std::string& words) {
+#ifdef SEGMENTER_TRT_RTX
+  return header("vtrt", kVersion, 32 + words.size()) + words;
+#else
+  return header("ftrt", kVersion) + words;
+#endif
+}
 
 inline const std::string kPlan = plan_of("fake 4 64 64 5 8 masks");
 inline constexpr ImageShape kShape = {2, 16, 24};
@@ -40,7 +46,7 @@ inline Manifest manifest_of(const std::string& plan) {
   Manifest manifest{};
   manifest.artifact = "model.plan";
   manifest.kind = Kind::plan;
-  manifest.engine = "tensorrt";
+  manifest.engine = tensorrt::kEngine;
   manifest.precision = "fp16";
   manifest.model = "fake";
   manifest.input = plan.find("normalized") == std::string::npos ? Input::pixels : Input::normalized;
@@ -49,12 +55,13 @@ inline Manifest manifest_of(const std::string& plan) {
   manifest.classes = {"a", "b", "c", "d", "e"};
   if (plan.find("int32") != std::string::npos) manifest.classes.resize(257);
   manifest.versions = {
-      {"tensorrt", std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + ".1.48"}};
+      {tensorrt::kEngine, std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + ".1.48"}};
   manifest.compute_capabilities = {"8.0+"};
   return manifest;
 }
 
-inline std::unique_ptr<tensorrt::Plan> open(const std::string& plan, const Manifest& manifest, EngineOptions options = {}) {
+inline std::unique_ptr<tensorrt::Plan> open(const std::string& plan, const Manifest& manifest,
+                                            EngineOptions options = {}) {
   if (options.runtime.empty()) options.runtime = FAKES;
   const std::filesystem::path artifact = "model.plan";
   return std::make_unique<tensorrt::Plan>(

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "fake_plans.h"
@@ -42,6 +43,8 @@ TEST_F(Tensorrt, AShapeIsCapturedAtItsSecondCallAndReplayedFromThen) {
   const auto without = plan->make_runner(plain);
   for (int call = 0; call < 3; ++call) without->run(kShape, pixels.data(), Wanted::labels);
   EXPECT_EQ(fake_cuda_counts().launches - launches, 3);
+  EXPECT_EQ(runner->no_graphs(), "");
+  EXPECT_EQ(without->no_graphs(), "opened without them");
 }
 
 TEST_F(Tensorrt, ImagesMayBeWrittenWhereTheGpuReadsThem) {
@@ -229,7 +232,13 @@ TEST_F(Tensorrt, FailuresOfTheDriverAreNamedAndNothingIsLost) {
 }
 
 TEST_F(Tensorrt, WhatCannotBeCapturedRunsWithoutAGraph) {
-  for (const char* const function : {"StreamBeginCapture", "StreamEndCapture", "GraphInstantiateWithFlags", "submit"}) {
+  const std::pair<const char*, const char*> reasons[] = {
+      {"StreamBeginCapture", "beginning a capture: "},
+      {"StreamEndCapture", "ending a capture: "},
+      {"GraphInstantiateWithFlags", "making a graph: "},
+      {"submit", "the network failed: the stream refused"},
+  };
+  for (const auto& [function, reason] : reasons) {
     const auto plan = open();
     const auto runner = plan->make_runner({});
     const Bytes pixels = picture(kShape, 10);
@@ -240,6 +249,8 @@ TEST_F(Tensorrt, WhatCannotBeCapturedRunsWithoutAGraph) {
       EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels)) << function;
     }
     EXPECT_EQ(fake_cuda_counts().launches, launches) << function;
+    EXPECT_EQ(runner->no_graphs().rfind("images 2x16x24: ", 0), 0u) << runner->no_graphs();
+    EXPECT_NE(runner->no_graphs().find(reason), std::string::npos) << runner->no_graphs();
     fake_cuda_fail(function, 0, 0);
   }
 }

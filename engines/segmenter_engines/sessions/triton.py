@@ -1,6 +1,8 @@
 """Our Triton kernels: uint8 images in, labels out, all between them one CUDA graph a shape."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from torch import Tensor
 import segmenter_kernels
 from segmenter import load_model
 from segmenter.errors import EngineError, Unavailable
+from segmenter.ops import label_dtype
+from segmenter.preprocess import normalize
+from segmenter.window import anchors, segment
 from segmenter_engines.sessions.cuda_graph import Graphs
 from segmenter_engines.sessions.eight_bits import KINDS, quantize_blocks
 from segmenter_engines.sessions.session import Session, Spec
@@ -40,13 +45,42 @@ class TritonSession(Session):
             quantize_blocks(model, KINDS[precision], self._device, self._dtype)
         self._model: Any = model.to(self._device, self._dtype).requires_grad_(False)
         super().__init__(replace(Spec.of_config(model.config), precision=precision), threads)
-        self._run: Any = self._forward if INTERPRETED else Graphs(self._forward)
+        self._run: Any = _graphs(self._forward)
+        self._sliding: dict[tuple[int, int, int], Any] = {}  # the same of windows, their strides and batches
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        batch = self._checked(images)
+        labels = self._through(self._run, self._checked(images))
+        return labels[0] if images.ndim == 3 else labels
+
+    @torch.inference_mode()
+    def sliding_window(self, image: np.ndarray, *, window: int, stride: int = 0, batch: int = 1) -> np.ndarray:
+        """Labels of one image of any size, through square windows: uint8 RGB [H, W, 3] -> [H, W], as those of a call.
+
+        The image goes to the device once and its labels alone come back: windows are cut there, and their logits
+        averaged. An image smaller than the window is enlarged, and its logits resized, on the host.
+        window: side in pixels; stride: pixels from one to the next, 0 for the window's side; batch: windows in one call
+        of the network. Raises EngineError as a call does, and for windows that leave gaps.
+        """
+        stride = stride or window
+        if image.ndim != 3 or not 0 < stride <= window or batch < 1:
+            raise EngineError(
+                f"image {image.shape}, window {window}, stride {stride}, batch {batch}: wanted one image [H, W, 3], a"
+                " stride from 1 to the window, and windows in batches of 1 or more"
+            )
+        size, images = (image.shape[0], image.shape[1]), self._checked(image)
+        if min(size) < window:
+            view = normalize(image, self.spec.preprocess)
+            probabilities = segment(self.network, [(view, False)], size, window, stride, batch)
+            self._require_numbers(bool(probabilities.isfinite().all()))
+            return probabilities.argmax(0).to(label_dtype(len(self.classes))).numpy()
+        if (key := (window, stride, batch)) not in self._sliding:
+            self._sliding[key] = _graphs(partial(self._windows, window=window, stride=stride, batch=batch))
+        return self._through(self._sliding[key], images)
+
+    def _through(self, run: Any, images: np.ndarray) -> np.ndarray:
         with self._named():
-            labels, finite = self._run(torch.from_numpy(np.ascontiguousarray(batch)))
+            labels, finite = run(torch.from_numpy(np.ascontiguousarray(images)))
             if not finite:
                 raise EngineError(
                     f"{self.name}, {self.spec.model}: scores that are no numbers; try another precision, or its weights"
@@ -54,7 +88,7 @@ class TritonSession(Session):
                 )
         # the caller's own: the next call writes over this memory
         result: np.ndarray = labels.numpy().copy()
-        return result[0] if images.ndim == 3 else result
+        return result
 
     @torch.inference_mode()
     def _masks(self, x: np.ndarray) -> np.ndarray:
@@ -63,6 +97,21 @@ class TritonSession(Session):
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, H, W, 3] on the device -> labels [B, H, W], and whether every score is a number."""
+        masks, size = self._scores(images), (images.shape[1], images.shape[2])
+        return self._label(masks, self._padded(*size), size), masks.isfinite().all()
+
+    def _windows(self, images: Tensor, window: int, stride: int, batch: int) -> tuple[Tensor, Tensor]:
+        """uint8 [1, H, W, 3] on the device -> labels [H, W], and whether every score is a number."""
+        H, W = images.shape[1:3]
+        starts = [(y, x) for y in anchors(H, window, stride) for x in anchors(W, window, stride)]
+        cut = [images[0, y : y + window, x : x + window] for y, x in starts]
+        masks = torch.cat([self._scores(torch.stack(cut[at : at + batch])) for at in range(0, len(cut), batch)])
+        padded = self._padded(window, window)
+        labels = segmenter_kernels.merge_windows(masks, (H, W), window, stride, padded)
+        return labels, masks.isfinite().all()
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] on the device -> class masks [B, K, h, w] of the padded images."""
         encoder, (H, W) = self._model.encoder, images.shape[1:3]
         padded, P, preprocess = self._padded(H, W), self.spec.patch_size, self.spec.preprocess
         grid, proj = (padded[0] // P, padded[1] // P), encoder.patch_embed.proj
@@ -71,8 +120,8 @@ class TritonSession(Session):
             images, proj.weight, proj.bias, *encoder.embedding(grid), mean=preprocess.mean, std=preprocess.std
         )
         tokens = encoder.encode(x)[:, encoder.config.extra_tokens :]
-        masks = self._model.decoder(tokens, grid)
-        return self._label(masks, padded, (H, W)), masks.isfinite().all()
+        masks: Tensor = self._model.decoder(tokens, grid)
+        return masks
 
     def _label(self, masks: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Any:
         return segmenter_kernels.upsample_argmax(masks, padded, size)
@@ -86,6 +135,12 @@ class TritonSession(Session):
     def close(self) -> None:
         # each holds the other, and memory of the device
         self._model = self._run = None
+        self._sliding.clear()
+
+
+def _graphs(function: Callable[..., tuple[Tensor, ...]]) -> Any:
+    """The function as a CUDA graph a shape, where there are graphs."""
+    return function if INTERPRETED else Graphs(function)
 
 
 def _device(precision: str) -> torch.device:
