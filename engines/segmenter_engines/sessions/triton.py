@@ -84,6 +84,7 @@ class TritonSession(Session):
         }
 
     def close(self) -> None:
+        super().close()
         # each holds the other, and memory of the device
         self._model = self._run = None
 
