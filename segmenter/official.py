@@ -164,7 +164,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             " convert it to safetensors where you trust it"
         ) from error
     except Exception as error:  # a damaged pickle can fail anywhere inside the unpickler
-        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({error}); copy it again") from error
+        raise CheckpointError(
+            f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}: {error}); copy it again"
+        ) from error
     tensors = data.get("model", data) if isinstance(data, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path}: wanted a dictionary of tensors under 'model'; this is another kind of file")
