@@ -154,10 +154,11 @@ def check_data(options: Options) -> int:
         return 1
     reports = [check_split(layout, split) for split, layout in layouts.items()]
     problems = [problem for report in reports for problem in report.problems]
-    for line in _problem_lines(problems, options.show):
-        print(line)
     if any(report.pixels.any() for report in reports):
         Console().print(pixel_table(layouts[splits[0]].classes, reports))
+    # after the table, which of many classes is longer than a screen
+    for line in _problem_lines(problems, options.show):
+        print(line)
     count = sum(not problem.warning for problem in problems)
     sizes = ", ".join(f"{report.split} {report.images} images" for report in reports)
     print(f"{options.root}: {sizes}; {count or 'no'} problem{'' if count == 1 else 's'}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from segmenter.config import SegmenterConfig
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.files import atomic_path
+from segmenter.inference import pick_device
 from segmenter.model import Segmenter
 
 CONFIG_NAME = "config.json"
@@ -121,9 +122,15 @@ def _require_pair(folder: Path, saved_with: str) -> None:
         )
 
 
-def load_weights(model: Segmenter, tensors: dict[str, Tensor], source: Path) -> None:
+def load_weights(
+    model: Segmenter,
+    tensors: dict[str, Tensor],
+    source: Path,
+    advice: str = "use the configuration these weights were trained with",
+) -> None:
     """Put `tensors` into the model, every name and shape matching, every value a number.
 
+    advice: the next step where they do not match.
     Raises CheckpointError naming the first differences, the usual sign of a checkpoint of another variant, or the first
     tensor that holds a NaN or an infinity.
     """
@@ -140,8 +147,7 @@ def load_weights(model: Segmenter, tensors: dict[str, Tensor], source: Path) -> 
         shown = "; ".join(sorted(differences)[:4])
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise CheckpointError(
-            f"{source}: weights do not fit the configuration {model.config.name!r}: {shown}{more};"
-            " use the configuration these weights were trained with"
+            f"{source}: weights do not fit the configuration {model.config.name!r}: {shown}{more}; {advice}"
         )
     broken = next((name for name in wanted if not bool(torch.isfinite(tensors[name]).all())), None)
     if broken is not None:
@@ -156,10 +162,11 @@ def load_model(path: Path | str, device: str = "cpu", ops: ModuleType | None = N
     """Open a checkpoint as a network in eval mode.
 
     path: our checkpoint folder; or an official `checkpoint.pth` beside its `variant.yml`, or the folder of both.
-    ops: module of fused ops, `segmenter.ops` when None.
-    Raises CheckpointError for anything missing, truncated, unsafe, or of another variant.
+    device: one of PyTorch's names, or 'auto'. ops: module of fused ops, `segmenter.ops` when None.
+    Raises CheckpointError for anything missing, truncated, unsafe, or of another variant; ConfigError for a device that
+    is not here.
     """
-    path = Path(path)
+    path, device = Path(path), pick_device(device)
     if path.suffix == ".pth" or (path / OFFICIAL_NAME).is_file():
         from segmenter.official import load_official
 

@@ -18,7 +18,7 @@ from segmenter.datasets import DATASETS, classes_of
 from segmenter.errors import ConfigError
 from segmenter.files import atomic_paths
 from segmenter.model import Segmenter
-from segmenter.official import HEADS, read_pickle
+from segmenter.official import HEADS, NAMES, read_pickle
 
 _NORMALIZATIONS = {HALF: "vit", IMAGENET: "deit"}
 _IMAGENET_CLASSES = 1000  # of the classification head that the official network always has and never uses
@@ -31,7 +31,7 @@ def official_variant(
     """A `variant.yml` as values: what the official code reads to build the network and to feed it.
 
     window, stride: of the sliding window in pixels, default the shorter side of the training image. dataset: its name,
-    default the one whose classes these are.
+    default the one whose classes these are. Classes of no such dataset are noted in a part of their own.
     Raises ConfigError naming all that the official network does not have.
     """
     encoder, decoder = config.encoder, config.decoder
@@ -65,10 +65,13 @@ def official_variant(
         kinds = {"drop_path_rate": decoder.drop_path, "dropout": decoder.dropout, "n_layers": decoder.depth}
         kinds["name"] = "mask_transformer"
     normalization = _NORMALIZATIONS[config.preprocess]
+    dataset = dataset or _dataset_of(config)
+    own = [[name, *colour] for name, colour in zip(config.classes, config.palette, strict=True)]
+    known = classes_of(dataset, config.num_classes) == (config.classes, config.palette)
     return {
         "dataset_kwargs": {
             "crop_size": side,
-            "dataset": dataset or _dataset_of(config),
+            "dataset": dataset,
             "image_size": side,
             "normalization": normalization,
         },
@@ -87,7 +90,7 @@ def official_variant(
             "normalization": normalization,
             "patch_size": encoder.patch_size,
         },
-    }
+    } | ({} if known else {NAMES: own})
 
 
 def official_tensors(model: Segmenter, heads: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

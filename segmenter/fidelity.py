@@ -13,7 +13,7 @@ from segmenter.errors import CheckpointError
 
 Shape = tuple[int, ...]
 AS_IT_IS, REARRANGED, RESIZED = "as it is", "rearranged", "resized"
-NEW, LEFT_OUT, MISSING = "new", "left out", "missing"
+NEW, LEFT_OUT, MISSING, UNFIT = "new", "left out", "missing", "does not fit"
 _BLOCK = re.compile(r"(blocks\.|encoderblock_)\d+")
 
 
@@ -74,7 +74,8 @@ def account(
     for name, tensor in wanted.items():
         shape = tuple(tensor.shape)
         if origin := origins.get(name):
-            fates.append(Fate(name, origin.key, origin.how, origin.shape, shape))
+            how = UNFIT if origin.how == AS_IT_IS and origin.shape != shape else origin.how
+            fates.append(Fate(name, origin.key, how, origin.shape, shape))
         else:
             fates.append(Fate(name, "", NEW if name.startswith(tuple(new)) else MISSING, (), shape))
     fates += [Fate("", key, LEFT_OUT, shape) for key, shape in left_out.items()]

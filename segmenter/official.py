@@ -22,6 +22,10 @@ from segmenter.model import Segmenter
 # In official checkpoints, but no part of segmentation: the ImageNet classification heads of the backbone.
 HEADS = re.compile(r"encoder\.(head|head_dist|pre_logits)\.")
 
+# a part of variant.yml that the official code never reads, and has no other place for: [name, red, green, blue] a class
+NAMES = "class_names"
+Classes = tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]
+
 
 class _VariantLoader(yaml.SafeLoader):
     """YAML without code: SafeLoader, and `!!python/tuple`, which official variant files contain."""
@@ -35,17 +39,21 @@ _VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 def load_official(
-    path: Path, ops: ModuleType | None = None, report: Callable[[Fidelity], None] | None = None
+    path: Path,
+    ops: ModuleType | None = None,
+    report: Callable[[Fidelity], None] | None = None,
+    names: Classes | None = None,
 ) -> Segmenter:
     """Open an official `checkpoint.pth` with the `variant.yml` beside it; the logits are the official code's.
 
     Neither file may run code: the checkpoint is read with `weights_only=True`, the YAML with a safe loader.
-    report: called with what became of every tensor. Raises CheckpointError.
+    report: called with what became of every tensor. names: class names and colours, those of `variant.yml` when None.
+    Raises CheckpointError.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; check the path")
-    net = read_variant(path.with_name(VARIANT_NAME))
-    config = official_config(net, path.with_name(VARIANT_NAME))
+    variant_path = path.with_name(VARIANT_NAME)
+    config = official_config(read_variant(variant_path), variant_path, names)
     whole = read_pickle(path)
     tensors = {name: tensor for name, tensor in whole.items() if not HEADS.match(name)}
     model = Segmenter(config, ops)
@@ -53,14 +61,15 @@ def load_official(
         origins = {name: Origin(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
         left_out = {name: tuple(tensor.shape) for name, tensor in whole.items() if name not in tensors}
         report(account(model.state_dict(), origins, left_out))
-    load_weights(model, tensors, path)
+    load_weights(model, tensors, path, f"use the {variant_path.name} they were trained with, or correct {variant_path}")
     return model
 
 
-def official_config(variant: dict[str, Any], source: Path) -> SegmenterConfig:
-    """Our configuration of a parsed `variant.yml`.
+def official_config(variant: dict[str, Any], source: Path, names: Classes | None = None) -> SegmenterConfig:
+    """Our configuration of a parsed `variant.yml`; names: class names and colours, those it tells when None.
 
-    Raises CheckpointError for a missing entry or a decoder other than linear and mask_transformer.
+    Raises CheckpointError for a missing entry, a decoder other than linear and mask_transformer, or names that are not
+    as many as its classes.
     """
     try:
         net = variant["net_kwargs"]
@@ -84,7 +93,12 @@ def official_config(variant: dict[str, Any], source: Path) -> SegmenterConfig:
         normalization = net.get("normalization") or variant.get("dataset_kwargs", {}).get("normalization", "vit")
         if normalization not in NORMALIZATIONS:
             raise CheckpointError(f"{source}: normalization {normalization!r}: wanted one of {sorted(NORMALIZATIONS)}")
-        classes, palette = classes_of(variant.get("dataset_kwargs", {}).get("dataset", ""), net["n_cls"])
+        classes, palette = names or _classes(variant)
+        if len(classes) != net["n_cls"]:
+            raise CheckpointError(
+                f"{source}: n_cls is {net['n_cls']}, and {len(classes)} class names were given; correct it, or pass a"
+                " dataset of as many classes"
+            )
         return SegmenterConfig(
             encoder=encoder,
             decoder=DecoderConfig(
@@ -101,11 +115,19 @@ def official_config(variant: dict[str, Any], source: Path) -> SegmenterConfig:
             preprocess=NORMALIZATIONS[normalization],
             name=str(net.get("backbone", "custom")),
         )
-    except (KeyError, TypeError, AttributeError, IndexError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{source}: not an official variant file: {type(error).__name__}: {error};"
             " use the variant.yml that training wrote beside the checkpoint"
         ) from error
+
+
+def _classes(variant: dict[str, Any]) -> Classes:
+    """Class names and colours: those `segmenter export-official` left, else those of the dataset."""
+    if NAMES in variant:
+        rows = [(str(name), (int(red), int(green), int(blue))) for name, red, green, blue in variant[NAMES]]
+        return tuple(name for name, _ in rows), tuple(colour for _, colour in rows)
+    return classes_of(variant.get("dataset_kwargs", {}).get("dataset", ""), variant["net_kwargs"]["n_cls"])
 
 
 def read_variant(path: Path) -> dict[str, Any]:
@@ -135,14 +157,16 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
+        raise CheckpointError(f"{path}: no such file; check the path") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors, or is no checkpoint, and was not loaded (it could run code);"
             " convert it to safetensors where you trust it"
         ) from error
     except Exception as error:  # a damaged pickle can fail anywhere inside the unpickler
-        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({error}); copy it again") from error
+        raise CheckpointError(
+            f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}: {error}); copy it again"
+        ) from error
     tensors = data.get("model", data) if isinstance(data, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path}: wanted a dictionary of tensors under 'model'; this is another kind of file")

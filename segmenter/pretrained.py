@@ -27,10 +27,10 @@ from segmenter.cli import run
 from segmenter.config import NORMALIZATIONS, DecoderConfig, SegmenterConfig, variant
 from segmenter.datasets import classes_of, layout_of, require_known
 from segmenter.datasets.option import DATASET
-from segmenter.errors import CheckpointError, ConfigError
+from segmenter.errors import CheckpointError, ConfigError, SegmenterError
 from segmenter.fidelity import Fidelity, account, fidelity_table
 from segmenter.model import Segmenter
-from segmenter.official import load_official
+from segmenter.official import Classes, load_official
 from segmenter.patch_resize import PatchResize
 
 Report = Callable[[Fidelity], None]
@@ -158,11 +158,11 @@ class Options:
     out: Path | None = None
     """Folder to write config.json and model.safetensors to; left out: only show what would become of the tensors."""
     dataset: Annotated[str | None, DATASET] = None
-    """Dataset whose classes the fresh decoder gets (this and all below: ViT weights only)."""
+    """Dataset whose classes the fresh decoder gets, or whose names and colours those of an official checkpoint."""
     data: Path | None = None
     """The dataset's folder; only `folder` needs it, for its list of classes."""
     num_classes: int | None = None
-    """Number of anonymous classes instead of a dataset's."""
+    """Number of anonymous classes instead of a dataset's (this and all below: ViT weights only)."""
     variant: str | None = None
     """The variant of the paper the network shall be, such as Seg-B-Mask/16; left out: what the file is, as it is."""
     decoder: Literal["linear", "mask"] | None = None
@@ -204,9 +204,13 @@ def import_weights(options: Options) -> int:
         print("; ".join(f"{count} {how}" for how, count in fidelity.counts().items()), *fidelity.notes, sep="\n")
 
     if _is_official(source):
-        model = load_official(source, report=report)
+        model = load_official(source, report=report, names=_dataset_classes(options) if options.dataset else None)
     else:
-        classes, palette = _classes(options)
+        try:
+            classes, palette = _classes(options)
+        except SegmenterError:
+            load_backbone(source)  # a file that cannot be read is the first thing to say
+            raise
         torch.manual_seed(options.seed)
         model = from_backbone(
             source,
@@ -234,9 +238,11 @@ def import_weights(options: Options) -> int:
 
 
 def _source(path: Path) -> Path:
-    """The file to import. Raises CheckpointError for a folder without an official checkpoint."""
-    if not path.is_dir():
+    """The file to import. Raises CheckpointError where there is none, or a folder without an official checkpoint."""
+    if path.is_file():
         return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file; check the path")
     if not (path / OFFICIAL_NAME).is_file():
         raise CheckpointError(
             f"{path}: holds no {OFFICIAL_NAME}; name an official checkpoint, its folder, or a file of ViT weights"
@@ -250,16 +256,20 @@ def _is_official(source: Path) -> bool:
     return source.suffix in PICKLES and (source.name == OFFICIAL_NAME or source.with_name(VARIANT_NAME).is_file())
 
 
-def _classes(options: Options) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+def _classes(options: Options) -> Classes:
     """Class names and colours of the fresh decoder."""
     if (options.dataset is None) == (options.num_classes is None):
         raise ConfigError("ViT weights have no classes of their own; pass one of --dataset and --num-classes")
-    if options.dataset is not None:
-        require_known(options.dataset)
-    if options.data is not None and options.dataset not in (None, "shapes"):
-        layout = layout_of(options.dataset, options.data, "train")
+    return classes_of("", options.num_classes) if options.dataset is None else _dataset_classes(options)
+
+
+def _dataset_classes(options: Options) -> Classes:
+    name = options.dataset or ""
+    require_known(name)
+    if options.data is not None and name != "shapes":
+        layout = layout_of(name, options.data, "train")
         return layout.classes, layout.palette
-    return classes_of(options.dataset or "", options.num_classes)
+    return classes_of(name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

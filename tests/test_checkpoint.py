@@ -12,7 +12,7 @@ from segmenter import load_model
 from segmenter import pretrained as pretrained_command
 from segmenter import probe as probe_command
 from segmenter.checkpoint import require_new_checkpoint, save_model, write_tensors
-from segmenter.errors import CheckpointError
+from segmenter.errors import CheckpointError, ConfigError
 from segmenter_engines import qat as qat_command
 from tests.networks import small_network
 
@@ -34,6 +34,13 @@ def test_a_missing_checkpoint_says_what_one_is(tmp_path):
         load_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
         load_model(tmp_path)
+
+
+def test_a_device_that_is_not_here_is_named(tmp_path):
+    save_model(small_network(), tmp_path / "model")
+    for device in ("cuda:77", "toaster"):
+        with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here"):
+            load_model(tmp_path / "model", device)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

@@ -82,7 +82,7 @@ def test_subset_spreads_over_the_dataset() -> None:
     names = [Subset(dataset, 4)[index].name for index in range(4)]
     assert names == [f"shapes/val/{index}" for index in (0, 50, 100, 150)]
     assert len(Subset(dataset)) == len(Subset(dataset, 1000)) == 200
-    with pytest.raises(ConfigError, match="limit -1"):
+    with pytest.raises(ConfigError, match="-1 images of a dataset: wanted at least 1, or 0"):
         Subset(dataset, -1)
 
 

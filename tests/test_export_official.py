@@ -9,10 +9,11 @@ import yaml
 
 from segmenter import load_model
 from segmenter.checkpoint import save_model
+from segmenter.errors import CheckpointError
 from segmenter.export_official import main
 from segmenter.model import Segmenter
 from segmenter.pretrained import main as pretrained
-from tests.networks import small_config
+from tests.networks import CLASSES, small_config
 
 OFFICIAL = {"mlp_width": 256, "heads": 1}  # what the official code makes of width 64
 
@@ -74,6 +75,24 @@ def test_any_network_comes_back_bit_for_bit(tmp_path, decoder, kind):
     assert {name: tuple(tensor.shape) for name, tensor in heads.items()} == {
         f"encoder.{name}.{part}": shape for name in wanted for part, shape in shapes.items()
     }
+
+
+def test_names_and_colours_come_back(tmp_path):
+    model = official_network()
+    model.config = replace(model.config, palette=((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12), (13, 14, 15)))
+    save_model(model, tmp_path / "ours")
+    assert main([str(tmp_path / "ours"), "--out", str(tmp_path / "back")]) == 0
+    assert pretrained([str(tmp_path / "back"), "--out", str(tmp_path / "again")]) == 0
+    again = load_model(tmp_path / "again").config
+    assert (again.classes, again.palette) == (CLASSES, model.config.palette)
+    variant = tmp_path / "back" / "variant.yml"
+    values = yaml.safe_load(variant.read_text())
+    # nothing more where the official code reads, which passes all it finds there on
+    assert set(values) == {"dataset_kwargs", "inference_kwargs", "net_kwargs", "class_names"}
+    for broken in (["one", 1, 2, 3], [["one", 1, 2]], [["one", 1, 2, "red"]], [], 5, [["one", 1, 2, 3]]):
+        variant.write_text(yaml.safe_dump(values | {"class_names": broken}))
+        with pytest.raises(CheckpointError, match=r"variant\.yml: "):
+            load_model(tmp_path / "back")
 
 
 @torch.inference_mode()

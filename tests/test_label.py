@@ -22,6 +22,7 @@ from segmenter_engines.export import export
 from segmenter_engines.folder import CHECKPOINT, FP32, INT8
 from segmenter_engines.label import Labeller, main, share
 from segmenter_engines.label_ray import RayLabeller
+from segmenter_engines.sessions import ENGINES
 from tests.small_engines import H, W, pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not verified in:RuntimeWarning")
@@ -150,11 +151,16 @@ def test_what_cannot_be(
         assert label(engine, images, out, *more) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "holds no images" in refused(tmp_path / "none", tmp_path / "out")
+    assert "none: no such folder; point --images at" in refused(tmp_path / "none", tmp_path / "out")
+    assert "a.png: is a file; point --images at" in refused(photos / "a.png", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "empty: holds no images" in refused(tmp_path / "empty", tmp_path / "out")
     assert "lies in --images" in refused(photos, photos / "labels")
     assert "lies in --images" in refused(photos, photos)
     assert "--shard 2/2" in refused(photos, tmp_path / "out", "--shard", "2/2")
     assert "streets://" in refused("streets://x", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert refused("gs://x", tmp_path / "out").endswith("; pip install gcsfs")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert refused(photos, tmp_path / "out", "--ray", "2") == (
         "error: ray is not installed; run: pip install 'segmenter-trt[ray]'"
@@ -232,9 +238,17 @@ def test_a_finished_share_too_belongs_to_one_engine(
     engine_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert label(engine_folder / FP32, photos, tmp_path / "out") == 0
+    assert "5 of 5 images labelled" in capsys.readouterr().out
     assert label(engine_folder / FP32, photos, tmp_path / "out") == 0
+    assert f"all {len(NAMES)} images of this share were labelled already" in capsys.readouterr().out
     assert label(engine_folder / INT8, photos, tmp_path / "out") == 2
     assert "holds labels of another engine" in capsys.readouterr().err
+
+
+def test_the_help_names_the_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(engine in text for engine in ENGINES)
 
 
 def test_an_engine_that_takes_no_single_picture(engine_folder: Path, photos: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from segmenter import load_model
 from segmenter.errors import CheckpointError
+from segmenter.pretrained import main as pretrained
 from tests.networks import small_network
 from tests.official_files import write_variant
 
@@ -98,6 +99,38 @@ def test_official_files_of_every_kind_load(tmp_path, decoder, distilled, patch):
     image = torch.randn(1, 3, 70, 50)
     with torch.inference_mode():
         assert torch.equal(loaded(image), source(image))
+
+
+@pytest.fixture
+def linear(tmp_path):
+    """The folder of an official checkpoint of 5 classes with a linear decoder."""
+    source = small_network("linear", mlp_width=256, image_size=(64, 48))
+    (tmp_path / "official").mkdir()
+    torch.save({"model": source.state_dict()}, tmp_path / "official" / "checkpoint.pth")
+    write_variant(tmp_path / "official", decoder="name: linear")
+    return tmp_path / "official"
+
+
+def test_a_dataset_gives_names_and_colours(linear, tmp_path, capsys):
+    (tmp_path / "five").mkdir()
+    names = tmp_path / "five" / "classes.txt"
+    names.write_text("a, 1, 2, 3\nb\nc\nd\ne\n")
+    command = [str(linear), "--out", str(tmp_path / "ours"), "--dataset", "folder", "--data", str(tmp_path / "five")]
+    assert pretrained(command) == 0
+    config = load_model(tmp_path / "ours").config
+    assert config.classes == ("a", "b", "c", "d", "e")
+    assert config.palette[0] == (1, 2, 3)
+    capsys.readouterr()
+    assert pretrained([str(linear), "--dataset", "camvid"]) == 2
+    assert "variant.yml: n_cls is 5, and 11 class names were given; correct it, or pass" in capsys.readouterr().err
+
+
+def test_a_wrong_number_of_classes_leads_to_the_variant_file(linear, capsys):
+    write_variant(linear, decoder="name: linear", classes=9)
+    assert pretrained([str(linear)]) == 2
+    said = capsys.readouterr()
+    assert "does not fit" in said.out
+    assert said.err.strip().endswith(f"or correct {linear / 'variant.yml'}")
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_pascal_context_masks_and_lists_are_made(pascal: Path, capsys: pytest.Ca
     ("damage", "message"),
     [
         (lambda root: (root / "trainval" / "2010_1.mat").write_bytes(b"no"), r"2010_1\.mat: not a \.mat file"),
-        (lambda root: (root / "ImageSets" / "Main" / "val.txt").unlink(), r"val\.txt: cannot be read"),
+        (lambda root: (root / "ImageSets/Main/val.txt").unlink(), r"val\.txt: cannot be read \(No such file"),
         (lambda root: [path.unlink() for path in (root / "trainval").iterdir()], r"trainval: has no \.mat file"),
     ],
 )

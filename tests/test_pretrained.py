@@ -138,6 +138,17 @@ def test_the_classes_of_a_folder_dataset(tmp_path, picture_root):
     assert config.palette[0] == (120, 90, 60)
 
 
+def test_a_file_that_cannot_be_read_is_the_first_thing_to_say(tmp_path, capsys):
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, message in (
+        ("nowhere.pth", "nowhere.pth: no such file; check the path"),
+        ("text.pth", "text.pth: holds more than tensors, or is no checkpoint"),
+    ):
+        for options in ([], ["--dataset", "mars"]):
+            assert main([str(tmp_path / name), *options]) == 2
+            assert message in capsys.readouterr().err
+
+
 def test_the_folder_of_an_official_checkpoint(tmp_path, capsys):
     folder = tmp_path / "official"
     folder.mkdir()

@@ -208,11 +208,11 @@ def test_weights_that_the_last_update_broke_are_not_written(learnt, tmp_path, mo
 
 
 def test_recipes_that_are_none_or_of_other_weights_are_refused(learnt, engine_folder, tmp_path):
-    with pytest.raises(EngineError, match=r"a fp32 onnx; a recipe is a graph that `segmenter quantize` made"):
+    with pytest.raises(EngineError, match=r"is fp32 onnx; a recipe is a graph that `segmenter quantize` made"):
         prepare(learnt / "checkpoint", learnt / "fp32.onnx")
     with pytest.raises(EngineError, match="made of other weights"):
         prepare(engine_folder / "checkpoint", learnt / "coarse.onnx")
-    with pytest.raises(EngineError, match=r"a fp32 onnx; wanted a graph that `segmenter quantize` made"):
+    with pytest.raises(EngineError, match=r"is fp32 onnx; wanted a graph that `segmenter quantize` made"):
         quantize(learnt / "fp32.onnx", tmp_path / "m.onnx", scales_of=learnt / "fp32.onnx")
     few = onnx.load(learnt / "fp32.onnx")
     for tensor in few.graph.initializer:

@@ -134,7 +134,7 @@ def test_a_linear_decoders_head_and_layers_without_bias_have_names_too(tmp_path)
         ({"smoothing": 2.0}, r"smoothing 2\.0"),
         ({"precision": "int4"}, r"precision 'int4': quantize knows int8 and fp8"),
         ({"precision": "fp8"}, r"an fp32 graph, while fp8 is for TensorRT; export it with --precision fp16 first"),
-        ({"target": "tensorrt"}, r"a fp32 graph for target tensorrt; export it with --precision fp16 first"),
+        ({"target": "tensorrt"}, r"is fp32, and asked for target tensorrt; export it with --precision fp16 first"),
         ({"target": "gpu"}, r"target 'gpu': wanted cpu or tensorrt"),
         ({"method": "median"}, r"method 'median': wanted one of minmax, percentile, entropy, mse"),
         ({"max_drop": -0.1}, r"--max-drop -0\.1: wanted a loss of mIoU from 0 to 1"),

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from segmenter.cpu import int8_saturates
-from segmenter.errors import EngineError
+from segmenter.errors import EngineError, Unavailable
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
 from segmenter_engines.cut import cut
@@ -177,7 +177,10 @@ def test_int8_products_do_not_overflow_unheard(engine_folder, monkeypatch):
         (np.zeros((H, W, 4), np.uint8), "uint8 RGB"),
         (np.zeros((H, W, 3), np.float32), "float32"),
         (np.zeros((H, W), np.uint8), "uint8 RGB"),
-        (np.zeros((0, H, W, 3), np.uint8), "uint8 RGB"),
+        (np.zeros((0, H, W, 3), np.uint8), "an empty batch; pass at least one image"),
+        (None, r"of type NoneType: wanted uint8 RGB .*; pass np\.asarray"),
+        ([[1, 2, 3]], "of type list: wanted uint8 RGB"),
+        (np.zeros((3, 3, 3), np.uint8), rf"image 3x3: this engine takes {H}x{W}; resize it$"),
         (np.zeros((H, W + 8, 3), np.uint8), rf"image {H}x{W + 8}: this engine takes {H}x{W}.*--height {H}"),
         (np.zeros((65, H, W, 3), np.uint8), "at most 64"),
     ],
@@ -188,6 +191,27 @@ def test_images_an_engine_does_not_take_are_named(engine_folder, images, message
         pytest.raises(EngineError, match=message),
     ):
         session(images)
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino"])
+def test_a_closed_session_and_what_only_plans_do(engine_folder, engine):
+    path = engine_folder / ("checkpoint" if engine == "eager" else "model.fp32.onnx")
+    with open_session(path, engine, threads=1) as session:
+        for call in (session.stream, session.run_device):
+            with pytest.raises(Unavailable, match=rf"{engine}-fp32, small: {call.__name__} is for plans.*; call"):
+                call(pictures(1))
+        x = session._normalize(pictures(1))
+    for call in (session, session.logits, session.confidence, lambda _: session.masks(x)):
+        with pytest.raises(EngineError, match=f"{engine}-fp32, small: this session is closed; open it again"):
+            call(pictures(1))
+
+
+def test_an_engine_folder_names_what_can_be_opened_in_it(engine_folder):
+    graphs = r"model\.fp16\.onnx, model\.fp32\.onnx, model\.int8-trt\.onnx, model\.int8\.onnx"
+    with pytest.raises(EngineError, match=f"cannot open it; .*; in it, openvino can open {graphs}"):
+        open_session(engine_folder, "openvino")
+    with pytest.raises(EngineError, match=r"for eager or compiled or triton$"):
+        open_session(engine_folder / "checkpoint", "openvino")
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -208,10 +232,13 @@ def test_one_session_takes_every_size_of_a_range(ranged_folder, reference, engin
 def test_images_outside_a_range_are_named_with_the_range_that_takes_them(ranged_folder):
     with open_session(ranged_folder / RANGED, threads=1) as session:
         wanted = (
-            rf"image 15x{WIDTHS[2] + 1}: this engine takes 16 to 160 by 16 to 200; resize it, or export again with"
-            rf" --height 15 {H} 160 --width 16 {W} 201"
+            rf"image 161x{WIDTHS[2] + 1}: this engine takes 16 to 160 by 16 to 200; resize it, or export again with"
+            rf" --height 16 {H} 161 --width 16 {W} 201"
         )
         with pytest.raises(EngineError, match=wanted):
+            session(np.zeros((161, 201, 3), np.uint8))
+        # less than a patch is what no export takes
+        with pytest.raises(EngineError, match=r"image 15x201: .*; resize it$"):
             session(np.zeros((15, 201, 3), np.uint8))
         with pytest.raises(EngineError, match="batch of 5: this engine takes at most 4; split it"):
             session(pictures(5))

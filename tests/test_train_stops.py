@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from segmenter import load_model
 from segmenter.ranks import Ranks
+from segmenter.training import loop, run
 from segmenter.training.learner import Learner
 from segmenter.training.loop import Trainer
 from segmenter.training.state import RunFolder
@@ -112,6 +114,21 @@ def test_a_stop_loses_no_evaluation(
     assert RunFolder(tmp_path).read_record().step == 4
     assert run_here(options) == 0
     assert evaluations(tmp_path) == [2, 4, 6, 8, 10]
+
+
+def test_an_evaluation_that_uses_up_the_time_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late, evaluate_labels = 0.0, run.evaluate_labels
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        nonlocal late
+        late += 1000
+        return evaluate_labels(*arguments, **options)
+
+    monkeypatch.setattr(run, "evaluate_labels", slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
+    assert train(tmp_path, "--max-minutes", "10", "--eval-every", "1") == 0
+    assert evaluations(tmp_path) == [1]
+    assert metrics(tmp_path)["step"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -28,7 +28,7 @@ from segmenter.files import sha256
 from segmenter.images import IMAGE_SUFFIXES, label_picture, read_image
 from segmenter_engines.invariants import one_at_a_time
 from segmenter_engines.manifest import weights_of
-from segmenter_engines.sessions import Session, open_session
+from segmenter_engines.sessions import ENGINES, Session, open_session
 from segmenter_engines.store import Store
 
 ENGINE_NAME = "engine.json"  # in the folder of labels: what made them
@@ -46,7 +46,7 @@ class Options:
     """Folder, or URL, for a PNG of class indices a picture, under its name; labels of one engine."""
     shard: str = "0/1"
     """This machine's share: 0/8, 1/8, ... 7/8 are the shares of eight."""
-    engine: str | None = None
+    engine: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(ENGINES) + "}")] = None
     """Runtime to open it with; the first that fits when left out."""
     threads: int | None = None
     """CPU threads."""
@@ -120,8 +120,12 @@ def label_name(name: str) -> str:
 def pictures(images: Store) -> list[str]:
     """The pictures of a store.
 
-    Raises DataError where there are none, ConfigError where two would have one name for their labels.
+    Raises DataError where there is no such folder or none in it, ConfigError where two would have one name for their
+    labels.
     """
+    if not images.is_folder():
+        what = "is a file" if Path(images.root).exists() else "no such folder"
+        raise DataError(f"{images.url}: {what}; point --images at a folder with images")
     names = images.names(IMAGE_SUFFIXES)
     if not names:
         raise DataError(f"{images.url}: holds no images ({', '.join(IMAGE_SUFFIXES)}); point --images at some")
@@ -155,6 +159,9 @@ def label(options: Options) -> int:
     console = Console(stderr=True)
     for error in errors:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    if own and not todo:
+        print(f"all {len(own)} images of this share were labelled already, in {options.out}")
+        return 0
     done = len(todo) - len(errors)
     cost = f", {seconds / done:.4f} CPU seconds each" if done and seconds else ""
     print(

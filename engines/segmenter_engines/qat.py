@@ -95,7 +95,7 @@ def prepare(checkpoint: Path, recipe: Path, device: str = "cpu") -> tuple[Segmen
     manifest = read_manifest(recipe)
     if manifest.precision not in ("int8", "fp8") or manifest.kind != "onnx":
         raise EngineError(
-            f"{recipe}: a {manifest.precision} {manifest.kind}; a recipe is a graph that `segmenter quantize` made"
+            f"{recipe}: is {manifest.precision} {manifest.kind}; a recipe is a graph that `segmenter quantize` made"
         )
     require_checkpoint(recipe, manifest, checkpoint)
     graph = onnx.load(recipe).graph

@@ -128,7 +128,7 @@ def calibrated_like(source: Path, other: Path) -> Calibrated:
     """
     made = read_manifest(other)
     if made.precision not in ("int8", "fp8") or made.kind != "onnx":
-        raise EngineError(f"{other}: a {made.precision} {made.kind}; wanted a graph that `segmenter quantize` made")
+        raise EngineError(f"{other}: is {made.precision} {made.kind}; wanted a graph that `segmenter quantize` made")
     recipe = Recipe(cast(Precision, made.precision), made.details.get("target"), smoothing=0.0)
     base, target = _fitting(source, recipe)
     model = onnx.load(source)
@@ -163,10 +163,10 @@ def _fitting(source: Path, recipe: Recipe) -> tuple[Manifest, Target]:
     base = read_manifest(source)
     target: Target = "cpu" if base.precision == "fp32" else "tensorrt"
     if base.kind != "onnx" or base.precision not in ("fp32", "fp16", "bf16"):
-        raise EngineError(f"{source}: a {base.precision} {base.kind}; export the checkpoint and quantise that")
+        raise EngineError(f"{source}: is {base.precision} {base.kind}; export the checkpoint and quantise that")
     if recipe.target not in (None, target):
         raise EngineError(
-            f"{source}: a {base.precision} graph for target {recipe.target}; export it with --precision"
+            f"{source}: is {base.precision}, and asked for target {recipe.target}; export it with --precision"
             f" {'fp32' if recipe.target == 'cpu' else 'fp16'} first"
         )
     if recipe.precision == "fp8" and target == "cpu":

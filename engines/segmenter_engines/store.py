@@ -29,15 +29,23 @@ class Store:
             return
         from fsspec.core import url_to_fs  # PyTorch brings it
         from fsspec.implementations.local import LocalFileSystem
+        from fsspec.registry import known_implementations
 
         try:
             self.remote, self.root = url_to_fs(self.url)
         except ImportError as error:
-            raise ConfigError(f"{url}: {' '.join(str(error).split())}") from error
+            known = known_implementations.get(url.partition("://")[0], {})
+            package = known.get("class", "fsspec").partition(".")[0]  # s3fs.S3FileSystem
+            advice = "" if package == "fsspec" else f"; pip install {package}"
+            raise ConfigError(f"{url}: {' '.join(str(error).split())}{advice}") from error
         except ValueError as error:
             raise ConfigError(f"{url}: {error}; pass a folder, or a URL such as s3://bucket/photos") from error
         if isinstance(self.remote, LocalFileSystem):
             self.remote = None
+
+    def is_folder(self) -> bool:
+        """Whether there is such a folder; of a store, which may know keys alone, what holds nothing still is one."""
+        return self.remote is not None or Path(self.root).is_dir()
 
     def names(self, suffixes: Sequence[str]) -> list[str]:
         """Files in the folder and below it with one of the suffixes, in any case, sorted; hidden ones are left out.

@@ -74,7 +74,9 @@ def _voc_names(root: Path, split: str, masks: Path) -> list[str]:
     try:
         listed = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); unpack VOCtrainval_03-May-2010.tar") from error
+        # an OSError's own text has its number and the path once more
+        told = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{path}: cannot be read ({told}); unpack VOCtrainval_03-May-2010.tar") from error
     names = sorted(name for name in listed if (masks / f"{name}.mat").is_file())
     if not names:
         raise DataError(f"{masks}: has no .mat file of {path}; unpack trainval.tar.gz of Pascal Context there")

@@ -52,7 +52,7 @@ class Subset:
 
     def __init__(self, dataset: SegmentationDataset, limit: int = 0) -> None:
         if limit < 0:
-            raise ConfigError(f"limit {limit}: wanted a number of images, or 0 for all of them")
+            raise ConfigError(f"{limit} images of a dataset: wanted at least 1, or 0 for all of them")
         self.dataset = dataset
         self.classes, self.palette, self.ignore = dataset.classes, dataset.palette, dataset.ignore
         self.channels = dataset.channels

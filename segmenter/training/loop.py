@@ -80,6 +80,7 @@ class Trainer:
         self.elapsed_s = record.elapsed_s  # of the run so far, earlier parts included: by the first process's clock
         self.saved_at, self.saving_s = time.monotonic(), 0.0
         self.evaluated = 0, 0.0  # update and seconds of the last evaluation
+        self.metrics: Metrics = {}  # of the last evaluation of this part of the run
 
     @property
     def progress(self) -> float:
@@ -116,7 +117,8 @@ class Trainer:
             except NotFiniteError as error:
                 order = self._order(error.step, error.step + 1)
                 raise came_apart(self.samples, order, self.folder, self.options, self.ranks) from error
-        return self.evaluate(log, interruption)
+        # the time may have ended with an evaluation
+        return self.metrics if self.metrics.get("step") == self.step else self.evaluate(log, interruption)
 
     def save(self) -> None:
         """Make the present state `last`.
@@ -147,7 +149,7 @@ class Trainer:
         if self._agree(interruption) or matrix is None:
             raise Interrupted
         self.ranks.sum_counts(matrix.matrix)
-        metrics = {"step": self.step, **self.report(matrix)}
+        self.metrics = metrics = {"step": self.step, **self.report(matrix)}
         if self.ranks.first:
             best = self.folder.best_metrics()
             if best is None or (metrics["miou"] or 0.0) > (best["miou"] or 0.0):

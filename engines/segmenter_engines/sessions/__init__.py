@@ -81,7 +81,9 @@ def open_engine(
     if engine not in ENGINES:
         raise EngineError(f"engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
     if engine not in choices:
-        raise EngineError(f"{path}: engine {engine} cannot open it; it is for {' or '.join(choices)}")
+        raise EngineError(
+            f"{path}: engine {engine} cannot open it; it is for {' or '.join(choices)}{_in_folder(path, engine)}"
+        )
     if threads is not None and threads < 1:
         raise EngineError(f"{threads} threads: wanted at least 1")
     module, name, extra = ENGINES[engine]
@@ -106,6 +108,13 @@ def _choices(path: Path) -> tuple[str, ...]:
     if _is_checkpoint(path):
         return ("eager", "compiled", "triton")
     raise EngineError(f"{path}: no such artifact; wanted a checkpoint folder, an .onnx or a .plan")
+
+
+def _in_folder(path: Path, engine: str) -> str:
+    """Advice for who names an engine folder: its artifacts that an engine may open."""
+    suffix = ".plan" if engine.startswith("tensorrt") else ".onnx"
+    found = sorted(each.name for each in path.glob(f"*{suffix}")) if path.is_dir() else []
+    return f"; in it, {engine} can open {', '.join(found)}" if found else ""
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -72,6 +72,7 @@ class OnnxRuntimeSession(Session):
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:
+        super().close()
         if self._workers is not None:
             self._workers.shutdown()
 

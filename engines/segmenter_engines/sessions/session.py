@@ -1,7 +1,7 @@
 """What every engine is to its users: images in, labels out, and a description of what happened between."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +14,7 @@ from torch import Tensor
 
 import segmenter_trt
 from segmenter.config import Preprocess, SegmenterConfig
-from segmenter.errors import EngineError, SegmenterError
+from segmenter.errors import EngineError, SegmenterError, Unavailable
 from segmenter.preprocess import affine
 from segmenter_engines.graph import Span, is_range
 from segmenter_engines.manifest import NORMALIZED, PIXELS, Manifest, require_rgb
@@ -94,6 +94,7 @@ class Session(ABC):
     engine: str  # name in `ENGINES`
     modes: tuple[Mode, ...] = ("latency",)  # it can be opened in; throughput runs images of a batch beside each other
     mode: Mode = "latency"
+    _closed = False
 
     def __init__(self, spec: Spec, threads: int) -> None:
         self.spec, self.threads = spec, threads
@@ -163,6 +164,14 @@ class Session(ABC):
         with self._named():
             return np.array(self._masks(x), order="C")  # the caller's own: engines may write the next over theirs
 
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Labels of one image or batch after another, see `TensorRTSession`. Raises Unavailable where it is no plan."""
+        raise self._without_device("stream")
+
+    def run_device(self, images: Any, stream: Any = None) -> Any:
+        """Labels of images on the device, see `TensorRTSession`. Raises Unavailable where it is no plan."""
+        raise self._without_device("run_device")
+
     def describe(self) -> dict[str, Any]:
         """Facts for people and reports: engine, precision, threads, sizes, where labels are made."""
         return {
@@ -180,8 +189,9 @@ class Session(ABC):
             "labels_by": "segmenter_trt.upsample_argmax",
         }
 
-    def close(self) -> None:  # noqa: B027 - most engines have nothing to give back
+    def close(self) -> None:
         """Give back what the engine holds; the session cannot be used afterwards."""
+        self._closed = True
 
     def __enter__(self) -> "Session":
         return self
@@ -219,7 +229,9 @@ class Session(ABC):
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Turn what a runtime raises into EngineError naming the engine."""
+        """Turn what a runtime raises into EngineError naming the engine, which a closed session raises too."""
+        if self._closed:
+            raise EngineError(f"{self.name}, {self.spec.model}: this session is closed; open it again")
         try:
             yield
         except SegmenterError:
@@ -235,6 +247,12 @@ class Session(ABC):
                 f"{self.name}, {self.spec.model}: scores that are no numbers; fp16 ends at 65504, so try bf16 or fp32,"
                 " and where fp32 does it too the weights are broken"
             )
+
+    def _without_device(self, method: str) -> Unavailable:
+        return Unavailable(
+            f"{self.name}, {self.spec.model}: {method} is for plans on a GPU; call session(images), or open a .plan,"
+            " which `segmenter build` makes"
+        )
 
     def _refuse(self, precision: str | None) -> None:
         """For engines whose artifact settles the precision.
@@ -270,9 +288,14 @@ class Session(ABC):
         return H + -H % P, W + -W % P
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
+        wanted = "wanted uint8 RGB [H, W, 3] or [B, H, W, 3]"
+        if not isinstance(images, np.ndarray):
+            raise EngineError(f"images are of type {type(images).__name__}: {wanted} of NumPy; pass np.asarray(image)")
         batch = images[None] if images.ndim == 3 else images
-        if images.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or not batch.shape[0]:
-            raise EngineError(f"images {images.dtype} {images.shape}: wanted uint8 RGB [H, W, 3] or [B, H, W, 3]")
+        if images.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+            raise EngineError(f"images {images.dtype} {images.shape}: {wanted}")
+        if not batch.shape[0]:
+            raise EngineError(f"images {images.dtype} {images.shape}: an empty batch; pass at least one image")
         size = (batch.shape[1], batch.shape[2])
         if min(size) < 1:
             raise EngineError(f"image {size[0]}x{size[1]} has no pixels")
@@ -292,10 +315,9 @@ class Session(ABC):
             wider = f"{min(least, side)} {usual} {max(most, side)}" if is_range(span) else f"{side}"
             flags.append(f"--{name} {wider}")
         between = " by " if any(" " in side for side in takes) else "x"
-        raise EngineError(
-            f"image {size[0]}x{size[1]}: this engine takes {between.join(takes)}; resize it, or export again with"
-            f" {' '.join(flags)}"
-        )
+        # less than a patch is what no export takes
+        again = "" if min(size) < self.spec.patch_size else f", or export again with {' '.join(flags)}"
+        raise EngineError(f"image {size[0]}x{size[1]}: this engine takes {between.join(takes)}; resize it{again}")
 
     def _require_batch(self, count: int) -> None:
         if self.spec.batch is None:

@@ -173,6 +173,7 @@ class TensorRTSession(Session):
         }
 
     def close(self) -> None:
+        super().close()
         self._close()
 
     def _labels(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -56,4 +56,5 @@ class CompiledSession(EagerSession):
         self._labelled = torch.compile(self._label, dynamic=False)
 
     def close(self) -> None:
+        super().close()
         torch.compiler.reset()

@@ -133,6 +133,7 @@ class TritonSession(Session):
         }
 
     def close(self) -> None:
+        super().close()
         # each holds the other, and memory of the device
         self._model = self._run = None
         self._sliding.clear()
