@@ -80,7 +80,7 @@ def inference_of(options, config):
 
 
 def test_the_rows_are_the_papers_with_the_figures_it_gives():
-    assert set(recipe_names()) == {*PAPER, "camvid-vit-s-14"}
+    assert set(recipe_names()) == {*PAPER, "camvid-vit-s-14", "camvid-vit-s-14-mask"}
     for name, (network, single, multi) in PAPER.items():
         recipe = read_recipe(name)
         expected = recipe.expected or {}
@@ -132,7 +132,11 @@ def test_reproduced_figures_are_those_of_their_file():
     rows = json.loads((ROOT / recipe.status["file"]).read_text(encoding="utf-8"))["rows"]
     (figure,) = (row["miou"] for row in rows if row["engine"] == "eager")
     assert recipe.status["miou"] == round(100 * figure, 2)
-    assert status(recipe) == f"reproduced: mIoU 64.32 ({recipe.status['file']})"
+    assert status(recipe) == f"reproduced: mIoU {recipe.status['miou']} ({recipe.status['file']})"
+    mask = read_recipe("camvid-vit-s-14-mask")
+    runs = json.loads((ROOT / mask.status["file"]).read_text(encoding="utf-8"))["runs"]
+    (figure,) = (run["miou"] for run in runs if run["decoder"] == "mask")
+    assert mask.status["miou"] == round(100 * figure, 2)
 
 
 def test_the_command_lists_all_and_shows_one_as_commands(capsys, monkeypatch):

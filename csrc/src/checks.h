@@ -1,6 +1,7 @@
 // What every way to labels demands of its caller.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -26,8 +27,12 @@ inline void check_size(std::int64_t H, std::int64_t W, const Manifest& manifest)
   if (height.holds(H) && width.holds(W)) return;
   const std::string image = "image " + sides(H, W) + ": this engine takes ";
   if (height.fixed() && width.fixed()) {
-    throw InputError(image + sides(height.min, width.min) + "; resize it, or export again with --height " +
-                     std::to_string(H) + " --width " + std::to_string(W));
+    // less than a patch is what no export takes
+    const std::string again =
+        std::min(H, W) < manifest.patch_size
+            ? ""
+            : ", or export again with --height " + std::to_string(H) + " --width " + std::to_string(W);
+    throw InputError(image + sides(height.min, width.min) + "; resize it" + again);
   }
   throw InputError(image + sides(height.min, width.min) + " to " + sides(height.max, width.max) + "; resize it");
 }

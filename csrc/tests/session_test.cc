@@ -129,6 +129,8 @@ TEST_F(SessionTest, RefusesWhatItDoesNotTake) {
   };
   EXPECT_EQ(refused(session, {pixels.data(), 2, 20, 20}, {labels.data(), {20, 20}}),
             "image 20x20: this engine takes 16x20; resize it, or export again with --height 20 --width 20");
+  EXPECT_EQ(refused(session, {pixels.data(), 2, 3, 20}, {labels.data(), {3, 20}}),
+            "image 3x20: this engine takes 16x20; resize it");
   EXPECT_EQ(refused(flexible, {pixels.data(), 1, 513, 20}, {labels.data(), {513, 20}}),
             "image 513x20: this engine takes 1x1 to 512x512; resize it");
   EXPECT_EQ(refused(flexible, {pixels.data(), 1, 0, 20}, {labels.data(), {0, 20}}),

@@ -25,7 +25,7 @@ from segmenter_engines.invariants import LARGEST_ON_CPU, check_invariants, one_a
 from segmenter_engines.limits import IMAGES, Limit, limit_of, require_drop
 from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
 from segmenter_engines.sampling import drop_error
-from segmenter_engines.sessions import Session, open_engine
+from segmenter_engines.sessions import ENGINES, Session, open_engine
 from segmenter_engines.sign import require_signature, signature_path
 from segmenter_engines.trade import time_trade
 from segmenter_engines.verdict import Verdict, record
@@ -203,10 +203,10 @@ class Options:
     """Split the images come from."""
     images: int = IMAGES
     """Number of images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
-    engine: str | None = None
-    """Runtime to open it with: onnxruntime, openvino, tensorrt, tensorrt-rtx; the first that fits when left out."""
+    engine: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(ENGINES) + "}")] = None
+    """Runtime to open it with; the first that fits when left out."""
     precision: str | None = None
-    """Precision of the floating-point layers, for engines that offer a choice."""
+    """Precision of the floating-point layers, for engines that offer a choice: fp32 or bf16 for openvino."""
     rival: Path | None = None
     """The floating-point .onnx or .plan an 8-bit one was made from: times both; slower than 1.05x is told."""
     max_drop: float | None = None
