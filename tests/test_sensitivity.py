@@ -160,7 +160,7 @@ def test_the_commands_write_their_reports(spiky, picture_root, tmp_path, capsys)
     [
         (sensitivity_command, ["--out", "report.txt"], "--out report.txt: is written as JSON"),
         (sensitivity_command, ["--seed", "-1"], "seed -1: wanted 0 or more"),
-        (sensitivity_command, ["--judge-images", "-1"], "limit -1"),
+        (sensitivity_command, ["--judge-images", "-1"], "-1 images of a dataset: wanted at least 1"),
         (sensitivity_command, ["--judge-split", "test"], "split 'test': wanted one of"),
         (sensitivity_command, ["--precision", "fp8"], "an fp32 graph, while fp8 is for TensorRT"),
         (quantize_command, ["--max-drop", "1.5"], "--max-drop 1.5: wanted a loss of mIoU from 0 to 1"),

@@ -101,18 +101,7 @@ def test_only_what_tensorrt_looks_for_is_visible(library: Path) -> None:
     assert not [name for name in symbols if "segmenter_plugins" in name or "nvinfer1" in name]
 
 
-def test_without_kernels_or_headers_cmake_says_so_in_a_line(cubins: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare"  # a Python without the wheel that has headers
-    succeed(sys.executable, "-m", "venv", "--without-pip", bare)
-    for name, options, reason in (
-        ("kernels", (), "SEGMENTER_TRT_CUBINS names no folder of compiled kernels"),
-        (
-            "headers",
-            (f"-DSEGMENTER_TRT_CUBINS={cubins}",),
-            "TENSORRT_INCLUDE_DIR names no folder with NvInferRuntime.h",
-        ),
-    ):
-        python = f"-DPython_EXECUTABLE={bare / 'bin' / 'python'}"
-        told = succeed("cmake", "-S", SOURCES, "-B", tmp_path / name, python, *options)
-        wanted = f"segmenter_trt_plugin: not built, for {reason}"
-        assert sum(wanted in line for line in told.splitlines()) == 1, told
+def test_without_kernels_cmake_says_so_in_a_line(tmp_path: Path) -> None:
+    told = succeed("cmake", "-S", SOURCES, "-B", tmp_path)
+    wanted = "segmenter_trt_plugin: not built, for SEGMENTER_TRT_CUBINS names no folder of compiled kernels"
+    assert sum(wanted in line for line in told.splitlines()) == 1, told
