@@ -36,7 +36,7 @@ demo: setup
 	    --require-miou $(DEMO_MIOU)
 	$(BIN)/segmenter report $(DEMO)/bench/*.json --out $(DEMO)/report.html
 
-# The same on real images: a pretrained ViT-S/14, its decoder probed, then fine-tuned, in about 20 minutes on 2 cores.
+# The same on real images: a pretrained ViT-S/14, its decoder probed, then fine-tuned, for about 20 minutes on 2 cores.
 camvid: setup
 	$(BIN)/segmenter pretrained $(WEIGHTS) --out $(RUN)/init --dataset camvid --decoder linear --blocks 9 \
 	    --height 364 --width 476

@@ -16,9 +16,9 @@ from rich.progress import track
 from segmenter.attention_sheet import attention_sheet
 from segmenter.cli import run
 from segmenter.config import SegmenterConfig
+from segmenter.device import pick_device
 from segmenter.errors import ConfigError, ImageError
 from segmenter.images import read_image, write_image
-from segmenter.inference import pick_device
 from segmenter.predict import find_images, require_kept
 
 if TYPE_CHECKING:

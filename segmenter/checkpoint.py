@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from segmenter.config import SegmenterConfig
+from segmenter.device import pick_device
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.files import atomic_path
-from segmenter.inference import pick_device
 from segmenter.model import Segmenter
 
 CONFIG_NAME = "config.json"
@@ -166,7 +166,7 @@ def load_model(path: Path | str, device: str = "cpu", ops: ModuleType | None = N
     Raises CheckpointError for anything missing, truncated, unsafe, or of another variant; ConfigError for a device that
     is not here.
     """
-    path, device = Path(path), pick_device(device)
+    path = Path(path)
     if path.suffix == ".pth" or (path / OFFICIAL_NAME).is_file():
         from segmenter.official import load_official
 
@@ -183,4 +183,4 @@ def load_model(path: Path | str, device: str = "cpu", ops: ModuleType | None = N
         _require_pair(folder, saved_with)
         model = Segmenter(config, ops)
         load_weights(model, tensors, folder / WEIGHTS_NAME)
-    return model.to(device).eval()
+    return model.to(pick_device(device)).eval()

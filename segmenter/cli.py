@@ -200,7 +200,8 @@ def _told(function: Callable[[], int]) -> int:
     """Call `function`, turning what a user can cause into one line on stderr and an exit status."""
     try:
         status = function()
-        print(end="", flush=True)  # what cannot be written when Python ends is told by a traceback
+        if not status:  # what cannot be written when Python ends is told by a traceback; an error has been told
+            print(end="", flush=True)
         return status
     except SegmenterError as error:
         return _fail(str(error))

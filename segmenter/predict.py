@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from segmenter.cli import run
+from segmenter.device import pick_device
 from segmenter.errors import ConfigError, DataError, ImageError
 from segmenter.images import (
     IMAGE_SUFFIXES,
@@ -26,7 +27,7 @@ from segmenter.images import (
     write_image,
     write_labels,
 )
-from segmenter.inference import Inference, Predict, pick_device, predict_named, predictor
+from segmenter.inference import Inference, Predict, predict_named, predictor
 
 
 @dataclass(frozen=True)

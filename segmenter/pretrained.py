@@ -204,6 +204,11 @@ def import_weights(options: Options) -> int:
         print("; ".join(f"{count} {how}" for how, count in fidelity.counts().items()), *fidelity.notes, sep="\n")
 
     if _is_official(source):
+        if options.num_classes is not None:
+            raise ConfigError(
+                f"--num-classes {options.num_classes}: is for ViT weights, and {source} has its own; leave it out, or"
+                " name them by --dataset"
+            )
         model = load_official(source, report=report, names=_dataset_classes(options) if options.dataset else None)
     else:
         try:

@@ -15,8 +15,8 @@ import numpy as np
 
 from segmenter.datasets import SegmentationDataset
 from segmenter.datasets.sample import Sample, require_index
+from segmenter.device import pick_device
 from segmenter.errors import FAILED, ConfigError, SegmenterError
-from segmenter.inference import pick_device
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -227,6 +227,15 @@ def test_output_nobody_reads_ends_it_in_silence(arguments: str, unbuffered: str,
     assert (done.returncode, errors.read_text()) == (141, "")
 
 
+def test_a_full_disk_is_told_once() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "segmenter", "recipes"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
 def test_a_pipe_to_another_process_that_breaks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")), Options, ["--count", "1"]) == 2
     assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"

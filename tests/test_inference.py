@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from segmenter.device import pick_device
 from segmenter.errors import ConfigError, ImageError
-from segmenter.inference import Inference, pick_device, predictor
+from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter.window import scaled_views, segment

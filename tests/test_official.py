@@ -123,6 +123,8 @@ def test_a_dataset_gives_names_and_colours(linear, tmp_path, capsys):
     capsys.readouterr()
     assert pretrained([str(linear), "--dataset", "camvid"]) == 2
     assert "variant.yml: n_cls is 5, and 11 class names were given; correct it, or pass" in capsys.readouterr().err
+    assert pretrained([str(linear), "--num-classes", "5"]) == 2
+    assert "--num-classes 5: is for ViT weights" in capsys.readouterr().err
 
 
 def test_a_wrong_number_of_classes_leads_to_the_variant_file(linear, capsys):

@@ -204,12 +204,16 @@ def test_a_closed_session_and_what_only_plans_do(engine_folder, engine):
     for call in (session, session.logits, session.confidence, lambda _: session.masks(x)):
         with pytest.raises(EngineError, match=f"{engine}-fp32, small: this session is closed; open it again"):
             call(pictures(1))
+    with pytest.raises(EngineError, match="this session is closed"):
+        session(pictures(1)[:, :5])  # a size it never took is not what is wrong now
 
 
 def test_an_engine_folder_names_what_can_be_opened_in_it(engine_folder):
     graphs = r"model\.fp16\.onnx, model\.fp32\.onnx, model\.int8-trt\.onnx, model\.int8\.onnx"
     with pytest.raises(EngineError, match=f"cannot open it; .*; in it, openvino can open {graphs}"):
         open_session(engine_folder, "openvino")
+    with pytest.raises(EngineError, match=r"for eager or compiled or triton$"):
+        open_session(engine_folder, "tensorrt")  # whose plans these are not
     with pytest.raises(EngineError, match=r"for eager or compiled or triton$"):
         open_session(engine_folder / "checkpoint", "openvino")
 

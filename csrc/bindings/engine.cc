@@ -122,7 +122,7 @@ py::dict as_dict(const Description& description) {
   facts["labels_by"] = description.labels_by;
   facts["input"] = description.input == Input::pixels ? "pixels" : "normalized";
   facts["warning"] = description.warning;
-  facts["no_graphs"] = description.no_graphs;
+  facts["no_graphs"] = description.no_graphs.empty() ? py::object(py::none()) : py::cast(description.no_graphs);
   facts["threads"] = description.threads;
   facts["height"] = as_tuple(description.height);
   facts["width"] = as_tuple(description.width);

@@ -72,7 +72,7 @@ class _Description(TypedDict):
     labels_by: str
     input: Literal["pixels", "normalized"]
     warning: str
-    no_graphs: str
+    no_graphs: str | None
     threads: int
     height: _Range
     width: _Range

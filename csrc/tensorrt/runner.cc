@@ -197,7 +197,7 @@ cuda::GraphExec PlanRunner::captured(Place& place) const {
   std::string failure;
   try {
     work(*place.context, place);
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     failure = error.what();
   }
   // whatever failed: a stream that goes on capturing does no work

@@ -34,14 +34,14 @@ from segmenter_engines.manifest import (
     vouched,
     weights_of,
 )
+from segmenter_engines.manifest_fields import MAX_BATCH, MAX_SIDE
 from segmenter_engines.trace import Translations, trace
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOWERINGS = ("native", "plugin")
 INPUTS = (NORMALIZED, PIXELS)
 PLUGIN_DOMAIN = "segmenter"
-MAX_BATCH = 64
-MOST = 65536  # of a side and of a batch: what a manifest may say
+USUAL_BATCH = 64  # largest of a graph where nothing else is asked
 MAX_CLASSES = 32767  # labels of more than 256 classes are int16
 
 Sides = int | tuple[int, int, int]  # of fixed size, or smallest, usual and largest
@@ -53,7 +53,7 @@ def export(
     *,
     height: Sides | None = None,
     width: Sides | None = None,
-    batch: Sides = (1, 1, MAX_BATCH),
+    batch: Sides = (1, 1, USUAL_BATCH),
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     input: Literal["normalized", "pixels"] = "normalized",
     outputs: Sequence[str] = ("labels", "masks"),
@@ -91,9 +91,9 @@ def export(
         raise EngineError(f"{config.num_classes} classes: labels are int16, which ends at {MAX_CLASSES}; merge classes")
     P, trained = config.encoder.patch_size, config.encoder.image_size
     sides = f"smaller than one {P} pixel patch; enlarge it"
-    heights = _span("height", trained[0] if height is None else height, P, MOST, sides)
-    widths = _span("width", trained[1] if width is None else width, P, MOST, sides)
-    batches = _span("batch", batch, 1, MOST, "wanted at least 1")
+    heights = _span("height", trained[0] if height is None else height, P, MAX_SIDE, sides)
+    widths = _span("width", trained[1] if width is None else width, P, MAX_SIDE, sides)
+    batches = _span("batch", batch, 1, MAX_BATCH, "wanted at least 1")
     if lowering == "plugin" and (is_range(heights) or is_range(widths)):
         raise EngineError(
             "lowering plugin with a range of sizes: SegmenterUpsampleArgmax holds its size as a constant; pass one"
@@ -200,7 +200,7 @@ class Options:
     """Image height in pixels, or smallest, usual and largest; the training height when left out."""
     width: int | tuple[int, int, int] | None = None
     """Image width in pixels, or smallest, usual and largest; the training width when left out."""
-    batch: int | tuple[int, int, int] = (1, 1, MAX_BATCH)
+    batch: int | tuple[int, int, int] = (1, 1, USUAL_BATCH)
     """Images in a call, or fewest, usual and most."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of weights and activations in the graph."""

@@ -28,10 +28,11 @@ from segmenter.checkpoint import CONFIG_NAME, load_model, require_new_checkpoint
 from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
+from segmenter.device import pick_device
 from segmenter.errors import EngineError
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import require_writable
-from segmenter.inference import Inference, pick_device, predictor
+from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from segmenter.training.augment import PRESETS
 from segmenter.training.data import Augmented, Order, batches, spare_workers

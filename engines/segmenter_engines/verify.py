@@ -188,7 +188,7 @@ def open_as_shipped(path: Path, engine: str | None, threads: int | None, precisi
 class Options:
     """Compare an engine with PyTorch on labelled images; exits with 2 past the limit of its precision.
 
-    Both get each image resized to the engine's size, its own sides let go: mIoU is then not that of `evaluate`.
+    Both get each image at the engine's size, its own sides let go: of other images mIoU is not that of `evaluate`.
     """
 
     artifact: Annotated[Path, tyro.conf.Positional]

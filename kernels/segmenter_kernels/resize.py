@@ -18,13 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks, tiles
+from segmenter_kernels import checks
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import Tile
 
 OP = "resize"
-CASE = "any"  # the one in the tile data
 PRECISION = 22  # bits after the point: 8 for the colour and 2 spare ones fill an int32
+TILE: Tile = {"BLOCK": 512, "num_warps": 4}  # one for all GPUs: every value is read and written once, whatever it is
 MAX_ELEMENTS = 2**31 - 2**16  # of an image, so that positions fit int32
 
 
@@ -55,7 +55,7 @@ def resize(images: Tensor, size: tuple[int, int], *, tile: Tile | None = None) -
     Args:
         images: uint8 [B, H, W, 3], contiguous.
         size: (H', W') to resize to.
-        tile: BLOCK values a program, num_warps; None takes the committed one.
+        tile: BLOCK values a program, num_warps; None takes `TILE`.
 
     Returns:
         uint8 [B, H', W', 3]; the images themselves where both sides stay.
@@ -73,7 +73,7 @@ def resize(images: Tensor, size: tuple[int, int], *, tile: Tile | None = None) -
     checks.same_dtype(OP, (torch.uint8,), images=images)
     checks.on_gpu(OP, images=images)
     checks.contiguous(OP, images=images)
-    tile = tile or tiles.of_device(OP, CASE, images.device)
+    tile = tile or TILE
     if not B:
         return images.new_empty(0, rows, columns, 3)
     # the order decides how the first pass rounds, so it is part of the result
@@ -118,23 +118,15 @@ def _filter(length: int, to: int, device: torch.device) -> tuple[Tensor, Tensor]
     return torch.from_numpy(first.astype(np.int32)).to(device), torch.from_numpy(weights).to(device)
 
 
-def candidates(architecture: int, case: str) -> Iterator[Tile]:
-    """Tiles worth timing."""
-    for num_warps in (4, 8):
-        for BLOCK in (256, 512, 1024, 2048):
-            yield {"BLOCK": BLOCK, "num_warps": num_warps}
-
-
 def specialisations(architecture: int) -> Iterator[Specialisation]:
     """The one form there is."""
-    tile = tiles.of_architecture(OP, CASE, architecture)
     pointers = {"images_ptr": "*u8", "first_ptr": "*i32", "weights_ptr": "*i32", "resized_ptr": "*u8"}
     yield Specialisation(
         name=f"{OP}_u8",
         kernel=_kernel,
         types=pointers | dict.fromkeys(("length", "to", "inner", "taps"), "i32"),
-        constants={"PRECISION": PRECISION, "BLOCK": tile["BLOCK"]},
+        constants={"PRECISION": PRECISION, "BLOCK": TILE["BLOCK"]},
         aligned=frozenset(pointers),
-        num_warps=tile["num_warps"],
+        num_warps=TILE["num_warps"],
         num_stages=1,
     )

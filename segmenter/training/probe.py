@@ -19,9 +19,10 @@ from segmenter.checkpoint import CONFIG_NAME, load_model, require_new_checkpoint
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.decoder import LinearDecoder
+from segmenter.device import pick_device
 from segmenter.evaluate import evaluate_labels, require_labelled, require_same_classes
 from segmenter.files import require_writable
-from segmenter.inference import Inference, pick_device, predictor
+from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter.probe import Options

@@ -6,8 +6,6 @@ from torch import Tensor
 
 import segmenter_kernels
 import segmenter_trt
-from segmenter_kernels import tiles
-from segmenter_kernels.resize import candidates
 from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import poisoned
 
@@ -49,15 +47,10 @@ def test_every_bit_is_the_cpus(old: tuple[int, int], size: tuple[int, int]) -> N
     assert torch.equal(resized.cpu(), on_cpu(images, size))
 
 
-@pytest.mark.parametrize("tile", list(candidates(90, "any")), ids=str)
-def test_every_candidate_gives_the_same_pixels(tile: dict[str, int]) -> None:
+@pytest.mark.parametrize("tile", [{"BLOCK": 256, "num_warps": 4}, {"BLOCK": 2048, "num_warps": 8}], ids=str)
+def test_every_tile_gives_the_same_pixels(tile: dict[str, int]) -> None:
     images = pictures(1, 30, 21)
     assert torch.equal(segmenter_kernels.resize(images, (13, 40), tile=tile).cpu(), on_cpu(images, (13, 40)))
-
-
-@pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
-def test_the_committed_tile_is_a_candidate(architecture: int) -> None:
-    assert tiles.of_architecture("resize", "any", architecture) in list(candidates(architecture, "any"))
 
 
 def test_no_images_launch_nothing() -> None:

@@ -113,6 +113,10 @@ def test_windows_are_merged_as_evaluation_merges_them(
         for wrong in ({"window": 0}, {"window": window, "stride": window + 1}, {"window": window, "batch": 0}):
             with pytest.raises(EngineError, match="wanted one image"):
                 session.sliding_window(image, **wrong)
+        with pytest.raises(EngineError, match="images are of type list"):
+            session.sliding_window([0], window=window)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="this session is closed"):
+        session.sliding_window(image, window=window)
 
 
 def test_a_call_leaves_earlier_labels_alone(tmp_path: Path) -> None:

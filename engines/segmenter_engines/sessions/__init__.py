@@ -1,6 +1,7 @@
 """Every engine by name, and `open_session`, which picks one for an artifact."""
 
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -112,8 +113,11 @@ def _choices(path: Path) -> tuple[str, ...]:
 
 def _in_folder(path: Path, engine: str) -> str:
     """Advice for who names an engine folder: its artifacts that an engine may open."""
-    suffix = ".plan" if engine.startswith("tensorrt") else ".onnx"
-    found = sorted(each.name for each in path.glob(f"*{suffix}")) if path.is_dir() else []
+    found = []
+    for artifact in sorted(path.iterdir()) if path.is_dir() else ():
+        with suppress(EngineError):  # what is no artifact, or a damaged one
+            if artifact.is_file() and engine in _choices(artifact):
+                found.append(artifact.name)
     return f"; in it, {engine} can open {', '.join(found)}" if found else ""
 
 

@@ -18,6 +18,7 @@ from segmenter.errors import EngineError, SegmenterError, Unavailable
 from segmenter.preprocess import affine
 from segmenter_engines.graph import Span, is_range
 from segmenter_engines.manifest import NORMALIZED, PIXELS, Manifest, require_rgb
+from segmenter_engines.manifest_fields import MAX_SIDE
 
 Mode = Literal["latency", "throughput"]
 
@@ -190,7 +191,7 @@ class Session(ABC):
         }
 
     def close(self) -> None:
-        """Give back what the engine holds; the session cannot be used afterwards."""
+        """Give back what must not wait for the session itself to go: threads, device memory. It cannot be used then."""
         self._closed = True
 
     def __enter__(self) -> "Session":
@@ -230,8 +231,7 @@ class Session(ABC):
     @contextmanager
     def _named(self) -> Iterator[None]:
         """Turn what a runtime raises into EngineError naming the engine, which a closed session raises too."""
-        if self._closed:
-            raise EngineError(f"{self.name}, {self.spec.model}: this session is closed; open it again")
+        self._require_open()
         try:
             yield
         except SegmenterError:
@@ -247,6 +247,10 @@ class Session(ABC):
                 f"{self.name}, {self.spec.model}: scores that are no numbers; fp16 ends at 65504, so try bf16 or fp32,"
                 " and where fp32 does it too the weights are broken"
             )
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self.name}, {self.spec.model}: this session is closed; open it again")
 
     def _without_device(self, method: str) -> Unavailable:
         return Unavailable(
@@ -288,6 +292,7 @@ class Session(ABC):
         return H + -H % P, W + -W % P
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
+        self._require_open()
         wanted = "wanted uint8 RGB [H, W, 3] or [B, H, W, 3]"
         if not isinstance(images, np.ndarray):
             raise EngineError(f"images are of type {type(images).__name__}: {wanted} of NumPy; pass np.asarray(image)")
@@ -315,8 +320,9 @@ class Session(ABC):
             wider = f"{min(least, side)} {usual} {max(most, side)}" if is_range(span) else f"{side}"
             flags.append(f"--{name} {wider}")
         between = " by " if any(" " in side for side in takes) else "x"
-        # less than a patch is what no export takes
-        again = "" if min(size) < self.spec.patch_size else f", or export again with {' '.join(flags)}"
+        # less than a patch, and more than a manifest holds, is what no export takes
+        exported = self.spec.patch_size <= min(size) and max(size) <= MAX_SIDE
+        again = "" if not exported else f", or export again with {' '.join(flags)}"
         raise EngineError(f"image {size[0]}x{size[1]}: this engine takes {between.join(takes)}; resize it{again}")
 
     def _require_batch(self, count: int) -> None:

@@ -46,7 +46,6 @@ class TritonSession(Session):
         self._model: Any = model.to(self._device, self._dtype).requires_grad_(False)
         super().__init__(replace(Spec.of_config(model.config), precision=precision), threads)
         self._run: Any = _graphs(self._forward)
-        self._sliding: dict[tuple[int, int, int], Any] = {}  # the same of windows, their strides and batches
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -62,21 +61,20 @@ class TritonSession(Session):
         window: side in pixels; stride: pixels from one to the next, 0 for the window's side; batch: windows in one call
         of the network. Raises EngineError as a call does, and for windows that leave gaps.
         """
-        stride = stride or window
+        stride, images = stride or window, self._checked(image)
         if image.ndim != 3 or not 0 < stride <= window or batch < 1:
             raise EngineError(
                 f"image {image.shape}, window {window}, stride {stride}, batch {batch}: wanted one image [H, W, 3], a"
                 " stride from 1 to the window, and windows in batches of 1 or more"
             )
-        size, images = (image.shape[0], image.shape[1]), self._checked(image)
+        size = image.shape[0], image.shape[1]
         if min(size) < window:
             view = normalize(image, self.spec.preprocess)
             probabilities = segment(self.network, [(view, False)], size, window, stride, batch)
             self._require_numbers(bool(probabilities.isfinite().all()))
             return probabilities.argmax(0).to(label_dtype(len(self.classes))).numpy()
-        if (key := (window, stride, batch)) not in self._sliding:
-            self._sliding[key] = _graphs(partial(self._windows, window=window, stride=stride, batch=batch))
-        return self._through(self._sliding[key], images)
+        # no graph: of pictures of many sizes hardly any would be launched twice
+        return self._through(partial(self._windows, window=window, stride=stride, batch=batch), images)
 
     def _through(self, run: Any, images: np.ndarray) -> np.ndarray:
         with self._named():
@@ -101,14 +99,15 @@ class TritonSession(Session):
         return self._label(masks, self._padded(*size), size), masks.isfinite().all()
 
     def _windows(self, images: Tensor, window: int, stride: int, batch: int) -> tuple[Tensor, Tensor]:
-        """uint8 [1, H, W, 3] on the device -> labels [H, W], and whether every score is a number."""
+        """uint8 [1, H, W, 3] -> labels [H, W], and whether every score is a number, both on the host."""
         H, W = images.shape[1:3]
+        images = images.to(self._device)
         starts = [(y, x) for y in anchors(H, window, stride) for x in anchors(W, window, stride)]
         cut = [images[0, y : y + window, x : x + window] for y, x in starts]
         masks = torch.cat([self._scores(torch.stack(cut[at : at + batch])) for at in range(0, len(cut), batch)])
         padded = self._padded(window, window)
         labels = segmenter_kernels.merge_windows(masks, (H, W), window, stride, padded)
-        return labels, masks.isfinite().all()
+        return labels.cpu(), masks.isfinite().all().cpu()
 
     def _scores(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] on the device -> class masks [B, K, h, w] of the padded images."""
@@ -136,7 +135,6 @@ class TritonSession(Session):
         super().close()
         # each holds the other, and memory of the device
         self._model = self._run = None
-        self._sliding.clear()
 
 
 def _graphs(function: Callable[..., tuple[Tensor, ...]]) -> Any:
