@@ -26,6 +26,7 @@ from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, DataError, ImageError
 from segmenter.files import sha256
 from segmenter.images import IMAGE_SUFFIXES, label_picture, read_image
+from segmenter.option import one_of
 from segmenter_engines.invariants import one_at_a_time
 from segmenter_engines.manifest import weights_of
 from segmenter_engines.sessions import ENGINES, Session, open_session
@@ -46,7 +47,7 @@ class Options:
     """Folder, or URL, for a PNG of class indices a picture, under its name; labels of one engine."""
     shard: str = "0/1"
     """This machine's share: 0/8, 1/8, ... 7/8 are the shares of eight."""
-    engine: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(ENGINES) + "}")] = None
+    engine: Annotated[str | None, one_of(ENGINES)] = None
     """Runtime to open it with; the first that fits when left out."""
     threads: int | None = None
     """CPU threads."""

@@ -21,6 +21,7 @@ from segmenter.errors import EngineError, Unavailable, VerificationError
 from segmenter.evaluate import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
 from segmenter.metrics import ConfusionMatrix
+from segmenter.option import one_of
 from segmenter_engines.invariants import LARGEST_ON_CPU, check_invariants, one_at_a_time
 from segmenter_engines.limits import IMAGES, Limit, limit_of, require_drop
 from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
@@ -203,7 +204,7 @@ class Options:
     """Split the images come from."""
     images: int = IMAGES
     """Number of images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
-    engine: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(ENGINES) + "}")] = None
+    engine: Annotated[str | None, one_of(ENGINES)] = None
     """Runtime to open it with; the first that fits when left out."""
     precision: str | None = None
     """Precision of the floating-point layers, for engines that offer a choice: fp32 or bf16 for openvino."""
