@@ -19,7 +19,7 @@ import numpy as np
 
 from segmenter.errors import EngineError, SegmenterError
 from segmenter_bench.engines import Engine, Entry, open_entry
-from segmenter_bench.machine import energy_meter, forget_peak_memory, peak_memory_bytes
+from segmenter_bench.machine import energy_meter, forget_peak_memory, keeping_memory, peak_memory_bytes
 from segmenter_bench.timing import Burst, burst
 from segmenter_engines.manifest import PIXELS
 
@@ -42,7 +42,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "segmenter_bench.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)),
+                env=keeping_memory(os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

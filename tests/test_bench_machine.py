@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from segmenter.cores import usable_cores
 from segmenter_bench import machine
@@ -48,6 +50,36 @@ def test_a_large_parent_is_not_counted_as_the_childs_memory():
     )
     assert ballast.size == 300 << 20
     assert 5 << 20 < int(output.stdout) < 150 << 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_what_a_worker_frees_costs_no_pages_again_and_counts_no_more():
+    code = (
+        "import numpy as np, resource\n"
+        "from segmenter_bench.machine import forget_peak_memory, peak_memory_bytes\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "np.ones(100 << 20, np.uint8)\n"
+        "before = faults()\n"
+        "for _ in range(3): np.ones(100 << 20, np.uint8)\n"
+        "print(faults() - before, peak_memory_bytes() if forget_peak_memory() else 0)"
+    )
+
+    def child(environment):
+        command = [sys.executable, "-c", code]
+        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        return tuple(map(int, output.split()))
+
+    plain, _ = child(_environment())
+    kept, peak = child(machine.keeping_memory(_environment()))
+    assert plain > 150  # huge pages may make 3 x 100 MiB as few as 150 faults
+    assert kept < 20
+    assert peak < 100 << 20
+
+
+def test_tunables_that_are_set_stay():
+    assert machine.keeping_memory({})["GLIBC_TUNABLES"] == machine.KEEP_MEMORY
+    both = machine.keeping_memory({"GLIBC_TUNABLES": "glibc.malloc.check=0"})["GLIBC_TUNABLES"]
+    assert both == f"glibc.malloc.check=0:{machine.KEEP_MEMORY}"
 
 
 def test_cpu_seconds_grow_while_working():
