@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from segmenter.cpu import int8_saturates
-from segmenter.errors import EngineError, Unavailable
+from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
 from segmenter_engines.cut import cut
@@ -191,21 +191,6 @@ def test_images_an_engine_does_not_take_are_named(engine_folder, images, message
         pytest.raises(EngineError, match=message),
     ):
         session(images)
-
-
-@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino"])
-def test_a_closed_session_and_what_only_plans_do(engine_folder, engine):
-    path = engine_folder / ("checkpoint" if engine == "eager" else "model.fp32.onnx")
-    with open_session(path, engine, threads=1) as session:
-        for call in (session.stream, session.run_device):
-            with pytest.raises(Unavailable, match=rf"{engine}-fp32, small: {call.__name__} is for plans.*; call"):
-                call(pictures(1))
-        x = session._normalize(pictures(1))
-    for call in (session, session.logits, session.confidence, lambda _: session.masks(x)):
-        with pytest.raises(EngineError, match=f"{engine}-fp32, small: this session is closed; open it again"):
-            call(pictures(1))
-    with pytest.raises(EngineError, match="this session is closed"):
-        session(pictures(1)[:, :5])  # a size it never took is not what is wrong now
 
 
 def test_an_engine_folder_names_what_can_be_opened_in_it(engine_folder):

@@ -50,7 +50,7 @@ class OnnxRuntimeSession(Session):
         graph = onnx.load(path)
         cut(graph.graph, self._outputs)
         try:
-            self._session = onnxruntime.InferenceSession(
+            self._session: Any = onnxruntime.InferenceSession(
                 graph.SerializeToString(),
                 session_options(1 if self._workers else threads),
                 providers=["CPUExecutionProvider"],
@@ -75,6 +75,7 @@ class OnnxRuntimeSession(Session):
         super().close()
         if self._workers is not None:
             self._workers.shutdown()
+        self._session = None
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"onnxruntime {onnxruntime.__version__}"}

@@ -80,8 +80,8 @@ class OpenVinoSession(Session):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._request = compiled.create_infer_request()
-        self._queue = openvino.AsyncInferQueue(compiled) if mode == "throughput" else None
+        self._request: Any = compiled.create_infer_request()
+        self._queue: Any = openvino.AsyncInferQueue(compiled) if mode == "throughput" else None
 
     @property
     def name(self) -> str:
@@ -108,6 +108,11 @@ class OpenVinoSession(Session):
         finally:
             queue.wait_all()  # also where one cannot be started: the others read the images, which go with this call
         return np.concatenate(rows)
+
+    def close(self) -> None:
+        super().close()
+        # what was compiled goes with the last of these
+        self._request = self._queue = None
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"openvino {self._version}", "floats": self._floats}

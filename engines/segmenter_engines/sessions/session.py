@@ -191,7 +191,7 @@ class Session(ABC):
         }
 
     def close(self) -> None:
-        """Give back what must not wait for the session itself to go: threads, device memory. It cannot be used then."""
+        """Give back at once what it holds, the network, threads, device memory; it cannot be used then."""
         self._closed = True
 
     def __enter__(self) -> "Session":
