@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from segmenter.config import variant
 from segmenter.cores import usable_cores
 from segmenter.errors import ConfigError, Unavailable
 from segmenter.model import Segmenter
+from segmenter.option import ANY_CHECKPOINT
 from segmenter.preprocess import normalize
 from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings, wait
 from segmenter_bench.machine import BUSY, Neighbours, process_seconds
@@ -104,8 +105,7 @@ def rows(asked: Sequence[Stage], took: Mapping[str, float], limits: Ceilings) ->
 class Options:
     """Where a network's time goes, stage by stage, and how near each is to what this machine can do."""
 
-    checkpoint: Path | None = None
-    """Checkpoint folder, or an official checkpoint.pth."""
+    checkpoint: Annotated[Path | None, ANY_CHECKPOINT] = None
     variant: str | None = None
     """Instead: a variant of the paper with random weights, such as Seg-Ti-Mask/16."""
     height: int | None = None

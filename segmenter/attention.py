@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from rich.console import Console
 from rich.progress import track
@@ -19,6 +19,7 @@ from segmenter.config import SegmenterConfig
 from segmenter.device import pick_device
 from segmenter.errors import ConfigError, ImageError
 from segmenter.images import read_image, write_image
+from segmenter.option import ANY_CHECKPOINT
 from segmenter.predict import find_images, require_kept
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 class Options:
     """Draw where a token of a network looks: a row a layer, the mean of its heads and each head beside each other."""
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     images: Path
     """A JPEG or PNG file, or a folder of them."""
     out: Path

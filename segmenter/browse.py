@@ -27,6 +27,7 @@ from segmenter.errors import ConfigError
 from segmenter.evaluate import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
 from segmenter.inference import Inference, predictor
+from segmenter.option import ANY_CHECKPOINT
 
 if TYPE_CHECKING:
     from segmenter.metrics import ConfusionMatrix
@@ -38,8 +39,7 @@ _JPEG_QUALITY = 82
 class Options:
     """Evaluate a checkpoint and write a page to look at its predictions with, each beside its image and its label."""
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     out: Path
     """HTML file to write."""
     dataset: Annotated[str, DATASET] = "shapes"

@@ -28,6 +28,7 @@ from segmenter.errors import ConfigError, DataError
 from segmenter.files import atomic_path, require_writable
 from segmenter.images import write_image
 from segmenter.inference import Inference, Predict, predict_named, predictor
+from segmenter.option import ANY_CHECKPOINT
 from segmenter.protocol import Views, paper_inference
 from segmenter.ranks import Ranks, joined
 
@@ -159,8 +160,7 @@ class Options:
     pixels carry their class), and the share of their pixels labelled right, over all pixels and as a mean over classes.
     """
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     dataset: Annotated[str, DATASET] = "shapes"
     """The labelled images."""
     data: Path | None = None

@@ -28,14 +28,14 @@ from segmenter.images import (
     write_labels,
 )
 from segmenter.inference import Inference, Predict, predict_named, predictor
+from segmenter.option import ANY_CHECKPOINT
 
 
 @dataclass(frozen=True)
 class Options:
     """Label an image, or every JPEG and PNG in a folder, with a trained checkpoint."""
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     images: Path
     """A JPEG or PNG file, or a folder of them."""
     out: Path

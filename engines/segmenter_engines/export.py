@@ -21,6 +21,7 @@ from segmenter.cli import run
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter.model import Segmenter
+from segmenter.option import ANY_CHECKPOINT
 from segmenter_engines.graph import OUTPUTS, Graph, Span, is_range
 from segmenter_engines.graph_file import write_graph
 from segmenter_engines.manifest import (
@@ -192,8 +193,7 @@ def _source(checkpoint: Path | str | Segmenter) -> str:
 class Options:
     """Export a checkpoint to ONNX."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, tyro.conf.Positional, ANY_CHECKPOINT]
     out: Path
     """The .onnx file to write; its manifest goes beside it."""
     height: int | tuple[int, int, int] | None = None

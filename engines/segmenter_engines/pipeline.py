@@ -22,6 +22,7 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
 from segmenter.evaluate import require_same_classes
+from segmenter.option import ANY_CHECKPOINT
 from segmenter_engines.build import build
 from segmenter_engines.calibrate import Method
 from segmenter_engines.export import export
@@ -185,8 +186,7 @@ def _attempt(make: Callable[[Path], object], out: Path) -> Absence | None:
 class Options:
     """Take a checkpoint through every engine: export, quantise, build, verify; exits with 2 where one fails."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, tyro.conf.Positional, ANY_CHECKPOINT]
     out: Path
     """Engine folder to fill."""
     dataset: Annotated[str, DATASET]
