@@ -18,9 +18,9 @@ from segmenter.cli import run
 from segmenter.config import SegmenterConfig
 from segmenter.device import pick_device
 from segmenter.errors import ConfigError, ImageError
+from segmenter.image_paths import find_images, require_kept
 from segmenter.images import read_image, write_image
 from segmenter.option import ANY_CHECKPOINT
-from segmenter.predict import find_images, require_kept
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.device import pick_device
 from segmenter.errors import ConfigError
-from segmenter.evaluate import evaluate_labels, number, require_labelled, require_same_classes, summary
+from segmenter.evaluation import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
 from segmenter.inference import Inference, predictor
 from segmenter.option import ANY_CHECKPOINT

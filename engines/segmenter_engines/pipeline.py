@@ -21,7 +21,7 @@ from segmenter.config import SegmenterConfig
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
-from segmenter.evaluate import require_same_classes
+from segmenter.evaluation import require_same_classes
 from segmenter.option import ANY_CHECKPOINT
 from segmenter_engines.build import build
 from segmenter_engines.calibrate import Method

@@ -30,7 +30,7 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.device import pick_device
 from segmenter.errors import EngineError
-from segmenter.evaluate import evaluate_labels, require_same_classes
+from segmenter.evaluation import evaluate_labels, require_same_classes
 from segmenter.files import require_writable
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter

@@ -18,7 +18,7 @@ from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted, fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError, Unavailable, VerificationError
-from segmenter.evaluate import evaluate_labels, require_same_classes
+from segmenter.evaluation import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
 from segmenter.metrics import ConfusionMatrix
 from segmenter.option import one_of
