@@ -20,8 +20,9 @@ from segmenter.images import read_labels
 from segmenter_engines import open_session
 from segmenter_engines.export import export
 from segmenter_engines.folder import CHECKPOINT, FP32, INT8
-from segmenter_engines.label import Labeller, main, share
+from segmenter_engines.label import main, share
 from segmenter_engines.label_ray import RayLabeller
+from segmenter_engines.labeller import Labeller
 from segmenter_engines.sessions import ENGINES
 from tests.small_engines import H, W, pictures
 

@@ -27,7 +27,7 @@ from segmenter_engines.limits import IMAGES, Limit, limit_of, require_drop
 from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
 from segmenter_engines.sampling import drop_error
 from segmenter_engines.sessions import ENGINES, Session, open_engine
-from segmenter_engines.sign import require_signature, signature_path
+from segmenter_engines.signature import require_signature, signature_path
 from segmenter_engines.trade import time_trade
 from segmenter_engines.verdict import Verdict, record
 from segmenter_engines.verified import carry

@@ -40,13 +40,13 @@ def open_session(
 
     path, engine, threads, precision, mode: as of `open_engine`. require_verified: refuse instead of warning. A
     checkpoint is what engines are verified against, and needs no verdict. require_signature: a public Ed25519 key (PEM)
-    that the artifact's manifest must be signed for, see `segmenter_engines.sign`.
+    that the artifact's manifest must be signed for, see `segmenter_engines.signature`.
     Raises EngineError as `open_engine` does, and when what is required is not there.
     """
     path = Path(path)
     if require_signature is not None:
         # here, for the package it needs is an extra
-        from segmenter_engines.sign import require_signature as require
+        from segmenter_engines.signature import require_signature as require
 
         require(path, Path(require_signature))
     session = open_engine(path, engine, threads=threads, precision=precision, mode=mode)
