@@ -9,7 +9,8 @@ from segmenter.checkpoint import CONFIG_NAME, OFFICIAL_NAME, VARIANT_NAME, WEIGH
 from segmenter.cores import usable_cores
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.session import Mode, Session, Spec
+from segmenter_engines.sessions.session import Mode, Session
+from segmenter_engines.sessions.spec import Spec
 from segmenter_engines.verified import unverified
 
 __all__ = ["ENGINES", "Session", "Spec", "open_engine", "open_session"]

@@ -13,7 +13,8 @@ from segmenter.errors import EngineError
 from segmenter_engines.cut import cut
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.graph_input import require_promised_input
-from segmenter_engines.sessions.session import Mode, Session, Spec
+from segmenter_engines.sessions.session import Mode, Session
+from segmenter_engines.sessions.spec import Spec
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:

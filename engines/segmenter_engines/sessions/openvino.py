@@ -12,7 +12,8 @@ from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.graph_input import require_promised_input
-from segmenter_engines.sessions.session import Mode, Session, Spec
+from segmenter_engines.sessions.session import Mode, Session
+from segmenter_engines.sessions.spec import Spec
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _lock = Lock()

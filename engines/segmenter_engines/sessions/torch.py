@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from segmenter import load_model
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Session
+from segmenter_engines.sessions.spec import Spec
 
 
 class EagerSession(Session):
