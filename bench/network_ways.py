@@ -7,7 +7,6 @@ allow; what both compute is in `segmenter_bench.rivals`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +41,8 @@ class Graphed:
     """A function of images on the device as a CUDA graph, captured for the first images it is given."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self._function, self._graph = function, cast(Any, None)
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._input: Tensor
         self._output: Tensor
 
@@ -105,7 +105,7 @@ def _pytorchs(name: str, model: Segmenter, layout: Layout, does: str) -> Way:
     return Way(name, precision, call, lambda images: model.masks(prepared(images)), does)
 
 
-def _kernels(name: str, model: Segmenter, kernels: Any, fused_labels: bool, graphed: bool, does: str) -> Way:
+def _kernels(name: str, model: Segmenter, kernels: ModuleType, fused_labels: bool, graphed: bool, does: str) -> Way:
     """uint8 pixels go to the device, as in the `triton` engine; sizes are whole patches."""
     encoder, spec, P = model.encoder, model.config.preprocess, model.config.encoder.patch_size
     proj, device = encoder.patch_embed.proj, encoder.patch_embed.proj.weight.device
