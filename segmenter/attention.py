@@ -46,7 +46,7 @@ class Options:
     at: tuple[int, int] | None = None
     """Attention of the patch with this pixel, X to the right and Y down from 0 0."""
     token: str | None = None
-    """Attention of another token; 'class' in the encoder when neither is given.
+    """Attention of a token by its name; 'class' in the encoder when neither is given.
     In the encoder 'class' or 'distillation', in the decoder a class by its name."""
     layers: tuple[int, ...] = ()
     """Layers to draw, counted from 0; all of them when none is given."""

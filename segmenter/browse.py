@@ -51,7 +51,7 @@ class Options:
     limit: int = 0
     """Evaluate at most so many images, spread evenly over the split; 0 for all."""
     show: int = 100
-    """Keep the so many images with the lowest mIoU; 0 for all. An image takes about 60 kB of the page."""
+    """Show at most so many images, those with the lowest mIoU; 0 for all. An image takes about 60 kB of the page."""
     side: int = 640
     """Longest side of the pictures on the page, in pixels; measures are of the whole image all the same."""
     inference: Annotated[Inference, tyro.conf.arg(name="")] = field(default_factory=Inference)

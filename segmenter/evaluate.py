@@ -78,7 +78,7 @@ class Options:
 
     Where it has two classes, also MAE (of the second's probability), the mean IoU of the images, and BER.
 
-    --details adds Boundary IoU (Cheng et al. 2021: IoU within a band along each class's edges), and by the size of the
+    With --details also Boundary IoU (Cheng et al. 2021: IoU within a band along each class's edges), and by size of the
     truth's connected components, small below 32x32 pixels and large from 96x96 on: how many are found (half of their
     pixels carry their class), and the share of their pixels labelled right, over all pixels and as a mean over classes.
     """

@@ -209,7 +209,7 @@ class Options:
     outputs: tuple[Literal["labels", "masks", "logits", "confidence"], ...] = ("labels", "masks")
     """What the graph gives: labels and class masks always; logits and the winner's probability at full resolution."""
     lowering: Literal["native", "plugin"] = "native"
-    """Standard ONNX ops (native), or Segmenter* nodes for a runtime with plugins (plugin)."""
+    """Standard ONNX ops (native), or Segmenter* nodes, which our plugins for TensorRT run (plugin)."""
 
 
 def export_checkpoint(options: Options) -> int:

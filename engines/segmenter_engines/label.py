@@ -36,13 +36,13 @@ class Options:
     images: str
     """Folder of JPEG and PNG files, in it and below it; or a URL that fsspec opens, such as s3://bucket/photos."""
     out: str
-    """Folder, or URL, for a PNG of class indices a picture, under its name; labels of one engine."""
+    """Folder or URL for the labels, a PNG of class indices a picture, under its name; those of one engine alone."""
     shard: str = "0/1"
     """This machine's share: 0/8, 1/8, ... 7/8 are the shares of eight."""
     engine: Annotated[str | None, one_of(ENGINES)] = None
     """Runtime to open it with; the first that fits when left out."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; all cores when left out."""
     ray: int = 0
     """Label by so many workers of Ray Data, on the cluster `ray` finds; 0 labels here, without it."""
     ray_gpus: float = 0.0

@@ -123,7 +123,7 @@ class Options:
     images: int = 32
     """Number of calibration images."""
     method: Method = "minmax"
-    """How activation ranges are found."""
+    """How activation ranges are found; `segmenter quantize --help` says how each does."""
     verify_images: int = IMAGES
     """Number of verification images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
     threads: int | None = None

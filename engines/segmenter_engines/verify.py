@@ -189,7 +189,8 @@ def open_as_shipped(path: Path, engine: str | None, threads: int | None, precisi
 class Options:
     """Compare an engine with PyTorch on labelled images; exits with 2 past the limit of its precision.
 
-    Both get each image at the engine's size, its own sides let go: of other images mIoU is not that of `evaluate`.
+    Both get each image resized to the engine's size, whatever its sides: where it has others, mIoU is not that of
+    `evaluate`.
     """
 
     artifact: Annotated[Path, tyro.conf.Positional]
@@ -209,11 +210,11 @@ class Options:
     precision: str | None = None
     """Precision of the floating-point layers, for engines that offer a choice: fp32 or bf16 for openvino."""
     rival: Path | None = None
-    """The floating-point .onnx or .plan an 8-bit one was made from: times both; slower than 1.05x is told."""
+    """The floating-point .onnx or .plan an 8-bit one was made from: times both, and tells a gain below 1.05 times."""
     max_drop: float | None = None
     """mIoU that may be lost (0 to 1), instead of the precision's limit."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; all cores when left out."""
     out: Path | None = None
     """JSON file to write the verdict to; it also goes into the manifest, which has to be signed again then."""
     require_signature: Path | None = None
