@@ -210,7 +210,7 @@ class Options:
     precision: str | None = None
     """Precision of the floating-point layers, for engines that offer a choice: fp32 or bf16 for openvino."""
     rival: Path | None = None
-    """The floating-point .onnx or .plan an 8-bit one was made from: times both, and tells a gain below 1.05 times."""
+    """The floating-point .onnx or .plan an 8-bit one was made from: times both, and says where it gains below 5 %."""
     max_drop: float | None = None
     """mIoU that may be lost (0 to 1), instead of the precision's limit."""
     threads: int | None = None

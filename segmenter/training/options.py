@@ -113,7 +113,7 @@ class AugmentOptions:
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default that of --augment."""
     short_side: int | None = None
-    """Pixels of the shorter side at a scale of 1, where the image does not just cover the crop.
+    """Pixels of the shorter side at a scale of 1; left out, the image just covers the crop there.
     The paper's are 512 (640 for Seg-L) for ADE20K, 520 for Pascal Context and 1024 for Cityscapes."""
     long_ratio: float | None = None
     """The longer side has at most so many times the shorter side's pixels; default 4.
