@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from segmenter.training.data import Augmented, Order, batches
 from segmenter.training.options import AugmentOptions
 from segmenter_bench.runs import write_record
 
+Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 
@@ -75,9 +76,9 @@ class Stages:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def time(self, stage: str, make: Callable[[], Made]) -> Made:
+    def time(self, stage: str, make: Callable[Given, Made], *arguments: Given.args, **named: Given.kwargs) -> Made:
         began = time.process_time()
-        made = make()
+        made = make(*arguments, **named)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - began
         return made
 
@@ -92,15 +93,15 @@ def profile(dataset: SegmentationDataset, options: Options) -> dict[str, float]:
     for number in range(options.images):
         sample = _read(dataset, number % len(dataset), stages)
         seed = (0, number)
-        drawn = stages.time("draw, crop chosen", lambda s=sample, n=seed: draw(s.labels, n, crop, settings))
-        pixels = stages.time("resize and crop", lambda s=sample, d=drawn: cut_image(s.image, d))
-        target = stages.time("crop labels", lambda s=sample, d=drawn: cut_labels(s.labels, d.resized, d.box))
+        drawn = stages.time("draw, crop chosen", draw, sample.labels, seed, crop, settings)
+        pixels = stages.time("resize and crop", cut_image, sample.image, drawn)
+        target = stages.time("crop labels", cut_labels, sample.labels, drawn.resized, drawn.box)
         if drawn.mirrored:
             pixels, target = pixels[:, ::-1], target[:, ::-1]
-        planar = stages.time("to floating point", lambda p=pixels: to_planar(p))
-        distorted = stages.time("colours", lambda p=planar, d=drawn: distort(p, (d.colours,)))
-        normal = stages.time("normalise", lambda p=distorted: normalize_planar(p, HALF)[0])
-        pair = stages.time("pad", lambda n=normal, t=target: pad_to(crop, n, t))
+        planar = stages.time("to floating point", to_planar, pixels)
+        distorted = stages.time("colours", distort, planar, (drawn.colours,))
+        normal = stages.time("normalise", normalize_planar, distorted, HALF)[0]
+        pair = stages.time("pad", pad_to, crop, normal, target)
         wanted = augment(sample.image, sample.labels, seed, crop, settings, HALF)
         if not all(torch.equal(mine, theirs) for mine, theirs in zip(pair, wanted, strict=True)):
             raise VerificationError(f"{sample.source}: the stages timed here give other pixels than training's")
@@ -113,12 +114,12 @@ def profile(dataset: SegmentationDataset, options: Options) -> dict[str, float]:
 
 def _read(dataset: SegmentationDataset, index: int, stages: Stages) -> Sample:
     if not isinstance(dataset, PairedDataset):
-        return stages.time("make the image", lambda: dataset[index])
+        return stages.time("make the image", dataset.__getitem__, index)
     image_path, mask_path = dataset.pairs[index]
-    image = stages.time("decode the image", lambda: dataset.layout.read_picture(image_path))
-    mask = stages.time("decode the mask", lambda: read_labels(mask_path))
+    image = stages.time("decode the image", dataset.layout.read_picture, image_path)
+    mask = stages.time("decode the mask", read_labels, mask_path)
     require_same_size(image, mask, image_path, mask_path)
-    labels = stages.time("mask to labels", lambda: dataset.layout.to_labels(mask, mask_path))
+    labels = stages.time("mask to labels", dataset.layout.to_labels, mask, mask_path)
     return Sample(image, labels, image_path.name, image_path)
 
 

@@ -21,14 +21,14 @@ from segmenter.cli import run as run_command
 from segmenter.config import variant
 from segmenter.errors import DataError, VerificationError
 from segmenter.files import atomic_path
-from segmenter_bench import compare
+from segmenter_bench.comparison import compare, show
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose
 from segmenter_bench.machine import BUSY
 from segmenter_bench.models import CALIBRATION_IMAGES, pictures
 from segmenter_bench.race import Pace, opened, race
+from segmenter_bench.race_notes import busiest, notes_of
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import command_of, new_run, read_run, write_run
-from segmenter_bench.throughput import busiest, notes_of
 from segmenter_bench.timing import IN_PROCESSES
 from segmenter_engines.folder import CHECKPOINT, FP32, INT8
 
@@ -106,8 +106,8 @@ def require_as_fast(baseline: dict[str, Any], candidate: dict[str, Any], toleran
     Slower engines of other versions of the runtimes are told and pass: their reference has to be measured again.
     Raises VerificationError for an engine that broke or became slower, DataError where there is nothing to compare.
     """
-    found = compare.compare(*comparable(baseline, candidate), tolerance)
-    compare.show(found)
+    found = compare(*comparable(baseline, candidate), tolerance)
+    show(found)
     if found.broken:
         raise VerificationError(f"engines that ran in the committed run fail here: {'; '.join(found.broken)}")
     if not found.changes:

@@ -18,7 +18,7 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, EngineError, VerificationError
-from segmenter.evaluate import evaluate_labels, require_same_classes, summary
+from segmenter.evaluation import evaluate_labels, require_same_classes, summary
 from segmenter_bench.engines import REFERENCE, RIVALS, RUNGS, TABLE, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder

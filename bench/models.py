@@ -98,7 +98,7 @@ def random_folder(
             save_model(random_model(config, seed), folder / CHECKPOINT)
         if artifacts:
             # here, because benching a folder that is there needs no package that exports
-            from segmenter_engines.pipeline import make_artifacts
+            from segmenter_engines.artifacts import make_artifacts
 
             images = pictures(CALIBRATION_IMAGES, (height, width), "train")
             make_artifacts(folder, height, width, images, say=say)

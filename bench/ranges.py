@@ -51,23 +51,29 @@ class Ranges:
             if module in decoder:
                 continue
             if isinstance(module, Attention):
-                module.qkv.forward = self._named(module.qkv.forward, "projections")  # type: ignore[method-assign]
-                module.proj.forward = self._named(module.proj.forward, "projections")  # type: ignore[method-assign]
+                self._watch(module.qkv, "projections")
+                self._watch(module.proj, "projections")
             if isinstance(module, Block):
-                module.norm1.forward = self._named(module.norm1.forward, "norms and residuals")  # type: ignore[method-assign]
-        norm: nn.Module = model.encoder.norm
-        norm.forward = self._named(norm.forward, "norms and residuals")  # type: ignore[method-assign]
-        forward = model.decoder.forward
+                self._watch(module.norm1, "norms and residuals")
+        self._watch(model.encoder.norm, "norms and residuals")
+        self._watch_decoder(model.decoder)
 
-        def decode(*arguments: Any) -> Tensor:
+    def _watch(self, module: nn.Module, stage: str) -> None:
+        module.forward = self._named(module.forward, stage)
+
+    def _watch_decoder(self, decoder: nn.Module) -> None:
+        forward = decoder.forward
+
+        def decode(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
             with record_function(PREFIX + "decoder"):
                 self.inside_decoder = True
                 try:
-                    return forward(*arguments)
+                    masks: Tensor = forward(tokens, grid)
+                    return masks
                 finally:
                     self.inside_decoder = False
 
-        model.decoder.forward = decode  # type: ignore[method-assign]
+        decoder.forward = decode
 
     def _named(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:

@@ -38,9 +38,9 @@ def explicit_attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
 def official_ops() -> ModuleType:
     """`segmenter.ops` with attention as the official code computes it."""
     module = ModuleType("official_ops")
-    for name in reference_ops.NAMES:
-        setattr(module, name, getattr(reference_ops, name))
-    module.attention = explicit_attention  # type: ignore[attr-defined]
+    functions = {name: getattr(reference_ops, name) for name in reference_ops.NAMES}
+    for name, function in (functions | {"attention": explicit_attention}).items():
+        setattr(module, name, function)
     return module
 
 

@@ -6,13 +6,14 @@ Stages are named ranges of PyTorch's profiler around the ops and layers of the n
 
 import os
 import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from segmenter.config import variant
 from segmenter.cores import usable_cores
 from segmenter.errors import ConfigError, Unavailable
 from segmenter.model import Segmenter
+from segmenter.option import ANY_CHECKPOINT
 from segmenter.preprocess import normalize
 from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings, wait
 from segmenter_bench.machine import BUSY, Neighbours, process_seconds
@@ -63,7 +65,7 @@ def measured_stages(
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     for _ in range(rounds):
-        with profile(activities=activities) as profiled:
+        with _without_marks(), profile(activities=activities) as profiled:
             run(images)
             wait(device)
         sums: dict[str, float] = defaultdict(float)
@@ -77,6 +79,28 @@ def measured_stages(
         for name in STAGES:
             found[name].append(sums.get(name, 0.0))
     return {name: float(np.median(times)) for name, times in found.items()}
+
+
+@contextmanager
+def _without_marks() -> Iterator[None]:
+    """Leave out of stderr the lines with which PyTorch's profiler marks its start and its stop; all others come after.
+
+    Its library writes them to the file itself, and above its errors: a KINETO_LOG_LEVEL without them has no errors.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(b"USDT:"):
+                    os.write(2, line)
 
 
 def rows(asked: Sequence[Stage], took: Mapping[str, float], limits: Ceilings) -> list[dict[str, Any]]:
@@ -104,8 +128,7 @@ def rows(asked: Sequence[Stage], took: Mapping[str, float], limits: Ceilings) ->
 class Options:
     """Where a network's time goes, stage by stage, and how near each is to what this machine can do."""
 
-    checkpoint: Path | None = None
-    """Checkpoint folder, or an official checkpoint.pth."""
+    checkpoint: Annotated[Path | None, ANY_CHECKPOINT] = None
     variant: str | None = None
     """Instead: a variant of the paper with random weights, such as Seg-Ti-Mask/16."""
     height: int | None = None

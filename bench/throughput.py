@@ -22,9 +22,10 @@ from segmenter.datasets.fitted import fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
-from segmenter_bench.machine import BUSY, busy_note
+from segmenter_bench.machine import BUSY
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.race import Pace, opened, race
+from segmenter_bench.race_notes import busiest, notes_of
 from segmenter_bench.runs import (
     command_of,
     new_run,
@@ -46,10 +47,6 @@ TIMED = {
     " normalise, network, float32 logits [B, K, H, W] at image resolution, NumPy's argmax of them",
     "network": "normalised float32 images [B, 3, H, W] in host memory to class masks [B, K, h, w] on the patch grid",
 }
-RANDOM_NOTE = (
-    "Random weights: a random network has near ties at every pixel, so only fp32 engines are judged by agreement;"
-    " 8 and 16 bit engines are judged on trained networks."
-)
 
 
 @dataclass(frozen=True)
@@ -155,18 +152,6 @@ def throughput(
     return run
 
 
-def notes_of(rows: Sequence[dict[str, Any]], trained: bool) -> list[str]:
-    """What the reader of these rows must know, a line each; of a run that is cut too."""
-    notes = [] if trained else [RANDOM_NOTE]
-    if elsewhere := elsewhere_of(rows):
-        notes.append(
-            f"No ratio for {', '.join(elsewhere)}: not on the device {REFERENCE} ran on; how much faster one device is"
-            " than another is no merit of an engine."
-        )
-    busy = busy_note(busiest(rows))
-    return [*notes, busy] if busy else notes
-
-
 def _require_batches(batches: Sequence[int], chosen: Sequence[Entry], subject: Subject) -> None:
     """Raises ConfigError, naming the engine that takes most, for a batch no exported or built engine takes.
 
@@ -179,12 +164,6 @@ def _require_batches(batches: Sequence[int], chosen: Sequence[Entry], subject: S
             f"--batch {max(batches)}: {name} takes at most {limits[name]}, and no exported engine asked for takes more;"
             " pass smaller batches"
         )
-
-
-def elsewhere_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Engines that were timed and have no ratio because the reference ran on another device."""
-    apart = (row for row in rows if row["timing"] and row["reference_device"] not in (None, row["device"]))
-    return list(dict.fromkeys(row["engine"] for row in apart))
 
 
 def show(run: dict[str, Any]) -> None:
@@ -202,11 +181,6 @@ def show(run: dict[str, Any]) -> None:
         rows = [row for row in run["rows"] if row["region"] == region]
         console.print(_table(rows, settings["reference"], settings["rounds"]))
     print_rest(console, run, lambda row: f"{row['engine']}, batch {row['batch']}")
-
-
-def busiest(rows: Sequence[dict[str, Any]]) -> float:
-    """The largest share of the CPU cores others took while these rows were timed."""
-    return max((row["others_busy"] or 0.0 for row in rows), default=0.0)
 
 
 def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table:

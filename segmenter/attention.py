@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from rich.console import Console
 from rich.progress import track
@@ -18,8 +18,9 @@ from segmenter.cli import run
 from segmenter.config import SegmenterConfig
 from segmenter.device import pick_device
 from segmenter.errors import ConfigError, ImageError
+from segmenter.image_paths import find_images, require_kept
 from segmenter.images import read_image, write_image
-from segmenter.predict import find_images, require_kept
+from segmenter.option import ANY_CHECKPOINT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +36,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 class Options:
     """Draw where a token of a network looks: a row a layer, the mean of its heads and each head beside each other."""
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     images: Path
     """A JPEG or PNG file, or a folder of them."""
     out: Path
@@ -46,7 +46,7 @@ class Options:
     at: tuple[int, int] | None = None
     """Attention of the patch with this pixel, X to the right and Y down from 0 0."""
     token: str | None = None
-    """Attention of another token; 'class' in the encoder when neither is given.
+    """Attention of a token by its name; 'class' in the encoder when neither is given.
     In the encoder 'class' or 'distillation', in the decoder a class by its name."""
     layers: tuple[int, ...] = ()
     """Layers to draw, counted from 0; all of them when none is given."""

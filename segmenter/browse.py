@@ -24,9 +24,10 @@ from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.device import pick_device
 from segmenter.errors import ConfigError
-from segmenter.evaluate import evaluate_labels, number, require_labelled, require_same_classes, summary
+from segmenter.evaluation import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
 from segmenter.inference import Inference, predictor
+from segmenter.option import ANY_CHECKPOINT
 
 if TYPE_CHECKING:
     from segmenter.metrics import ConfusionMatrix
@@ -38,8 +39,7 @@ _JPEG_QUALITY = 82
 class Options:
     """Evaluate a checkpoint and write a page to look at its predictions with, each beside its image and its label."""
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     out: Path
     """HTML file to write."""
     dataset: Annotated[str, DATASET] = "shapes"
@@ -51,7 +51,7 @@ class Options:
     limit: int = 0
     """Evaluate at most so many images, spread evenly over the split; 0 for all."""
     show: int = 100
-    """Keep the so many images with the lowest mIoU; 0 for all. An image takes about 60 kB of the page."""
+    """Show at most so many images, those with the lowest mIoU; 0 for all. An image takes about 60 kB of the page."""
     side: int = 640
     """Longest side of the pictures on the page, in pixels; measures are of the whole image all the same."""
     inference: Annotated[Inference, tyro.conf.arg(name="")] = field(default_factory=Inference)

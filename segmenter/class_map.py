@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,6 +17,7 @@ from segmenter.cli import run
 from segmenter.drawing import INK, SOFT, Colour, fitted, font, require_picture_path
 from segmenter.errors import ConfigError
 from segmenter.images import Palette, write_image
+from segmenter.option import ANY_CHECKPOINT
 
 if TYPE_CHECKING:
     from segmenter.model import Segmenter
@@ -42,8 +43,7 @@ class Options:
     class. Classes that lie close are told apart by little.
     """
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     out: Path
     """PNG to write."""
 

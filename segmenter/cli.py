@@ -5,11 +5,14 @@ Commands are imported by name and only when asked for, so that `segmenter --help
 
 import difflib
 import errno
+import inspect
 import io
 import os
 import re
 import select
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
@@ -34,7 +37,7 @@ COMMANDS = {
     "browse": ("segmenter.browse", "one HTML page of images, labels, predictions and mistakes, worst first"),
     "pretrained": ("segmenter.pretrained", "import official checkpoints and ViT weights"),
     "export-official": ("segmenter.export_official", "checkpoint to the official checkpoint.pth and variant.yml"),
-    "recipes": ("segmenter.recipes", "every result row: what it takes, what it reaches, and its commands"),
+    "recipes": ("segmenter.recipes", "rows of results, the paper's and ours: what each takes and reaches, and how"),
     "check-data": ("segmenter.check_data", "say what is wrong with a dataset folder"),
     "prepare-data": ("segmenter.prepare_data", "where a dataset is had, what is missing of it, and its conversion"),
     "show-data": ("segmenter.show_data", "draw augmented training samples with their labels"),
@@ -119,9 +122,10 @@ def run(
 
         arguments = expand(sys.argv[1:] if argv is None else list(argv))
         program, said = _program(command), io.StringIO()
+        told = _hanging(description or options_class.__doc__ or "")
         try:
             with redirect_stderr(said):
-                options = tyro.cli(options_class, prog=program, args=arguments, description=description)
+                options = tyro.cli(options_class, prog=program, args=arguments, description=told)
         except SystemExit as stop:
             if (status := _status(stop)) == 0:
                 return 0
@@ -221,6 +225,16 @@ def _told(function: Callable[[], int]) -> int:
         return _fail(f"{error.filename}: {error.strerror}; {next_step}")
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
+
+
+def _hanging(description: str) -> str:
+    """Paragraphs in lines as long as the terminal's, indented but for the first of each.
+
+    tyro breaks no line of a description, and joins those that begin with a letter.
+    """
+    width = shutil.get_terminal_size().columns
+    form = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n\n".join(map(form.fill, re.split(r"\n\s*\n", inspect.cleandoc(description))))
 
 
 def _fail(message: str, status: int = FAILED) -> int:

@@ -1,4 +1,4 @@
-"""How good labels are: the one loop over a dataset that everything here is judged by, and its command.
+"""How good a checkpoint's labels are: mIoU and accuracy on a dataset.
 
 `python -m segmenter.evaluate --checkpoint FOLDER --dataset camvid --data ROOT`; by many processes, each with a share
 of the images: `torchrun --nproc-per-node 4 -m segmenter.evaluate ...`
@@ -7,27 +7,27 @@ of the images: `torchrun --nproc-per-node 4 -m segmenter.evaluate ...`
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from segmenter.cli import run
 from segmenter.confusion import confusion_picture
-from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
+from segmenter.datasets import Sample, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.drawing import require_picture_path
-from segmenter.errors import ConfigError, DataError
+from segmenter.evaluation import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
 from segmenter.images import write_image
-from segmenter.inference import Inference, Predict, predict_named, predictor
+from segmenter.inference import Inference, predictor
+from segmenter.option import ANY_CHECKPOINT
 from segmenter.protocol import Views, paper_inference
 from segmenter.ranks import Ranks, joined
 
@@ -35,82 +35,6 @@ if TYPE_CHECKING:
     from segmenter.boundary import BoundaryIoU
     from segmenter.metrics import ConfusionMatrix
     from segmenter.objects import ObjectRecall
-
-
-def evaluate_labels(
-    predict: Predict,
-    dataset: SegmentationDataset,
-    progress: bool = True,
-    each: Callable[[Sample, np.ndarray, "ConfusionMatrix"], None] | None = None,
-) -> "ConfusionMatrix":
-    """Label every picture of a dataset and count the pixels against its truth.
-
-    predict: uint8 RGB [H, W, 3] -> integer labels [H, W]; progress: show a bar on stderr. each: called after every
-    picture with the sample, its labels and the matrix of that picture alone.
-    Raises ImageError or DataError naming the sample that cannot be read or labelled.
-    """
-    from segmenter.metrics import ConfusionMatrix
-
-    form = len(dataset.classes), dataset.ignore
-    matrix = ConfusionMatrix(*form)
-    console = Console(stderr=True)
-    for index in track(range(len(dataset)), "evaluating", console=console, transient=True, disable=not progress):
-        sample = dataset[index]
-        labels, alone = predict_named(predict, sample.image, sample.source), ConfusionMatrix(*form)
-        alone.update(labels, sample.labels)
-        matrix.matrix += alone.matrix
-        if each is not None:
-            each(sample, labels, alone)
-    return matrix
-
-
-def require_labelled(matrix: "ConfusionMatrix", dataset: SegmentationDataset) -> None:
-    """Raises DataError where no pixel of a dataset that was just evaluated has a class, so that nothing was judged."""
-    if not matrix.matrix.any():
-        raise DataError(
-            f"{dataset[0].source}: it has no labelled pixel, nor has any other of the {len(dataset)} images to evaluate"
-            f" on; give pixels classes ({dataset.ignore} is ignored)"
-        )
-
-
-def require_same_classes(classes: Sequence[str], dataset: SegmentationDataset, source: object) -> None:
-    """Raises ConfigError, naming `source`, when a network's classes are not the dataset's.
-
-    Letter case does not count, nor do the names of a network whose classes are anonymous (`class 0`, `class 1`, ...).
-    """
-    if len(classes) != len(dataset.classes):
-        raise ConfigError(
-            f"{source}: knows {len(classes)} classes where the dataset has {len(dataset.classes)};"
-            " use the dataset it was trained for, or train on this one"
-        )
-    index = different_class(classes, dataset.classes)
-    if index is not None:
-        raise ConfigError(
-            f"{source}: class {index} is {classes[index]!r} where the dataset's is {dataset.classes[index]!r};"
-            " use the dataset it was trained for, or put the classes in one order"
-        )
-
-
-def different_class(known: Sequence[str], wanted: Sequence[str]) -> int | None:
-    """The first class a network knows by another name than the wanted one of as many, None when there is none.
-
-    Letter case does not count, nor do the names of a network whose classes are anonymous.
-    """
-    if all(name == f"class {index}" for index, name in enumerate(known)):
-        return None
-    pairs = enumerate(zip(known, wanted, strict=True))
-    return next((index for index, (ours, theirs) in pairs if ours.casefold() != theirs.casefold()), None)
-
-
-def summary(matrix: "ConfusionMatrix", classes: Sequence[str]) -> dict[str, Any]:
-    """The measures of a confusion matrix as JSON takes them, None where no pixel counts."""
-    return {
-        "miou": number(matrix.miou),
-        "pixel_accuracy": number(matrix.pixel_accuracy),
-        "mean_accuracy": number(matrix.mean_accuracy),
-        "iou": {name: number(value) for name, value in zip(classes, matrix.iou, strict=True)},
-        "accuracy": {name: number(value) for name, value in zip(classes, matrix.accuracy, strict=True)},
-    }
 
 
 def class_table(
@@ -154,13 +78,12 @@ class Options:
 
     Where it has two classes, also MAE (of the second's probability), the mean IoU of the images, and BER.
 
-    --details adds Boundary IoU (Cheng et al. 2021: IoU within a band along each class's edges), and by the size of the
+    With --details also Boundary IoU (Cheng et al. 2021: IoU within a band along each class's edges), and by size of the
     truth's connected components, small below 32x32 pixels and large from 96x96 on: how many are found (half of their
     pixels carry their class), and the share of their pixels labelled right, over all pixels and as a mean over classes.
     """
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     dataset: Annotated[str, DATASET] = "shapes"
     """The labelled images."""
     data: Path | None = None
@@ -264,11 +187,6 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
         Console().print(table)
     print(", ".join(f"{name} {_text(value)}" for name, value in measures.items()))
     return 0
-
-
-def number(value: float | np.floating) -> float | None:
-    """As JSON holds it: null for NaN."""
-    return None if math.isnan(value) else float(value)
 
 
 def _text(value: float | np.floating) -> str:

@@ -137,11 +137,11 @@ class Options:
     heads_of: Path | None = None
     """Official checkpoint.pth to take the unused ImageNet heads from, such as the one ours came from; zeros else."""
     window: int | None = None
-    """Side in pixels of the sliding window to note; default the shorter side of the training image."""
+    """Side in pixels of the sliding window that variant.yml notes; default the shorter side of the training image."""
     stride: int | None = None
-    """Pixels between windows to note; default the window."""
+    """Pixels from one window to the next, as noted there; default the window's side."""
     dataset: str | None = None
-    """The dataset to note; default the one whose classes these are, else custom."""
+    """The dataset that is noted there; default the one whose classes these are, else custom."""
 
     def __post_init__(self) -> None:
         for option, value in (("--window", self.window), ("--stride", self.stride)):

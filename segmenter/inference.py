@@ -31,8 +31,8 @@ class Inference:
     flip: bool = False
     """Average over the mirrored image too; needs --window."""
     resize: tuple[int, int] | None = None
-    """Longest long side and short side, in pixels, that images are resized to first, their ratio kept; needs --window.
-    Labels are of the image's own size all the same."""
+    """Resize images first, their ratio kept, to the largest size within a long and a short side; needs --window.
+    Both in pixels, such as 2048 512. Labels are of the image's own size all the same."""
     device: str = "auto"
     """'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU where there is one."""
 

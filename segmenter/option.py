@@ -1,10 +1,12 @@
-"""How the help of a command names what an option takes, where the names are another module's to know."""
+"""What the help of several commands says of an option they share."""
 
 from collections.abc import Iterable
 
 import tyro
 
+ANY_CHECKPOINT = tyro.conf.arg(help="Checkpoint folder, or an official checkpoint.pth beside its variant.yml.")
+
 
 def one_of(names: Iterable[str]) -> object:
-    """For `Annotated`: shows the names; whether one is known is seen where it is used."""
+    """For `Annotated`: shows the names, which another module knows; whether one is known is seen where it is used."""
     return tyro.conf.arg(metavar="{" + ",".join(names) + "}")

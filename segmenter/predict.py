@@ -16,26 +16,25 @@ from rich.progress import track
 
 from segmenter.cli import run
 from segmenter.device import pick_device
-from segmenter.errors import ConfigError, DataError, ImageError
+from segmenter.errors import ConfigError, ImageError
+from segmenter.image_paths import find_images, require_kept
 from segmenter.images import (
-    IMAGE_SUFFIXES,
     orientation,
     overlay,
-    picture_files,
     read_image,
     with_legend,
     write_image,
     write_labels,
 )
 from segmenter.inference import Inference, Predict, predict_named, predictor
+from segmenter.option import ANY_CHECKPOINT
 
 
 @dataclass(frozen=True)
 class Options:
     """Label an image, or every JPEG and PNG in a folder, with a trained checkpoint."""
 
-    checkpoint: Path
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, ANY_CHECKPOINT]
     images: Path
     """A JPEG or PNG file, or a folder of them."""
     out: Path
@@ -43,35 +42,6 @@ class Options:
     alpha: float = 0.5
     """Share of the class colour in the overlays, 0 to 1."""
     inference: Annotated[Inference, tyro.conf.arg(name="")] = field(default_factory=Inference)
-
-
-def find_images(path: Path) -> list[Path]:
-    """The file itself, or the JPEG and PNG files in a folder (not below it), sorted.
-
-    Raises DataError when there are none, ConfigError when two would get one name.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; check --images")
-    files = picture_files(path)
-    if not files:
-        raise DataError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)}); point --images at a folder that does")
-    by_stem: dict[str, Path] = {}
-    for file in files:
-        if by_stem.setdefault(file.stem, file) is not file:
-            raise ConfigError(f"{file} and {by_stem[file.stem].name} would both become {file.stem}.png; rename one")
-    return files
-
-
-def require_kept(images: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Raises ConfigError where a picture to write is one of those to read."""
-    originals = {path.resolve(): path for path in images}
-    for output in outputs:
-        if output.resolve() in originals:
-            raise ConfigError(
-                f"{originals[output.resolve()]}: would be written over; pass another --out than the images' folder"
-            )
 
 
 def predict_file(

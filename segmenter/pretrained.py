@@ -158,7 +158,7 @@ class Options:
     out: Path | None = None
     """Folder to write config.json and model.safetensors to; left out: only show what would become of the tensors."""
     dataset: Annotated[str | None, DATASET] = None
-    """Dataset whose classes the fresh decoder gets, or whose names and colours those of an official checkpoint."""
+    """Dataset whose classes a fresh decoder is for, or that names and colours the classes of an official checkpoint."""
     data: Path | None = None
     """The dataset's folder; only `folder` needs it, for its list of classes."""
     num_classes: int | None = None
@@ -174,7 +174,7 @@ class Options:
     width: int | None = None
     """Training width in pixels."""
     position_resize: Literal["bilinear", "bicubic", "dinov2"] | None = None
-    """How they are resized.
+    """How position embeddings are resized.
     Default as the official Segmenter does (bilinear, .npz files bicubic), or as DINOv2 for its weights."""
     patch_size: int | None = None
     """Change the patch size to 8, 14, 16 or 32 pixels, the number of patches staying; height and width come after."""

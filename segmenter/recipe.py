@@ -15,7 +15,7 @@ FOLDER = Path(__file__).with_name("recipe_files")
 # commands a recipe may have options for, in their order, and the class of their options
 STEPS = {
     "pretrained": ("segmenter.pretrained", "Options"),
-    "probe": ("segmenter.probe", "Options"),
+    "probe": ("segmenter.training.options", "ProbeOptions"),
     "train": ("segmenter.training.options", "TrainOptions"),
     "evaluate": ("segmenter.evaluate", "Options"),
 }

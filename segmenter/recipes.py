@@ -19,7 +19,7 @@ from segmenter.recipe import Recipe, read_recipe, recipe_names
 class Options:
     """List the recipes, one a result row, or show one as the commands that run it.
 
-    `segmenter train --recipe NAME` trains as one says; options given beside it win.
+    To train as one says: `segmenter train --recipe NAME`; options given beside it win.
     """
 
     name: Annotated[str | None, tyro.conf.Positional] = None

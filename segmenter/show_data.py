@@ -44,7 +44,7 @@ class Options:
     side: int = 240
     """Pixels of the longer side of each picture."""
     seed: int = 0
-    """The run's."""
+    """Seed of the run whose samples these are."""
     augmentation: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from segmenter_bench.models import MARK, open_folder, pictures, random_folder
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import read_run, require_writable
 from segmenter_bench.sections import signed
-from segmenter_engines import pipeline
+from segmenter_engines import artifacts
 from segmenter_engines.export import export
 from segmenter_engines.quantize import quantize
 from tests.bench_samples import miou_run, throughput_run
@@ -180,7 +180,7 @@ def test_random_weights_are_seeded_and_give_labels_worth_comparing(name):
 def test_a_folder_of_random_weights_is_made_once(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        pipeline, "make_artifacts", lambda folder, *size_and_images, say: made.append((folder, size_and_images))
+        artifacts, "make_artifacts", lambda folder, *size_and_images, say: made.append((folder, size_and_images))
     )
     subject = random_folder("Seg-Ti/16", 40, 64, 3, tmp_path)
     assert random_folder("Seg-Ti/16", 40, 64, 3, tmp_path) == subject

@@ -10,7 +10,7 @@ import pytest
 
 from segmenter.errors import DataError
 from segmenter_bench import compare as command
-from segmenter_bench.compare import compare
+from segmenter_bench.comparison import compare
 from tests.bench_samples import throughput_run
 
 ROUNDS, CALLS = 12, 5

@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from segmenter_bench import network_step
+from segmenter_bench import network_step, network_ways
 from segmenter_bench.network_step import (
     FP32_AGREEMENT,
     LABELS_OF_MASKS,
     LARGEST_FP16_ERROR,
-    Way,
     absent,
     measured,
     pictures,
-    ways,
 )
+from segmenter_bench.network_ways import Way, ways
 from segmenter_bench.origins import read_runs
 from segmenter_bench.page import page
 from segmenter_bench.random_weights import random_model
@@ -132,7 +131,7 @@ def test_our_kernels_label_as_pytorch_does(fused_labels: bool) -> None:
     expected = ways(model.config, CPU)[2]
     ours = type(model)(model.config, segmenter_kernels).eval()
     ours.load_state_dict(random_model(model.config).state_dict())
-    way = network_step._kernels("k", ours.to(device, torch.float16), segmenter_kernels, fused_labels, False, "")
+    way = network_ways._kernels("k", ours.to(device, torch.float16), segmenter_kernels, fused_labels, False, "")
     with torch.inference_mode():
         masks, labels = expected.masks(images), expected.call(images)
         error = (way.masks(images).float().cpu() - masks).norm() / masks.norm()

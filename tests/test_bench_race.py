@@ -14,7 +14,7 @@ from segmenter.errors import ConfigError, EngineError
 from segmenter_bench import throughput
 from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, missing, open_entry
 from segmenter_bench.race import Pace, agreement, limit_of, opened, race
-from segmenter_bench.throughput import elsewhere_of
+from segmenter_bench.race_notes import elsewhere_of
 from segmenter_bench.worker import Worker
 from segmenter_engines import ENGINES
 from segmenter_engines.folder import ARTIFACTS, reason_path

@@ -1,9 +1,12 @@
 """Stages of a network: every one is seen, none is counted twice, and labels stay what they were."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +38,17 @@ def test_the_sum_of_stages_is_near_the_whole(run: dict[str, Any]) -> None:
     # counted twice, a stage would add its whole time; ranges themselves cost some of so small a network
     assert run["settings"]["stages_ms"] == pytest.approx(sum(row["ms"] for row in run["rows"]))
     assert all(row["ms"] >= 0.0 for row in run["rows"])
+
+
+def test_the_profilers_marks_stay_out_of_stderr_and_nothing_else_does(capfd: pytest.CaptureFixture[str]) -> None:
+    def run(_: np.ndarray) -> torch.Tensor:
+        # as PyTorch 2.13 does when a profile begins and ends; others' lines are heard
+        os.write(2, b"USDT:2026-11-26 05:28:46 1:1 SyncActivityProfilerHandler.cpp:52] profiler_start\nan error\n")
+        print("a warning", file=sys.stderr)
+        return torch.zeros(1)
+
+    command.measured_stages(run, np.zeros(1), torch.device("cpu"), 2)
+    assert sorted(capfd.readouterr().err.splitlines()) == ["a warning"] * 2 + ["an error"] * 2
 
 
 def test_rows_set_time_beside_the_bound() -> None:

@@ -16,7 +16,7 @@ from segmenter import browse
 from segmenter.browse import Shelf, page
 from segmenter.checkpoint import save_model
 from segmenter.datasets import Sample, open_dataset
-from segmenter.evaluate import evaluate_labels
+from segmenter.evaluation import evaluate_labels
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from tests.browser import Browser

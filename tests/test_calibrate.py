@@ -1,11 +1,21 @@
-"""Histograms that grow, and the ranges each method takes from them."""
+"""Histograms that grow, the ranges each method takes from them, and which images they are made of."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from segmenter.errors import EngineError
+from segmenter.preprocess import normalize
+from segmenter_engines.calibrate import ranges
 from segmenter_engines.formats import FP8, INT8, UINT8
 from segmenter_engines.histogram import Histogram, Range
+from segmenter_engines.manifest import read_manifest
+from segmenter_engines.qdq import linears
+from segmenter_engines.recipe import calibration_images
+from tests.small_engines import pictures
 
 
 def filled(*parts: np.ndarray) -> Histogram:
@@ -80,3 +90,58 @@ def test_numbers_are_those_of_the_kernels() -> None:
     assert INT8.encode(x, 1.0).tolist() == [0, 2, -2, 127, 127, -128]
     assert UINT8.encode(x, 1.0, 10).tolist() == [10, 12, 8, 137, 255, 0]
     assert FP8.encode(torch.tensor([17.0, 19.0, 500.0, -1e9]), 1.0).tolist() == [16.0, 20.0, 448.0, -448.0]
+
+
+def test_ranges_span_what_was_seen(engine_folder):
+    path = engine_folder / "model.fp32.onnx"
+    model = onnx.load(path)
+    names = [layer.activation for layer in linears(model.graph)]
+    preprocess = read_manifest(path).preprocess
+    one, two = ([normalize(picture, preprocess).numpy()] for picture in pictures(2))
+    alone, other, both = (ranges(model, names, batches) for batches in (one, two, one + two))
+    clipped = ranges(model, names, one, "percentile", percentile=99.0)
+    for name in names:
+        assert both[name] == alone[name].union(other[name])
+        assert alone[name].low <= clipped[name].low <= 0.0 <= clipped[name].high <= alone[name].high
+        assert clipped[name].high - clipped[name].low < alone[name].high - alone[name].low
+
+
+@pytest.mark.parametrize("method", ["entropy", "mse"])
+def test_other_methods_clip_what_was_seen(engine_folder, method):
+    path = engine_folder / "model.fp32.onnx"
+    model = onnx.load(path)
+    names = [layer.activation for layer in linears(model.graph)]
+    batches = [normalize(picture, read_manifest(path).preprocess).numpy() for picture in pictures(2)]
+    seen, clipped = ranges(model, names, batches), ranges(model, names, batches, method)
+    for name in names:
+        assert seen[name].low <= clipped[name].low <= 0.0 <= clipped[name].high <= seen[name].high
+    assert any(clipped[name] != seen[name] for name in names)  # this network has few outliers
+
+
+def test_activations_that_are_no_numbers_are_refused(engine_folder):
+    path = engine_folder / "model.fp32.onnx"
+    model = onnx.load(path)
+    names = [layer.activation for layer in linears(model.graph)][:1]
+    batch = np.full((1, 3, 56, 72), np.nan, np.float32)
+    for method in ("minmax", "mse"):
+        with pytest.raises(EngineError, match=rf"activation {names[0]}: values that are no numbers"):
+            ranges(model, names, [batch], method)
+
+
+class Samples(list):
+    classes, palette, ignore, channels = (), (), 255, 3
+
+
+def test_calibration_images_are_spread_or_drawn_by_a_seed():
+    samples = Samples(SimpleNamespace(image=np.full((2, 2, 3), index, np.uint8)) for index in range(10))
+
+    def chosen(count, seed=None):
+        return [int(image[0, 0, 0]) for image in calibration_images(samples, count, (2, 2), seed)]
+
+    assert chosen(4) == [0, 2, 5, 7]
+    assert chosen(20) == list(range(10))
+    assert chosen(4, 1) == chosen(4, 1) != chosen(4, 2)
+    assert len(set(chosen(4, 1))) == 4
+    for arguments, message in (((0,), "0 calibration images"), ((4, -1), "seed -1: wanted 0 or more")):
+        with pytest.raises(EngineError, match=message):
+            chosen(*arguments)

@@ -196,6 +196,17 @@ def test_help_names_every_dataset(name: str, capsys: pytest.CaptureFixture[str])
     assert "{" + ",".join(names) + "}" in re.sub(r"[\s│]", "", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("name", ["evaluate", "sign", "class-map"])
+def test_help_is_no_wider_than_the_terminal(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    assert main([name, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 72] == []
+    assert not any(not (one or two) for one, two in pairwise(lines))  # one empty line between paragraphs
+
+
 def test_help_of_an_option_breaks_its_lines_at_sentences_alone() -> None:
     # tyro keeps the line breaks of a field's docstring
     root, odd = Path(__file__).resolve().parents[1], []

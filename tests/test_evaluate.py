@@ -14,7 +14,7 @@ from segmenter.checkpoint import load_model, save_model
 from segmenter.confusion import confusion_picture
 from segmenter.datasets import Sample, open_dataset
 from segmenter.errors import ConfigError, ImageError
-from segmenter.evaluate import evaluate_labels, require_same_classes, summary
+from segmenter.evaluation import evaluate_labels, require_same_classes, summary
 from segmenter.images import read_image
 from segmenter.inference import Inference, predictor
 from segmenter.metrics import ConfusionMatrix

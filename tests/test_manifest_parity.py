@@ -10,7 +10,7 @@ import pytest
 
 from segmenter_engines.manifest_fields import FieldError, read_fields
 from tests.cpp_build import run
-from tests.hostile import forged_manifests
+from tests.hostile_files import forged_manifests
 from tests.manifest_cases import FACE, GRAPH, HONEST, VALUES, field_cases, json_cases
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from segmenter.datasets import open_dataset
 from segmenter.errors import EngineError, Unavailable
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
-from segmenter_engines import pipeline
+from segmenter_engines import artifacts, pipeline
 from segmenter_engines.export import export
 from segmenter_engines.folder import ARTIFACTS, CHECKPOINT, FP16, FP32, INT8, INT8_TENSORRT, PLANS, reason_path
 from segmenter_engines.manifest import manifest_path, read_manifest
@@ -38,7 +38,7 @@ def checkpoint(tmp_path, tiny_model, picture_root):
 
 @pytest.fixture
 def without_tensorrt(monkeypatch):
-    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
+    monkeypatch.setattr(artifacts, "find_spec", lambda name: None)
 
 
 def command(checkpoint, picture_root, out):
@@ -81,11 +81,11 @@ def test_a_step_that_fails_leaves_its_reason_and_the_others_go_on(checkpoint, tm
     def refuse(*args, **kwargs):
         raise EngineError("no\nluck")
 
-    monkeypatch.setattr(pipeline, "quantize", refuse)
+    monkeypatch.setattr(artifacts, "quantize", refuse)
     folder = tmp_path / "engines"
     fill(checkpoint, folder)
-    absent = pipeline.make_artifacts(folder, 40, 56, [], say=lambda line: None)
-    assert absent[INT8] == pipeline.Absence("no luck", fault=True)
+    absent = artifacts.make_artifacts(folder, 40, 56, [], say=lambda line: None)
+    assert absent[INT8] == artifacts.Absence("no luck", fault=True)
     assert reason_path(folder / INT8).read_text() == "no luck\n"
     assert (folder / FP16).is_file()
     assert not any(absent[name].fault for name in PLANS)
@@ -95,7 +95,7 @@ def test_a_pipeline_that_makes_nothing_fails(checkpoint, picture_root, tmp_path,
     def refuse(*args, **kwargs):
         raise EngineError("no luck")
 
-    monkeypatch.setattr(pipeline, "export", refuse)
+    monkeypatch.setattr(artifacts, "export", refuse)
     assert pipeline.main(command(checkpoint, picture_root, tmp_path / "engines")) == 2
     error = capsys.readouterr().err
     assert f"{FP32} not made: no luck" in error

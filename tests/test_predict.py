@@ -9,6 +9,7 @@ from PIL import Image
 
 from segmenter import predict
 from segmenter.errors import ConfigError, DataError
+from segmenter.image_paths import find_images
 from segmenter.images import read_image, read_labels
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
@@ -92,7 +93,7 @@ def test_predict_names_bad_images_and_goes_on(
 def test_predict_usage_errors(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: holds no images"):
-        predict.find_images(tmp_path / "empty")
+        find_images(tmp_path / "empty")
     for images, message in (("empty", "holds no images"), ("nowhere", "no such file or folder")):
         arguments = [
             "--checkpoint",
@@ -107,7 +108,7 @@ def test_predict_usage_errors(checkpoint: Path, tmp_path: Path, capsys: pytest.C
     for name in ("twin.png", "twin.jpg"):
         Image.new("RGB", (20, 20)).save(tmp_path / "empty" / name)
     with pytest.raises(ConfigError, match=r"twin\.png and twin\.jpg would both become twin\.png"):
-        predict.find_images(tmp_path / "empty")
+        find_images(tmp_path / "empty")
     (tmp_path / "empty" / "twin.jpg").unlink()
     arguments = ["--checkpoint", str(checkpoint), "--images", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]
     assert predict.main([*arguments, "--alpha", "2"]) == 2

@@ -168,7 +168,7 @@ def test_a_short_run_wins_back_what_a_coarse_setting_lost(learnt, tmp_path, caps
     assert set(ours) == set(theirs)
     for name, layer in ours.items():
         assert (layer.scale, layer.zero) == pytest.approx((theirs[name].scale, theirs[name].zero))
-    from segmenter.evaluate import evaluate_labels
+    from segmenter.evaluation import evaluate_labels
     from segmenter_engines import open_session
 
     with open_session(tmp_path / "int8.onnx", "onnxruntime", threads=1) as session:

@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,13 +12,11 @@ import torch
 from segmenter.datasets import Sample
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
-from segmenter_engines.calibrate import ranges
 from segmenter_engines.export import export
 from segmenter_engines.judge import Judge
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qdq import linears, quantised_layers
 from segmenter_engines.quantize import quantize
-from segmenter_engines.recipe import calibration_images
 from segmenter_engines.widen import widened
 from tests.networks import CLASSES, small_network
 from tests.small_engines import H, W, network, pictures
@@ -180,42 +177,6 @@ class Labelled:
         return Sample(self.images[index], np.zeros((H, W), np.uint8), f"picture {index}")
 
 
-def test_ranges_span_what_was_seen(engine_folder):
-    path = engine_folder / "model.fp32.onnx"
-    model = onnx.load(path)
-    names = [layer.activation for layer in linears(model.graph)]
-    preprocess = read_manifest(path).preprocess
-    one, two = ([normalize(picture, preprocess).numpy()] for picture in pictures(2))
-    alone, other, both = (ranges(model, names, batches) for batches in (one, two, one + two))
-    clipped = ranges(model, names, one, "percentile", percentile=99.0)
-    for name in names:
-        assert both[name] == alone[name].union(other[name])
-        assert alone[name].low <= clipped[name].low <= 0.0 <= clipped[name].high <= alone[name].high
-        assert clipped[name].high - clipped[name].low < alone[name].high - alone[name].low
-
-
-@pytest.mark.parametrize("method", ["entropy", "mse"])
-def test_other_methods_clip_what_was_seen(engine_folder, method):
-    path = engine_folder / "model.fp32.onnx"
-    model = onnx.load(path)
-    names = [layer.activation for layer in linears(model.graph)]
-    batches = [normalize(picture, read_manifest(path).preprocess).numpy() for picture in pictures(2)]
-    seen, clipped = ranges(model, names, batches), ranges(model, names, batches, method)
-    for name in names:
-        assert seen[name].low <= clipped[name].low <= 0.0 <= clipped[name].high <= seen[name].high
-    assert any(clipped[name] != seen[name] for name in names)  # this network has few outliers
-
-
-def test_activations_that_are_no_numbers_are_refused(engine_folder):
-    path = engine_folder / "model.fp32.onnx"
-    model = onnx.load(path)
-    names = [layer.activation for layer in linears(model.graph)][:1]
-    batch = np.full((1, 3, 56, 72), np.nan, np.float32)
-    for method in ("minmax", "mse"):
-        with pytest.raises(EngineError, match=rf"activation {names[0]}: values that are no numbers"):
-            ranges(model, names, [batch], method)
-
-
 def test_fp8_graphs_hold_e4m3_and_run_as_they_are(engine_folder, tmp_path):
     path = tmp_path / "m.fp8.onnx"
     manifest = quantize(engine_folder / "model.fp16.onnx", path, pictures(2, seed=1), precision="fp8", threads=1)
@@ -277,25 +238,6 @@ def test_a_widened_graph_keeps_the_rounded_weights(engine_folder):
         values = onnx.numpy_helper.to_array(tensor)
         np.testing.assert_array_equal(values, onnx.numpy_helper.to_array(names[tensor.name]).astype(values.dtype))
     onnx.checker.check_model(wide, full_check=True)
-
-
-class Samples(list):
-    classes, palette, ignore, channels = (), (), 255, 3
-
-
-def test_calibration_images_are_spread_or_drawn_by_a_seed():
-    samples = Samples(SimpleNamespace(image=np.full((2, 2, 3), index, np.uint8)) for index in range(10))
-
-    def chosen(count, seed=None):
-        return [int(image[0, 0, 0]) for image in calibration_images(samples, count, (2, 2), seed)]
-
-    assert chosen(4) == [0, 2, 5, 7]
-    assert chosen(20) == list(range(10))
-    assert chosen(4, 1) == chosen(4, 1) != chosen(4, 2)
-    assert len(set(chosen(4, 1))) == 4
-    for arguments, message in (((0,), "0 calibration images"), ((4, -1), "seed -1: wanted 0 or more")):
-        with pytest.raises(EngineError, match=message):
-            chosen(*arguments)
 
 
 def test_graphs_with_plugins_are_refused(engine_folder, tmp_path):

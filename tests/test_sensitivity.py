@@ -11,12 +11,13 @@ from segmenter.errors import ConfigError, EngineError
 from segmenter_engines import quantize as quantize_command
 from segmenter_engines import sensitivity as sensitivity_command
 from segmenter_engines.judge import Judge, Score
+from segmenter_engines.layer_costs import costs, groups
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.mixed import fewest, search
 from segmenter_engines.qdq import layer_name, linears, quantised_layers
 from segmenter_engines.quantize import quantize
 from segmenter_engines.recipe import Recipe, calibrated
-from segmenter_engines.sensitivity import costs, groups, report
+from segmenter_engines.sensitivity import report
 from tests.networks import CLASSES
 from tests.small_engines import pictures
 from tests.test_verify import Pictures

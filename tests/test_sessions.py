@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from segmenter.cpu import int8_saturates
-from segmenter.errors import EngineError, Unavailable
+from segmenter.errors import CheckpointError, EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
 from segmenter_engines.cut import cut
@@ -193,27 +193,24 @@ def test_images_an_engine_does_not_take_are_named(engine_folder, images, message
         session(images)
 
 
-@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino"])
-def test_a_closed_session_and_what_only_plans_do(engine_folder, engine):
-    path = engine_folder / ("checkpoint" if engine == "eager" else "model.fp32.onnx")
-    with open_session(path, engine, threads=1) as session:
-        for call in (session.stream, session.run_device):
-            with pytest.raises(Unavailable, match=rf"{engine}-fp32, small: {call.__name__} is for plans.*; call"):
-                call(pictures(1))
-        x = session._normalize(pictures(1))
-    for call in (session, session.logits, session.confidence, lambda _: session.masks(x)):
-        with pytest.raises(EngineError, match=f"{engine}-fp32, small: this session is closed; open it again"):
-            call(pictures(1))
-    with pytest.raises(EngineError, match="this session is closed"):
-        session(pictures(1)[:, :5])  # a size it never took is not what is wrong now
-
-
-def test_an_engine_folder_names_what_can_be_opened_in_it(engine_folder):
+def test_an_engine_folder_names_what_can_be_opened_in_it(engine_folder, tmp_path):
     graphs = r"model\.fp16\.onnx, model\.fp32\.onnx, model\.int8-trt\.onnx, model\.int8\.onnx"
-    with pytest.raises(EngineError, match=f"cannot open it; .*; in it, openvino can open {graphs}"):
-        open_session(engine_folder, "openvino")
-    with pytest.raises(EngineError, match=r"for eager or compiled or triton$"):
-        open_session(engine_folder, "tensorrt")  # whose plans these are not
+    wanted = (
+        r": no checkpoint; wanted a checkpoint folder \(config\.json and model\.safetensors, or .*\), or a file of an"
+        r" engine folder \(\.onnx or \.plan, its manifest beside it\); "
+    )
+    for engine, found in (
+        (None, f"engines can open checkpoint, {graphs}"),
+        ("openvino", f"openvino can open {graphs}"),
+    ):
+        with pytest.raises(EngineError, match=f"{wanted}in it, {found}$"):
+            open_session(engine_folder, engine)
+    for folder, engine in ((engine_folder, "tensorrt"), (tmp_path, None)):  # no plan in the one, nothing in the other
+        with pytest.raises(EngineError, match=f"{wanted}make one with `segmenter pipeline`$"):
+            open_session(folder, engine)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json: "):  # a checkpoint, if a damaged one
+        open_session(tmp_path)
     with pytest.raises(EngineError, match=r"for eager or compiled or triton$"):
         open_session(engine_folder / "checkpoint", "openvino")
 

@@ -11,7 +11,7 @@ from segmenter_engines import open_session
 from segmenter_engines import sign as sign_command
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import manifest_path, read_manifest
-from segmenter_engines.sign import require_signature, sign, signature_path
+from segmenter_engines.signature import require_signature, sign, signature_path
 
 pytest.importorskip("cryptography", reason="the extra `signing` is not installed")
 

@@ -21,6 +21,7 @@ from segmenter.cli import run
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter.model import Segmenter
+from segmenter.option import ANY_CHECKPOINT
 from segmenter_engines.graph import OUTPUTS, Graph, Span, is_range
 from segmenter_engines.graph_file import write_graph
 from segmenter_engines.manifest import (
@@ -192,8 +193,7 @@ def _source(checkpoint: Path | str | Segmenter) -> str:
 class Options:
     """Export a checkpoint to ONNX."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, tyro.conf.Positional, ANY_CHECKPOINT]
     out: Path
     """The .onnx file to write; its manifest goes beside it."""
     height: int | tuple[int, int, int] | None = None
@@ -209,7 +209,7 @@ class Options:
     outputs: tuple[Literal["labels", "masks", "logits", "confidence"], ...] = ("labels", "masks")
     """What the graph gives: labels and class masks always; logits and the winner's probability at full resolution."""
     lowering: Literal["native", "plugin"] = "native"
-    """Standard ONNX ops (native), or Segmenter* nodes for a runtime with plugins (plugin)."""
+    """Standard ONNX ops (native), or Segmenter* nodes, which our plugins for TensorRT run (plugin)."""
 
 
 def export_checkpoint(options: Options) -> int:

@@ -10,7 +10,7 @@ from segmenter.errors import EngineError
 from segmenter.files import atomic_path
 from segmenter_engines.layer_report import page_path, report_path
 from segmenter_engines.manifest import Manifest, manifest_path, read_manifest, require_checkpoint, vouched
-from segmenter_engines.sign import signature_path
+from segmenter_engines.signature import signature_path
 
 CHECKPOINT = "checkpoint"
 FP32, FP16 = "model.fp32.onnx", "model.fp16.onnx"

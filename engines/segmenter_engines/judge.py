@@ -13,7 +13,7 @@ from segmenter.cores import usable_cores
 from segmenter.datasets import SegmentationDataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.errors import EngineError
-from segmenter.evaluate import require_same_classes
+from segmenter.evaluation import require_same_classes
 from segmenter.metrics import ConfusionMatrix
 from segmenter.preprocess import normalize
 from segmenter_engines.cut import cut

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segmenter_engines.label import Labeller, attempt
+from segmenter_engines.labeller import Labeller, attempt
 
 Where = tuple[Path, str, str, str | None, int | None]  # what `Labeller` is made of
 _NAMES = 16  # a batch

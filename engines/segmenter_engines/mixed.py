@@ -7,9 +7,9 @@ from typing import Any
 
 from segmenter.errors import EngineError
 from segmenter_engines.judge import Judge
+from segmenter_engines.layer_costs import Cost, costs
 from segmenter_engines.qdq import layer_name
 from segmenter_engines.recipe import Calibrated
-from segmenter_engines.sensitivity import Cost, costs
 
 RANKING_IMAGES = 4  # SQNR is a mean over thousands of patches of each
 

@@ -5,14 +5,12 @@ graph that cannot be made, opened or run is one, and so is a folder in which not
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from segmenter.checkpoint import load_model, save_model
@@ -21,10 +19,10 @@ from segmenter.config import SegmenterConfig
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
-from segmenter.evaluate import require_same_classes
-from segmenter_engines.build import build
+from segmenter.evaluation import require_same_classes
+from segmenter.option import ANY_CHECKPOINT
+from segmenter_engines.artifacts import PLAN_ENGINE, make_artifacts
 from segmenter_engines.calibrate import Method
-from segmenter_engines.export import export
 from segmenter_engines.folder import (
     ARTIFACTS,
     CHECKPOINT,
@@ -38,18 +36,13 @@ from segmenter_engines.folder import (
     PLANS,
     clear,
     manifests,
-    write_reason,
 )
 from segmenter_engines.limits import IMAGES
-from segmenter_engines.quantize import quantize
 from segmenter_engines.recipe import calibration_images
 from segmenter_engines.sessions import Session, open_engine
-from segmenter_engines.tensorrt_api import ENGINES
 from segmenter_engines.verdict import record
 from segmenter_engines.verified import carry
 from segmenter_engines.verify import Judged, at_size_of, judge, open_as_shipped, verify
-
-ENGINE = "tensorrt-rtx"  # of the plans
 
 # what is verified where; a plan without a GPU is vouched for by the graph it was built from, in ONNX Runtime
 VERIFIED = (
@@ -59,60 +52,11 @@ VERIFIED = (
     (INT8, "openvino", None),
     (FP16, "onnxruntime", None),
     (INT8_TENSORRT, "onnxruntime", None),
-    (PLAN_FP16, ENGINE, None),
-    (PLAN_INT8, ENGINE, None),
+    (PLAN_FP16, PLAN_ENGINE, None),
+    (PLAN_INT8, PLAN_ENGINE, None),
 )
 # what each int8 engine must be faster than, in the same runtime: what one would ship instead
 RIVALS = {INT8: FP32, PLAN_INT8: PLAN_FP16}
-
-
-def make_artifacts(
-    folder: Path,
-    height: int,
-    width: int,
-    images: Sequence[np.ndarray],
-    *,
-    method: Method = "minmax",
-    threads: int | None = None,
-    say: Callable[[str], None] = print,
-) -> dict[str, "Absence"]:
-    """Make every artifact from `folder/checkpoint`; returns why, for each that could not be made.
-
-    images: calibration images, uint8 RGB [height, width, 3]. Older artifacts are removed first. A reason also goes into
-    the artifact's `.reason.txt`.
-    """
-    clear(folder)
-    checkpoint = folder / CHECKPOINT
-
-    def plan(source: str) -> Callable[[Path], object]:
-        return lambda out: build(folder / source, out)
-
-    steps: dict[str, Callable[[Path], object]] = {
-        FP32: lambda out: export(checkpoint, out, height=height, width=width),
-        INT8: lambda out: quantize(folder / FP32, out, images, method=method, threads=threads),
-        FP16: lambda out: export(checkpoint, out, height=height, width=width, precision="fp16"),
-        INT8_TENSORRT: lambda out: quantize(
-            folder / FP16, out, images, target="tensorrt", method=method, threads=threads
-        ),
-        PLAN_FP16: plan(FP16),
-        PLAN_INT8: plan(INT8_TENSORRT),
-    }
-    absent: dict[str, Absence] = {}
-    for name in ARTIFACTS:
-        say(f"making {name}")
-        absence = _missing(name, absent) or _attempt(steps[name], folder / name)
-        if absence is not None:
-            absent[name] = absence
-            write_reason(folder / name, absence.reason)
-    return absent
-
-
-@dataclass(frozen=True)
-class Absence:
-    """Why an artifact is not there, in one line, and whether it ought to be."""
-
-    reason: str
-    fault: bool
 
 
 def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | None = None) -> tuple[str, ...]:
@@ -161,32 +105,11 @@ def _rival(folder: Path, name: str, engine: str, threads: int | None, stack: Exi
     return stack.enter_context(open_engine(rival, engine, threads=threads)) if rival.is_file() else None
 
 
-def _missing(name: str, absent: Mapping[str, Absence]) -> Absence | None:
-    if name in PLANS and find_spec(ENGINES[ENGINE].module) is None:
-        return Absence(
-            f"the package {ENGINES[ENGINE].module} is not installed; pip install 'segmenter-trt[{ENGINE}]'", fault=False
-        )
-    parent = MADE_OF.get(name, "")
-    if parent in absent:
-        return Absence(f"{parent}, which it is made of, could not be made", fault=False)  # said once, of that one
-    return None
-
-
-def _attempt(make: Callable[[Path], object], out: Path) -> Absence | None:
-    try:
-        make(out)
-    except SegmenterError as error:
-        fault = out.name not in PLANS and not isinstance(error, Unavailable)
-        return Absence(" ".join(str(error).split()), fault)
-    return None
-
-
 @dataclass(frozen=True)
 class Options:
     """Take a checkpoint through every engine: export, quantise, build, verify; exits with 2 where one fails."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint folder, or an official checkpoint.pth beside its variant.yml."""
+    checkpoint: Annotated[Path, tyro.conf.Positional, ANY_CHECKPOINT]
     out: Path
     """Engine folder to fill."""
     dataset: Annotated[str, DATASET]
@@ -200,7 +123,7 @@ class Options:
     images: int = 32
     """Number of calibration images."""
     method: Method = "minmax"
-    """How activation ranges are found."""
+    """How activation ranges are found; `segmenter quantize --help` says how each does."""
     verify_images: int = IMAGES
     """Number of verification images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
     threads: int | None = None

@@ -30,7 +30,7 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.device import pick_device
 from segmenter.errors import EngineError
-from segmenter.evaluate import evaluate_labels, require_same_classes
+from segmenter.evaluation import evaluate_labels, require_same_classes
 from segmenter.files import require_writable
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
@@ -67,7 +67,7 @@ class Options:
     lr: float = 1e-5
     """AdamW's first learning rate; it falls to 0."""
     augment: str = "mild"
-    """What the network sees of each image: paper, mild, flip or none."""
+    """How training images are changed at random: paper, mild, flip or none, as of `segmenter train`."""
     loss_stride: int | None = None
     """Compute the loss on every n-th pixel, along both sides; half a patch when left out."""
     judge_images: int = 32
@@ -75,6 +75,7 @@ class Options:
     workers: int | None = None
     """Processes that load images; default one a spare core."""
     seed: int = 0
+    """Seed of the order of images and of their changes."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
 

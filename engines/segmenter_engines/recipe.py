@@ -35,12 +35,12 @@ class Recipe:
     """int8, or fp8 (E4M3) for TensorRT."""
     target: Target | None = None
     """cpu: ONNX Runtime and OpenVINO, of an fp32 graph. tensorrt: TensorRT and TensorRT-RTX, of an fp16 or bf16 one.
-    What the graph is for when left out."""
+    Left out, the one that takes the graph's precision."""
     method: Method = "minmax"
-    """How ranges are found: everything seen (minmax), or with tails clipped.
-    At a percentile of all values, where the distribution changes least (entropy), or where the error is least (mse)."""
+    """How ranges of activations are found: all that was seen (minmax), or their tails cut by one of the others.
+    percentile cuts at --percentile, entropy where the distribution changes least, mse where the error is least."""
     percentile: float = 99.99
-    """Where the percentile method clips."""
+    """Where --method percentile cuts the tails, in per cent of all values."""
     smoothing: float = SMOOTHING
     """How much of the outlier channels' range moves into the weights, 0 to 1."""
     exclude: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted, fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError, Unavailable, VerificationError
-from segmenter.evaluate import evaluate_labels, require_same_classes
+from segmenter.evaluation import evaluate_labels, require_same_classes
 from segmenter.files import atomic_path
 from segmenter.metrics import ConfusionMatrix
 from segmenter.option import one_of
@@ -27,7 +27,7 @@ from segmenter_engines.limits import IMAGES, Limit, limit_of, require_drop
 from segmenter_engines.manifest import manifest_path, read_manifest, require_checkpoint
 from segmenter_engines.sampling import drop_error
 from segmenter_engines.sessions import ENGINES, Session, open_engine
-from segmenter_engines.sign import require_signature, signature_path
+from segmenter_engines.signature import require_signature, signature_path
 from segmenter_engines.trade import time_trade
 from segmenter_engines.verdict import Verdict, record
 from segmenter_engines.verified import carry
@@ -189,7 +189,8 @@ def open_as_shipped(path: Path, engine: str | None, threads: int | None, precisi
 class Options:
     """Compare an engine with PyTorch on labelled images; exits with 2 past the limit of its precision.
 
-    Both get each image at the engine's size, its own sides let go: of other images mIoU is not that of `evaluate`.
+    Both get each image resized to the engine's size, whatever its sides: where it has others, mIoU is not that of
+    `evaluate`.
     """
 
     artifact: Annotated[Path, tyro.conf.Positional]
@@ -209,11 +210,11 @@ class Options:
     precision: str | None = None
     """Precision of the floating-point layers, for engines that offer a choice: fp32 or bf16 for openvino."""
     rival: Path | None = None
-    """The floating-point .onnx or .plan an 8-bit one was made from: times both; slower than 1.05x is told."""
+    """The floating-point .onnx or .plan an 8-bit one was made from: times both, and says where it gains below 5 %."""
     max_drop: float | None = None
     """mIoU that may be lost (0 to 1), instead of the precision's limit."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; all cores when left out."""
     out: Path | None = None
     """JSON file to write the verdict to; it also goes into the manifest, which has to be signed again then."""
     require_signature: Path | None = None

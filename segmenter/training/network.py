@@ -10,7 +10,7 @@ from segmenter.checkpoint import load_model, load_weights
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig, variant, whole_patches
 from segmenter.datasets import SegmentationDataset
 from segmenter.errors import ConfigError
-from segmenter.evaluate import different_class
+from segmenter.evaluation import different_class
 from segmenter.model import Segmenter
 from segmenter.training.options import NetworkOptions
 from segmenter.vit import widen_projection

@@ -1,4 +1,4 @@
-"""Every option of training and its default, grouped; the command line is made from these."""
+"""Every option of training and of probing and its default; the command lines are made from these."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -59,6 +59,7 @@ class OptimizerOptions:
     """Optimiser and learning rates; the defaults are the paper's."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
     lr: float = 1e-3
     """Learning rate; of the decoder alone where --backbone-lr is given."""
     backbone_lr: float | None = None
@@ -74,7 +75,7 @@ class OptimizerOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averages of gradients and of their squares."""
     weight_decay: float = 0.0
-    """Never applied to biases, norms, position embeddings and tokens."""
+    """Decay of weights; never of biases, norms, position embeddings and tokens."""
     layer_decay: float = 1.0
     """What each encoder block's learning rate is of that of the block after it, such as 0.75; 1 for the same."""
     ema: float = 0.0
@@ -85,7 +86,7 @@ class OptimizerOptions:
     freeze_encoder_blocks: int = 0
     """Leading encoder blocks (and what comes before them) that do not learn; all blocks: the whole encoder."""
     freeze_for: float = 1.0
-    """Share of the run for which they do not learn."""
+    """Share of the run for which the blocks of --freeze-encoder-blocks do not learn."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision; auto is bf16 where the device computes in it, off elsewhere."""
     loss_stride: int = 1
@@ -101,19 +102,21 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """What the network sees of each image: by a set, paper, mild (keeps hues, never shrinks), flip or none."""
+    """What the network sees of each image: crops, changed at random."""
 
     augment: Literal["paper", "mild", "flip", "none"] = "paper"
+    """Which changes: those of the paper (scales of 0.5 to 2, mirroring, colours), or fewer.
+    mild has scales of 1 to 1.8, mirroring and contrast; flip mirrors alone."""
     crop: tuple[int, int] | None = None
     """Height and width of training crops; default the network's image size.
     For a network of your own that is 16 patches a side, and where none is named the paper's 512."""
     scale: tuple[float, float] | None = None
-    """Smallest and largest random scale, 1 being where the image just covers the crop; default the set's."""
+    """Smallest and largest random scale, 1 being where the image just covers the crop; default that of --augment."""
     short_side: int | None = None
-    """Pixels of the shorter side at a scale of 1, in place of that.
+    """Pixels of the shorter side at a scale of 1; left out, the image just covers the crop there.
     The paper's are 512 (640 for Seg-L) for ADE20K, 520 for Pascal Context and 1024 for Cityscapes."""
     long_ratio: float | None = None
-    """The longer side has at most so many times the shorter side's pixels; default the set's, 4.
+    """The longer side has at most so many times the shorter side's pixels; default 4.
     That is the paper's for ADE20K; it has 8 for Pascal Context and 2 for Cityscapes."""
 
     def __post_init__(self) -> None:
@@ -138,7 +141,7 @@ class LengthOptions:
     epochs: float | None = None
     """Passes over the training images; 64 when no other end is given."""
     max_minutes: float | None = None
-    """Minutes, evaluations on the way included, the last one not. Survives a resume."""
+    """Minutes in all, evaluations on the way included, the last one not; those of before a resume count."""
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "--batch", self.batch, "at least 1 image")
@@ -214,9 +217,10 @@ class TrainOptions:
     recipe: str | None = None
     """Result row to train as, such as ade20k-seg-b-mask-16 (`segmenter recipes` lists them); options beside it win."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """Where --out holds a run: auto goes on if the options agree, always even if others than the network's differ.
-    With never, it is deleted and the run starts over."""
+    """Where --out holds a run: auto goes on if the options agree, always even if they differ, but for the network's.
+    With never, that run is deleted and this one starts over."""
     seed: int = 0
+    """Seed of all that is random: weights, the order of images and their changes."""
     limit: int = 0
     """Use so many images of each split only; 0 for all."""
     network: NetworkOptions = field(default_factory=NetworkOptions)
@@ -236,6 +240,44 @@ class TrainOptions:
         for group in groups:
             flat.update(asdict(group))
         return {key: _plain(value) for key, value in flat.items()}
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Fit a checkpoint's decoder on its frozen encoder, whose tokens are computed once."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint to start from; `segmenter pretrained` makes one of ViT weights."""
+    out: Path
+    """Checkpoint folder to write."""
+    dataset: Annotated[str, DATASET]
+    """The labelled images to fit on."""
+    data: Path | None = None
+    """The dataset's folder; shapes needs none."""
+    limit: int = 0
+    """Use so many training images only; 0 for all. Their tokens are held in memory."""
+    steps: int = 1500
+    """Updates of the decoder."""
+    batch: int = 8
+    """Images an update."""
+    lr: float = 1e-2
+    """AdamW's first learning rate; 1e-2 suits a linear decoder, 1e-3 a mask transformer."""
+    weight_decay: float = 1e-2
+    """Of the decoder's weights."""
+    loss_stride: int | None = None
+    """Compute the loss on every n-th pixel, along both sides; half a patch when left out."""
+    class_weights: bool = False
+    """Weight classes by the inverse square root of their frequency."""
+    seed: int = 0
+    """Seed of the images drawn for each update."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        for option, value in (("--steps", self.steps), ("--batch", self.batch)):
+            require(value >= 1, option, value, "at least 1")
+        require(0 < self.lr < math.inf, "--lr", self.lr, "more than 0")
+        require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
 
 
 def require(holds: bool, option: str, value: object, wanted: str) -> None:

@@ -20,19 +20,19 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.decoder import LinearDecoder
 from segmenter.device import pick_device
-from segmenter.evaluate import evaluate_labels, require_labelled, require_same_classes
+from segmenter.evaluation import evaluate_labels, require_labelled, require_same_classes
 from segmenter.files import require_writable
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
-from segmenter.probe import Options
 from segmenter.training.loss import class_weights, finite_weights, require_finite, require_stride, segmentation_loss
 from segmenter.training.network import widened
 from segmenter.training.optimizer import autocast_type
+from segmenter.training.options import ProbeOptions
 from segmenter.training.schedule import Schedule
 
 
-def run_probe(options: Options) -> int:
+def run_probe(options: ProbeOptions) -> int:
     """The command's work.
 
     Raises ConfigError for impossible options or when the loss stops being a number, and what checkpoints and datasets
@@ -106,7 +106,7 @@ def standardize(model: Segmenter, tokens: Tensor) -> None:
     norm.weight.div_(deviation)
 
 
-def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: Options, device: torch.device) -> float:
+def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: ProbeOptions, device: torch.device) -> float:
     """Train the decoder on tokens [S, h w, C] and labels [S, H, W]; returns the mean loss of the last tenth.
 
     Raises ConfigError when the loss, or in the end a weight, is no longer a number.
@@ -140,5 +140,5 @@ def fit_decoder(model: Segmenter, tokens: Tensor, labels: Tensor, options: Optio
     return sum(last) / len(last)
 
 
-def _stride(options: Options, model: Segmenter) -> int:
+def _stride(options: ProbeOptions, model: Segmenter) -> int:
     return options.loss_stride or model.config.encoder.patch_size // 2

@@ -11,7 +11,7 @@ import torch
 from segmenter.checkpoint import CONFIG_NAME, read_config
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.errors import ConfigError, SegmenterError
-from segmenter.evaluate import evaluate_labels, require_labelled, summary
+from segmenter.evaluation import evaluate_labels, require_labelled, summary
 from segmenter.inference import Inference, predictor
 from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from segmenter import load_model
 from segmenter.config import SegmenterConfig
 from segmenter.datasets import Subset, open_dataset
-from segmenter.evaluate import evaluate_labels
+from segmenter.evaluation import evaluate_labels
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
 from segmenter.ranks import Ranks

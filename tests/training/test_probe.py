@@ -7,7 +7,8 @@ import torch
 from segmenter import load_model
 from segmenter.checkpoint import save_model
 from segmenter.datasets import open_dataset
-from segmenter.probe import Options, main
+from segmenter.probe import main
+from segmenter.training.options import ProbeOptions
 from segmenter.training.probe import encode, fit_decoder, standardize
 from tests.networks import small_network
 
@@ -36,7 +37,7 @@ def test_only_the_decoder_learns_and_it_does(tmp_path, picture_root, decoder):
     assert tokens.shape == (3, 3 * 4, 64)
     assert labels.shape == (3, 40, 56)
     before = copy.deepcopy(model.encoder.state_dict())
-    options = Options(tmp_path, tmp_path, "folder", batch=3, lr=1e-2 if decoder == "linear" else 1e-3)
+    options = ProbeOptions(tmp_path, tmp_path, "folder", batch=3, lr=1e-2 if decoder == "linear" else 1e-3)
     first, last = (fit_decoder(model, tokens, labels, replaced, torch.device("cpu")) for replaced in steps(options))
     assert last < 0.7 * first
     for name, value in model.encoder.state_dict().items():

@@ -5,10 +5,12 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from segmenter.checkpoint import CONFIG_NAME, OFFICIAL_NAME, VARIANT_NAME, WEIGHTS_NAME
 from segmenter.cores import usable_cores
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.session import Mode, Session, Spec
+from segmenter_engines.sessions.session import Mode, Session
+from segmenter_engines.sessions.spec import Spec
 from segmenter_engines.verified import unverified
 
 __all__ = ["ENGINES", "Session", "Spec", "open_engine", "open_session"]
@@ -39,13 +41,13 @@ def open_session(
 
     path, engine, threads, precision, mode: as of `open_engine`. require_verified: refuse instead of warning. A
     checkpoint is what engines are verified against, and needs no verdict. require_signature: a public Ed25519 key (PEM)
-    that the artifact's manifest must be signed for, see `segmenter_engines.sign`.
+    that the artifact's manifest must be signed for, see `segmenter_engines.signature`.
     Raises EngineError as `open_engine` does, and when what is required is not there.
     """
     path = Path(path)
     if require_signature is not None:
         # here, for the package it needs is an extra
-        from segmenter_engines.sign import require_signature as require
+        from segmenter_engines.signature import require_signature as require
 
         require(path, Path(require_signature))
     session = open_engine(path, engine, threads=threads, precision=precision, mode=mode)
@@ -78,9 +80,15 @@ def open_engine(
     """
     path = Path(path)
     choices = _choices(path)
-    engine = engine or choices[0]
-    if engine not in ENGINES:
+    if engine is not None and engine not in ENGINES:
         raise EngineError(f"engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
+    if not choices:
+        raise EngineError(
+            f"{path}: no checkpoint; wanted a checkpoint folder ({CONFIG_NAME} and {WEIGHTS_NAME}, or an official"
+            f" {OFFICIAL_NAME} and its {VARIANT_NAME}), or a file of an engine folder (.onnx or .plan, its manifest"
+            f" beside it){_in_folder(path, engine) or '; make one with `segmenter pipeline`'}"
+        )
+    engine = engine or choices[0]
     if engine not in choices:
         raise EngineError(
             f"{path}: engine {engine} cannot open it; it is for {' or '.join(choices)}{_in_folder(path, engine)}"
@@ -102,24 +110,28 @@ def open_engine(
 
 
 def _choices(path: Path) -> tuple[str, ...]:
+    """The engines that open an artifact, the first one unasked; none for a folder that is no checkpoint."""
     if path.suffix == ".onnx":
         return ("onnxruntime", "openvino")
     if path.suffix == ".plan":
         return (read_manifest(path, check_hash=False).engine,)
     if _is_checkpoint(path):
         return ("eager", "compiled", "triton")
+    if path.is_dir():
+        return ()
     raise EngineError(f"{path}: no such artifact; wanted a checkpoint folder, an .onnx or a .plan")
 
 
-def _in_folder(path: Path, engine: str) -> str:
-    """Advice for who names an engine folder: its artifacts that an engine may open."""
+def _in_folder(path: Path, engine: str | None) -> str:
+    """Advice for who names an engine folder: what in it an engine, or any, may open."""
     found = []
     for artifact in sorted(path.iterdir()) if path.is_dir() else ():
         with suppress(EngineError):  # what is no artifact, or a damaged one
-            if artifact.is_file() and engine in _choices(artifact):
+            choices = _choices(artifact)
+            if choices if engine is None else engine in choices:
                 found.append(artifact.name)
-    return f"; in it, {engine} can open {', '.join(found)}" if found else ""
+    return f"; in it, {engine or 'engines'} can open {', '.join(found)}" if found else ""
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".pth"
+    return path.suffix == ".pth" or any((path / name).exists() for name in (CONFIG_NAME, WEIGHTS_NAME, OFFICIAL_NAME))

@@ -13,7 +13,8 @@ from segmenter.errors import EngineError
 from segmenter_engines.cut import cut
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.graph_input import require_promised_input
-from segmenter_engines.sessions.session import Mode, Session, Spec
+from segmenter_engines.sessions.session import Mode, Session
+from segmenter_engines.sessions.spec import Spec
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
@@ -50,7 +51,7 @@ class OnnxRuntimeSession(Session):
         graph = onnx.load(path)
         cut(graph.graph, self._outputs)
         try:
-            self._session = onnxruntime.InferenceSession(
+            self._session: Any = onnxruntime.InferenceSession(
                 graph.SerializeToString(),
                 session_options(1 if self._workers else threads),
                 providers=["CPUExecutionProvider"],
@@ -75,6 +76,7 @@ class OnnxRuntimeSession(Session):
         super().close()
         if self._workers is not None:
             self._workers.shutdown()
+        self._session = None
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"onnxruntime {onnxruntime.__version__}"}

@@ -12,7 +12,8 @@ from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.graph_input import require_promised_input
-from segmenter_engines.sessions.session import Mode, Session, Spec
+from segmenter_engines.sessions.session import Mode, Session
+from segmenter_engines.sessions.spec import Spec
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _lock = Lock()
@@ -80,8 +81,8 @@ class OpenVinoSession(Session):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._request = compiled.create_infer_request()
-        self._queue = openvino.AsyncInferQueue(compiled) if mode == "throughput" else None
+        self._request: Any = compiled.create_infer_request()
+        self._queue: Any = openvino.AsyncInferQueue(compiled) if mode == "throughput" else None
 
     @property
     def name(self) -> str:
@@ -108,6 +109,11 @@ class OpenVinoSession(Session):
         finally:
             queue.wait_all()  # also where one cannot be started: the others read the images, which go with this call
         return np.concatenate(rows)
+
+    def close(self) -> None:
+        super().close()
+        # what was compiled goes with the last of these
+        self._request = self._queue = None
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"openvino {self._version}", "floats": self._floats}

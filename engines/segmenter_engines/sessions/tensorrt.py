@@ -19,7 +19,8 @@ from segmenter_engines.sessions.device.array import DeviceArray, view_of
 from segmenter_engines.sessions.lane import Lane
 from segmenter_engines.sessions.plan import INPUT, acquire, release
 from segmenter_engines.sessions.runner import Runner
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Session
+from segmenter_engines.sessions.spec import Spec
 from segmenter_engines.tensorrt_api import product
 
 OLDEST = (8, 0)  # compute capability of the first GPUs plans are built for

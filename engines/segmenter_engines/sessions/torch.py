@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from segmenter import load_model
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Session
+from segmenter_engines.sessions.spec import Spec
 
 
 class EagerSession(Session):
@@ -17,7 +18,7 @@ class EagerSession(Session):
     engine = "eager"
 
     def __init__(self, path: Path, threads: int, precision: str | None = None) -> None:
-        self._model = load_model(path)
+        self._model: Any = load_model(path)
         super().__init__(Spec.of_config(self._model.config), threads)
         self._refuse(precision)
         self._network: Any = self._model.masks
@@ -43,6 +44,11 @@ class EagerSession(Session):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"labels_by": "torch: bilinear interpolate, argmax"}
+
+    def close(self) -> None:
+        super().close()
+        # the last two hold the network too, and the session itself
+        self._model = self._network = self._labelled = None
 
 
 class CompiledSession(EagerSession):

@@ -18,7 +18,8 @@ from segmenter.preprocess import normalize
 from segmenter.window import anchors, segment
 from segmenter_engines.sessions.cuda_graph import Graphs
 from segmenter_engines.sessions.eight_bits import KINDS, quantize_blocks
-from segmenter_engines.sessions.session import Session, Spec
+from segmenter_engines.sessions.session import Session
+from segmenter_engines.sessions.spec import Spec
 from segmenter_kernels import tiles
 from segmenter_kernels.checks import INTERPRETED
 from segmenter_kernels.quantize import float8_supported
