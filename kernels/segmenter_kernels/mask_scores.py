@@ -77,6 +77,8 @@ def _kernel(
         rest_ptr = classes_ptr + tl.minimum(rest, K - 1).to(tl.int64)[:, None] * stride_ck + col[None, :]
         rest_squares = tl.zeros([REST_K, BLOCK_C // 8], tl.float32)
         rest_total = tl.zeros([BLOCK_N, REST_K], tl.float32)
+    # without this, Triton 3.6 minds a loop that never runs, and wgmma is serialised
+    tl.assume(C > 0)
     for c in range(0, C, BLOCK_C):
         keep = (c + col < C)[None, :]
         patch = tl.load(patch_ptr + c) if EVEN else tl.load(patch_ptr + c, keep, 0.0)
