@@ -133,6 +133,16 @@ def test_networks_are_compared_in_one_run() -> None:
     }
 
 
+def test_a_run_that_was_cut_hides_no_times() -> None:
+    whole, cut = network(8, gpu_sdpa=2.0, triton_fp16=1.0), network(8, gpu_sdpa=2.0, triton_fp16=None)
+    cut.runs[0]["rows"][1] |= {"status": "ok", "reason": None}
+    later = cut.runs[0] | {"created": "2026-01-02T03:05:05Z"}
+    section = Section(whole.model, [*whole.runs, later])
+    assert [line.images_per_s for line in section.lines(8)] == [4000.0, 8000.0]
+    later["rows"][1] |= {"status": "failed", "reason": "error 1"}
+    assert [line.images_per_s for line in section.lines(8)] == [4000.0, None]
+
+
 def test_without_a_gpu_there_is_no_table_and_with_one_all_of_it(tmp_path: Path, capsys: Any) -> None:
     assert sheet([], sections([throughput_run()])) is None
     assert "Targets" not in page("title", sections([throughput_run()]), "command")

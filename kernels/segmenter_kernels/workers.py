@@ -46,6 +46,8 @@ class Workers:
         except concurrent.futures.TimeoutError:
             answer, usable = f"no answer within {self._timeout_s:.0f} s", False
             process.kill()
+        except Exception as error:  # of the job itself: out of memory, say
+            answer, usable = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", False
         finally:
             if not usable:
                 process.pool.shutdown(wait=False)

@@ -145,6 +145,8 @@ def test_a_job_without_an_answer_loses_its_process_alone() -> None:
         workers._timeout_s = 0.5  # only now: starting a process takes longer
         (hung,) = workers.map(eval, ["__import__('time').sleep(60)"])
         workers._timeout_s = 60.0
+        (raised,) = workers.map(eval, ["1 / 0"])
+        assert raised == "ZeroDivisionError: division by zero"
         (again,) = workers.map(eval, [process])
     assert hung.startswith("no answer within")
     assert first != again
