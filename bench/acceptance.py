@@ -23,37 +23,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+# relative, because a checkout has this package under another name
+from .acceptance_steps import BENCH, RUNS, Step, plan
+
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, PAGE, RUNS, LOGS = "steps.jsonl", "report.html", "runs", "logs"
+STEPS, PAGE, LOGS = "steps.jsonl", "report.html", "logs"
 # packages by where a checkout has them; `segmenter_bench` is the folder bench under another name
 SOURCES = {"segmenter": ROOT, "segmenter_engines": ROOT / "engines", "segmenter_kernels": ROOT / "kernels"}
 SOURCES["segmenter_trt"] = ROOT / "csrc"
 LEAST_SECONDS = 5.0  # left for a step worth starting
 PAGE_SECONDS = 60.0
 USEFUL_MINUTES = 2.0  # an engine is opened, checked and timed in its first round by then
-KERNELS: tuple[str, ...] = ("attention", "upsample_argmax", "patch_embed", "mask_scores", "add_layernorm")
-KERNELS += ("linear_gelu", "linear_residual", "merge_windows", "linear_int8", "linear_fp8", "quantize")
-VARIANTS = ("Seg-B-Mask/16", "Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")
-BENCH = ("torch", "numpy", "PIL", "rich", "tyro", "safetensors", "segmenter_trt._native")
-ON_GPU = ("official", "eager", "compiled", "gpu", "triton", "eomt-style")
-EXPORTED = ("official", "triton-fp16", "onnxruntime", "tensorrt-rtx", "tensorrt")  # what takes an export, and a build
-
-
-@dataclass(frozen=True)
-class Step:
-    """A process: `python -m module arguments`, at most `limit_s` seconds. needs: packages it cannot do without."""
-
-    name: str
-    group: str
-    module: str
-    arguments: tuple[str, ...]
-    limit_s: float
-    needs: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> str:
-        """As someone else would type it."""
-        return " ".join(["python", "-m", self.module, *self.arguments])
 
 
 @dataclass
@@ -67,56 +47,6 @@ class Outcome:
     seconds: float
     command: str
     commit: str | None = field(default=None)
-
-
-def plan(options: argparse.Namespace, gpu: bool, bare: bool = False) -> list[Step]:
-    """The steps of a machine, the most valuable first. bare: without the packages that engines need."""
-    out, models = str(Path(options.out) / RUNS), str(Path(options.out) / "models")
-    steps = [Step("machine", "machine", "segmenter_bench.machine_step", ("--out", out), 120, ("torch",))]
-    if gpu:
-        steps += [
-            Step(
-                f"kernel {op}",
-                "kernels",
-                "segmenter_bench.kernel_step",
-                ("--op", op, "--out", out),
-                90,
-                ("torch", "triton"),
-            )
-            for op in KERNELS
-        ]
-    else:
-        code = ("--architectures", "90", "--only", "attention_fp16", "--workers", "2")
-        steps.append(Step("kernel code", "kernels", "segmenter_kernels.aot", code, 180, ("triton",)))
-    # many short rounds on a CPU: others' work there moves single rounds, and a ratio is the median of them
-    turns = ("--rounds", "5" if gpu else "9", "--burst-seconds", "0.3", "--images", "2")
-    pace = (*turns, "--out", out, "--cache", models)
-    for name in VARIANTS if gpu else VARIANTS[1:2]:
-        # the official way again at each variant: ratios are of one run
-        engines, batches = (ON_GPU, ("1", "8", "32")) if gpu else (("all",), ("1",))
-        arguments = ("--variant", name, "--engine", *engines, "--batch", *batches, "--network", *pace)
-        if bare:
-            alone = ("--variant", name, "--batch", *batches, *turns[:2], "--out", out)
-            needs = ("torch", "triton") if gpu else ("torch",)
-            steps.append(Step(f"network {name}", "engines", "segmenter_bench.network_step", alone, 300, needs))
-        steps.append(Step(f"engines {name}", "engines", "segmenter_bench.throughput", arguments, 480, BENCH))
-        kernels = ("--ops", "triton", "--batch", "8") if gpu else ("--rounds", "3")
-        stages = ("--variant", name, *kernels, "--out", out)
-        steps.append(Step(f"stages {name}", "stages", "segmenter_bench.stages", stages, 120, BENCH))
-    if gpu:
-        # last, for it exports and builds first
-        exported = ("--variant", VARIANTS[0], "--engine", *EXPORTED, "--batch", "1", "8")
-        steps.append(Step("exported engines", "engines", "segmenter_bench.throughput", (*exported, *pace), 480, BENCH))
-    if options.folder:
-        # how accurate an engine is comes before how fast
-        data = ("--data", options.data) if options.data else ()
-        judged = ("--folder", options.folder, "--dataset", options.dataset, *data, "--out", out)
-        timed = (*judged, *turns[:4])
-        steps[1:1] = [
-            Step("accuracy", "accuracy", "segmenter_bench.miou", (*judged, "--limit", str(options.images)), 600, BENCH),
-            Step("engines of the folder", "engines", "segmenter_bench.throughput", timed, 300, BENCH),
-        ]
-    return [step for step in steps if not options.only or step.group in options.only]
 
 
 def has_gpu() -> bool:
@@ -149,6 +79,8 @@ class Acceptance:
         self.out, self.deadline, self.variables = out, deadline, variables
         self.commit = _commit()
         self.child: subprocess.Popen[bytes] | None = None
+        self._found: dict[str, bool] = {}
+        self.targets = ""  # what the last page says of them
         for name in (RUNS, LOGS):
             (out / name).mkdir(parents=True, exist_ok=True)
 
@@ -158,7 +90,7 @@ class Acceptance:
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run what is not done yet, and say after each step what there is."""
-        done = self.done()
+        done, stale = self.done(), True
         for step in steps:
             if step.command in done:
                 _say(f"{step.name}: done before")
@@ -169,6 +101,10 @@ class Acceptance:
                 f"{step.name}: {outcome.status} in {outcome.seconds:.0f} s"
                 + (f", {outcome.reason}" if outcome.reason else "")
             )
+            stale = not outcome.seconds
+            if not stale:
+                self.page()
+        if stale:
             self.page()
 
     def page(self) -> None:
@@ -183,6 +119,8 @@ class Acceptance:
             return
         if done.returncode != 0:
             _say(f"no page: {_last_line(done.stderr)}")
+            return
+        self.targets = "".join(done.stdout.splitlines(keepends=True)[:-1])  # the last names the page
 
     def stop(self) -> None:
         """End the step that runs, and all it started."""
@@ -223,9 +161,11 @@ class Acceptance:
 
     def found(self, package: str) -> bool:
         """Whether a child finds a package, whose path is another than this process's."""
-        code = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
-        done = subprocess.run([sys.executable, "-c", code], env=self.variables, capture_output=True, check=False)
-        return done.returncode == 0
+        if package not in self._found:
+            code = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
+            done = subprocess.run([sys.executable, "-c", code], env=self.variables, capture_output=True, check=False)
+            self._found[package] = done.returncode == 0
+        return self._found[package]
 
     def _append(self, outcome: Outcome) -> None:
         with (self.out / STEPS).open("a", encoding="utf-8") as file:
@@ -296,8 +236,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="time for all steps; 9 by default. A step that this cuts keeps what it has, the run then ends with 1 and\n"
         f"the same command goes on there; below {USEFUL_MINUTES:g} there is little but the machine's ceilings",
     )
-    groups = ("machine", "kernels", "engines", "stages", "accuracy")
+    groups = ("machine", "kernels", "tune", "engines", "stages", "accuracy")
     parser.add_argument("--only", nargs="+", choices=groups, help="these steps alone")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="on a GPU: tune the kernels that decide the most first, and measure with the tiles found, which are\n"
+        "written into kernels/segmenter_kernels/configs",
+    )
     parser.add_argument("--folder", help="engine folder of a trained network, to judge its accuracy too")
     parser.add_argument("--dataset", default="shapes", help="dataset it is judged on")
     parser.add_argument("--data", help="root folder of the dataset")
@@ -324,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.page()
             _say(f"stopped; what was done is in {run.out / PAGE}")
             return 130
-    print(run.out / PAGE)
+    print(f"{run.targets}{run.out / PAGE}")
     last = {one.step: one.status for one in outcomes(run.out)}
     unfinished = [step.name for step in steps if last.get(step.name) in ("failed", "cut")]
     if unfinished:

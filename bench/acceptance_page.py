@@ -1,7 +1,7 @@
 """The page of an acceptance run, whole or cut: every run it wrote, and what became of each step."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segmenter.errors import DataError
@@ -12,12 +12,16 @@ from segmenter_bench.page import page
 from segmenter_bench.page_markdown import markdown
 from segmenter_bench.runs import read_run
 from segmenter_bench.sections import of_engines, sections
+from segmenter_bench.targets import of_gpu, targets
 
 TITLE = "Segmenter: what this machine showed"
 
 
-def write(out: Path) -> Path:
-    """Write `report.html` and `report.md` of a folder; a run that cannot be read is left out and named in the log."""
+def write(out: Path, say: Callable[[str], object] = lambda line: None) -> Path:
+    """Write `report.html` and `report.md` of a folder; a run that cannot be read is left out and named in the log.
+
+    say: called with a line for each target, where a GPU was measured.
+    """
     files = []
     for file in sorted((out / RUNS).glob("*.json")):
         try:
@@ -35,12 +39,15 @@ def write(out: Path) -> Path:
     for path, content in ((out / PAGE, text), ((out / PAGE).with_suffix(".md"), tables)):
         with atomic_path(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
+    if of_gpu(others, found):
+        for one in targets(others, found):
+            say(f"{one.verdict}: {one.what}; wanted {one.wanted}{f', found {one.found}' if one.found else ''}")
     return out / PAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
-    print(write(Path(arguments[0])))
+    print(write(Path(arguments[0]), print))
     return 0
 
 

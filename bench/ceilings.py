@@ -21,7 +21,7 @@ class Ceilings:
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Measure a product of two square matrices and a copy, the best of several."""
     side, copied_bytes = LARGE if device.type == "cuda" else SMALL
-    a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product_s = best_seconds(lambda: a @ b.mT, device)
     source = torch.zeros(copied_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -31,7 +31,6 @@ SDPA = {
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "sdpa-math": SDPBackend.MATH,
 }
 _FP8_LARGEST = 448
 Measure = Callable[[Callable[..., Any], Sequence[Sequence[Any]]], "Quantiles"]
@@ -58,10 +57,8 @@ def rivals_of(workload: "Workload") -> Iterator[Rival]:
     """Ours first, then PyTorch's ways, those that are installed."""
     yield Rival(OURS, workload.launch)
     yield Rival("eager", workload.plain)
-    # all workloads are one code object, which Dynamo compiles so many times and then, silently, no more
-    torch.compiler.reset()
-    yield Rival("compiled", torch.compile(workload.plain, dynamic=False))
     if workload.op == "attention":
+        # compiled, it is a call of one of these
         for name, backend in SDPA.items():
             yield Rival(name, _sdpa(workload, backend))
         try:
@@ -69,6 +66,10 @@ def rivals_of(workload: "Workload") -> Iterator[Rival]:
         except ImportError:
             return
         yield Rival("flash-attn", lambda qkv, A: flash(_heads_apart(qkv, A)).flatten(2))
+        return
+    # all workloads are one code object, which Dynamo compiles so many times and then, silently, no more
+    torch.compiler.reset()
+    yield Rival("compiled", torch.compile(workload.plain, dynamic=False))
     if workload.op in ("linear_gelu", "linear_residual"):
         yield Rival("cublas, product alone", _product, _product)
     if workload.op == "linear_int8":
@@ -125,6 +126,8 @@ def rows_of(
 
     rows = []
     for rival in rivals:
+        # compiling takes seconds
+        print(f"{workload.op} {workload.shape}: {rival.name}", file=sys.stderr, flush=True)
         row: dict[str, Any] = {
             **{"op": workload.op, "shape": workload.shape, "dtype": str(workload.dtype).removeprefix("torch.")},
             **{"provider": rival.name, "status": "ok", "reason": None, "error": None, "budget": None},
@@ -140,8 +143,13 @@ def rows_of(
                 continue
             row |= _speed(workload, measure(rival.call, arguments), ceilings)
         except Exception as error:  # a rival may lack the shape, the type or the GPU; they share no narrower base
-            row |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            row |= {"status": "failed", "reason": error_of(error)}
     return rows
+
+
+def error_of(error: Exception) -> str:
+    """Kind and message of what went wrong, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _speed(workload: "Workload", times: "Quantiles", ceilings: Ceilings) -> dict[str, Any]:
@@ -176,12 +184,23 @@ def ceilings_of(
 
 
 def measured(
-    ops: Sequence[str], dtype_name: str, batches: Sequence[int], with_rivals: bool, command: str
+    ops: Sequence[str],
+    dtype_name: str,
+    batches: Sequence[int],
+    with_rivals: bool,
+    command: str,
+    widths: Sequence[str] = (),
+    keep: Callable[[dict[str, Any]], object] = lambda run: None,
 ) -> dict[str, Any]:
-    """The run, see `segmenter_bench.runs`. Needs a GPU."""
+    """The run, see `segmenter_bench.runs`. Needs a GPU.
+
+    widths: networks by name (`segmenter_kernels.workloads.WIDTHS`), all when empty. keep: called with the run as far as
+    it is after each workload.
+    """
     from segmenter_kernels import tiles, timing, workloads
 
     dtype, device = DTYPES[dtype_name], torch.device("cuda")
+    print("measuring the ceilings", file=sys.stderr, flush=True)
     ceilings = ceilings_of(dtype, device, timing.measure)
     settings = {"dtype": dtype_name, "batch": list(batches), "ceilings": asdict(ceilings)}
     run = new_run("kernels", command, {"name": torch.cuda.get_device_name()}, settings)
@@ -192,9 +211,13 @@ def measured(
             reason = f"compute capability {architecture / 10} lacks what it needs"
             run["unavailable"].append({"engine": op, "reason": reason})
             continue
-        for workload in workloads.of_op(op, dtype, batches):
+        for workload in workloads.of_op(op, dtype, batches, widths or tuple(workloads.WIDTHS)):
             rivals = list(rivals_of(workload)) if with_rivals else [Rival(OURS, workload.launch)]
             arguments = timing.copies(workload.arguments(device), device)
-            run["rows"] += rows_of(workload, rivals, arguments, ceilings, timing.measure)
-            print(f"{op} {workload.shape}", file=sys.stderr, flush=True)
+            tile = dict(tiles.of_device(workload.key, workload.case, device))
+            run["rows"] += [
+                row | {"batch": workload.batch, "tile": tile if row["provider"] == OURS else None}
+                for row in rows_of(workload, rivals, arguments, ceilings, timing.measure)
+            ]
+            keep(run)
     return run

@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from segmenter_bench.kernel_race import DTYPES, OURS, measured
-from segmenter_bench.runs import write_run
+from segmenter_bench.runs import command_of, write_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,10 +16,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--op", nargs="+", required=True)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--width", nargs="+", default=[], help="networks by name, such as B; all when left out")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
-    command = f"segmenter bench-kernels --op {' '.join(options.op)} --dtype {options.dtype}"
-    run = measured(options.op, options.dtype, options.batch, True, command)
+    command = command_of("python -m segmenter_bench.kernel_step", argv)
+
+    def keep(run: dict[str, Any]) -> None:
+        write_run(run, options.out)
+
+    run = measured(options.op, options.dtype, options.batch, True, command, options.width, keep)
     print(write_run(run, options.out))
     return int(any(row["status"] != "ok" for row in run["rows"] if row["provider"] == OURS))
 

@@ -89,9 +89,11 @@ def needs(options: Options) -> int:
         raise ConfigError(f"architecture {unknown[0]}: wanted some of {', '.join(map(str, ARCHITECTURES))}")
     print("no CUDA device here, so nothing is timed; compiling every kernel to see what it needs", file=sys.stderr)
     _ops(options)
-    architectures = options.architectures or ARCHITECTURES
+    architectures, ops = options.architectures or ARCHITECTURES, options.op or ("",)
+    total = sum(len(aot.jobs_of(architectures, op)) for op in ops)
+    made = (kernel for op in ops for kernel in aot.compile_all(architectures, only=op))
     try:
-        kernels = [kernel for op in options.op or ("",) for kernel in aot.compile_all(architectures, only=op)]
+        kernels = list(aot.told(made, total))
     except RuntimeError as error:
         raise EngineError(str(error)) from error
     print(aot.table(kernels))
@@ -101,9 +103,13 @@ def needs(options: Options) -> int:
 def bench(options: Options) -> int:
     if not torch.cuda.is_available():
         return needs(options)
-    run = measured(
-        _ops(options), options.dtype, options.batch, options.rivals, command_of("segmenter bench-kernels", None)
-    )
+    ops, command = _ops(options), command_of("segmenter bench-kernels", None)
+
+    def keep(run: dict[str, Any]) -> None:
+        # a run that is cut keeps the shapes it has
+        write_run(run, options.out)
+
+    run = measured(ops, options.dtype, options.batch, options.rivals, command, keep=keep)
     show(run)
     print(write_run(run, options.out))
     return int(any(row["status"] != "ok" for row in run["rows"] if row["provider"] == OURS))

@@ -1,9 +1,11 @@
 """A whole network where only PyTorch, Triton and NumPy are installed, for `segmenter_bench.acceptance`.
 
 The official way, PyTorch's own and our kernels take turns in one process, on the same random weights and images, each
-judged before it is timed: in fp32 by its labels, in fp16 by its class masks, whose error may be twice what PyTorch's
-fp16 costs, and by its labels against those of its masks. What an export, a build or the compiled routines would add is
-named as missing.
+judged before it is timed: in fp32 by its labels, below by its class masks, whose error in fp16 may be twice what
+PyTorch's costs, and by its labels against those of its masks. On a GPU the `triton` engine runs too, where safetensors
+is installed, and with `--way compiled-fp16` what torch.compile makes of the network with everything it can tune. What
+an export, a build or the compiled routines would add is named as missing. The ways are in
+`segmenter_bench.network_ways`.
 """
 
 import argparse
@@ -23,9 +25,10 @@ from segmenter.config import SegmenterConfig, variant
 from segmenter.cores import usable_cores
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
+from segmenter_bench.kernel_race import error_of
 from segmenter_bench.ladder import LADDERS
 from segmenter_bench.machine import Neighbours, busy_note, process_seconds
-from segmenter_bench.network_ways import Way, ways
+from segmenter_bench.network_ways import COMPILED, EIGHT_BITS, Way, ways
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.rivals import labels_by_logits
 from segmenter_bench.runs import command_of, new_run, write_run
@@ -34,13 +37,15 @@ from segmenter_bench.timing import Burst, Timing, burst, each_round, ratio
 FP32_AGREEMENT = 0.999  # of `segmenter_engines.limits`, which this must not import
 FP16_ERRORS = 2.0  # times the error of PyTorch's own fp16
 LARGEST_FP16_ERROR = 0.05  # whatever PyTorch's is
+# of class masks in 8 bits: what a broken layer is far beyond; what they cost is judged on trained networks
+LARGEST_8_BIT_ERROR = 0.25
 LABELS_OF_MASKS = 0.99  # share of pixels whose label PyTorch gives them too, from the same fp16 masks
 BURST_SECONDS, MIN_CALLS = 0.3, 2
 TIMED = {"labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory"}
-NOTE = "Random weights: engines in fp16 are judged by their class masks, and their labels by PyTorch's of these masks."
+NOTE = "Random weights: engines below fp32 are judged by their class masks, their labels by PyTorch's of these masks."
 HOW = (
-    "All are in one process: memory is not told apart. Labels in fp32 were compared with PyTorch's in the same run; in"
-    " fp16 the class masks were, and labels with those PyTorch makes of the masks."
+    "All are in one process: memory is not told apart. Labels in fp32 were compared with PyTorch's in the same run;"
+    " below that the class masks were, and labels with those PyTorch makes of the masks."
 )
 
 
@@ -50,8 +55,9 @@ def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
     for name, ladder in LADDERS.items():
         for rung in ladder:
             reason = "needs more than PyTorch, Triton and NumPy: install segmenter-trt with its extras"
-            if name == "on a GPU" and device.type != "cuda":
-                reason = "no CUDA device here"
+            if name == "on a GPU":
+                away = "not among the ways of this run; the triton engine needs safetensors"
+                reason = away if device.type == "cuda" else "no CUDA device here"
             elif name != "on a GPU" and device.type == "cuda":
                 reason = "a rung on a CPU: where there is a GPU, only those on it are timed with these packages"
             if rung.engine not in raced:
@@ -74,10 +80,12 @@ def measured(
     device: torch.device,
     command: str,
     keep: Callable[[dict[str, Any]], object] = lambda run: None,
+    chosen: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The run, see `segmenter_bench.runs`; rows as those of `segmenter_bench.throughput`.
 
-    keep: called with the run as far as it is after each round.
+    keep: called with the run as far as it is after each check and each round. chosen: ways by name; all when empty.
+    Raises ValueError when none of the chosen is a way of this machine.
     """
     size = config.encoder.image_size
     model = {
@@ -87,35 +95,53 @@ def measured(
         "width": size[1],
         "trained": False,
     }
-    raced = ways(config, device)
-    settings = {"threads": usable_cores(), "reference": raced[0].name, "truth": "PyTorch in fp32", "rounds": rounds}
-    settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
-    run = new_run("throughput", command, model, settings) | {"timed": TIMED, "how": HOW, "notes": [NOTE]}
-    run["unavailable"] = absent({way.name for way in raced}, device)
-    truth = Segmenter(config).eval()
-    truth.load_state_dict(random_model(config).state_dict())
-    truth.to(device)
-    for batch in batches:
-        images = pictures(batch, size)
-        masks = truth.masks(normalize(images, config.preprocess).to(device))
-        labels = _labels(masks, size)
-        limit, rows = 0.0, {}
-        if any(way.precision == "fp16" for way in raced):
-            limit = min(FP16_ERRORS * _fp16_error(config, device, images, masks), LARGEST_FP16_ERROR)
-        for way in raced:
-            print(f"{way.name}, batch {batch}: check", file=sys.stderr, flush=True)
-            row = _judged(way, images, masks, labels, limit)
-            rows[way.name] = row | {"batch": batch, "device": _name(device), "reference_device": _name(device)}
-        running = {way.name: way for way in raced if rows[way.name]["status"] == "ok"}
-        turns = {name: _turn(way, images) for name, way in running.items()}
-        run["rows"] += rows.values()
-        neighbours = Neighbours(lambda: process_seconds(os.getpid()))
-        for bursts in each_round(turns, rounds):
-            _time(rows, bursts, batch, raced[0].name, neighbours.share())
-            note = busy_note(max(row["others_busy"] or 0.0 for row in run["rows"]))
-            run["notes"] = [NOTE, note] if note else [NOTE]
-            keep(run)
+    with ways(config, device, chosen) as raced:
+        if not raced:
+            raise ValueError(f"--way {' '.join(chosen)}: none of them runs here; leave it out")
+        settings = {"threads": usable_cores(), "reference": raced[0].name, "truth": "PyTorch in fp32", "rounds": rounds}
+        settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
+        run = new_run("throughput", command, model, settings) | {"timed": TIMED, "how": HOW, "notes": [NOTE]}
+        run["unavailable"] = absent({way.name for way in raced}, device)
+        truth = Segmenter(config).eval()
+        truth.load_state_dict(random_model(config).state_dict())
+        truth.to(device)
+        for batch in batches:
+            _race(run, raced, truth, batch, rounds, device, keep)
     return run
+
+
+def _race(
+    run: dict[str, Any],
+    raced: Sequence[Way],
+    truth: Segmenter,
+    batch: int,
+    rounds: int,
+    device: torch.device,
+    keep: Callable[[dict[str, Any]], object],
+) -> None:
+    """Add the rows of one batch size to a run: every way judged, then those that are right timed in turns."""
+    config, done = truth.config, run["rows"]
+    size = config.encoder.image_size
+    images = pictures(batch, size)
+    masks = truth.masks(normalize(images, config.preprocess).to(device))
+    labels = _labels(masks, size)
+    limits, rows = dict.fromkeys(EIGHT_BITS, LARGEST_8_BIT_ERROR), {}
+    if any(way.precision == "fp16" for way in raced):
+        limits["fp16"] = min(FP16_ERRORS * _fp16_error(config, device, images, masks), LARGEST_FP16_ERROR)
+    for way in raced:
+        print(f"{way.name}, batch {batch}: check", file=sys.stderr, flush=True)
+        row = _judged(way, images, masks, labels, limits.get(way.precision, 0.0))
+        rows[way.name] = row | {"batch": batch, "device": _name(device), "reference_device": _name(device)}
+        run["rows"] = [*done, *rows.values()]
+        keep(run)
+    running = {way.name: way for way in raced if rows[way.name]["status"] == "ok"}
+    turns = {name: _turn(way, images) for name, way in running.items()}
+    neighbours = Neighbours(lambda: process_seconds(os.getpid()))
+    for bursts in each_round(turns, rounds):
+        _time(rows, bursts, batch, raced[0].name, neighbours.share())
+        note = busy_note(max(row["others_busy"] or 0.0 for row in run["rows"]))
+        run["notes"] = [NOTE, note] if note else [NOTE]
+        keep(run)
 
 
 def _time(
@@ -148,7 +174,7 @@ def _labels(masks: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def _judged(way: Way, images: np.ndarray, masks: Tensor, labels: np.ndarray, error_limit: float) -> dict[str, Any]:
-    """A row without times. error_limit: that of class masks in fp16."""
+    """A row without times. error_limit: that of class masks below fp32."""
     row: dict[str, Any] = {"engine": way.name, "precision": way.precision, "region": "labels", "status": "ok"}
     row |= dict.fromkeys(("reason", "agreement", "agreement_limit", "timing", "ratio", "rounds_ms", "memory_bytes"))
     row |= {"describe": {"does": way.does}, "others_busy": None}
@@ -159,7 +185,7 @@ def _judged(way: Way, images: np.ndarray, masks: Tensor, labels: np.ndarray, err
         row["error"] = _error(made, masks)
         row["of_masks"] = float((called == _labels(made, images.shape[1:3])).mean())
     except Exception as error:  # a kernel may not compile here; whatever it is, the others are still measured
-        row |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        row |= {"status": "failed", "reason": error_of(error)}
         return row
     if way.precision == "fp32":
         row["agreement_limit"] = FP32_AGREEMENT
@@ -193,13 +219,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", required=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--way", nargs="+", default=[], help=f"ways by name; without it all but {COMPILED}")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(usable_cores())
+    torch.backends.cudnn.allow_tf32 = False  # the truth is float32, by convolutions too
     command = command_of("python -m segmenter_bench.network_step", argv)
     config = variant(options.variant)
-    run = measured(config, options.batch, options.rounds, device, command, lambda run: write_run(run, options.out))
+
+    def keep(run: dict[str, Any]) -> None:
+        write_run(run, options.out)
+
+    run = measured(config, options.batch, options.rounds, device, command, keep, options.way)
     print(write_run(run, options.out))
     return int(any(row["status"] != "ok" for row in run["rows"]))
 

@@ -1,20 +1,27 @@
-"""The ways to labels that PyTorch, Triton and NumPy alone allow, on the same random weights.
+"""The ways to labels that `segmenter_bench.network_step` times, each built on the same random weights.
 
-The engines of `segmenter_bench.rungs` are the same rungs as sessions on a checkpoint, which these packages do not
-allow; what both compute is in `segmenter_bench.rivals`.
+The engines of `segmenter_bench.rungs` are the same rungs as sessions on a checkpoint; what both compute is in
+`segmenter_bench.rivals`.
 """
 
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segmenter.config import SegmenterConfig
+from segmenter.cores import usable_cores
 from segmenter.model import Segmenter
-from segmenter.preprocess import normalize
+from segmenter.preprocess import affine, normalize
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.rivals import (
     Layout,
@@ -24,6 +31,9 @@ from segmenter_bench.rivals import (
     official_labels,
     official_ops,
 )
+
+COMPILED = "compiled-fp16"
+EIGHT_BITS = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,7 @@ class Graphed:
     """A function of images on the device as a CUDA graph, captured for the first images it is given."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self._function = function
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._function, self._graph = function, cast(Any, None)
         self._input: Tensor
         self._output: Tensor
 
@@ -63,33 +72,100 @@ class Graphed:
         return self._output
 
 
-def ways(config: SegmenterConfig, device: torch.device) -> list[Way]:
-    """Every way this machine has, the rungs of the ladder in their order."""
-    weights = random_model(config).state_dict()
+@contextmanager
+def ways(config: SegmenterConfig, device: torch.device, chosen: Sequence[str] = ()) -> Iterator[list[Way]]:
+    """Every way this machine has, or the chosen ones, in the order of the ladder's rungs; all end with the block."""
+    with ExitStack() as stack:
+        # parameters made in inference mode are more than torch.compile takes
+        with torch.inference_mode(False):
+            found = _on_cpu(config) if device.type == "cpu" else _on_gpu(config, device, chosen, stack)
+        yield [way for way in found if not chosen or way.name in chosen]
 
-    def network(ops: ModuleType | None, dtype: torch.dtype) -> Segmenter:
-        model = Segmenter(config, ops).eval()
-        model.load_state_dict(weights)
-        return model.to(device, dtype).requires_grad_(False)
 
-    if device.type == "cpu":
-        explicit, plain = network(official_ops(), torch.float32), network(None, torch.float32)
-        return [
-            _pytorchs("official", explicit, classic_layout, "explicit attention, logits at image resolution, argmax"),
-            _pytorchs("official-channels-last", explicit, channels_last_layout, "the same in another memory layout"),
-            _pytorchs("eager", plain, channels_last_layout, "scaled_dot_product_attention, logits, argmax"),
-        ]
+def _network(config: SegmenterConfig, ops: ModuleType | None, dtype: torch.dtype, device: torch.device) -> Segmenter:
+    model = Segmenter(config, ops).eval()
+    model.load_state_dict(random_model(config).state_dict())
+    return model.to(device, dtype).requires_grad_(False)
+
+
+def _on_cpu(config: SegmenterConfig) -> list[Way]:
+    explicit, plain = (_network(config, ops, torch.float32, torch.device("cpu")) for ops in (official_ops(), None))
+    return [
+        _pytorchs("official", explicit, classic_layout, "explicit attention, logits at image resolution, argmax"),
+        _pytorchs("official-channels-last", explicit, channels_last_layout, "the same in another memory layout"),
+        _pytorchs("eager", plain, channels_last_layout, "scaled_dot_product_attention, logits, argmax"),
+    ]
+
+
+def _on_gpu(config: SegmenterConfig, device: torch.device, chosen: Sequence[str], stack: ExitStack) -> list[Way]:
     import segmenter_kernels
 
-    explicit, plain = network(official_ops(), torch.float16), network(None, torch.float16)
-    ours = network(segmenter_kernels, torch.float16)
-    return [
+    explicit, plain, ours = (
+        _network(config, ops, torch.float16, device) for ops in (official_ops(), None, segmenter_kernels)
+    )
+    found = [
         _pytorchs("gpu-explicit", explicit, channels_last_layout, "explicit attention, logits at image resolution"),
         _pytorchs("gpu-sdpa", plain, channels_last_layout, "scaled_dot_product_attention, logits, argmax"),
         _kernels("gpu-kernels", ours, segmenter_kernels, False, False, "our kernels, logits, argmax"),
         _kernels("gpu-kernels-labels", ours, segmenter_kernels, True, False, "our kernels, upsample_argmax"),
-        _kernels("triton-fp16", ours, segmenter_kernels, True, True, "our kernels in one CUDA graph"),
+        _kernels("gpu-kernels-graph", ours, segmenter_kernels, True, True, "the same in one CUDA graph"),
+        *_engines(config, stack),
     ]
+    # only where it is asked for: tuning takes minutes
+    return [*found, _compiled(plain)] if COMPILED in chosen else found
+
+
+def _engines(config: SegmenterConfig, stack: ExitStack) -> list[Way]:
+    """The `triton` engine in every precision; none where a package it needs is not installed."""
+    try:
+        from segmenter.checkpoint import save_model
+        from segmenter_engines.sessions.triton import TritonSession
+    except ModuleNotFoundError as error:
+        print(f"no triton engine: {error}", file=sys.stderr, flush=True)
+        return []
+    checkpoint = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
+    save_model(random_model(config), checkpoint)
+
+    def way(precision: str) -> Way:
+        # opened when it is first called, so that one that cannot be is a row of its own
+        @cache
+        def session() -> TritonSession:
+            with torch.inference_mode(False):
+                return stack.enter_context(TritonSession(checkpoint, usable_cores(), precision))
+
+        def masks(images: np.ndarray) -> Tensor:
+            return session()._scores(torch.from_numpy(images).to(session()._device))
+
+        does = "the engine: one CUDA graph, pinned memory, every score checked to be a number"
+        return Way(f"triton-{precision}", precision, lambda images: session()(images), masks, does)
+
+    return [way(precision) for precision in ("fp16", *EIGHT_BITS)]
+
+
+def _compiled(model: Segmenter) -> Way:
+    """The rival that PyTorch makes of the whole way, pixels normalised on the device as in ours."""
+    weight = model.encoder.patch_embed.proj.weight
+    # outside, for a copy from the host would keep it from being a CUDA graph
+    scale, shift = (torch.from_numpy(x).to(weight.device)[:, None, None] for x in affine(model.config.preprocess))
+
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
+        masks = model.masks((images.permute(0, 3, 1, 2) * scale + shift).to(weight.dtype))
+        size = (images.shape[1], images.shape[2])
+        return labels_by_logits(masks, size, size), masks
+
+    run = torch.compile(both, mode="max-autotune", dynamic=False)
+
+    def call(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode(False), torch.no_grad():
+            return run(torch.from_numpy(images).to(weight.device))[0].cpu().numpy()
+
+    def masks(images: np.ndarray) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            # its graphs write over what they gave
+            return run(torch.from_numpy(images).to(weight.device))[1].clone()
+
+    does = "torch.compile(mode='max-autotune') of all from uint8 pixels on the device to labels"
+    return Way(COMPILED, "fp16", call, masks, does)
 
 
 def _pytorchs(name: str, model: Segmenter, layout: Layout, does: str) -> Way:
@@ -105,7 +181,7 @@ def _pytorchs(name: str, model: Segmenter, layout: Layout, does: str) -> Way:
     return Way(name, precision, call, lambda images: model.masks(prepared(images)), does)
 
 
-def _kernels(name: str, model: Segmenter, kernels: ModuleType, fused_labels: bool, graphed: bool, does: str) -> Way:
+def _kernels(name: str, model: Segmenter, kernels: Any, fused_labels: bool, graphed: bool, does: str) -> Way:
     """uint8 pixels go to the device, as in the `triton` engine; sizes are whole patches."""
     encoder, spec, P = model.encoder, model.config.preprocess, model.config.encoder.patch_size
     proj, device = encoder.patch_embed.proj, encoder.patch_embed.proj.weight.device

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from segmenter_bench import targets
 from segmenter_bench.acceptance import Outcome
 from segmenter_bench.origins import embedded
 from segmenter_bench.page_figures import examples, figures
@@ -31,6 +32,7 @@ def page(
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="meta">{escape(", ".join(dates))}. {escape("; ".join(machines))}.</p>',
+        _targets(others, found),
         *map(_section, found),
         _hardware(others, steps),
         _made_on(runs),
@@ -71,6 +73,11 @@ def _section(section: Section) -> str:
         _timed(section),
     ]
     return f'<section class="model">{"".join(parts)}</section>'
+
+
+def _targets(runs: Sequence[dict[str, Any]], found: Sequence[Section]) -> str:
+    sheet = targets.sheet(runs, found)
+    return f'<section class="model">{_part(sheet.title, sheet.html)}</section>' if sheet else ""
 
 
 def _hardware(runs: Sequence[dict[str, Any]], steps: Sequence[Outcome]) -> str:

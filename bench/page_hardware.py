@@ -19,6 +19,8 @@ def hardware(runs: Sequence[Run], steps: Sequence[Outcome]) -> list[Sheet]:
         )
         newest[run["kind"], key] = run
     found = [_steps(steps)] if steps else []
+    checks = [run for (kind, _), run in newest.items() if kind == "checks"]
+    found += [_checks(checks[-1])] if checks else []
     found += [_ceilings(run) for (kind, _), run in newest.items() if kind == "machine"]
     found += [_stages(run) for (kind, _), run in newest.items() if kind == "stages"]
     kernels = [run for (kind, _), run in newest.items() if kind == "kernels"]
@@ -71,6 +73,29 @@ def _stages(run: Run) -> Sheet:
         lines.append((Cell(row["stage"]), *(Cell(text, row) for text in texts)))
     heads = ("stage", "ms", "of the time", "GFLOP", "MB", "bound ms", "of the bound")
     return Sheet(f"Where the time goes: {model['name']}", " ".join((hint, *run.get("notes", ()))), heads, lines)
+
+
+def _checks(run: Run) -> Sheet:
+    """A line an op and type, and one for each shape that is not right."""
+    lines: list[tuple[Cell, ...]] = []
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in run["rows"]:
+        groups.setdefault((row["op"], row["dtype"]), []).append(row)
+    for (op, kind), rows in groups.items():
+        right = [row for row in rows if row["status"] == "ok"]
+        worst = max(right, key=lambda row: row["error"] / row["budget"], default=None)
+        told = f"{worst['error'] / worst['budget']:.0%}" if worst else DASH
+        verdict = Cell(f"{len(right)} of {len(rows)} right", style="passed" if len(right) == len(rows) else "failed")
+        lines.append((Cell(op), Cell(kind), Cell(told, worst), verdict))
+        wrong = [row for row in rows if row["status"] != "ok"]
+        lines += [
+            (Cell(row["shape"]), Cell(kind), Cell(DASH), Cell(f"{row['status']}: {row['reason']}")) for row in wrong
+        ]
+    asked = run["settings"]["asked"]
+    hint = f"{len(run['rows'])} of {asked} shapes judged, each by its first and last image, against float64."
+    return Sheet(
+        f"Kernels judged on {run['model']['name']}", hint, ("kernel", "type", "worst of budget", "verdict"), lines
+    )
 
 
 def _kernels(runs: Sequence[Run]) -> Sheet:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from segmenter_bench import ladder
+from segmenter_bench import ladder, targets
 from segmenter_bench.acceptance import Outcome
 from segmenter_bench.origins import references
 from segmenter_bench.page_hardware import hardware
@@ -11,9 +11,11 @@ from segmenter_bench.sections import Section, network_markdown
 
 
 def markdown(found: Sequence[Section], others: Sequence[dict[str, Any]] = (), steps: Sequence[Outcome] = ()) -> str:
-    """Tables of the steps, of each network, of what it could not measure, and of the hardware; never nothing."""
+    """Tables: a GPU's targets, the steps, each network and what it could not measure, the hardware; never nothing."""
     sheets = hardware(others, steps)
-    blocks = [sheet.markdown for sheet in sheets if sheet.title == "Steps"]
+    promised = targets.sheet(others, found)
+    blocks = [promised.markdown] if promised else []
+    blocks += [sheet.markdown for sheet in sheets if sheet.title == "Steps"]
     for section in found:
         blocks += [network_markdown(section), *(sheet.markdown for sheet in ladder.sheets(section))]
     blocks += [sheet.markdown for sheet in sheets if sheet.title != "Steps"]

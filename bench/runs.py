@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = "segmenter-bench/1"
-KINDS = ("throughput", "miou", "kernels", "stages", "machine")
+KINDS = ("throughput", "miou", "checks", "kernels", "stages", "machine")
 WIDEST_TABLE = 180  # letters
 REQUIRED = ("schema", "kind", "created", "command", "machine", "model", "settings", "rows", "unavailable")
 

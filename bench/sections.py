@@ -162,8 +162,17 @@ class Section:
         return sorted((run for run in self.runs if run["kind"] == kind), key=lambda run: run["created"])
 
     def _speed_rows(self) -> dict[Place, tuple[Row, dict[str, Any]]]:
-        """The newest throughput row of each engine, batch and region, with its run."""
-        return {_place(row): (row, run) for run in self._of("throughput") for row in run["rows"]}
+        """The newest throughput row of each engine, batch and region, with its run.
+
+        One that was right and not timed, as a run was cut, does not hide one that was timed before.
+        """
+        found: dict[Place, tuple[Row, dict[str, Any]]] = {}
+        for run in self._of("throughput"):
+            for row in run["rows"]:
+                before, _ = found.get(_place(row), ({}, None))
+                if row.get("timing") or row.get("status") == "failed" or not before.get("timing"):
+                    found[_place(row)] = row, run
+        return found
 
 
 def _place(row: Row) -> Place:

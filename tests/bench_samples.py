@@ -125,6 +125,17 @@ def stages_run(name="Seg-Ti-Mask/16"):
     return _run("stages", model(name, trained=False), rows=rows, settings=settings)
 
 
+def checks_run():
+    right = {"status": "ok", "reason": None, "error": 0.002, "budget": 0.004}
+    rows = [
+        {"op": op, "shape": shape, "dtype": kind, "provider": "triton", **right}
+        for op, shape in (("attention", "8 x 1025, 12 x 64"), ("quantize", "8 x 1025 x 768"))
+        for kind in ("fp16", "bf16")
+    ]
+    rows[1] |= {"status": "failed", "reason": "no answer within 120 s", "error": None, "budget": None}
+    return _run("checks", {"name": "GPU 9000"}, rows=rows, settings={"truth": "float64", "asked": 9})
+
+
 def kernels_run():
     rows = [
         {

@@ -12,18 +12,8 @@ from typing import Any
 import pytest
 
 from segmenter_bench import acceptance
-from segmenter_bench.acceptance import (
-    EXPORTED,
-    PAGE,
-    RUNS,
-    STEPS,
-    Acceptance,
-    Outcome,
-    Step,
-    environment,
-    outcomes,
-    plan,
-)
+from segmenter_bench.acceptance import PAGE, STEPS, Acceptance, Outcome, environment, outcomes
+from segmenter_bench.acceptance_steps import EXPORTED, KERNELS, RUNS, TESTED, Step, plan
 from segmenter_bench.engines import choose
 from tests.bench_samples import miou_run, throughput_run
 
@@ -33,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def options(**values: Any) -> Any:
     import argparse
 
-    usual = {"out": "out", "only": None, "folder": None, "data": None, "dataset": "shapes", "images": 0}
+    usual = {"out": "out", "only": None, "folder": None, "data": None, "dataset": "shapes", "images": 0, "tune": False}
     return argparse.Namespace(**(usual | values))
 
 
@@ -202,8 +192,15 @@ def test_the_plan_puts_what_matters_first() -> None:
     assert groups[:2] == ["machine", "accuracy"]
     assert groups.index("kernels") < groups.index("engines", 3)
     names = [one.name for one in plan(options(), gpu=True)]
-    assert names[1] == "kernel attention"
+    assert names[:7] == [
+        *("machine", "kernels judged", "kernels attention", "kernels bound by memory"),
+        *("network Seg-B-Mask/16", "compiled Seg-B-Mask/16", "kernels products"),
+    ]
     assert "engines Seg-B/8" in names
+    assert len(set(names)) == len(names)
+    tuned = [one.name for one in plan(options(tune=True), gpu=True)]
+    assert tuned.index("tune attention") < tuned.index("kernels attention")
+    assert [name for name in tuned if not name.startswith("tune ")] == names
     (exported,) = (one for one in plan(options(), gpu=True) if one.name == "exported engines")
     choose([name for name in exported.arguments if name in EXPORTED])  # all of them are engines
     cpu = plan(options(), gpu=False)
@@ -211,9 +208,31 @@ def test_the_plan_puts_what_matters_first() -> None:
     assert {one.group for one in plan(options(only=["stages"]), gpu=True)} == {"stages"}
     bare = [one.name for one in plan(options(), gpu=True, bare=True)]
     assert bare.index("network Seg-B-Mask/16") < bare.index("engines Seg-B-Mask/16")
+    assert [name for name in bare if name not in names] == [
+        f"network {variant}" for variant in ("Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")
+    ]
     assert all(
         one.needs == ("torch", "triton") for one in plan(options(), True, True) if one.name.startswith("network")
     )
+
+
+def test_every_op_is_judged_timed_and_tested() -> None:
+    from segmenter_kernels.workloads import OPS
+
+    assert sorted(op for ops in KERNELS.values() for op in ops) == sorted(OPS)
+    assert all((ROOT / "tests" / "kernels" / f"test_{name}.py").is_file() for name in TESTED)
+
+
+def test_what_a_machine_lacks_is_asked_once_and_costs_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, asked = [], []
+    monkeypatch.setattr(Acceptance, "page", lambda self: pages.append(1))
+    right = subprocess.run
+    monkeypatch.setattr(acceptance.subprocess, "run", lambda *a, **k: asked.append(1) or right(*a, **k))
+    with environment() as variables:
+        here = Acceptance(tmp_path, time.monotonic() + 60, variables)
+        before = len(asked)
+        here.run([step(str(index), "print(1)", needs=("no_such_package",)) for index in range(3)])
+    assert (len(pages), len(asked) - before) == (1, 1)
 
 
 def test_a_plain_checkout_finds_its_packages(tmp_path: Path) -> None:

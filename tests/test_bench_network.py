@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import pytest
 import torch
 
 from segmenter_bench import network_step, network_ways
+from segmenter_bench.acceptance_steps import RIVALS
 from segmenter_bench.network_step import (
     FP32_AGREEMENT,
     LABELS_OF_MASKS,
+    LARGEST_8_BIT_ERROR,
     LARGEST_FP16_ERROR,
     absent,
     measured,
     pictures,
 )
-from segmenter_bench.network_ways import Way, ways
+from segmenter_bench.network_ways import Way
 from segmenter_bench.origins import read_runs
 from segmenter_bench.page import page
 from segmenter_bench.random_weights import random_model
@@ -29,10 +33,20 @@ from segmenter_bench.runs import write_run
 from segmenter_bench.sections import Line, sections
 from segmenter_engines.limits import LIMITS
 from segmenter_kernels.checks import INTERPRETED
+from tests.kernels.interpreter import install
 from tests.networks import small_config, small_network
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
+
+
+def ways(config: Any, device: torch.device = CPU) -> list[Way]:
+    with network_ways.ways(config, device) as found:
+        return found
+
+
+def given_instead(monkeypatch: pytest.MonkeyPatch, given: list[Way]) -> None:
+    monkeypatch.setattr(network_step, "ways", lambda *_: nullcontext(given))
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +81,16 @@ def test_every_way_is_judged_and_timed(run: dict[str, Any], tmp_path: Path) -> N
 def test_what_is_no_way_here_says_why() -> None:
     reasons = {one["engine"]: one["reason"] for one in absent({"gpu-sdpa"}, torch.device("cuda"))}
     assert reasons["official"].startswith("a rung on a CPU: where there is a GPU")
-    assert reasons["triton-int8"].startswith("needs more than PyTorch")
+    assert reasons["triton-int8"] == "not among the ways of this run; the triton engine needs safetensors"
+    assert reasons["openvino-int8"].startswith("a rung on a CPU")
     assert "gpu-sdpa" not in reasons
 
 
 def test_fp16s_error_has_a_limit_whatever_pytorchs_is(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config()
-    real = ways(config, CPU)[2]
+    real = ways(config)[2]
     given = [Way("off", "fp16", real.call, lambda images: 1.06 * real.masks(images), "")]
-    monkeypatch.setattr(network_step, "ways", lambda *_: given)
+    given_instead(monkeypatch, given)
     monkeypatch.setattr(network_step, "_fp16_error", lambda *_: 1.0)
     (row,) = measured(config, (1,), 1, CPU, "")["rows"]
     assert (row["status"], row["error_limit"]) == ("failed", LARGEST_FP16_ERROR)
@@ -87,7 +102,7 @@ def test_its_limit_is_that_of_the_engines() -> None:
 
 def test_wrong_labels_and_errors_past_fp16s_own_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config()
-    real = ways(config, CPU)[2]
+    real = ways(config)[2]
 
     def noisy(scale: float) -> Any:
         return lambda images: real.masks(images) + scale * torch.randn(real.masks(images).shape)
@@ -103,7 +118,7 @@ def test_wrong_labels_and_errors_past_fp16s_own_fail(monkeypatch: pytest.MonkeyP
         Way("broken", "fp16", raises, real.masks, ""),
         Way("no-number", "fp16", real.call, lambda images: real.masks(images) * float("nan"), ""),
     ]
-    monkeypatch.setattr(network_step, "ways", lambda *_: given)
+    given_instead(monkeypatch, given)
     monkeypatch.setattr(network_step, "BURST_SECONDS", 0.01)
     rows = {row["engine"]: row for row in measured(config, (1,), 3, CPU, "")["rows"]}
     assert {name: row["status"] for name, row in rows.items()} == {
@@ -128,7 +143,7 @@ def test_our_kernels_label_as_pytorch_does(fused_labels: bool) -> None:
     device = torch.device("cpu" if INTERPRETED else "cuda")
     model = small_network()
     images = pictures(1, (64, 64))
-    expected = ways(model.config, CPU)[2]
+    expected = ways(model.config)[2]
     ours = type(model)(model.config, segmenter_kernels).eval()
     ours.load_state_dict(random_model(model.config).state_dict())
     way = network_ways._kernels("k", ours.to(device, torch.float16), segmenter_kernels, fused_labels, False, "")
@@ -140,6 +155,55 @@ def test_our_kernels_label_as_pytorch_does(fused_labels: bool) -> None:
     assert found.dtype == np.uint8
     assert (found == labels).mean() > 0.95
     assert len(np.unique(labels)) > 1
+
+
+class Launched:
+    """What stands in for a CUDA graph here."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self.function(images)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the stand-in for a GPU would be beside one")
+def test_a_gpus_ways_are_right_as_far_as_the_interpreter_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every way of a GPU, launched on the CPU: the compiled one by a backend that compiles nothing."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend="eager", dynamic=False))
+    monkeypatch.setattr(network_ways, "Graphed", Launched)
+    monkeypatch.setattr(network_step, "BURST_SECONDS", 0.0)
+    monkeypatch.setattr(network_step, "MIN_CALLS", 1)
+    install()
+
+    @contextmanager
+    def on_gpu(config: Any, device: torch.device, chosen: Any) -> Iterator[list[Way]]:
+        with network_ways.ExitStack() as stack:
+            yield network_ways._on_gpu(config, device, RIVALS, stack)
+
+    monkeypatch.setattr(network_step, "ways", on_gpu)
+    kept: list[int] = []
+    run = measured(small_config(depth=1), (1,), 1, CPU, "", lambda run: kept.append(len(run["rows"])))
+    rows = {row["engine"]: row for row in run["rows"]}
+    assert list(rows) == [
+        *("gpu-explicit", "gpu-sdpa", "gpu-kernels", "gpu-kernels-labels", "gpu-kernels-graph"),
+        *("triton-fp16", "triton-int8", "triton-fp8", "compiled-fp16"),
+    ]
+    assert {name: row["reason"] for name, row in rows.items() if row["status"] != "ok"} == {}
+    assert kept == [*range(1, 10), 9]
+    assert rows["triton-fp16"]["error"] < 0.01
+    assert rows["triton-fp16"]["error"] < rows["triton-int8"]["error"] < rows["triton-fp8"]["error"]
+    assert rows["triton-fp8"]["error_limit"] == LARGEST_8_BIT_ERROR
+    assert "triton-fp8, batch 1: check" in capsys.readouterr().err
+    assert set(RIVALS) <= set(rows)
+
+
+def test_ways_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="--way compiled-fp16: none of them runs here"):
+        measured(small_config(), (1,), 1, CPU, "", chosen=("compiled-fp16",))
 
 
 def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path) -> None:
@@ -164,3 +228,30 @@ def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path)
     made = json.loads(file.read_text())
     assert [row["status"] for row in made["rows"]] == ["ok"] * 3
     assert made["command"].endswith(f"--variant Seg-Ti/16 --rounds 1 --out {tmp_path}")
+
+
+def test_what_runs_on_a_bare_gpu_machine_needs_no_other_package() -> None:
+    """PyTorch, Triton, NumPy, safetensors and rich, as the machines have that are lent for a quarter of an hour."""
+    program = (
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in {'tyro', 'tqdm', 'onnx', 'onnxscript', 'openvino', 'onnxruntime', 'yaml',"
+        " 'pynvml', 'cryptography'} or name == 'segmenter_trt._native':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "import segmenter_bench.acceptance_page, segmenter_bench.kernel_step, segmenter_bench.machine_step\n"
+        "import segmenter_kernels.tune, segmenter_engines.sessions.triton\n"
+        "from segmenter_bench import kernel_check, network_step, network_ways\n"
+        "from segmenter_bench.network_ways import ExitStack\n"
+        "from tests.networks import small_config\n"
+        "from segmenter_bench.network_step import pictures\n"
+        "with ExitStack() as stack:\n"
+        "    way = network_ways._engines(small_config(), stack)[0]\n"
+        "    print(way.name, way.call(pictures(1, (64, 64))).shape)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert done.stdout == "triton-fp16 (1, 64, 64)\n"

@@ -11,7 +11,7 @@ import pytest
 
 from segmenter_bench import acceptance_page, report
 from segmenter_bench.acceptance import PAGE, RUNS, STEPS
-from tests.bench_samples import kernels_run, machine_run, miou_run, stages_run, throughput_run
+from tests.bench_samples import checks_run, kernels_run, machine_run, miou_run, stages_run, throughput_run
 from tests.browser import NAMES, Browser
 
 WIDTHS = (1280, 400)
@@ -48,7 +48,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of an acceptance run, with kernels, stages and ceilings, and steps that went well or did not."""
     out = tmp_path_factory.mktemp("acceptance")
     (out / RUNS).mkdir()
-    for run in (throughput_run(), miou_run(), machine_run(), stages_run(), kernels_run()):
+    for run in (throughput_run(), miou_run(), machine_run(), stages_run(), checks_run(), kernels_run()):
         (out / RUNS / f"{run['kind']}.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     steps = [
         STEP | {"step": "engines Seg-Ti-Mask/16"},
@@ -107,11 +107,11 @@ def test_a_page_that_is_broken_is_found_broken(
 def test_every_figure_leads_to_its_row(browser: Browser, which: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(which)
     browser.open(path, 1280)
-    # cells of figures: all but names, verdicts, dashes, seconds of steps, and who made a kernel
+    # cells of figures: all but names, types, verdicts, dashes, seconds of steps, what is wanted, and who made a kernel
     bare = browser.value(
         "[...document.querySelectorAll('table td, .ladder .value, .tile b')]"
         ".filter((cell) => /[0-9]/.test(cell.textContent) && !cell.querySelector('a'))"
-        ".filter((cell) => !['seconds', 'reason', 'verdict', 'by'].includes(cell.dataset.label))"
+        ".filter((cell) => !['seconds', 'reason', 'verdict', 'by', 'wanted', 'type'].includes(cell.dataset.label))"
         ".map((cell) => cell.textContent)"
     )
     assert all(re.fullmatch(r"\d+ of \d+", text) for text in bare), bare

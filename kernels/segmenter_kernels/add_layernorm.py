@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segmenter_kernels import checks, tiles
+from segmenter_kernels.rounded import inverse_root, mean
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
 
@@ -29,15 +30,15 @@ def _forward(x_ptr, r_ptr, weight_ptr, bias_ptr, z_ptr, y_ptr, M, C, eps, BLOCK_
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     col = tl.arange(0, BLOCK_C)
     keep = (row < M)[:, None] & (col < C)[None, :]
+    EXACT: tl.constexpr = z_ptr.dtype.element_ty == tl.float32
     at = row.to(tl.int64)[:, None] * C + col[None, :]  # [BLOCK_M, BLOCK_C]
     x = tl.load(x_ptr + at, keep, 0.0).to(tl.float32)
     z = (x + tl.load(r_ptr + at, keep, 0.0).to(tl.float32)).to(z_ptr.dtype.element_ty)
     tl.store(z_ptr + at, z, keep)
     z = z.to(tl.float32)
-    mean = tl.sum(z, 1) / C
-    # a masked lane would add mean**2 to the variance
-    centred = tl.where(keep, z - mean[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + eps)
+    # a masked lane would add the squared mean to the variance
+    centred = tl.where(keep, z - mean(tl.sum(z, 1), C, EXACT)[:, None], 0.0)
+    inverse = inverse_root(mean(tl.sum(centred * centred, 1), C, EXACT) + eps, EXACT)
     weight = tl.load(weight_ptr + col, col < C, 0.0).to(tl.float32)
     bias = tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)
     y = centred * inverse[:, None] * weight[None, :] + bias[None, :]
@@ -52,6 +53,7 @@ def _backward(
     program, programs = tl.program_id(0), tl.num_programs(0)
     col = tl.arange(0, BLOCK_C)
     keep = col < C
+    EXACT: tl.constexpr = z_ptr.dtype.element_ty == tl.float32
     weight = tl.load(weight_ptr + col, keep, 0.0).to(tl.float32)
     grad_weight = tl.zeros([BLOCK_C], tl.float32)
     grad_bias = tl.zeros([BLOCK_C], tl.float32)
@@ -59,12 +61,12 @@ def _backward(
         at = tl.cast(row, tl.int64) * C + col  # [BLOCK_C]
         z = tl.load(z_ptr + at, keep, 0.0).to(tl.float32)
         grad_y = tl.load(grad_y_ptr + at, keep, 0.0).to(tl.float32)
-        centred = tl.where(keep, z - tl.sum(z, 0) / C, 0.0)
-        inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
+        centred = tl.where(keep, z - mean(tl.sum(z, 0), C, EXACT), 0.0)
+        inverse = inverse_root(mean(tl.sum(centred * centred, 0), C, EXACT) + eps, EXACT)
         normed = centred * inverse
         grad_normed = grad_y * weight
-        projected = tl.sum(grad_normed * normed, 0) / C
-        grad = (grad_normed - tl.sum(grad_normed, 0) / C - normed * projected) * inverse
+        projected = mean(tl.sum(grad_normed * normed, 0), C, EXACT)
+        grad = (grad_normed - mean(tl.sum(grad_normed, 0), C, EXACT) - normed * projected) * inverse
         grad += tl.load(grad_z_ptr + at, keep, 0.0).to(tl.float32)
         tl.store(grad_x_ptr + at, grad.to(grad_x_ptr.dtype.element_ty), keep)
         grad_weight += grad_y * normed

@@ -1,4 +1,4 @@
-"""Whether an answer to a workload is right: judged by its first image, against float64."""
+"""Whether an answer to a workload is right: judged image by image, against float64."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +30,13 @@ def budget(own: float, truth: Tensor, dtype: torch.dtype) -> float:
 
 
 def judge(
-    workload: Workload, answer: Any, arguments: tuple[Any, ...], plain: Callable[..., Any] | None = None
+    workload: Workload,
+    answer: Any,
+    arguments: tuple[Any, ...],
+    plain: Callable[..., Any] | None = None,
+    image: int = 0,
 ) -> Verdict:
-    """Judge an answer by its `budget`.
+    """Judge one image of an answer by its `budget`.
 
     Labels are judged by what the logit of each lacks to the largest one there. plain: what was computed, where that is
     not the op.
@@ -42,15 +46,16 @@ def judge(
         truth = reference.merged_logits(arguments[0].double(), *arguments[1:])[None]
         error, own = (_lacking(truth, labels[None]) for labels in (answer, plain(*arguments)))
         return Verdict(error, budget(own, truth, workload.dtype))
-    one = tuple(x[:1] if isinstance(x, Tensor) and _batched(x, arguments) else x for x in arguments)
+    at = slice(image, image + 1)
+    one = tuple(x[at] if isinstance(x, Tensor) and _batched(x, arguments) else x for x in arguments)
     wide: tuple[Any, ...] = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in one)
     if workload.op == "upsample_argmax":
         truth = F.interpolate(wide[0], size=wide[1], mode="bilinear", align_corners=False)
-        error, own = (_lacking(truth, labels[:1]) for labels in (answer, plain(*one)))
+        error, own = (_lacking(truth, labels) for labels in (answer[at], plain(*one)))
         return Verdict(error, budget(own, truth, workload.dtype))
     verdicts = []
     for ours, theirs, truth in zip(*map(_tuple, (answer, plain(*one), plain(*wide))), strict=True):
-        error, own = (float((x[:1].double() - truth).abs().max()) for x in (ours, theirs))
+        error, own = (float((x.double() - truth).abs().max()) for x in (ours[at], theirs))
         verdicts.append(Verdict(error, budget(own, truth, workload.dtype)))
     return max(verdicts, key=lambda verdict: verdict.error / verdict.budget if verdict.right else float("inf"))
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segmenter_kernels import checks, tiles
+from segmenter_kernels.rounded import inverse_root, mean
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
 
@@ -39,9 +40,10 @@ def _product(patch, class_ptr, column_keep, total, squares, EVEN: tl.constexpr, 
 
 
 @triton.jit
-def _finish(total, patch_squares, squares, k, K):
+def _finish(total, patch_squares, squares, k, K, EXACT: tl.constexpr):
     """Products to scores, 0 for the padding."""
-    scores = total * (1.0 / tl.sqrt(tl.sum(patch_squares, 1)))[:, None] * (1.0 / tl.sqrt(tl.sum(squares, 1)))[None, :]
+    rows, columns = inverse_root(tl.sum(patch_squares, 1), EXACT), inverse_root(tl.sum(squares, 1), EXACT)
+    scores = total * rows[:, None] * columns[None, :]
     return tl.where((k < K)[None, :], scores, 0.0)
 
 
@@ -61,6 +63,7 @@ def _kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, REST_K: tl.constexpr, BLOCK_C: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    EXACT: tl.constexpr = out_ptr.dtype.element_ty == tl.float32
     b = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
@@ -77,6 +80,8 @@ def _kernel(
         rest_ptr = classes_ptr + tl.minimum(rest, K - 1).to(tl.int64)[:, None] * stride_ck + col[None, :]
         rest_squares = tl.zeros([REST_K, BLOCK_C // 8], tl.float32)
         rest_total = tl.zeros([BLOCK_N, REST_K], tl.float32)
+    # without this, Triton 3.6 minds a loop that never runs, and wgmma is serialised
+    tl.assume(C > 0)
     for c in range(0, C, BLOCK_C):
         keep = (c + col < C)[None, :]
         patch = tl.load(patch_ptr + c) if EVEN else tl.load(patch_ptr + c, keep, 0.0)
@@ -85,18 +90,19 @@ def _kernel(
         if REST_K:
             rest_total, rest_squares = _product(patch, rest_ptr + c, keep, rest_total, rest_squares, EVEN, PRECISION)
 
-    scores = _finish(total, patch_squares, squares, k, K)
-    mean = tl.sum(scores, 1) / K
+    scores = _finish(total, patch_squares, squares, k, K, EXACT)
+    center = tl.sum(scores, 1)
     if REST_K:
-        rest_scores = _finish(rest_total, patch_squares, rest_squares, rest, K)
-        mean += tl.sum(rest_scores, 1) / K
-    # a padded column would add mean**2 to the variance
-    scores = tl.where((k < K)[None, :], scores - mean[:, None], 0.0)
-    variance = tl.sum(scores * scores, 1) / K
+        rest_scores = _finish(rest_total, patch_squares, rest_squares, rest, K, EXACT)
+        center += tl.sum(rest_scores, 1)
+    center = mean(center, K, EXACT)
+    # a padded column would add the squared mean to the variance
+    scores = tl.where((k < K)[None, :], scores - center[:, None], 0.0)
+    squared = tl.sum(scores * scores, 1)
     if REST_K:
-        rest_scores = tl.where((rest < K)[None, :], rest_scores - mean[:, None], 0.0)
-        variance += tl.sum(rest_scores * rest_scores, 1) / K
-    inverse = 1.0 / tl.sqrt(variance + eps)
+        rest_scores = tl.where((rest < K)[None, :], rest_scores - center[:, None], 0.0)
+        squared += tl.sum(rest_scores * rest_scores, 1)
+    inverse = inverse_root(mean(squared, K, EXACT) + eps, EXACT)
     out_ptr += b * N * K
     _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, row, k, N, K)
     if REST_K:

@@ -1,28 +1,23 @@
 """Times every candidate tile on this GPU and writes the best to `configs/<the GPU's name>.json`.
 
 `python -m segmenter_kernels.tune [--op NAME ...]` needs torch, triton and numpy, and no installation. A tile that does
-not compile, does not fit or answers wrong is left out; of the others the one wins whose times, relative to the best of
-each workload, have the smallest geometric mean. Commit the file: it goes before that of the architecture.
+not compile, does not fit or answers wrong is left out; the others are timed on a few workloads, the best of them on
+all, and the one wins whose times, relative to the best of each workload, have the smallest geometric mean. Commit the
+file: it goes before that of the architecture.
 """
 
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
 from typing import Any
 
 import torch
 
-from segmenter_kernels import checks, gemm, packed, tiles, timing, workloads
+from segmenter_kernels import checks, gemm, packed, tiles, timing, workers, workloads
 from segmenter_kernels.add_layernorm import candidates as add_layernorm_candidates
 from segmenter_kernels.attention import candidates as attention_candidates
 from segmenter_kernels.judging import judge
@@ -32,11 +27,13 @@ from segmenter_kernels.patch_embed import candidates as patch_embed_candidates
 from segmenter_kernels.quantize import candidates as quantize_candidates
 from segmenter_kernels.tiles import Tile
 from segmenter_kernels.upsample_argmax import candidates as upsample_candidates
+from segmenter_kernels.workers import Workers
 from segmenter_kernels.workloads import Workload
 
 FINALISTS = 6
-MOST_WORKERS = 16
+ROUGH_WORKLOADS = 3  # decide which tiles are timed on all of a case's workloads
 _ROUGH_REPLAYS, _FINAL_REPLAYS = 3, 25
+_Timed = tuple[Workload, list[tuple[Any, ...]]]  # and its arguments, as `timing.copies` makes them
 
 
 def _eight_bit_candidates(architecture: int, workload: Workload) -> Iterator[Tile]:
@@ -110,111 +107,82 @@ def why_not(workload: Workload, tile: Tile, arguments: tuple[Any, ...]) -> str |
 
 
 def candidates(workload: Workload, architecture: int) -> list[Tile]:
-    """Tiles worth timing for a workload."""
-    return list(_CANDIDATES[workload.key](architecture, workload))
+    """Tiles worth timing for a workload, the committed one first."""
+    committed = tiles.of_architecture(workload.key, workload.case, architecture)
+    return [committed, *(tile for tile in _CANDIDATES[workload.key](architecture, workload) if tile != committed)]
 
 
-def _compiles(job: tuple[str, str, int]) -> tuple[str | None, bool]:
+def _compiles(job: tuple[str, str, Tile]) -> tuple[str | None, bool]:
     """In a process of its own: fills Triton's cache, and what crashes there leaves the timing process whole.
 
     Returns why the tile cannot be used, and whether its process still can: CUDA never recovers from an illegal access.
     """
-    key, case, index = job
-    same = cases(workloads.OPS)[key, case]
-    device = torch.device("cuda")
-    reason = why_not(same[0], candidates(same[0], tiles.architecture_of(device))[index], same[0].arguments(device))
-    if reason is not None:
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            return reason, False
-    return reason, True
+    key, case, tile = job
+    first = cases(workloads.OPS)[key, case][0]
+    reason = why_not(first, tile, first.arguments(torch.device("cuda")))
+    return reason, reason is None or workers.unspoiled()
 
 
-class Workers:
-    """Processes that try one tile each at a time; one that a bad tile kills or spoils is replaced, for it alone."""
-
-    def __init__(self, count: int) -> None:
-        self._threads = ThreadPoolExecutor(count)
-        self._free: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
-        for _ in range(count):
-            self._free.put(_process())
-
-    def map(self, function: Callable[[Any], tuple[str | None, bool]], jobs: Iterable[Any]) -> list[str | None]:
-        """What `function` says of each job, in order; it also says whether its process can go on."""
-        return list(self._threads.map(partial(self._try, function), jobs))
-
-    def _try(self, function: Callable[[Any], tuple[str | None, bool]], job: Any) -> str | None:
-        process, usable = self._free.get(), True
-        try:
-            reason, usable = process.submit(function, job).result()
-        except BrokenProcessPool:
-            reason, usable = "its process died", False
-        finally:
-            if not usable:
-                process.shutdown(wait=False)
-                process = _process()
-            self._free.put(process)
-        return reason
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        while not self._free.empty():
-            self._free.get().shutdown()
-
-
-def _process() -> ProcessPoolExecutor:
-    # spawned: a forked process cannot use CUDA; it starts with its first job
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-
-def tune(key: str, case: str, same: Sequence[Workload], workers: Workers) -> tuple[Tile, str]:
+def tune(key: str, case: str, same: Sequence[Workload], pool: Workers) -> tuple[Tile, str]:
     """The best tile of a case, and a line about it. Raises RuntimeError when no candidate works."""
     device = torch.device("cuda")
     tried = candidates(same[0], tiles.architecture_of(device))
-    reasons = workers.map(_compiles, [(key, case, index) for index in range(len(tried))])
+    print(f"{key} {case}: trying {len(tried)} tiles", file=sys.stderr, flush=True)
+    reasons = list(pool.map(_compiles, [(key, case, tile) for tile in tried]))
     left = [index for index, reason in enumerate(reasons) if reason is None]
-    data = [timing.copies(workload.arguments(device), device) for workload in same]
+    data = [(workload, timing.copies(workload.arguments(device), device)) for workload in same]
     times: dict[int, list[float]] = {}
-    for replays in (_ROUGH_REPLAYS, _FINAL_REPLAYS):
+    for judged_by, replays in ((_spread(data), _ROUGH_REPLAYS), (data, _FINAL_REPLAYS)):
         times = {}
         for index in left:
-            if any(why_not(workload, tried[index], each[0]) for workload, each in zip(same, data, strict=True)):
+            if any(why_not(workload, tried[index], each[0]) for workload, each in judged_by):
                 continue
             times[index] = [
                 timing.measure(lambda *x, w=workload, t=tried[index]: w.launch(*x, tile=t), each, replays).ms_p50
-                for workload, each in zip(same, data, strict=True)
+                for workload, each in judged_by
             ]
         if not times:
             reason = next(filter(None, reasons), "wrong at another shape")
             raise RuntimeError(f"{key} {case}: none of {len(tried)} tiles works: {reason}")
-        left = ranked(times)[:FINALISTS]
+        best = ranked(times)
+        # and the committed one, to say what tuning gained
+        left = [*best[:FINALISTS], *(index for index in best[FINALISTS:] if index == 0)]
     ms = ", ".join(f"{time:.4f}" for time in times[left[0]])
-    return tried[left[0]], f"{key} {case}: {ms} ms with {json.dumps(dict(tried[left[0]]))}"
+    line = f"{key} {case}: {ms} ms with {json.dumps(dict(tried[left[0]]))}"
+    if 0 in times:
+        gains = [old / new for old, new in zip(times[0], times[left[0]], strict=True)]
+        line += f", {math.prod(gains) ** (1 / len(gains)):.2f} times as fast as the committed one"
+    return tried[left[0]], line
+
+
+def _spread(data: Sequence[_Timed]) -> Sequence[_Timed]:
+    """At most `ROUGH_WORKLOADS` of a case's workloads, from all over them."""
+    step = max(1, len(data) // ROUGH_WORKLOADS)
+    return data[(step - 1) // 2 :: step][:ROUGH_WORKLOADS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when all is tuned, 1 when a case has no working tile, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="segmenter_kernels.tune", description=__doc__)
     parser.add_argument("--op", nargs="+", choices=workloads.OPS, default=list(workloads.OPS), metavar="NAME")
+    parser.add_argument("--case", nargs="+", metavar="NAME", help="of the cases of these ops only some, such as 16-64")
     parser.add_argument("--out", type=Path, default=tiles.FOLDER, help="folder of the tile data")
-    parser.add_argument("--workers", type=int, default=min(MOST_WORKERS, os.cpu_count() or 1))
+    parser.add_argument("--workers", type=int, default=min(workers.MOST, os.cpu_count() or 1))
     options = parser.parse_args(argv)
+    found = {name: same for name, same in cases(options.op).items() if not options.case or name[1] in options.case}
+    if not found:
+        parser.error(f"--case {' '.join(options.case)}: no case of {', '.join(options.op)}")
     if checks.INTERPRETED or not torch.cuda.is_available():
         print("error: tuning times kernels on a CUDA device and there is none here; run it on one", file=sys.stderr)
         return 2
     gpu, status = torch.cuda.get_device_name(), 0
     architecture = tiles.architecture_of(torch.device("cuda"))
-    runnable = [op for op in options.op if workloads.runs_on(op, architecture)]
-    with Workers(options.workers) as workers:
-        for (key, case), same in cases(runnable).items():
+    with Workers(options.workers) as pool:
+        for (key, case), same in found.items():
+            if not workloads.runs_on(same[0].op, architecture):
+                continue
             try:
-                tile, line = tune(key, case, same, workers)
+                tile, line = tune(key, case, same, pool)
             except RuntimeError as error:
                 print(f"error: {error}", file=sys.stderr)
                 status = 1

@@ -31,6 +31,7 @@ class Workload:
     """One call of an op. `draw` makes its positional arguments from a function that gives random tensors."""
 
     op: str
+    batch: int  # images in it
     shape: str  # in words
     dtype: torch.dtype
     draw: Callable[[Normal], tuple[Any, ...]]
@@ -61,6 +62,7 @@ class Workload:
 def attention(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> Workload:
     return Workload(
         op="attention",
+        batch=B,
         shape=f"{B} x {N}, {A} x {D}",
         dtype=dtype,
         draw=lambda normal: (normal(B, N, 3 * A * D), A),
@@ -83,6 +85,7 @@ def patch_embed(B: int, side: int, C: int, dtype: torch.dtype, pixels: bool = Tr
 
     return Workload(
         op="patch_embed",
+        batch=B,
         shape=f"{B} x {side} x {side}{' pixels' if pixels else ''} to {C}",
         dtype=dtype,
         draw=draw,
@@ -104,6 +107,7 @@ def _plain_patch_embed(image: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
 def add_layernorm(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
     return Workload(
         op="add_layernorm",
+        batch=B,
         shape=f"{B} x {N} x {C}",
         dtype=dtype,
         draw=lambda normal: (normal(B, N, C), normal(B, N, C), normal(C), normal(C), 1e-5),
@@ -124,6 +128,7 @@ def linear(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
 
     return Workload(
         op=op,
+        batch=B,
         shape=f"{B} x {N}, {inner} to {outer}",
         dtype=dtype,
         draw=draw,
@@ -146,6 +151,7 @@ def eight_bits(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
 
     return Workload(
         op=op,
+        batch=B,
         shape=f"{B} x {N}, {C} to {4 * C}",
         dtype=dtype,
         draw=draw,
@@ -166,6 +172,7 @@ def _plain_eight_bits(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: 
 def quantize(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
     return Workload(
         op="quantize",
+        batch=B,
         shape=f"{B} x {N} x {C}",
         dtype=dtype,
         draw=lambda normal: (normal(B, N, C),),
@@ -187,6 +194,7 @@ def _plain_quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 def mask_scores(B: int, n: int, C: int, dtype: torch.dtype) -> Workload:
     return Workload(
         op="mask_scores",
+        batch=B,
         shape=f"{B} x {n} x {C}, {CLASSES} classes",
         dtype=dtype,
         draw=lambda normal: (normal(B, n, C), normal(B, CLASSES, C), normal(CLASSES), normal(CLASSES), 1e-5),
@@ -201,6 +209,7 @@ def upsample_argmax(B: int, side: int, dtype: torch.dtype) -> Workload:
     h = side // PATCH
     return Workload(
         op="upsample_argmax",
+        batch=B,
         shape=f"{B} x {CLASSES} x {h} x {h} to {side} x {side}",
         dtype=dtype,
         # the decoder leaves the classes last
@@ -218,6 +227,7 @@ def merge_windows(picture: tuple[int, int], window: int, stride: int, dtype: tor
     n = rows * columns
     return Workload(
         op="merge_windows",
+        batch=1,
         shape=f"{n} x {CLASSES} x {h} x {h} of {window} every {stride} to {H} x {W}",
         dtype=dtype,
         draw=lambda normal: (normal(n, h, h, CLASSES).permute(0, 3, 1, 2), picture, window, stride),
@@ -252,8 +262,8 @@ OPS = (
 )
 
 
-def of_op(op: str, dtype: torch.dtype, batches: Iterable[int]) -> list[Workload]:
-    """The workloads of an op, at 512 x 512 (Seg-L: 640 x 640), patch 16 and 150 classes.
+def of_op(op: str, dtype: torch.dtype, batches: Iterable[int], widths: Iterable[str] = tuple(WIDTHS)) -> list[Workload]:
+    """The workloads of an op, at 512 x 512 (Seg-L: 640 x 640), patch 16 and 150 classes, of networks of some `WIDTHS`.
 
     Attention is timed at every number of tokens that Segmenter has, with the heads of Seg-B.
     """
@@ -264,8 +274,8 @@ def of_op(op: str, dtype: torch.dtype, batches: Iterable[int]) -> list[Workload]
         elif op == "attention":
             found += [attention(B, N, 12, 64, dtype) for N in TOKENS]
         else:
-            for name, C in WIDTHS.items():
-                found += _of_width(op, B, 640 if name == "L" else 512, C, dtype)
+            for name in widths:
+                found += _of_width(op, B, 640 if name == "L" else 512, WIDTHS[name], dtype)
     return list({workload.shape: workload for workload in found}.values())
 
 

@@ -82,7 +82,8 @@ def test_every_case_has_committed_tiles_and_candidates(architecture: int) -> Non
     for (key, case), same in tune.cases(ops).items():
         committed = tiles.of_architecture(key, case, architecture)
         found = tune.candidates(same[0], architecture)
-        assert len(found) > 1
+        assert found[0] == committed
+        assert len({str(sorted(tile.items())) for tile in found}) == len(found) > 1
         assert all(set(candidate) == set(committed) for candidate in found)
 
 
@@ -112,7 +113,7 @@ def test_a_tile_that_kills_or_spoils_its_process_is_the_only_one_lost() -> None:
     process = "str(__import__('os').getpid())"
     whole, spoils, dies = f"({process}, True)", f"({process}, False)", "__import__('os')._exit(1)"
     with tune.Workers(1) as workers:
-        found = workers.map(eval, [whole, spoils, whole, dies, whole, whole])
+        found = list(workers.map(eval, [whole, spoils, whole, dies, whole, whole]))
         (again,) = workers.map(eval, [whole])
     assert found[0] == found[1]
     assert found[3] == "its process died"
@@ -131,12 +132,78 @@ def test_a_process_knows_that_it_is_spoiled(
             raise raised
 
     monkeypatch.setattr(tune, "cases", lambda ops: {("add_layernorm", "64"): [workload]})
-    monkeypatch.setattr(tune, "candidates", lambda *_: [{}])
-    monkeypatch.setattr(tune.tiles, "architecture_of", lambda device: 90)
     monkeypatch.setattr(Workload, "arguments", lambda self, device: ())
     monkeypatch.setattr(tune, "why_not", lambda *_: "wrong")
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    assert tune._compiles(("add_layernorm", "64", 0)) == ("wrong", usable)
+    assert tune._compiles(("add_layernorm", "64", {})) == ("wrong", usable)
+
+
+def test_a_job_without_an_answer_loses_its_process_alone() -> None:
+    process = "(__import__('os').getpid(), True)"
+    with tune.Workers(1) as workers:
+        (first,) = workers.map(eval, [process])
+        workers._timeout_s = 0.5  # only now: starting a process takes longer
+        (hung,) = workers.map(eval, ["__import__('time').sleep(60)"])
+        workers._timeout_s = 60.0
+        (raised,) = workers.map(eval, ["1 / 0"])
+        assert raised == "ZeroDivisionError: division by zero"
+        (again,) = workers.map(eval, [process])
+    assert hung.startswith("no answer within")
+    assert first != again
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+
+
+class AtOnce:
+    """`Workers` that need no process: every tile compiles."""
+
+    def map(self, function: object, jobs: list[object]) -> list[None]:
+        return [None] * len(jobs)
+
+
+def test_tiles_are_tried_on_a_few_workloads_and_the_best_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = [replace(SMALL["add_layernorm"], shape=str(index)) for index in range(8)]
+    tried = [{"BLOCK_M": index} for index in range(12)]
+    timed: list[tuple[str, int, int]] = []
+
+    def measure(call: object, arguments: list[Workload], replays: int) -> timing.Quantiles:
+        call(arguments[0])
+        workload, tile = timed[-1][:2]
+        timed[-1] = (workload, tile, replays)
+        # tile 0, the committed one, is the slowest; 11 the fastest, but wrong at the last shape
+        return timing.Quantiles(2.0 - tile / 12, 0.0, 0.0)
+
+    def launch(self: Workload, *arguments: object, tile: tiles.Tile) -> None:
+        timed.append((self.shape, tile["BLOCK_M"], 0))
+
+    monkeypatch.setattr(tune, "candidates", lambda *_: tried)
+    monkeypatch.setattr(tune.tiles, "architecture_of", lambda device: 90)
+    monkeypatch.setattr(Workload, "arguments", lambda self, device: ())
+    monkeypatch.setattr(Workload, "launch", launch)
+    monkeypatch.setattr(timing, "copies", lambda arguments, device: [(None,)])
+    monkeypatch.setattr(timing, "measure", measure)
+    wrong = ("7", 11)
+    monkeypatch.setattr(
+        tune, "why_not", lambda workload, tile, _: "wrong" if (workload.shape, tile["BLOCK_M"]) == wrong else None
+    )
+    tile, line = tune.tune("add_layernorm", "64", same, AtOnce())
+    assert tile == {"BLOCK_M": 10}
+    rough = {(shape, index) for shape, index, replays in timed if replays == tune._ROUGH_REPLAYS}
+    final = {(shape, index) for shape, index, replays in timed if replays == tune._FINAL_REPLAYS}
+    assert {shape for shape, _ in rough} == {"0", "2", "4"}
+    assert {index for _, index in rough} == set(range(12))
+    assert {shape for shape, _ in final} == {str(index) for index in range(8)}
+    assert {index for _, index in final} == {10, 9, 8, 7, 6, 0}
+    assert line.endswith("1.71 times as fast as the committed one")
+    assert line.startswith("add_layernorm 64: 1.1667, ")
+
+
+def test_a_case_that_is_none_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune.checks, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit):
+        tune.main(["--op", "attention", "--case", "16-63"])
+    assert "--case 16-63: no case of attention" in capsys.readouterr().err
 
 
 def test_what_is_timed_is_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

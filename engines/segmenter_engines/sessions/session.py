@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import segmenter_trt
 from segmenter.errors import EngineError, SegmenterError, Unavailable
 from segmenter.preprocess import affine
 from segmenter_engines.graph import is_range
@@ -145,7 +144,10 @@ class Session(ABC):
         """The network's input -> class masks float32 [B, K, h, w] of the padded image, C-contiguous."""
 
     def _labels(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        return segmenter_trt.upsample_argmax(self._masks(x), self._padded(*size), size, threads=self.threads)
+        # here and below, because engines that do both on a GPU need no compiled routines
+        from segmenter_trt import upsample_argmax
+
+        return upsample_argmax(self._masks(x), self._padded(*size), size, threads=self.threads)
 
     def _confidence(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         masks = torch.from_numpy(self._masks(x))
@@ -221,7 +223,9 @@ class Session(ABC):
         return np.ascontiguousarray(batch) if self.spec.input == PIXELS else self._normalize(batch)
 
     def _normalize(self, batch: np.ndarray) -> np.ndarray:
-        return segmenter_trt.normalize(
+        from segmenter_trt import normalize
+
+        return normalize(
             np.ascontiguousarray(batch), self._scale, self._shift, batch.shape[1], batch.shape[2], self.threads
         )
 

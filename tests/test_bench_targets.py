@@ -1,0 +1,174 @@
+"""Targets: met, missed or not measured, by the rows of a GPU alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segmenter_bench import acceptance_page, targets
+from segmenter_bench.acceptance_steps import RUNS
+from segmenter_bench.page import page
+from segmenter_bench.page_hardware import hardware
+from segmenter_bench.page_markdown import markdown
+from segmenter_bench.sections import Section, sections
+from segmenter_bench.targets import Target, sheet
+from segmenter_kernels import workloads
+from tests.bench_samples import _run, checks_run, kernels_run, model, throughput_run
+
+LIMITS = {"tflops": {"float": 800.0}, "gb_per_s": 3000.0}
+
+
+def row(op: str, shape: str, provider: str = "triton", ms: float | None = 0.1, **rest: Any) -> dict[str, Any]:
+    none = {"status": "ok", "reason": None, "tflops": 100.0, "gb_per_s": 2700.0, "share": 0.5}
+    return {"op": op, "shape": shape, "dtype": "float16", "provider": provider, "ms_p50": ms, **none, **rest}
+
+
+def kernels(*rows: dict[str, Any]) -> dict[str, Any]:
+    return _run("kernels", {"name": "GPU 9000"}, rows=list(rows), settings={"dtype": "fp16", "ceilings": LIMITS})
+
+
+def network(batch: int, **ms: float | None) -> Section:
+    rows = [
+        {
+            **{"engine": name.replace("_", "-"), "batch": batch, "region": "labels", "device": "GPU 9000"},
+            **{"status": "ok" if one else "failed", "reason": None if one else "error 1", "precision": "fp16"},
+            **{"timing": {"ms_p50": one, "images_per_s": 1e3 * batch / one} if one else None},
+        }
+        for name, one in ms.items()
+    ]
+    run = _run("throughput", model("Seg-B-Mask/16", False), rows=rows, settings={"rounds": 5, "reference": "gpu-sdpa"})
+    (found,) = sections([run])
+    return found
+
+
+def judged(runs: list[dict[str, Any]], *found: Section) -> dict[str, Target]:
+    return {one.what: one for one in targets.targets(runs, found)}
+
+
+def test_shapes_are_those_that_are_timed() -> None:
+    import torch
+
+    assert workloads.TOKENS == targets.TOKENS
+    shapes = {
+        op: {one.shape for one in workloads.of_op(op, torch.float16, targets.BATCHES, ("B",))} for op in workloads.OPS
+    }
+    wanted = {f"{B} x {N}, 12 x 64" for B in targets.BATCHES for N in targets.TOKENS}
+    assert shapes["attention"] == wanted
+    assert shapes["upsample_argmax"] == {f"{B} x 150 x 32 x 32 to 512 x 512" for B in targets.BATCHES}
+    assert all("768" in shape for op in targets.BOUND_BY_MEMORY for shape in shapes[op])
+
+
+@pytest.mark.parametrize(
+    ("cudnn", "flash", "verdict", "told"),
+    [
+        (0.11, 0.2, "met", "1.10 x sdpa-cudnn, 2.00 x sdpa-flash"),
+        (0.09, 0.2, "missed", "0.90 x sdpa-cudnn, 2.00 x sdpa-flash"),
+        (None, 0.2, "not measured", "sdpa-cudnn failed: no plan, 2.00 x sdpa-flash"),
+        (None, 0.05, "missed", "sdpa-cudnn failed: no plan, 0.50 x sdpa-flash"),
+    ],
+)
+def test_attention_is_held_against_both(cudnn: float | None, flash: float, verdict: str, told: str) -> None:
+    shape = "8 x 1025, 12 x 64"
+    failed = {} if cudnn else {"status": "failed", "reason": "no plan"}
+    runs = [kernels(row("attention", shape), row("attention", shape, "sdpa-flash", flash))]
+    runs[0]["rows"].append(row("attention", shape, "sdpa-cudnn", cudnn, **failed))
+    found = judged(runs)[f"attention, {shape}"]
+    assert (found.verdict, found.found) == (verdict, told)
+
+
+def test_a_kernel_that_is_wrong_meets_nothing() -> None:
+    shape = "1 x 197, 12 x 64"
+    wrong = {"status": "wrong", "reason": "error 1, budget 0.1"}
+    runs = [kernels(row("attention", shape, ms=None, **wrong), row("attention", shape, "sdpa-flash"))]
+    found = judged(runs)[f"attention, {shape}"]
+    assert (found.verdict, found.found) == ("not measured", "wrong: error 1, budget 0.1")
+
+
+def test_labels_are_timed_an_image() -> None:
+    runs = [
+        kernels(
+            row("upsample_argmax", "1 x 150 x 32 x 32 to 512 x 512", ms=0.0101),
+            row("upsample_argmax", "8 x 150 x 32 x 32 to 512 x 512", ms=0.0799),
+        )
+    ]
+    one, eight = (judged(runs)[f"upsample_argmax, 150 classes, 512 x 512, batch {B}"] for B in (1, 8))
+    assert (one.verdict, one.found) == ("missed", "10.1 us")
+    assert (eight.verdict, eight.found) == ("met", "10.0 us")
+
+
+def test_a_share_of_the_copy_and_of_what_bounds_it() -> None:
+    runs = [
+        kernels(
+            row("add_layernorm", "8 x 1025 x 768"),
+            row("patch_embed", "8 x 512 x 512 pixels to 768", tflops=640.0, gb_per_s=1200.0),
+            row("mask_scores", "8 x 1024 x 384, 150 classes"),
+        )
+    ]
+    found = judged(runs)
+    assert (found["add_layernorm, 8 x 1025 x 768"].verdict, found["add_layernorm, 8 x 1025 x 768"].found) == (
+        "met",
+        "90%",
+    )
+    embed = found["patch_embed, 8 x 512 x 512 pixels to 768"]
+    assert (embed.verdict, embed.found) == ("missed", "40%; 80% of its bound, which is the product")
+    assert found["mask_scores, width 768"].verdict == "not measured"
+
+
+def test_networks_are_compared_in_one_run() -> None:
+    found = judged(
+        [],
+        network(8, gpu_sdpa=2.0, triton_fp16=1.0),
+        network(8, gpu_sdpa=9.0, triton_fp16=1.0, triton_int8=0.7, triton_fp8=0.8, compiled_fp16=1.31),
+        network(1, triton_fp16=1.0, compiled_fp16=None),
+    )
+    said = {what: (one.verdict, one.found) for what, one in found.items() if what.startswith("Seg-B")}
+    assert said == {
+        "Seg-B-Mask/16, triton-fp16, batch 8": ("met", "1.31 x"),
+        "Seg-B-Mask/16, triton-int8, batch 8": ("met", "1.43 x"),
+        "Seg-B-Mask/16, triton-fp8, batch 8": ("missed", "1.25 x"),
+        "Seg-B-Mask/16, triton-fp16, batch 1": ("not measured", "failed: error 1"),
+        "Seg-B-Mask/16, triton-int8, batch 1": ("not measured", ""),
+        "Seg-B-Mask/16, triton-fp8, batch 1": ("not measured", ""),
+    }
+
+
+def test_a_run_that_was_cut_hides_no_times() -> None:
+    whole, cut = network(8, gpu_sdpa=2.0, triton_fp16=1.0), network(8, gpu_sdpa=2.0, triton_fp16=None)
+    cut.runs[0]["rows"][1] |= {"status": "ok", "reason": None}
+    later = cut.runs[0] | {"created": "2026-01-02T03:05:05Z"}
+    section = Section(whole.model, [*whole.runs, later])
+    assert [line.images_per_s for line in section.lines(8)] == [4000.0, 8000.0]
+    later["rows"][1] |= {"status": "failed", "reason": "error 1"}
+    assert [line.images_per_s for line in section.lines(8)] == [4000.0, None]
+
+
+def test_without_a_gpu_there_is_no_table_and_with_one_all_of_it(tmp_path: Path, capsys: Any) -> None:
+    assert sheet([], sections([throughput_run()])) is None
+    assert "Targets" not in page("title", sections([throughput_run()]), "command")
+    table = sheet([kernels_run()], [])
+    assert table is not None
+    assert len(table.lines) == 2 * 8 + 2 + 3 + 2 * 3
+    assert table.hint == "0 met, 0 missed, 27 not measured."
+    text = markdown([], [kernels_run()])
+    assert text.startswith("**Targets**")
+    assert "| Seg-B-Mask/16, triton-fp16, batch 1 | 1.3 x compiled-fp16 | - | not measured |" in text
+    (tmp_path / RUNS).mkdir()
+    (tmp_path / RUNS / "k.json").write_text(json.dumps(kernels_run()), encoding="utf-8")
+    acceptance_page.main([str(tmp_path)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "not measured: attention, 1 x 197, 12 x 64; wanted as fast as sdpa-cudnn and sdpa-flash"
+    assert len(said) == 28
+
+
+def test_what_was_judged_is_told_by_op_and_type_and_what_failed_by_shape() -> None:
+    (table,) = hardware([checks_run()], [])
+    assert table.title == "Kernels judged on GPU 9000"
+    assert table.hint.startswith("4 of 9 shapes judged")
+    assert [[cell.text for cell in line] for line in table.lines] == [
+        ["attention", "fp16", "50%", "1 of 1 right"],
+        ["attention", "bf16", "-", "0 of 1 right"],
+        ["8 x 1025, 12 x 64", "bf16", "-", "failed: no answer within 120 s"],
+        ["quantize", "fp16", "50%", "1 of 1 right"],
+        ["quantize", "bf16", "50%", "1 of 1 right"],
+    ]
