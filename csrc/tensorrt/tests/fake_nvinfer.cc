@@ -1,10 +1,11 @@
 // A TensorRT that runs plans of a few words behind a plan's 32 bytes, as libnvinfer: `fake B H W K P int32 masks`.
 //
 // Label of a pixel: its red value modulo K; masks are 1 for the label of a patch's first pixel and 0 elsewhere, and NaN
-// everywhere in an image whose first pixel is 255, 255, 255. The profile goes up to B images of H x W. Work is put on
-// the stream of the fake driver, with the addresses bound at that moment, as TensorRT's is. What TensorRT leaves
-// undefined goes wrong here: a graph whose context was changed since makes no labels, and an enqueue is not captured
-// before the context has run the shape. There is one logger, that of the first runtime, while any runtime lives.
+// everywhere in an image whose first pixel is 255, 255, 255. The profile goes from one pixel to B images of H x W, or
+// with the word `fixed` is that shape alone. Work is put on the stream of the fake driver, with the addresses bound at
+// that moment, as TensorRT's is. What TensorRT leaves undefined goes wrong here: a graph whose context was changed
+// since makes no labels, and an enqueue is not captured before the context has run the shape. There is one logger, that
+// of the first runtime, while any runtime lives.
 //
 // As TensorRT-RTX it compiles kernels for each shape. A graph of a context that compiles them lazily makes no labels,
 // for it was captured with others; a plan with the word `uncapturable` says so, and fails where it is captured.
@@ -34,7 +35,11 @@ using nvinfer1::Dims;
 
 struct Facts {
   std::int64_t B = 0, H = 0, W = 0, K = 0, P = 0;
-  bool wide = false, masks = false, normalized = false, short_labels = false, uncapturable = false;
+  bool wide = false, masks = false, normalized = false, short_labels = false, uncapturable = false, fixed = false;
+
+  Dims images(std::int64_t b, std::int64_t h, std::int64_t w) const {
+    return normalized ? Dims{4, {b, 3, h, w}} : Dims{4, {b, h, w, 3}};
+  }
 };
 
 #ifdef SEGMENTER_TRT_RTX
@@ -167,7 +172,7 @@ class Context final : public nvinfer1::StubContext {
     if (name == std::string("labels")) return Dims{3, {B_, facts_.short_labels ? H_ - 1 : H_, W_}};
     if (name == std::string("masks"))
       return Dims{4, {B_, facts_.K, (H_ + facts_.P - 1) / facts_.P, (W_ + facts_.P - 1) / facts_.P}};
-    return facts_.normalized ? Dims{4, {B_, 3, H_, W_}} : Dims{4, {B_, H_, W_, 3}};
+    return facts_.images(B_, H_, W_);
   }
   bool setTensorAddress(char const* name, void* data) noexcept override {
     if (bound_[name] != data) ++*changes_;
@@ -247,6 +252,12 @@ class Engine final : public nvinfer1::StubEngine {
   nvinfer1::TensorIOMode getTensorIOMode(char const* name) const noexcept override {
     return name == std::string("images") ? nvinfer1::TensorIOMode::kINPUT : nvinfer1::TensorIOMode::kOUTPUT;
   }
+  Dims getProfileShape(char const*, std::int32_t, nvinfer1::OptProfileSelector select) const noexcept override {
+    if (facts_.fixed) return Dims{-1, {}};
+    return select == nvinfer1::OptProfileSelector::kMIN ? facts_.images(1, 1, 1)
+                                                        : facts_.images(facts_.B, facts_.H, facts_.W);
+  }
+  Dims getTensorShape(char const*) const noexcept override { return facts_.images(facts_.B, facts_.H, facts_.W); }
 #ifdef SEGMENTER_TRT_RTX
   nvinfer1::IRuntimeConfig* createRuntimeConfig() noexcept override { return new Config; }
   nvinfer1::IExecutionContext* createExecutionContextWithRuntimeConfig(
@@ -309,6 +320,7 @@ class Runtime final : public nvinfer1::StubRuntime {
       facts.normalized |= word == "normalized";
       facts.short_labels |= word == "short";
       facts.uncapturable |= word == "uncapturable";
+      facts.fixed |= word == "fixed";
     }
     return new Engine(facts);
   }
