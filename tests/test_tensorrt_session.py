@@ -113,7 +113,7 @@ def test_contexts_of_a_plan_share_what_was_compiled(machine, plan):
 @pytest.mark.parametrize("how", ["cuda", "tensorrt"])
 def test_a_capture_that_fails_leaves_a_session_that_works(machine, plan, how):
     if how == "cuda":
-        machine.cuda.capture_fails, reason = True, "STREAM_CAPTURE_UNSUPPORTED: operation not permitted"
+        machine.cuda.capture_fails, reason = True, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: operation not permitted"
     else:
         machine.trt["tensorrt-rtx"].not_capturable, reason = True, "TensorRT-RTX says this plan cannot be captured"
     with open_session(plan, threads=1) as session:

@@ -1,5 +1,5 @@
-// A CUDA driver without a GPU, as libcuda.so.1: device memory is the host's, streams work at once, and graphs keep what
-// was captured, addresses and all, to do it again.
+// A CUDA driver without a GPU, as libcuda.so.1: device memory is the host's, streams work at once or when they are
+// waited for, and graphs keep what was captured, addresses and all, to do it again.
 #include "fake_cuda.h"
 
 #include <cstdint>
@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fake_state.h"
@@ -23,6 +24,8 @@ using Address = unsigned long long;
 
 constexpr int kInvalidValue = 1, kInvalidContext = 201;
 
+FakeCudaCounts counts;
+
 struct Graph {
   std::vector<Work> works;
 };
@@ -30,14 +33,20 @@ struct Graph {
 struct Stream {
   std::unique_ptr<Graph> capturing;
   bool broken = false;  // a capture that met what it cannot hold
+  std::vector<Work> waiting;
+
+  void drain() {
+    counts.waiting -= static_cast<int>(waiting.size());
+    for (const Work& work : std::exchange(waiting, {})) work();
+  }
 };
 
-FakeCudaCounts counts;
 std::map<std::string, std::pair<int, int>> failures;  // function -> status, times
 std::map<std::uintptr_t, std::size_t> device_blocks, pinned_blocks;
 int of_gpus[2] = {9, 0}, devices = 1;
 constexpr int kOld[2] = {7, 5};
-int contexts[2];                        // one a GPU
+int contexts[2];  // one a GPU
+bool deferred = false;
 thread_local std::vector<int> current;  // GPUs whose contexts were pushed
 
 bool inside(const std::map<std::uintptr_t, std::size_t>& blocks, const void* address, std::size_t bytes) {
@@ -201,12 +210,14 @@ int StreamCreate(void** stream, unsigned) {
 int StreamDestroy(void* stream) {
   GUARD("StreamDestroy");
   if (!has_context()) return kInvalidContext;
+  static_cast<Stream*>(stream)->drain();
   delete static_cast<Stream*>(stream);
   --counts.streams;
   return 0;
 }
 int StreamSynchronize(void* stream) {
   GUARD("StreamSynchronize");
+  static_cast<Stream*>(stream)->drain();
   return static_cast<Stream*>(stream)->capturing ? kInvalidValue : 0;
 }
 int StreamWaitEvent(void*, void* event, unsigned) {
@@ -338,6 +349,9 @@ int submit(void* stream, Work work) {
   auto* const there = static_cast<Stream*>(stream);
   if (there != nullptr && there->capturing) {
     there->capturing->works.push_back(std::move(work));
+  } else if (there != nullptr && deferred) {
+    there->waiting.push_back(std::move(work));
+    ++counts.waiting;
   } else {
     work();
   }
@@ -373,6 +387,11 @@ EXPORTED FakeCudaCounts fake_cuda_counts() {
 EXPORTED void fake_cuda_fail(const char* function, int status, int times) {
   const std::lock_guard lock(mutex);
   failures[function] = {status, times};
+}
+
+EXPORTED void fake_cuda_defer(int wanted) {
+  const std::lock_guard lock(mutex);
+  deferred = wanted != 0;
 }
 
 EXPORTED void fake_cuda_set_device(int major, int minor, int count) {

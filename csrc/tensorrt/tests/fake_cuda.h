@@ -12,6 +12,7 @@ struct FakeCudaCounts {
   int launches;                                                      // of graphs, ever
   int captures;                                                      // begun, ever
   int allocations;                                                   // of device and pinned memory, ever
+  int waiting;                                                       // works that streams put off
 };
 
 FakeCudaCounts fake_cuda_counts();
@@ -27,6 +28,8 @@ void fake_cuda_add_kernel(const void* code, const char* symbol, int architecture
                           std::size_t count, FakeCompute compute, const void* form);
 // What the size of every kernel's parameter number `index` is told as; 0 tells the truth again.
 void fake_cuda_tell_parameter(std::size_t index, std::size_t bytes);
+// Whether streams put off what they are given until somebody waits for them.
+void fake_cuda_defer(int wanted);
 // Puts work on a stream: at once, or into the graph it is capturing. Returns 0, or the error of a stream that refuses.
 int fake_cuda_submit(void* stream, void (*work)(void*), void* data, void (*drop)(void*));
 // Whether a stream is capturing.

@@ -96,6 +96,7 @@ struct Job {
   const void* images;
   void* labels;
   void* masks;
+  bool captured;
   std::shared_ptr<const int> changes;  // of its context, now and at the enqueue
   int changes_then;
   bool replaced;  // by kernels that were compiled meanwhile
@@ -110,7 +111,7 @@ int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
 
 void compute(void* data) {
   const Job& job = *static_cast<Job*>(data);
-  if (*job.changes != job.changes_then || job.replaced) return;
+  if (job.captured && (*job.changes != job.changes_then || job.replaced)) return;
   const auto K = static_cast<int>(job.facts.K);
   for (std::int64_t b = 0; b < job.B; ++b) {
     for (std::int64_t y = 0; y < job.H; ++y) {
@@ -196,9 +197,9 @@ class Context final : public nvinfer1::StubContext {
       return false;
     }
     prepared_ = true;
-    const bool replaced = lazy() && capturing_(stream) != 0;
-    auto* const job =
-        new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"], bound_["masks"], changes_, *changes_, replaced};
+    const bool captured = capturing_(stream) != 0;
+    auto* const job = new Job{facts_,   B_,       H_,        W_,    bound_["images"], bound_["labels"], bound_["masks"],
+                              captured, changes_, *changes_, lazy()};
     const std::size_t pixels = static_cast<std::size_t>(B_ * H_ * W_);
     if (fake_on_device_(job->images, pixels * (facts_.normalized ? 12 : 3)) == 0 ||
         (job->labels != nullptr && fake_on_device_(job->labels, pixels * (facts_.wide ? 4 : 1)) == 0)) {
