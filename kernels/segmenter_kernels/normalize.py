@@ -74,8 +74,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ti
 @lru_cache(maxsize=8)
 def _table(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
     """What each value of each colour becomes, fp32 [3, 256]."""
-    scale = np.float32([1 / (255 * each) for each in std])[:, None]
-    shift = np.float32([-each / by for each, by in zip(mean, std, strict=True)])[:, None]
+    scale = np.array([[1 / (255 * each)] for each in std], np.float32)
+    shift = np.array([[-each / by] for each, by in zip(mean, std, strict=True)], np.float32)
     return torch.from_numpy(np.arange(VALUES, dtype=np.float32) * scale + shift).to(device)
 
 
