@@ -87,6 +87,19 @@ def build(folder: Path, *options: str, targets: tuple[str, ...] = ()) -> None:
     succeed("cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1), *wanted)
 
 
+def backend_kernels(factory: pytest.TempPathFactory) -> Path | None:
+    """Folder of the kernels that the TensorRT backend launches, once for all; None where nothing compiles them."""
+
+    def compile_them(folder: Path) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        names = ("merge_windows_fp32_planar", "resize", "normalize")
+        options = ("--only", *names, "--architectures", "80", "90", "--workers", "1")
+        run(sys.executable, "-m", "segmenter_kernels.aot", "--out", folder / "cubins", *options, env=environment)
+
+    found = once(factory, "backend_kernels", compile_them) / "cubins"
+    return found if (found / "manifest.json").is_file() else None
+
+
 def build_sanitized(factory: pytest.TempPathFactory, sanitizers: str) -> Path:
     """Build folder of the C++ tests with sanitizers, once for all; with the TensorRT backend where its headers are."""
     # threads are watched in what has some
@@ -97,7 +110,9 @@ def build_sanitized(factory: pytest.TempPathFactory, sanitizers: str) -> Path:
     flags += [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
     if headers := find_tensorrt_headers():
         targets += ["test_tensorrt", "segmenter_trt_tensorrt", "session_program"]
-        targets += [] if sanitizers == "thread" else ["test_tensorrt_rtx"]
+        targets += [] if sanitizers == "thread" else ["test_tensorrt_rtx", "record_launches"]
+        kernels = backend_kernels(factory)
+        flags += [f"-DSEGMENTER_TRT_CUBINS={kernels}"] if kernels else []
         rtx = os.environ.get("TENSORRT_RTX_INCLUDE_DIR")
         flags += [f"-DTENSORRT_RTX_INCLUDE_DIR={rtx}"] if rtx else []
         flags += [f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}"]

@@ -158,6 +158,11 @@ class Engine:
     def get_tensor_dtype(self, name):
         return SimpleNamespace(name=self.kinds[name])
 
+    def get_tensor_profile_shape(self, name, index):
+        assert (name, index) == ("images", 0)
+        ends = zip(self.facts["batch"], self.facts["height"], self.facts["width"], strict=True)
+        return [(B, H, W, 3) if self.facts["input"] == "pixels" else (B, 3, H, W) for B, H, W in ends]
+
     def create_runtime_config(self):
         assert self.trt.engine == "tensorrt-rtx"
         config = SimpleNamespace(create_runtime_cache=object, cache=None, allocation=None)

@@ -121,6 +121,29 @@ def test_what_is_not_as_the_manifest_says_is_named(machine, tmp_path, plan):
     assert machine.trt["tensorrt-rtx"].deserialized == 1
 
 
+@pytest.mark.parametrize("kind", ["pixels", "normalized"])
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"batch": (1, 1, 9)}, "batch 1 to 9, its profile takes 1 to 4"),
+        ({"height": (40, 40, 48)}, "height 40 to 48, its profile takes 40"),
+        ({"width": (48, 56, 56)}, "width 48 to 56, its profile takes 56"),
+    ],
+)
+def test_a_manifest_that_promises_more_than_the_profile_is_named(machine, tmp_path, kind, said, message):
+    path = write_plan(tmp_path / "m.plan", input=kind)
+    with open_session(path, threads=1) as session:
+        replace(read_manifest(path), **said).write(path)
+        # of a plan that another session has open too
+        with pytest.raises(
+            EngineError, match=rf"m\.plan: its manifest says {message}; make it again: `segmenter build"
+        ):
+            open_session(path, threads=1)
+        assert session.describe()["plan_shared_by"] == 1
+    with pytest.raises(EngineError, match=message):
+        open_session(path, threads=1)
+
+
 def test_a_closed_session_says_so(machine, plan):
     session = open_session(plan, threads=1)
     session.close()

@@ -113,7 +113,7 @@ def test_contexts_of_a_plan_share_what_was_compiled(machine, plan):
 @pytest.mark.parametrize("how", ["cuda", "tensorrt"])
 def test_a_capture_that_fails_leaves_a_session_that_works(machine, plan, how):
     if how == "cuda":
-        machine.cuda.capture_fails, reason = True, "STREAM_CAPTURE_UNSUPPORTED: operation not permitted"
+        machine.cuda.capture_fails, reason = True, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: operation not permitted"
     else:
         machine.trt["tensorrt-rtx"].not_capturable, reason = True, "TensorRT-RTX says this plan cannot be captured"
     with open_session(plan, threads=1) as session:
@@ -121,9 +121,24 @@ def test_a_capture_that_fails_leaves_a_session_that_works(machine, plan, how):
             assert np.array_equal(session(shots(2, seed=seed)), labels_of(shots(2, seed=seed), 5))
         facts = session.describe()
     assert facts["graphs"] == []
-    assert reason in facts["no_graphs"]
+    assert facts["no_graphs"] == f"images 2x40x56: {reason}"
     assert machine.cuda.launches == 0
     assert len(machine.trt["tensorrt-rtx"].contexts) == 2  # it tried once
+
+
+def test_a_shape_that_is_not_captured_leaves_others_their_graphs(machine, tmp_path):
+    plan = write_plan(tmp_path / "m.plan", input="pixels", height=(32, 40, 64), width=(32, 56, 64))
+    with open_session(plan, threads=1) as session:
+        machine.cuda.capture_fails = True
+        for seed in range(3):
+            session(shots(1, seed=seed))
+        machine.cuda.capture_fails = False
+        for seed in range(3):
+            assert np.array_equal(session(shots(2, 32, 48, seed)), labels_of(shots(2, 32, 48, seed), 5))
+            assert np.array_equal(session(shots(1, seed=seed)), labels_of(shots(1, seed=seed), 5))
+        facts = session.describe()
+    assert facts["graphs"] == [(2, 32, 48, 3)]
+    assert facts["no_graphs"].startswith("images 1x40x56: ")
 
 
 @pytest.mark.parametrize("before", [0, 1, 3])

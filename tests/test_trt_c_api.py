@@ -113,6 +113,13 @@ def test_resize_and_windows(library: c.CDLL, session: c.c_void_p, engine_folder:
     status = library.segmenter_trt_resize(address(image), *sides(1, 48, 64), address(resized), *sides(H, W), 1)
     assert status == OK
     np.testing.assert_array_equal(resized, segmenter_trt.resize(image, H, W))
+    labels = np.empty((1, H, W), np.uint8)
+    fitted = (session, address(image), *sides(1, 48, 64), address(labels), *sides(H, W), c.c_size_t(labels.nbytes))
+    assert library.segmenter_trt_session_run_resized(*fitted) == OK, error(library)
+    python = segmenter_trt.Session(segmenter_trt.Engine(engine_folder / FP32, threads=1))
+    np.testing.assert_array_equal(labels[0], python.run(resized))
+    assert library.segmenter_trt_session_run_resized(*fitted[:-1], c.c_size_t(labels.nbytes - 1)) == INPUT
+    assert "wanted 4032, for [1, 56, 72]" in error(library)
     labels = np.empty((48, 64), np.uint8)
     windows = (session, address(image), *sides(48, 64, 56, 0, 0), address(labels), c.c_size_t(labels.nbytes))
     # this engine's images are no squares, and windows are

@@ -99,6 +99,22 @@ def test_windows_side_by_side_are_images_of_their_own(session: Any, tmp_path: Pa
             session.sliding_window(image, **bad)
 
 
+def test_images_of_other_sizes_are_resized_first(session: Any, engine: Any) -> None:
+    images = pictures(3, 48, 64, seed=8)
+    resized = np.stack([segmenter_trt.resize(image, H, W) for image in images])
+    wanted = session.run(resized)
+    np.testing.assert_array_equal(session.run_resized(images), wanted)
+    np.testing.assert_array_equal(session.run_resized(images[0], size=(H, W)), wanted[0])
+    out = np.full((3, H, W), 99, np.uint8)
+    assert session.run_resized(images, size=(H, W), out=out) is out
+    np.testing.assert_array_equal(out, wanted)
+    np.testing.assert_array_equal(session.run_resized(resized), wanted)
+    for size in ((48, 64), (1 << 40, 1 << 40), (-1, W)):
+        with pytest.raises(segmenter_trt.InputError, match=f"size {size[0]}x{size[1]}: this engine takes other sizes"):
+            session.run_resized(images, size=size)
+    assert (engine.describe()["windows_by"], engine.describe()["resized_by"]) == ("the CPU", "the CPU")
+
+
 def test_more_images_than_an_engine_takes_go_in_several_calls(
     engine_folder: Path, tmp_path: Path, session: Any
 ) -> None:

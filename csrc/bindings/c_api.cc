@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "exclusive.h"
 #include "segmenter_trt/engine.h"
@@ -218,6 +219,23 @@ segmenter_trt_status segmenter_trt_session_run(segmenter_trt_session* session, c
     with_labels(session->session, labels, {height, width}, [&](const auto& to) {
       session->session.run(trt::ImagesView{pixels, batch, height, width}, to);
     });
+  });
+}
+
+segmenter_trt_status segmenter_trt_session_run_resized(segmenter_trt_session* session, const uint8_t* pixels,
+                                                       int64_t batch, int64_t height, int64_t width, void* labels,
+                                                       int64_t to_height, int64_t to_width, size_t bytes) {
+  return guarded([&] {
+    require(session, "session");
+    require(pixels, "pixels");
+    require(static_cast<const char*>(labels), "labels");
+    require_bytes("labels", {batch, to_height, to_width}, label_bytes(session->session.engine().manifest()), bytes);
+    const trt::bindings::Exclusive one(session->held);
+    trt::check_sizes(trt::ImagesView{pixels, batch, height, width}, trt::Size{to_height, to_width});
+    std::vector<trt::ImagesView> pictures;
+    for (std::int64_t b = 0; b < batch; ++b) pictures.push_back({pixels + b * height * width * 3, 1, height, width});
+    with_labels(session->session, labels, {to_height, to_width},
+                [&](const auto& to) { session->session.run_resized(pictures, to); });
   });
 }
 

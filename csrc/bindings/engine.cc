@@ -120,6 +120,8 @@ py::dict as_dict(const Description& description) {
   facts["floats"] = description.floats;
   facts["model"] = description.model;
   facts["labels_by"] = description.labels_by;
+  facts["windows_by"] = description.windows_by;
+  facts["resized_by"] = description.resized_by;
   facts["input"] = description.input == Input::pixels ? "pixels" : "normalized";
   facts["warning"] = description.warning;
   facts["no_graphs"] = description.no_graphs.empty() ? py::object(py::none()) : py::cast(description.no_graphs);

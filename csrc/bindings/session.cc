@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <atomic>
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -97,6 +99,33 @@ class PySession {
         const std::int64_t pixels = first * view.H * view.W;
         const ImagesView part = {view.data + pixels * 3, count, view.H, view.W};
         with_labels(labels.data, pixels, {view.H, view.W}, [&](const auto& to) { session_->run(part, to); });
+      });
+    }
+    return labels.object;
+  }
+
+  py::object run_resized(const py::object& images, const std::optional<std::pair<std::int64_t, std::int64_t>>& size,
+                         const py::object& out) {
+    const Memory input = on_host(images, "images", kImages);
+    const ImagesView view = pixels_of(input, kImages);
+    const Manifest& manifest = session_->engine().manifest();
+    const auto [H, W] = size.value_or(std::pair(manifest.height.opt, manifest.width.opt));
+    // before memory is asked for
+    if (!manifest.height.holds(H) || !manifest.width.holds(W)) {
+      throw InputError("size " + std::to_string(H) + "x" + std::to_string(W) +
+                       ": this engine takes other sizes; see describe()['height'] and ['width']");
+    }
+    const Labels labels = labels_for(input, {view.data, view.B, H, W}, out);
+    const Exclusive one(held_);
+    {
+      const py::gil_scoped_release release;
+      std::vector<ImagesView> pictures;
+      in_calls(view.B, [&, H = H, W = W](std::int64_t first, std::int64_t count) {
+        pictures.clear();
+        for (std::int64_t b = first; b < first + count; ++b) {
+          pictures.push_back({view.data + b * view.H * view.W * 3, 1, view.H, view.W});
+        }
+        with_labels(labels.data, first * H * W, {H, W}, [&](const auto& to) { session_->run_resized(pictures, to); });
       });
     }
     return labels.object;
@@ -291,12 +320,19 @@ written.)")
 Of a size the engine takes, and any number of them: more than it takes at once go in several calls. out: memory for the
 labels, which is written and returned; None makes a NumPy array.
 Raises InputError (a ValueError) for other images or labels, RunError when the network fails or gives no numbers.)")
+      .def("run_resized", &PySession::run_resized, py::arg("images"), py::kw_only(), py::arg("size") = py::none(),
+           py::arg("out") = py::none(),
+           R"(Labels of images of any size, resized first: uint8 RGB [B, H, W, 3] -> [B, H', W']; [H, W, 3] -> [H', W'].
+
+size: (H', W') that the engine takes, None for the one it is tuned for. Pixels are those of `segmenter_trt.resize`, made
+on the GPU where `describe()["resized_by"]` says so. out and Raises as in run.)")
       .def("sliding_window", &PySession::sliding_window, py::arg("image"), py::kw_only(), py::arg("window"),
            py::arg("stride") = 0, py::arg("batch") = 1, py::arg("out") = py::none(),
            R"(Labels of one image of any size, uint8 RGB [H, W, 3] -> [H, W], through windows the engine takes.
 
 window: side in pixels; stride: pixels from one to the next, 0 for the window's side; batch: windows in one call of the
-network. Logits are averaged where windows overlap. out and Raises as in run; InputError for windows that leave gaps.)")
+network. Logits are averaged where windows overlap, on the GPU where `describe()["windows_by"]` says so. out and Raises
+as in run; InputError for windows that leave gaps.)")
       .def("masks", &PySession::masks, py::arg("images"),
            R"(Class masks on the patch grid of the padded image: float32 [B, K, h, w], or [K, h, w] of one image.
 

@@ -11,6 +11,9 @@ namespace segmenter_trt::cli {
 namespace {
 
 std::size_t area(const Picture& picture) { return static_cast<std::size_t>(picture.H * picture.W); }
+std::size_t area(Size size) { return static_cast<std::size_t>(size.height * size.width); }
+
+bool same(Size a, Size b) { return a.height == b.height && a.width == b.width; }
 
 // Labels to another size, each pixel's from the one its centre falls into.
 template <class Label>
@@ -38,10 +41,17 @@ Labeller::Labeller(const Options& options)
   }
 }
 
-Picture Labeller::fitted(const Picture& picture) const {
+// What the network is given of a picture.
+Size Labeller::fitted_size(const Picture& picture) const {
   const Range &height = manifest().height, &width = manifest().width;
-  if (window_.window != 0 || (height.holds(picture.H) && width.holds(picture.W))) return picture;
-  Picture resized = {height.opt, width.opt, {}};
+  const bool fits = window_.window != 0 || (height.holds(picture.H) && width.holds(picture.W));
+  return fits ? Size{picture.H, picture.W} : Size{height.opt, width.opt};
+}
+
+Picture Labeller::fitted(const Picture& picture) const {
+  const Size size = fitted_size(picture);
+  if (same(size, {picture.H, picture.W})) return picture;
+  Picture resized = {size.height, size.width, {}};
   resized.pixels.resize(area(resized) * 3);
   resize({picture.pixels.data(), 1, picture.H, picture.W}, {resized.pixels.data(), resized.H, resized.W});
   return resized;
@@ -79,14 +89,33 @@ void Labeller::run(std::span<const Picture> fitted) {
   }
 }
 
+template <class Label>
+void Labeller::run_resized_as(std::span<const Picture> pictures, Size size, std::vector<Label>& labels) {
+  views_.clear();
+  for (std::size_t i = 0; i < std::max(pictures.size(), static_cast<std::size_t>(manifest().batch.min)); ++i) {
+    const Picture& picture = pictures[std::min(i, pictures.size() - 1)];
+    views_.push_back({picture.pixels.data(), 1, picture.H, picture.W});
+  }
+  labels.resize(views_.size() * area(size));
+  session_.run_resized(views_, LabelsView<Label>{labels.data(), size});
+}
+
+void Labeller::run_resized(std::span<const Picture> pictures, Size size) {
+  if (manifest().K() > 256) {
+    run_resized_as(pictures, size, wide_);
+  } else {
+    run_resized_as(pictures, size, narrow_);
+  }
+}
+
 // Those of the picture at a place in the last call.
-Labels Labeller::labels_of(const Picture& picture, const Picture& fitted, std::size_t place) const {
+Labels Labeller::labels_of(const Picture& picture, Size fitted, std::size_t place) const {
   Labels labels = {picture.H, picture.W, {}};
   labels.classes.resize(area(picture));
   if (manifest().K() > 256) {
-    to_size(wide_.data() + place * area(fitted), fitted.H, fitted.W, labels);
+    to_size(wide_.data() + place * area(fitted), fitted.height, fitted.width, labels);
   } else {
-    to_size(narrow_.data() + place * area(fitted), fitted.H, fitted.W, labels);
+    to_size(narrow_.data() + place * area(fitted), fitted.height, fitted.width, labels);
   }
   // a plan makes its labels itself, and each is a place in the palette
   const auto [least, most] = std::minmax_element(labels.classes.begin(), labels.classes.end());
@@ -99,14 +128,20 @@ Labels Labeller::labels_of(const Picture& picture, const Picture& fitted, std::s
 
 const std::vector<Labels>& Labeller::label(std::span<const Picture> pictures) {
   labels_.clear();
-  std::vector<Picture> inputs;
-  for (const Picture& picture : pictures) inputs.push_back(fitted(picture));
-  const std::span<const Picture> all = inputs;
-  for (std::size_t first = 0, past = 0; first < all.size(); first = past) {
-    const auto joins = [&](const Picture& one) { return one.H == all[first].H && one.W == all[first].W; };
-    for (past = first + 1; past < all.size() && past - first < batch_ && joins(all[past]);) ++past;
-    run(all.subspan(first, past - first));
-    for (std::size_t i = first; i < past; ++i) labels_.push_back(labels_of(pictures[i], all[i], i - first));
+  for (std::size_t first = 0, past = 0; first < pictures.size(); first = past) {
+    const Size size = fitted_size(pictures[first]);
+    bool as_they_are = true;
+    for (past = first; past < pictures.size() && past - first < batch_; ++past) {
+      if (!same(fitted_size(pictures[past]), size)) break;
+      as_they_are &= same({pictures[past].H, pictures[past].W}, size);
+    }
+    const std::span<const Picture> some = pictures.subspan(first, past - first);
+    if (as_they_are) {
+      run(some);
+    } else {
+      run_resized(some, size);
+    }
+    for (std::size_t i = 0; i < some.size(); ++i) labels_.push_back(labels_of(some[i], size, i));
   }
   return labels_;
 }

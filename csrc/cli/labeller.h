@@ -34,14 +34,20 @@ class Labeller {
   Description describe() const { return session_.describe(); }
 
  private:
+  Size fitted_size(const Picture& picture) const;
   template <class Label>
   void run_as(std::span<const Picture> fitted, std::vector<Label>& labels);
-  Labels labels_of(const Picture& picture, const Picture& fitted, std::size_t place) const;
+  // Of pictures that come to `size`, resized by the session.
+  void run_resized(std::span<const Picture> pictures, Size size);
+  template <class Label>
+  void run_resized_as(std::span<const Picture> pictures, Size size, std::vector<Label>& labels);
+  Labels labels_of(const Picture& picture, Size fitted, std::size_t place) const;
 
   Session session_;
   WindowOptions window_;
   std::size_t batch_;
   std::vector<std::uint8_t> pixels_;  // of a batch
+  std::vector<ImagesView> views_;     // of one to be resized
   std::vector<std::uint8_t> narrow_;  // labels of up to 256 classes
   std::vector<std::int16_t> wide_;
   std::vector<Labels> labels_;

@@ -39,6 +39,8 @@ Driver open() {
   SEGMENTER_TRT_BIND(MemFreeHost);
   SEGMENTER_TRT_BIND(MemcpyHtoDAsync);
   SEGMENTER_TRT_BIND(MemcpyDtoHAsync);
+  SEGMENTER_TRT_BIND(MemcpyDtoDAsync);
+  SEGMENTER_TRT_BIND(Memcpy3DAsync);
   SEGMENTER_TRT_BIND(StreamCreate);
   SEGMENTER_TRT_BIND(StreamDestroy);
   SEGMENTER_TRT_BIND(StreamSynchronize);

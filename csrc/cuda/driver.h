@@ -24,9 +24,25 @@ using EventHandle = CUevent_st*;
 using GraphHandle = CUgraph_st*;
 using GraphExecHandle = CUgraphExec_st*;
 
+// CUDA_MEMCPY3D
+struct Copy3D {
+  struct Place {
+    std::size_t x_bytes = 0, y = 0, z = 0, level = 0;
+    unsigned memory = 0;
+    const void* host = nullptr;
+    Address device = 0;
+    void* array = nullptr;
+    void* reserved = nullptr;
+    std::size_t pitch_bytes = 0, height = 0;
+  };
+  Place from, to;
+  std::size_t width_bytes = 0, height = 0, depth = 0;
+};
+
 enum Attribute : int { kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76 };
 inline constexpr unsigned kStreamNonBlocking = 1, kEventDisableTiming = 2;
 inline constexpr int kCaptureThreadLocal = 1;
+inline constexpr unsigned kDeviceMemory = 2;  // CUmemorytype
 
 // A function each, named as in cuda.h without its cu and version.
 struct Driver {
@@ -46,6 +62,8 @@ struct Driver {
   Status (*MemFreeHost)(void* memory);
   Status (*MemcpyHtoDAsync)(Address to, const void* from, std::size_t bytes, StreamHandle stream);
   Status (*MemcpyDtoHAsync)(void* to, Address from, std::size_t bytes, StreamHandle stream);
+  Status (*MemcpyDtoDAsync)(Address to, Address from, std::size_t bytes, StreamHandle stream);
+  Status (*Memcpy3DAsync)(const Copy3D* copy, StreamHandle stream);
   Status (*StreamCreate)(StreamHandle* stream, unsigned flags);
   Status (*StreamDestroy)(StreamHandle stream);
   Status (*StreamSynchronize)(StreamHandle stream);

@@ -4,8 +4,6 @@
 #include <limits>
 #include <string_view>
 
-#include "failure.h"
-
 namespace segmenter_plugins {
 namespace {
 

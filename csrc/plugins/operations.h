@@ -12,8 +12,17 @@
 #include <vector>
 
 #include "calls.h"
+#include "failure.h"
 
 namespace segmenter_plugins {
+
+using segmenter_launch::AttentionCall;
+using segmenter_launch::Call;
+using segmenter_launch::Failure;
+using segmenter_launch::MaskScoresCall;
+using segmenter_launch::PatchEmbedCall;
+using segmenter_launch::Type;
+using segmenter_launch::UpsampleArgmaxCall;
 
 using Inputs = std::span<const nvinfer1::PluginTensorDesc>;
 using Exprs = std::span<const nvinfer1::DimsExprs>;

@@ -3,7 +3,6 @@
 #include <exception>
 #include <utility>
 
-#include "failure.h"
 #include "message.h"
 
 namespace segmenter_plugins {

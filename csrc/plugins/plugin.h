@@ -12,6 +12,8 @@
 
 namespace segmenter_plugins {
 
+using segmenter_launch::Launcher;
+
 inline constexpr const char* kNamespace = "segmenter";
 inline constexpr const char* kVersion = "1";
 

@@ -61,7 +61,8 @@ def plugin_library() -> Path:
     if path is None:
         raise RuntimeError(
             "segmenter_trt was built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot --out"
-            " cubins --only attention patch_embed mask_scores upsample_argmax`, then install with"
+            " cubins --only attention patch_embed mask_scores upsample_argmax merge_windows resize normalize`, then"
+            " install with"
             " CMAKE_ARGS='-DSEGMENTER_TRT_CUBINS=<cubins> -DTENSORRT_INCLUDE_DIR=<TensorRT's headers>'"
         )
     return path

@@ -70,6 +70,8 @@ class _Description(TypedDict):
     floats: str
     model: str
     labels_by: str
+    windows_by: str
+    resized_by: str
     input: Literal["pixels", "normalized"]
     warning: str
     no_graphs: str | None
@@ -115,6 +117,10 @@ class Session:
     def run(self, images: _Host, out: None = None) -> _Labels: ...
     @overload
     def run(self, images: _Host, out: _HostOut) -> _HostOut: ...
+    @overload
+    def run_resized(self, images: _Host, *, size: tuple[int, int] | None = None, out: None = None) -> _Labels: ...
+    @overload
+    def run_resized(self, images: _Host, *, size: tuple[int, int] | None = None, out: _HostOut) -> _HostOut: ...
     @overload
     def sliding_window(
         self, image: _Host, *, window: int, stride: int = 0, batch: int = 1, out: None = None

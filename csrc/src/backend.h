@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,6 +18,7 @@
 #include "segmenter_trt/engine.h"
 #include "segmenter_trt/errors.h"
 #include "segmenter_trt/manifest.h"
+#include "segmenter_trt/normalize.h"
 #include "segmenter_trt/session.h"
 #include "segmenter_trt/upsample_argmax.h"
 
@@ -49,6 +51,18 @@ struct HostOutputs {
   const void* labels;  // [B, H, W], uint8 when K <= 256 and else int16
 };
 
+// A picture, the windows it is labelled through, and what the masks of one are; held against the manifest.
+struct WindowGrid {
+  std::int64_t H, W;            // of the picture, each at least the window's
+  std::int64_t window, stride;  // pixels; the last window of a side is flush with its end
+  std::int64_t batch, least;    // windows in one call of the network; fewer than `least` it does not take
+  std::int64_t K, h, w;         // of a window's masks
+  Size padded;                  // pixels they stand for: a window in whole patches
+
+  std::int64_t rows() const noexcept { return (H - window + stride - 1) / stride + 1; }
+  std::int64_t columns() const noexcept { return (W - window + stride - 1) / stride + 1; }
+};
+
 // The network for one session: one thread at a time. Calls of a shape seen before allocate nothing.
 class Runner {
  public:
@@ -58,12 +72,28 @@ class Runner {
   // another shape.
   virtual void* stage(const ImageShape& shape) = 0;
 
-  // `input` is what `stage` gave, or the caller's own memory. Shapes have been held against the manifest. Throws
-  // RunError.
+  // `input` is what `stage` gave, the caller's own memory, or null after `place_resized` of every image. Shapes have
+  // been held against the manifest. Throws RunError.
   virtual HostOutputs run(const ImageShape& shape, const void* input, Wanted wanted) = 0;
 
   // uint8 [B, H, W, 3] on the device to labels there, on a CUstream, not waited for.
   virtual void enqueue(const ImageShape& shape, const void* device_pixels, void* device_labels, void* stream) = 0;
+
+  // What follows is left to the caller where it is not overridden, as it is on the CPU. All throw RunError.
+
+  // Memory of the runner's for a picture, uint8 RGB [H, W, 3], for `label_windows`; null leaves it to the caller.
+  virtual void* stage_picture(const WindowGrid&) { return nullptr; }
+
+  // Labels [H, W] of the staged picture, bytes for up to 256 classes and else int16. `between` is called before every
+  // call of the network but the first, and may throw. False, with nothing written, where a score is no number, or masks
+  // are others than the grid says: the caller then runs the windows itself, and finds what is wrong.
+  virtual bool label_windows(const WindowGrid&, const std::function<void()>& /*between*/, void* /*labels*/) {
+    return false;
+  }
+
+  // Makes a picture, uint8 RGB [1, H, W, 3], image `b` of the next `run` of this shape, resized as `resize` does; false
+  // leaves all images to the caller.
+  virtual bool place_resized(const ImageShape&, std::int64_t /*b*/, const ImagesView& /*picture*/) { return false; }
 
   // Description::no_graphs, asked from any thread.
   virtual std::string no_graphs() const { return {}; }
@@ -80,7 +110,8 @@ class Backend {
   // Whether runners give labels; where not, sessions make them of the masks.
   virtual bool gives_labels() const noexcept = 0;
 
-  // engine, runtime, device, floats, warning, threads; the rest is the engine's and the session's to fill in.
+  // engine, runtime, device, floats, warning, threads, and of a GPU windows_by and resized_by; the rest is the engine's
+  // and the session's to fill in.
   virtual Description describe() const = 0;
 
   // The runner may use the backend, which outlives it.
@@ -97,7 +128,7 @@ class Backend {
 
 // Libraries with the same one fit each other: the seam's number, raised when this header or a structure in it changes,
 // and the standard library, whose strings and vectors cross the seam.
-inline constexpr char kBackendAbi[] = "segmenter_trt backend 3 " SEGMENTER_TRT_STANDARD_LIBRARY;
+inline constexpr char kBackendAbi[] = "segmenter_trt backend 4 " SEGMENTER_TRT_STANDARD_LIBRARY;
 
 // `abi` is the library's kBackendAbi, and is compared before anything else is used.
 struct BackendModule {

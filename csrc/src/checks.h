@@ -27,9 +27,9 @@ inline void check_size(std::int64_t H, std::int64_t W, const Manifest& manifest)
   if (height.holds(H) && width.holds(W)) return;
   const std::string image = "image " + sides(H, W) + ": this engine takes ";
   if (height.fixed() && width.fixed()) {
-    // less than a patch is what no export takes
+    // less than a patch, and more than a manifest holds, is what no export takes
     const std::string again =
-        std::min(H, W) < manifest.patch_size
+        std::min(H, W) < manifest.patch_size || std::max(H, W) > kLargestImageSide
             ? ""
             : ", or export again with --height " + std::to_string(H) + " --width " + std::to_string(W);
     throw InputError(image + sides(height.min, width.min) + "; resize it" + again);

@@ -85,6 +85,9 @@ Description Engine::describe() const {
   facts.precision = manifest.precision;
   facts.model = manifest.model;
   facts.labels_by = state_->backend->gives_labels() ? "the graph" : "segmenter_trt.upsample_argmax";
+  for (std::string* const place : {&facts.windows_by, &facts.resized_by}) {
+    if (place->empty()) *place = "the CPU";
+  }
   facts.input = state_->backend->input();
   facts.height = manifest.height;
   facts.width = manifest.width;

@@ -11,7 +11,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kLargestSide = 1 << 16;
 constexpr std::int64_t kLargestBatch = 1 << 16;
 constexpr std::int64_t kLargestPatch = 1 << 10;
 constexpr std::size_t kMostClasses = 1 << 15;
@@ -215,7 +214,7 @@ Manifest manifest_of(const json& values) {
   };
   const auto names = [](const json& value) { return text(value, 1, 200); };
   const auto choice = [](auto... choices) { return [=](const json& value) { return one_of(value, {choices...}); }; };
-  const auto side = [](const json& value) { return range(value, kLargestSide); };
+  const auto side = [](const json& value) { return range(value, kLargestImageSide); };
   Manifest read = {
       .artifact = field("artifact", file_name),
       .kind = field("kind", choice("onnx", "plan")) == "onnx" ? Kind::onnx : Kind::plan,

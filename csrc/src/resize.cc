@@ -2,73 +2,29 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "resize_filter.h"
 #include "workers.h"
 
 namespace segmenter_trt {
 namespace {
 
-constexpr int kPrecision = 22;  // bits after the point: 8 for the colour and 2 spare ones fill an int32
-constexpr std::int32_t kHalf = 1 << (kPrecision - 1);
+constexpr std::int32_t kHalf = 1 << (kResizePrecision - 1);
 constexpr std::int64_t kLargestSide = 1 << 24;
 constexpr std::int64_t kPixelsPerThread = 1 << 17;
 
-// The pixels of the old side that make one of the new, and how much of each.
-struct Tap {
-  std::int64_t first;
-  std::int32_t count;
-  const std::int32_t* weights;
-};
-
-// One side of the image, from its old length to its new one.
-class Filter {
- public:
-  Filter(std::int64_t from, std::int64_t to) {
-    const double scale = static_cast<double>(from) / static_cast<double>(to);
-    // a triangle of one pixel to each side; wider where pixels vanish, so that each counts
-    const double support = std::max(scale, 1.0);
-    const auto most = static_cast<std::size_t>(std::ceil(support)) * 2 + 1;
-    weights_.resize(static_cast<std::size_t>(to) * most);
-    std::vector<double> exact(most);
-    for (std::int64_t pixel = 0; pixel < to; ++pixel) {
-      // Pillow rounds so, and other ways differ at halves
-      const double center = (static_cast<double>(pixel) + 0.5) * scale;
-      const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(center - support + 0.5), 0);
-      const auto end = std::min<std::int64_t>(static_cast<std::int64_t>(center + support + 0.5), from);
-      const auto count = static_cast<std::int32_t>(end - first);
-      double sum = 0;
-      for (std::int32_t i = 0; i < count; ++i) {
-        const double distance = std::abs((static_cast<double>(i + first) - center + 0.5) * (1.0 / support));
-        exact[static_cast<std::size_t>(i)] = distance < 1.0 ? 1.0 - distance : 0.0;
-        sum += exact[static_cast<std::size_t>(i)];
-      }
-      std::int32_t* const weights = weights_.data() + static_cast<std::size_t>(pixel) * most;
-      for (std::int32_t i = 0; i < count; ++i) {
-        const double share = sum == 0.0 ? exact[static_cast<std::size_t>(i)] : exact[static_cast<std::size_t>(i)] / sum;
-        weights[i] = static_cast<std::int32_t>(0.5 + share * (1 << kPrecision));
-      }
-      taps_.push_back({first, count, weights});
-    }
-  }
-
-  const Tap& operator[](std::int64_t pixel) const { return taps_[static_cast<std::size_t>(pixel)]; }
-
- private:
-  std::vector<std::int32_t> weights_;
-  std::vector<Tap> taps_;
-};
-
-std::uint8_t rounded(std::int32_t sum) { return static_cast<std::uint8_t>(std::clamp(sum >> kPrecision, 0, 255)); }
+std::uint8_t rounded(std::int32_t sum) {
+  return static_cast<std::uint8_t>(std::clamp(sum >> kResizePrecision, 0, 255));
+}
 
 // [from, 3] -> [to, 3]
-void resize_row(const std::uint8_t* from, const Filter& filter, std::int64_t to, std::uint8_t* out) {
+void resize_row(const std::uint8_t* from, const ResizeFilter& filter, std::int64_t to, std::uint8_t* out) {
   for (std::int64_t x = 0; x < to; ++x) {
-    const Tap& tap = filter[x];
+    const Tap tap = filter[x];
     const std::uint8_t* pixel = from + tap.first * 3;
     std::int32_t r = kHalf, g = kHalf, b = kHalf;
     for (std::int32_t i = 0; i < tap.count; ++i, pixel += 3) {
@@ -91,11 +47,6 @@ void blend_rows(const std::uint8_t* rows, const Tap& tap, std::int64_t width, st
     for (std::int64_t x = 0; x < width; ++x) sums[x] += row[x] * weight;
   }
   for (std::int64_t x = 0; x < width; ++x) out[x] = rounded(sums[x]);
-}
-
-// The order decides how the first pass rounds, so it is part of the result: Pillow's, since release 13.
-bool columns_first(const ImagesView& images, const PixelsView& resized) {
-  return resized.H < images.H && images.H - resized.H > 2 * (images.W - resized.W);
 }
 
 void check_side(std::int64_t H, std::int64_t W) {
@@ -133,14 +84,14 @@ void resize(const ImagesView& images, const PixelsView& resized, int threads) {
   };
   // [B * rows, images.W, 3] -> [B * rows, resized.W, 3]
   const auto along_rows = [&](const std::uint8_t* from, std::int64_t rows, std::uint8_t* out) {
-    const Filter filter(images.W, resized.W);
+    const ResizeFilter filter(images.W, resized.W);
     share(images.B * rows, [&](std::int64_t row, int) {
       resize_row(from + row * images.W * 3, filter, resized.W, out + row * resized.W * 3);
     });
   };
   // [B, images.H, width, 3] -> [B, resized.H, width, 3]
   const auto along_columns = [&](const std::uint8_t* from, std::int64_t width, std::uint8_t* out) {
-    const Filter filter(images.H, resized.H);
+    const ResizeFilter filter(images.H, resized.H);
     const std::int64_t bytes = width * 3;
     std::vector<std::int32_t> sums(static_cast<std::size_t>(threads * bytes));
     share(images.B * resized.H, [&](std::int64_t row, int index) {
@@ -154,7 +105,7 @@ void resize(const ImagesView& images, const PixelsView& resized, int threads) {
   const bool height_changes = images.H != resized.H;
   if (width_changes && height_changes) {
     std::vector<std::uint8_t> between;
-    if (columns_first(images, resized)) {
+    if (columns_first(images, {resized.H, resized.W})) {
       between.resize(static_cast<std::size_t>(images.B * resized.H * images.W * 3));
       along_columns(images.data, images.W, between.data());
       along_rows(between.data(), resized.H, resized.data);

@@ -8,11 +8,13 @@
 
 #include "backend.h"
 #include "checks.h"
+#include "device_windows.h"
 #include "engine_state.h"
 #include "label_plan.h"
 #include "normalize_planes.h"
 #include "score_rows.h"
 #include "segmenter_trt/errors.h"
+#include "segmenter_trt/resize.h"
 #include "workers.h"
 
 namespace segmenter_trt {
@@ -50,20 +52,28 @@ struct Session::State {
     return shape;
   }
 
-  // Runs what the runtime complains of in words that name the engine.
-  HostOutputs infer(const ImageShape& shape, const void* input, Wanted wanted) const {
+  // Has what the runtime complains of name the engine.
+  template <class Call>
+  auto named(const Call& call) const {
     try {
-      const HostOutputs outputs = runner->run(shape, input, wanted);
-      if (outputs.masks.data != nullptr) require_promised(outputs.masks, shape);
-      return outputs;
+      return call();
     } catch (const RunError& error) {
       throw RunError(name + ": " + error.what());
     }
   }
 
+  HostOutputs infer(const ImageShape& shape, const void* input, Wanted wanted) const {
+    return named([&] {
+      const HostOutputs outputs = runner->run(shape, input, wanted);
+      if (outputs.masks.data != nullptr) require_promised(outputs.masks, shape);
+      return outputs;
+    });
+  }
+
+  std::int64_t patches(std::int64_t side) const { return (side - 1) / manifest.patch_size + 1; }
+
   // What reads masks, and writes labels and scores of them, goes by the manifest.
   void require_promised(const MasksView& masks, const ImageShape& shape) const {
-    const auto patches = [&](std::int64_t side) { return (side - 1) / manifest.patch_size + 1; };
     if (masks.B == shape.B && masks.K == manifest.K() && masks.h == patches(shape.H) && masks.w == patches(shape.W)) {
       return;
     }
@@ -72,21 +82,80 @@ struct Session::State {
                    " images of " + sides(shape.H, shape.W) + ", and its manifest promises others; make both again");
   }
 
+  // Of images that were checked: what the runner is given.
+  const void* input_of(const ImageShape& shape, const std::uint8_t* pixels) {
+    if (backend.input() == Input::pixels) return pixels;
+    auto* const planes = static_cast<float*>(staged(shape));
+    normalize_planes({pixels, shape.B, shape.H, shape.W}, preprocess.scale.data(), preprocess.shift.data(),
+                     {planes, shape.H, shape.W}, threads, Simd::automatic, workers);
+    return planes;
+  }
+
   HostOutputs infer(const ImagesView& pixels, Wanted wanted) {
     const ImageShape shape = checked(pixels.data, pixels.B, pixels.H, pixels.W);
-    if (backend.input() == Input::pixels) return infer(shape, pixels.data, wanted);
-    auto* const planes = static_cast<float*>(staged(shape));
-    normalize_planes(pixels, preprocess.scale.data(), preprocess.shift.data(), {planes, pixels.H, pixels.W}, threads,
-                     Simd::automatic, workers);
-    return infer(shape, planes, wanted);
+    return infer(shape, input_of(shape, pixels.data), wanted);
   }
 
   void* staged(const ImageShape& shape) const {
-    try {
-      return runner->stage(shape);
-    } catch (const RunError& error) {
-      throw RunError(name + ": " + error.what());
+    return named([&] { return runner->stage(shape); });
+  }
+
+  ImageShape checked_pictures(std::span<const ImagesView> pictures, Size size) const {
+    const ImageShape shape = {static_cast<std::int64_t>(pictures.size()), size.height, size.width};
+    check_size(shape.H, shape.W, manifest);
+    check_batch(shape.B, manifest.batch);
+    for (const ImagesView& picture : pictures) {
+      if (picture.data == nullptr || picture.B != 1) {
+        throw InputError("pictures to resize: wanted a pointer to uint8 RGB [1, H, W, 3] for each");
+      }
+      try {
+        check_sizes(picture, size);
+      } catch (const std::invalid_argument& error) {
+        throw InputError(error.what());
+      }
     }
+    return shape;
+  }
+
+  // What the runner is given of pictures resized; null where it has done it itself.
+  const void* resized_input(const ImageShape& shape, std::span<const ImagesView> pictures) {
+    const auto other = [&](const ImagesView& one) { return one.H != shape.H || one.W != shape.W; };
+    if (std::any_of(pictures.begin(), pictures.end(), other) && placed(shape, pictures)) return nullptr;
+    const auto bytes = static_cast<std::size_t>(shape.H * shape.W * 3);
+    std::uint8_t* to = nullptr;
+    if (backend.input() == Input::pixels) {
+      to = static_cast<std::uint8_t*>(staged(shape));
+    } else {
+      colours.resize(pictures.size() * bytes);
+      to = colours.data();
+    }
+    for (std::size_t b = 0; b < pictures.size(); ++b) resize(pictures[b], {to + b * bytes, shape.H, shape.W}, threads);
+    return input_of(shape, to);
+  }
+
+  bool placed(const ImageShape& shape, std::span<const ImagesView> pictures) const {
+    return named([&] {
+      for (std::size_t b = 0; b < pictures.size(); ++b) {
+        if (!runner->place_resized(shape, static_cast<std::int64_t>(b), pictures[b])) return false;
+      }
+      return true;
+    });
+  }
+
+  bool label_windows(const ImagesView& pixels, void* labels, const WindowOptions& options) {
+    const std::int64_t side = patches(options.window), whole = side * manifest.patch_size;
+    WindowGrid grid{};
+    grid.H = pixels.H, grid.W = pixels.W;
+    grid.window = options.window, grid.stride = options.stride;
+    grid.batch = options.batch, grid.least = manifest.batch.min;
+    grid.K = manifest.K(), grid.h = grid.w = side;
+    grid.padded = {whole, whole};
+    return named([&] {
+      void* const staged = runner->stage_picture(grid);
+      if (staged == nullptr) return false;
+      std::memcpy(staged, pixels.data, static_cast<std::size_t>(pixels.H * pixels.W * 3));
+      return runner->label_windows(grid, options.between, labels);
+    });
   }
 
   void require_masks() const {
@@ -111,15 +180,28 @@ struct Session::State {
   template <class Label>
   void run(const ImagesView& pixels, const LabelsView<Label>& labels) {
     check_labels(labels, pixels, manifest.K());
+    const ImageShape shape = checked(pixels.data, pixels.B, pixels.H, pixels.W);
+    label(shape, input_of(shape, pixels.data), labels);
+  }
+
+  template <class Label>
+  void run_resized(std::span<const ImagesView> pictures, const LabelsView<Label>& labels) {
+    const ImageShape shape = checked_pictures(pictures, labels.size);
+    check_labels(labels, {nullptr, shape.B, shape.H, shape.W}, manifest.K());
+    label(shape, resized_input(shape, pictures), labels);
+  }
+
+  // Of what was checked.
+  template <class Label>
+  void label(const ImageShape& shape, const void* input, const LabelsView<Label>& labels) {
     if (backend.gives_labels()) {
-      const HostOutputs outputs = infer(pixels, Wanted::labels);
+      const HostOutputs outputs = infer(shape, input, Wanted::labels);
       if (outputs.masks.data != nullptr) require_numbers(outputs.masks, name);
-      std::memcpy(labels.data, outputs.labels,
-                  static_cast<std::size_t>(pixels.B * pixels.H * pixels.W) * sizeof(Label));
+      std::memcpy(labels.data, outputs.labels, static_cast<std::size_t>(shape.B * shape.H * shape.W) * sizeof(Label));
       return;
     }
-    const MasksView masks = infer(pixels, Wanted::masks).masks;
-    Shaped& made = shaped({pixels.B, pixels.H, pixels.W});
+    const MasksView masks = infer(shape, input, Wanted::masks).masks;
+    Shaped& made = shaped(shape);
     if (!made.labels) {
       made.labels = std::make_unique<LabelPlan>(masks, padded(masks), labels.size, threads, Simd::automatic);
     }
@@ -140,7 +222,12 @@ struct Session::State {
   Workers workers;
   std::vector<Shaped> shapes;
   std::vector<float> line;
+  std::vector<std::uint8_t> colours;  // of resized pictures, before they are normalised
 };
+
+bool DeviceWindows::label(Session& session, const ImagesView& pixels, void* labels, const WindowOptions& options) {
+  return session.state_->label_windows(pixels, labels, options);
+}
 
 Session::Session(const Engine& engine, const SessionOptions& options) {
   if (options.threads < 0) {
@@ -155,6 +242,13 @@ Session::~Session() = default;
 
 void Session::run(const ImagesView& pixels, const LabelsView<std::uint8_t>& labels) { state_->run(pixels, labels); }
 void Session::run(const ImagesView& pixels, const LabelsView<std::int16_t>& labels) { state_->run(pixels, labels); }
+
+void Session::run_resized(std::span<const ImagesView> pictures, const LabelsView<std::uint8_t>& labels) {
+  state_->run_resized(pictures, labels);
+}
+void Session::run_resized(std::span<const ImagesView> pictures, const LabelsView<std::int16_t>& labels) {
+  state_->run_resized(pictures, labels);
+}
 
 MasksView Session::masks(const ImagesView& pixels) {
   state_->require_masks();

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "device_windows.h"
 #include "label_plan.h"
 #include "score_rows.h"
 #include "segmenter_trt/errors.h"
@@ -229,7 +230,8 @@ void run(Session& session, const ImagesView& pixels, const LabelsView<Label>& la
   check_labels(labels, pixels, manifest.K());
   if (std::min(pixels.H, pixels.W) < options.window) {
     label_enlarged(session, pixels, labels.data, options);
-  } else {
+  } else if (!DeviceWindows::label(session, pixels, labels.data, options)) {
+    // also where its scores are no numbers: this way says which
     label_windows(session, pixels, labels.data, options);
   }
 }

@@ -7,6 +7,8 @@
 #include <string_view>
 
 #include "checks.h"
+#include "dims.h"
+#include "failure.h"
 #include "plan_checks.h"
 #include "runner.h"
 #include "segmenter_trt/errors.h"
@@ -91,15 +93,29 @@ fs::path plugin_library(const EngineOptions& options) {
   return {};
 }
 
+std::string text(const Range& range) {
+  return range.fixed() ? std::to_string(range.min) : std::to_string(range.min) + " to " + std::to_string(range.max);
+}
+
+std::string where(const std::string& left) { return left.empty() ? "the GPU" : "the CPU: " + left; }
+
 }  // namespace
 
-Plan::Plan(const BackendRequest& request)
+segmenter_launch::Launcher& launcher_of_process() {
+  // never destroyed: the driver may be gone before it
+  static auto* const launcher = new segmenter_launch::Launcher;
+  return *launcher;
+}
+
+Plan::Plan(const BackendRequest& request, segmenter_launch::Launcher& launcher)
     : driver_(cuda::driver()),
       device_(device_numbered(driver_, request.options.device)),
       device_name_(name_of(driver_, device_)),
       context_(driver_, device_),
       library_(request.options.runtime),
-      input_(request.manifest.input) {
+      input_(request.manifest.input),
+      preprocess_(affine(request.manifest.preprocess)),
+      launcher_(launcher) {
   const std::string artifact = request.artifact.string();
   require_device(request.manifest, artifact);
   require_version(request.manifest, artifact, request.bytes, kEngine, library_.version());
@@ -110,6 +126,8 @@ Plan::Plan(const BackendRequest& request)
     engine_.reset(runtime_->deserializeCudaEngine(request.bytes.data(), request.bytes.size()));
     if (engine_ == nullptr) throw ArtifactError(artifact + ": " + kEngine + " cannot load it: " + log_.take());
     read_tensors(request.manifest, artifact);
+    require_profile(request.manifest, artifact);
+    load_kernels(request.manifest.K());
   } catch (...) {
     // here, for members go after `current`
     release();
@@ -185,6 +203,45 @@ void Plan::read_tensors(const Manifest& manifest, const std::string& artifact) {
   }
 }
 
+// Sizes and batches that the manifest promises are told from the profile here, not by the first picture.
+void Plan::require_profile(const Manifest& manifest, const std::string& artifact) const {
+  nvinfer1::Dims least = engine_->getProfileShape(kImages, 0, nvinfer1::OptProfileSelector::kMIN);
+  nvinfer1::Dims most = engine_->getProfileShape(kImages, 0, nvinfer1::OptProfileSelector::kMAX);
+  if (least.nbDims != 4 || most.nbDims != 4) least = most = engine_->getTensorShape(kImages);  // of one shape
+  if (least.nbDims != 4) throw ArtifactError(artifact + ": tells no shape of its images; build it again");
+  const int height = input_ == Input::pixels ? 1 : 2;
+  const auto require = [&](const char* what, const Range& said, int axis) {
+    const Range taken = {least.d[axis], least.d[axis], most.d[axis]};
+    if (taken.holds(said.min) && taken.holds(said.max)) return;
+    throw ArtifactError(artifact + ": its manifest says " + what + " " + text(said) + ", its profile takes " +
+                        text(taken) + "; " + rebuild_advice(manifest, artifact));
+  };
+  require("batch", manifest.batch, 0);
+  require("height", manifest.height, height);
+  require("width", manifest.width, height + 1);
+}
+
+// Now, so that no capture meets them first.
+void Plan::load_kernels(std::int64_t K) {
+  using namespace segmenter_launch;
+  const auto left = [&](const Call& call) -> std::string {
+    try {
+      launcher_.prepare(call);
+      return {};
+    } catch (const Failure& failure) {
+      return failure.what();
+    }
+  };
+  MergeWindowsCall merge{};
+  merge.K = K;
+  windows_left_ = gives(kMasks) ? left(merge) : "this plan gives no masks";
+  resizing_left_ = left(ResizeCall{});
+  if (input_ == Input::pixels) return;
+  const std::string normalizing_left = left(NormalizeCall{});
+  if (windows_left_.empty()) windows_left_ = normalizing_left;
+  if (resizing_left_.empty()) resizing_left_ = normalizing_left;
+}
+
 bool Plan::gives(const char* output) const noexcept {
   return std::any_of(tensors_.begin(), tensors_.end(),
                      [&](const Tensor& one) { return !one.input && one.name == output; });
@@ -195,6 +252,8 @@ Description Plan::describe() const {
   facts.engine = kEngine;
   facts.runtime = std::string(kEngine) + " " + library_.version();
   facts.device = device_name_;
+  facts.windows_by = where(windows_left_);
+  facts.resized_by = where(resizing_left_);
   return facts;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "launcher.h"
 #include "library.h"
 #include "owners.h"
 
@@ -35,10 +36,13 @@ struct SharedWorkspace {
   cuda::Event last;  // recorded behind the last session that used it
 };
 
+// Of the kernels in this library; the process has one, for code is loaded once and never unloaded.
+segmenter_launch::Launcher& launcher_of_process();
+
 class Plan final : public Backend {
  public:
   // Throws Unavailable for what this machine lacks, ArtifactError for a plan it cannot load, InputError for options.
-  explicit Plan(const BackendRequest& request);
+  explicit Plan(const BackendRequest& request, segmenter_launch::Launcher& launcher = launcher_of_process());
   ~Plan() override;
 
   Input input() const noexcept override { return input_; }
@@ -50,7 +54,14 @@ class Plan final : public Backend {
   const cuda::PrimaryContext& context() const noexcept { return context_; }
   const std::vector<Tensor>& tensors() const noexcept { return tensors_; }
   bool gives(const char* output) const noexcept;
+  const Affine& preprocess() const noexcept { return preprocess_; }
   Log& log() const noexcept { return log_; }
+  // Whether the GPU does these, by kernels of `launcher`, which is null where it does neither.
+  bool merges_windows() const noexcept { return windows_left_.empty(); }
+  bool resizes_pictures() const noexcept { return resizing_left_.empty(); }
+  segmenter_launch::Launcher* launcher() const noexcept {
+    return merges_windows() || resizes_pictures() ? &launcher_ : nullptr;
+  }
   // That the network computes in.
   std::int64_t scratch_bytes() const noexcept { return engine_->getDeviceMemorySizeV2(); }
 
@@ -68,6 +79,8 @@ class Plan final : public Backend {
   nvinfer1::IRuntimeConfig* config(bool fixed_kernels) const;
 #endif
   void require_device(const Manifest& manifest, const std::string& artifact);
+  void require_profile(const Manifest& manifest, const std::string& artifact) const;
+  void load_kernels(std::int64_t K);
   void load_plugins(const BackendRequest& request);
   void read_tensors(const Manifest& manifest, const std::string& artifact);
 
@@ -77,11 +90,14 @@ class Plan final : public Backend {
   cuda::PrimaryContext context_;
   Library library_;
   Input input_;
+  Affine preprocess_;
   Log& log_ = Log::of_process();
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;  // goes before its runtime
   std::vector<Tensor> tensors_;
-  mutable std::mutex mutex_;  // of all below: TensorRT makes one context at a time
+  segmenter_launch::Launcher& launcher_;
+  std::string windows_left_, resizing_left_;  // why to the CPU
+  mutable std::mutex mutex_;                  // of all below: TensorRT makes one context at a time
   mutable SharedWorkspace workspace_;
 #ifdef SEGMENTER_TRT_RTX
   // TensorRT-RTX compiles kernels where it runs: the cache has the next context find them

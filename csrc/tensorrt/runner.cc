@@ -33,29 +33,6 @@ bool can_be_captured(const Context& context, [[maybe_unused]] cudaStream_t strea
 
 }  // namespace
 
-struct PlanRunner::Port {
-  const Tensor* tensor;
-  nvinfer1::Dims dims;
-  std::size_t bytes;
-  cuda::DeviceMemory device;
-  cuda::PinnedMemory host;  // of images, labels and masks
-};
-
-struct PlanRunner::Place {
-  ImageShape shape;
-  std::vector<Port> ports;
-  std::vector<std::int16_t> labels;  // of more classes than a byte holds, which a plan writes as int32
-  // A graph has a context of its own: TensorRT leaves undefined what one does whose context was changed since.
-  std::unique_ptr<nvinfer1::IExecutionContext> context;
-  cuda::GraphExec graph;
-  bool seen = false;       // whether it ran once: a graph is for shapes that come again
-  bool capturable = true;  // until a capture fails
-
-  Port& port(const char* name) {
-    return *std::find_if(ports.begin(), ports.end(), [&](const Port& one) { return one.tensor->name == name; });
-  }
-};
-
 PlanRunner::PlanRunner(const Plan& plan, const SessionOptions& options)
     : plan_(plan), driver_(plan.driver()), graphs_(options.graphs) {
   const cuda::Current current(driver_, plan_.context());
@@ -68,6 +45,9 @@ PlanRunner::PlanRunner(const Plan& plan, const SessionOptions& options)
     context_ = make_context();
     stream_ = cuda::stream(driver_);
     passed_ = cuda::event(driver_);
+    if (plan_.launcher() != nullptr) {
+      pictures_.emplace(driver_, *plan_.launcher(), stream_.get(), plan_.input(), plan_.preprocess());
+    }
   } catch (...) {
     // here, for members go after `current`
     release();
@@ -85,6 +65,7 @@ PlanRunner::~PlanRunner() {
 }
 
 void PlanRunner::release() noexcept {
+  pictures_.reset();
   places_.clear();
   context_.reset();
   scratch_ = {};
@@ -116,7 +97,7 @@ void PlanRunner::set_shape(const ImageShape& shape) {
   shape_ = shape;
 }
 
-PlanRunner::Port PlanRunner::port(const Tensor& tensor, const ImageShape& shape) {
+Port PlanRunner::port(const Tensor& tensor, const ImageShape& shape) {
   Port made{&tensor, context_->getTensorShape(tensor.name.c_str()), 0, {}, {}};
   made.bytes = count(made.dims) * tensor.element_bytes;
   // what reads and writes them goes by the images' size, so that others would be passed the end of
@@ -132,7 +113,7 @@ PlanRunner::Port PlanRunner::port(const Tensor& tensor, const ImageShape& shape)
   return made;
 }
 
-PlanRunner::Place& PlanRunner::place(const ImageShape& shape) {
+Place& PlanRunner::place(const ImageShape& shape) {
   const auto found = std::find_if(places_.begin(), places_.end(), [&](const Place& one) { return one.shape == shape; });
   if (found != places_.end()) {
     places_.splice(places_.begin(), places_, found);
@@ -166,37 +147,40 @@ void PlanRunner::network(nvinfer1::IExecutionContext& context, cuda::StreamHandl
   require(context.enqueueV3(reinterpret_cast<cudaStream_t>(stream)), "the network");
 }
 
-// Images to the device, the network, and what the host sees back.
-void PlanRunner::work(nvinfer1::IExecutionContext& context, const Place& place) const {
-  const cuda::StreamHandle stream = stream_.get();
+// The network, and around it images to the device and what the host sees back.
+void PlanRunner::submit(nvinfer1::IExecutionContext& context, const Place& place, Work work) const {
   for (const Port& one : place.ports) {
-    if (!one.tensor->input) continue;
-    cuda::check(driver_, driver_.MemcpyHtoDAsync(one.device.get(), one.host.get(), one.bytes, stream),
+    if (!one.tensor->input || work == Work::network) continue;
+    cuda::check(driver_, driver_.MemcpyHtoDAsync(one.device.get(), one.host.get(), one.bytes, stream_.get()),
                 "images to the GPU");
   }
-  network(context, stream);
+  network(context, stream_.get());
+  if (work == Work::whole) download(place);
+}
+
+void PlanRunner::download(const Place& place) const {
   for (const Port& one : place.ports) {
     if (one.tensor->input || !one.host) continue;
-    cuda::check(driver_, driver_.MemcpyDtoHAsync(one.host.get(), one.device.get(), one.bytes, stream),
+    cuda::check(driver_, driver_.MemcpyDtoHAsync(one.host.get(), one.device.get(), one.bytes, stream_.get()),
                 "results from the GPU");
   }
 }
 
 // A graph of the place's work, in a context of its own.
-cuda::GraphExec PlanRunner::captured(Place& place) const {
+cuda::GraphExec PlanRunner::captured(const Place& place, Replay& replay, Work work) const {
   const cuda::StreamHandle stream = stream_.get();
-  place.context = make_context();
-  set_shape(*place.context, place.shape);
-  bind(*place.context, place, nullptr, nullptr);
+  replay.context = make_context();
+  set_shape(*replay.context, place.shape);
+  bind(*replay.context, place, nullptr, nullptr);
   // the first call prepares what a graph must not hold: it may allocate, and computes what follows from the shape
-  network(*place.context, stream);
-  if (!can_be_captured(*place.context, reinterpret_cast<cudaStream_t>(stream))) {
+  network(*replay.context, stream);
+  if (!can_be_captured(*replay.context, reinterpret_cast<cudaStream_t>(stream))) {
     throw RunError(std::string(kEngine) + " says that this plan cannot be captured");
   }
   cuda::check(driver_, driver_.StreamBeginCapture(stream, cuda::kCaptureThreadLocal), "beginning a capture");
   std::string failure;
   try {
-    work(*place.context, place);
+    submit(*replay.context, place, work);
   } catch (const std::exception& error) {
     failure = error.what();
   }
@@ -212,13 +196,13 @@ cuda::GraphExec PlanRunner::captured(Place& place) const {
 }
 
 // Leaves the place without a graph where its work cannot be captured; it then goes on without.
-void PlanRunner::capture(Place& place) {
-  place.capturable = false;
+void PlanRunner::capture(const Place& place, Replay& replay, Work work) {
+  replay.capturable = false;
   try {
-    place.graph = captured(place);
+    replay.graph = captured(place, replay, work);
   } catch (const Error& error) {
     driver_.StreamSynchronize(stream_.get());  // the first call of the context that goes
-    place.context.reset();
+    replay.context.reset();
     plan_.log().take();
     const std::lock_guard lock(told_);
     no_graphs_ = text(place.shape) + ": " + error.what();
@@ -236,11 +220,8 @@ void* PlanRunner::stage(const ImageShape& shape) {
   return place(shape).port(kImages).host.get();
 }
 
-HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) {
-  const cuda::Current current(driver_, plan_.context());
-  Place& here = place(shape);
-  Port& images = here.port(kImages);
-  if (input != images.host.get()) std::memcpy(images.host.get(), input, images.bytes);
+// Has the session's stream wait for whoever computes in its memory; the lock is held until the stream has passed.
+std::unique_lock<std::mutex> PlanRunner::take_turn() {
   std::unique_lock<std::mutex> turn;
   if (shared_ != nullptr) {
     turn = std::unique_lock(shared_->mutex);
@@ -250,16 +231,42 @@ HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) 
     cuda::check(driver_, driver_.StreamWaitEvent(stream_.get(), passed_.get(), 0), "waiting for the caller's stream");
     outside_ = false;
   }
-  if (graphs_ && here.seen && here.capturable && !here.graph) capture(here);
-  if (here.graph) {
-    cuda::check(driver_, driver_.GraphLaunch(here.graph.get(), stream_.get()), "the network's graph");
+  return turn;
+}
+
+void PlanRunner::compute(Place& place, Work work) {
+  Replay& replay = work == Work::whole ? place.whole : place.network;
+  if (graphs_ && place.seen && replay.capturable && !replay.graph) capture(place, replay, work);
+  if (replay.graph) {
+    cuda::check(driver_, driver_.GraphLaunch(replay.graph.get(), stream_.get()), "the network's graph");
   } else {
-    set_shape(shape);
-    bind(*context_, here, nullptr, nullptr);
-    work(*context_, here);
+    set_shape(place.shape);
+    bind(*context_, place, nullptr, nullptr);
+    submit(*context_, place, work);
+  }
+  place.seen = true;
+}
+
+// Waits until memory of pictures may be written to.
+void PlanRunner::settle() {
+  if (placing_) cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the last pictures");
+  placing_ = false;
+}
+
+HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) {
+  const cuda::Current current(driver_, plan_.context());
+  Place& here = place(shape);
+  Port& images = here.port(kImages);
+  if (input != nullptr && input != images.host.get()) std::memcpy(images.host.get(), input, images.bytes);
+  const std::unique_lock<std::mutex> turn = take_turn();
+  if (input != nullptr) {
+    compute(here, Work::whole);
+  } else {
+    compute(here, Work::network);
+    download(here);
   }
   cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
-  here.seen = true;
+  placing_ = false;
 
   HostOutputs outputs{};
   if (plan_.gives(kMasks)) {

@@ -32,6 +32,8 @@ struct Fake {
   int classes = 5;
   std::string bytes = "a plan";
   std::string verification = "null";
+  std::string versions = R"({"python": "3.11"})";
+  std::string preprocess = R"({"mean": [0, 0, 0], "std": [0.00392156862745098, 0.5, 0.5]})";
 
   std::string artifact() const { return "m." + kind; }
 
@@ -47,9 +49,9 @@ struct Fake {
            R"(", "source": {"checkpoint": "sha256:00", "onnx": "sha256:00"}, "model": ")" + model +
            R"(", "patch_size": )" + std::to_string(patch) + R"(, "input": ")" + input + R"(", "height": )" + height +
            R"(, "width": )" + width + R"(, "batch": )" + batch + R"(, "outputs": )" + outputs + R"(, "classes": [)" +
-           names + R"(], "palette": [)" + palette +
-           R"(], "preprocess": {"mean": [0, 0, 0], "std": [0.00392156862745098, 0.5, 0.5]}, "command": "make",)"
-           R"( "versions": {"python": "3.11"}, "machine": "Linux", "plugins": [], "compute_capabilities": [],)"
+           names + R"(], "palette": [)" + palette + R"(], "preprocess": )" + preprocess +
+           R"(, "command": "make", "versions": )" + versions +
+           R"(, "machine": "Linux", "plugins": [], "compute_capabilities": [],)"
            R"( "details": {"opset": 20}, "verification": )" +
            verification + R"(, "format": 2})";
   }

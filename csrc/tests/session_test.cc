@@ -11,6 +11,7 @@
 
 #include "fake_engine.h"
 #include "segmenter_trt/errors.h"
+#include "segmenter_trt/resize.h"
 
 namespace segmenter_trt {
 namespace {
@@ -79,6 +80,24 @@ TEST_F(SessionTest, RemembersNothingOfTheImageBefore) {
   }
 }
 
+TEST_F(SessionTest, LabelsPicturesOfOtherSizesResized) {
+  const Bytes large = pictures(1, 40, 70), small = pictures(1, 9, 11), fitting = pictures(1, 16, 20);
+  const ImagesView all[] = {{large.data(), 1, 40, 70}, {small.data(), 1, 9, 11}, {fitting.data(), 1, 16, 20}};
+  for (const char* input : {"normalized", "pixels"}) {
+    Session session(open({.input = input}));
+    Bytes resized(3 * 16 * 20 * 3);
+    for (std::size_t i = 0; i < 3; ++i) resize(all[i], {resized.data() + i * 960, 16, 20});
+    const Bytes expected = run<std::uint8_t>(session, resized, 3, 16, 20);
+    for (int round = 0; round < 2; ++round) {
+      Bytes labels(expected.size(), 99);
+      session.run_resized(all, LabelsView<std::uint8_t>{labels.data(), {16, 20}});
+      EXPECT_EQ(labels, expected);
+    }
+    EXPECT_EQ(session.describe().resized_by, "the CPU");
+    EXPECT_EQ(session.describe().windows_by, "the CPU");
+  }
+}
+
 TEST_F(SessionTest, FindsTheClassesThatAreThere) {
   Session session(open({}));
   const auto labels = run<std::uint8_t>(session, pictures(1, 16, 200), 1, 16, 200);
@@ -131,6 +150,10 @@ TEST_F(SessionTest, RefusesWhatItDoesNotTake) {
             "image 20x20: this engine takes 16x20; resize it, or export again with --height 20 --width 20");
   EXPECT_EQ(refused(session, {pixels.data(), 2, 3, 20}, {labels.data(), {3, 20}}),
             "image 3x20: this engine takes 16x20; resize it");
+  EXPECT_EQ(refused(session, {pixels.data(), 2, 65537, 20}, {labels.data(), {65537, 20}}),
+            "image 65537x20: this engine takes 16x20; resize it");
+  EXPECT_EQ(refused(session, {pixels.data(), 2, 65536, 20}, {labels.data(), {65536, 20}}),
+            "image 65536x20: this engine takes 16x20; resize it, or export again with --height 65536 --width 20");
   EXPECT_EQ(refused(flexible, {pixels.data(), 1, 513, 20}, {labels.data(), {513, 20}}),
             "image 513x20: this engine takes 1x1 to 512x512; resize it");
   EXPECT_EQ(refused(flexible, {pixels.data(), 1, 0, 20}, {labels.data(), {0, 20}}),

@@ -5,6 +5,7 @@ from segmenter_kernels.attention import attention, attention_backward
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
 from segmenter_kernels.mask_scores import mask_scores
 from segmenter_kernels.merge_windows import merge_windows
+from segmenter_kernels.normalize import normalize
 from segmenter_kernels.patch_embed import patch_embed
 from segmenter_kernels.quantize import quantize
 from segmenter_kernels.quantized_linear import linear_fp8, linear_int8
@@ -22,6 +23,7 @@ __all__ = [
     "linear_residual",
     "mask_scores",
     "merge_windows",
+    "normalize",
     "patch_embed",
     "quantize",
     "resize",

@@ -28,6 +28,7 @@ OPS = (
     "linear",
     "mask_scores",
     "merge_windows",
+    "normalize",
     "patch_embed",
     "quantize",
     "quantized_linear",

@@ -7,10 +7,11 @@
 All windows on a pixel count alike, so that the largest sum is that of the largest mean and nothing is divided. Masks
 stay as the network leaves them and no logits are held: a picture of 150 classes would take 600 bytes a pixel. Rows are
 interpolated before columns, and windows added from the first to the last, as `segmenter_trt` does on a CPU. Masks
-should be finite: NaN does not win here, as it does in PyTorch.
+should be finite, which `odd` tells: NaN does not win here, as it does in PyTorch.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -24,6 +25,9 @@ from segmenter_kernels.upsample_argmax import MAX_K, MAX_SIDES
 
 OP = "merge_windows"
 CASES = (16, 32)  # classes compared at once
+# of masks in planes, for all GPUs: a thread a pixel, whose neighbours read the same patch, and its classes in registers
+PLANAR: Tile = {"BLOCK_X": 128, "BLOCK_K": 8, "num_warps": 4}
+LARGEST = 1e37  # of sums; those of finite masks beyond it are told too, for differences of masks must not overflow
 
 
 @triton.jit
@@ -50,9 +54,9 @@ def _source(at, length, side):
 
 @triton.jit
 def _kernel(
-    masks_ptr, labels_ptr, K, h, w, side_y, side_x, H, W, window, stride, rows, columns,
+    masks_ptr, labels_ptr, odd_ptr, K, h, w, side_y, side_x, H, W, window, stride, rows, columns,
     stride_n, stride_k, stride_h, stride_w,
-    BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
+    LARGEST: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(W, BLOCK_X)
     y, begin = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_X
@@ -64,10 +68,11 @@ def _kernel(
 
     best = tl.full([BLOCK_X], float("-inf"), tl.float32)
     label = tl.zeros([BLOCK_X], tl.int32)
+    odd = tl.zeros([BLOCK_X], tl.int32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        class_ptr = masks_ptr + k.to(tl.int64)[None, :] * stride_k
-        total = tl.zeros([BLOCK_X, BLOCK_K], tl.float32)
+        class_ptr = masks_ptr + k.to(tl.int64)[:, None] * stride_k
+        total = tl.zeros([BLOCK_K, BLOCK_X], tl.float32)
         for row in range(first_row, last_row + 1):
             upper, lower, down = _source(y - tl.minimum(row * stride, H - window), h, side_y)
             for column in range(first_column, last_column + 1):
@@ -76,21 +81,27 @@ def _kernel(
                 # lanes outside read the nearest pixel inside, and are left out
                 nearest = tl.minimum(tl.maximum(x - left, 0), window - 1)
                 i, after, across = _source(nearest, w, side_x)
-                keep = inside[:, None] & (k < K)[None, :]
+                keep = inside[None, :] & (k < K)[:, None]
                 at = class_ptr + tl.cast(row * columns + column, tl.int64) * stride_n
-                i, after = at + i[:, None] * stride_w, at + after[:, None] * stride_w
+                i, after = at + i[None, :] * stride_w, at + after[None, :] * stride_w
                 top = tl.load(i + upper * stride_h, keep, 0).to(tl.float32)
                 west = top + down * (tl.load(i + lower * stride_h, keep, 0).to(tl.float32) - top)
                 top = tl.load(after + upper * stride_h, keep, 0).to(tl.float32)
                 east = top + down * (tl.load(after + lower * stride_h, keep, 0).to(tl.float32) - top)
-                total += west + across[:, None] * (east - west)
-        total = tl.where((k < K)[None, :], total, float("-inf"))
-        most = tl.max(total, 1)
-        winner = tl.min(tl.where(total == most[:, None], k[None, :], K), 1)
+                total += west + across[None, :] * (east - west)
+        if odd_ptr is not None:
+            # NaN is below nothing
+            odd |= tl.max(tl.where(tl.abs(total) <= LARGEST, 0, 1), 0)
+        total = tl.where((k < K)[:, None], total, float("-inf"))
+        most = tl.max(total, 0)
+        winner = tl.min(tl.where(total == most[None, :], k[:, None], K), 0)
         label = tl.where(most > best, winner, label)
         best = tl.maximum(best, most)
     pixel = tl.cast(y, tl.int64) * W + x
     tl.store(labels_ptr + pixel, label.to(labels_ptr.dtype.element_ty), x < W)
+    if odd_ptr is not None:
+        # whoever writes it, writes the same
+        tl.store(odd_ptr + tl.zeros([BLOCK_X], tl.int32), odd, odd > 0)
 
 
 def merge_windows(
@@ -100,6 +111,7 @@ def merge_windows(
     stride: int,
     side: tuple[int, int] | None = None,
     *,
+    odd: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
     """Class masks of all windows of a picture to its labels, without holding logits.
@@ -111,6 +123,7 @@ def merge_windows(
         window: side of a window in pixels.
         stride: pixels from one window to the next, 1 to `window`.
         side: (height, width) in pixels that masks stand for, of a window padded to whole patches; None for the window.
+        odd: int32 [1], which becomes 1 where a sum of scores is no number or beyond LARGEST, and else stays.
         tile: BLOCK_X pixels of a row a program, BLOCK_K classes compared at once, num_warps; None takes the committed
             one.
 
@@ -135,10 +148,15 @@ def merge_windows(
     checks.same_dtype(OP, checks.FLOATS, masks=masks)
     checks.on_gpu(OP, masks=masks)
     checks.inference_only(OP, masks=masks)
+    if odd is not None:
+        checks.shape(OP, "odd", odd, (1,))
+        checks.same_dtype(OP, (torch.int32,), odd=odd)
+        checks.on_gpu(OP, odd=odd)
     labels = torch.empty(H, W, dtype=torch.uint8 if K <= 256 else torch.int16, device=masks.device)
     tile = tile or tiles.of_device(OP, case_of(K), masks.device)
     _kernel[(triton.cdiv(W, tile["BLOCK_X"]) * H,)](
-        *(masks, labels, K, h, w, side_y, side_x, H, W, window, stride, rows, columns, *masks.stride()),
+        *(masks, labels, odd, K, h, w, side_y, side_x, H, W, window, stride, rows, columns, *masks.stride()),
+        LARGEST=LARGEST,
         BLOCK_X=tile["BLOCK_X"],
         BLOCK_K=tile["BLOCK_K"],
         num_warps=tile["num_warps"],
@@ -160,21 +178,32 @@ def candidates(architecture: int, case: str) -> Iterator[Tile]:
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture: channels-last masks (stride 1 along the classes)."""
-    sides = ("K", "h", "w", "side_y", "side_x", "H", "W", "window", "stride", "rows", "columns")
+    """The forms engines launch on an architecture.
+
+    Of the 16-bit masks our kernels leave, channels last (stride 1 along the classes); and `planar`, of the fp32 masks
+    that plans give (stride 1 along a row), which tells whether scores are numbers.
+    """
     for dtype in DEPLOYED:
         for case in CASES:
+            tile = tiles.of_architecture(OP, str(case), architecture)
             for labels in ("u8",) if case == CASES[0] else ("u8", "i16"):
-                tile = tiles.of_architecture(OP, str(case), architecture)
-                yield Specialisation(
-                    name=f"{OP}_{TYPE_NAMES[dtype]}_k{case}{'' if labels == 'u8' else '_int16'}",
-                    kernel=_kernel,
-                    types={
-                        **{"masks_ptr": f"*{TYPE_NAMES[dtype]}", "labels_ptr": f"*{labels}"},
-                        **dict.fromkeys((*sides, "stride_n", "stride_h", "stride_w"), "i32"),
-                    },
-                    constants={"stride_k": 1, "BLOCK_X": tile["BLOCK_X"], "BLOCK_K": tile["BLOCK_K"]},
-                    aligned=frozenset(("masks_ptr", "labels_ptr")),
-                    num_warps=tile["num_warps"],
-                    num_stages=1,
-                )
+                yield _form(f"{TYPE_NAMES[dtype]}_k{case}", TYPE_NAMES[dtype], labels, tile, "stride_k", ("odd_ptr",))
+    for labels in ("u8", "i16"):
+        yield _form("fp32_planar", "fp32", labels, PLANAR, "stride_w", ())
+
+
+def _form(name: str, masks: str, labels: str, tile: Tile, contiguous: str, absent: tuple[str, ...]) -> Specialisation:
+    pointers = {"masks_ptr": f"*{masks}", "labels_ptr": f"*{labels}", "odd_ptr": "*i32"}
+    sides = ("K", "h", "w", "side_y", "side_x", "H", "W", "window", "stride", "rows", "columns")
+    types = pointers | dict.fromkeys((*sides, "stride_n", "stride_k", "stride_h", "stride_w"), "i32")
+    block = {"BLOCK_X": tile["BLOCK_X"], "BLOCK_K": tile["BLOCK_K"]}
+    constants: dict[str, Any] = {contiguous: 1, "LARGEST": LARGEST} | block | dict.fromkeys(absent)
+    return Specialisation(
+        name=f"{OP}_{name}{'' if labels == 'u8' else '_int16'}",
+        kernel=_kernel,
+        types={each: kind for each, kind in types.items() if each not in constants},
+        constants=constants,
+        aligned=frozenset(each for each in pointers if each not in absent),
+        num_warps=tile["num_warps"],
+        num_stages=1,
+    )

@@ -1,7 +1,7 @@
 """What a compiled kernel is launched with: one entry for each parameter of its machine code, in order.
 
 The one description of a launch: `compiling.faults` holds every cubin against it, the manifest carries it, and launchers
-without Python (csrc/plugins) fill parameters by these names. Triton passes a tensor descriptor in 1 + 2 n parameters
+without Python (csrc/launch) fill parameters by these names. Triton passes a tensor descriptor in 1 + 2 n parameters
 and puts two pointers of its own at the end, to memory for what a program spills and for its profiler.
 """
 

@@ -32,6 +32,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "linear_residual": lambda: segmenter_kernels.linear_residual(meta(5, 64), meta(8, 64), meta(8), meta(5, 8)),
     "mask_scores": lambda: segmenter_kernels.mask_scores(meta(1, 9, 16), meta(1, 3, 16), meta(3), meta(3), 1e-5),
     "merge_windows": lambda: segmenter_kernels.merge_windows(meta(1, 3, 4, 4), (8, 8), 8, 8),
+    "normalize": lambda: segmenter_kernels.normalize(meta(1, 4, 4, 3, dtype=torch.uint8), (0, 0, 0), (1, 1, 1)),
     "patch_embed": lambda: segmenter_kernels.patch_embed(
         meta(1, 3, 8, 8), meta(16, 3, 8, 8), meta(16), meta(1, 2, 16), meta(1, 1, 16)
     ),

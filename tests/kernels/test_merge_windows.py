@@ -7,7 +7,7 @@ from torch import Tensor
 import segmenter_kernels
 from segmenter.window import window_logits
 from segmenter_kernels import tiles
-from segmenter_kernels.merge_windows import candidates
+from segmenter_kernels.merge_windows import PLANAR, candidates
 from segmenter_kernels.reference import merge_windows, merged_logits
 from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import DTYPES, budget, inputs, poisoned
@@ -124,6 +124,32 @@ def test_many_classes(classes: int, dtype: torch.dtype) -> None:
     assert int(labels.max()) == classes - 1
 
 
+@pytest.mark.parametrize("tile", [None, PLANAR], ids=str)
+@pytest.mark.parametrize("score", [float("nan"), float("-inf"), 8e37])
+def test_a_score_that_is_no_number_is_told(tile, score: float) -> None:
+    classes = 9
+    (masks,) = inputs((2, classes, 2, 2), dtype=torch.float32)
+    rest = ((4, 6), 4, 2)
+    odd = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    labels = segmenter_kernels.merge_windows(masks, *rest, odd=odd, tile=tile)
+    assert torch.equal(labels, merge_windows(masks, *rest))
+    assert odd.item() == 0
+    for n, k, y, x in ((0, 0, 0, 0), (1, classes - 1, 1, 1)):
+        broken = masks.clone()
+        broken[n, k, y, x] = score
+        odd.zero_()
+        segmenter_kernels.merge_windows(broken, *rest, odd=odd, tile=tile)
+        assert odd.item() == 1
+
+
+def test_masks_in_planes_by_the_tile_of_plans() -> None:
+    (masks,) = inputs((17, 7, 2, 2), dtype=torch.float32)
+    rest = ((8, 136), 8, 8)
+    with poisoned():
+        labels = segmenter_kernels.merge_windows(masks, *rest, tile=PLANAR)
+    judge_labels(masks, rest, labels)
+
+
 ones = partial(torch.ones, device=DEVICE)
 
 
@@ -141,6 +167,9 @@ ones = partial(torch.ones, device=DEVICE)
         ({"masks": ones(2, 3, 4, 4, dtype=torch.int32)}, "masks is torch.int32; this op takes float16"),
         ({"masks": torch.ones(2, 3, 4, 4, device="meta")}, "masks is on meta"),
         ({"masks": ones(2, 3, 4, 4, requires_grad=True)}, "masks needs a gradient"),
+        ({"odd": ones(2, dtype=torch.int32)}, r"odd \[2\]: want \[1\]"),
+        ({"odd": ones(1)}, "odd is torch.float32; this op takes int32"),
+        ({"odd": torch.ones(1, dtype=torch.int32, device="meta")}, "odd is on meta"),
     ],
 )
 def test_wrong_input_is_named(change, message) -> None:

@@ -114,6 +114,14 @@ SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_run(segmenter_trt_s
                                                                  int64_t batch, int64_t height, int64_t width,
                                                                  void* labels, size_t bytes);
 
+/* The same of pictures of any size [batch, height, width, 3], resized first to one that the engine takes: labels
+ * [batch, to_height, to_width]. */
+SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_run_resized(segmenter_trt_session* session,
+                                                                         const uint8_t* pixels, int64_t batch,
+                                                                         int64_t height, int64_t width, void* labels,
+                                                                         int64_t to_height, int64_t to_width,
+                                                                         size_t bytes);
+
 /* Labels of one image of any size, through windows of the side `window`, every `stride` pixels (0: the window's side),
  * `window_batch` of them in one call of the network (0: one). */
 SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_sliding_window(segmenter_trt_session* session,

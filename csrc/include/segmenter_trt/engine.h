@@ -29,6 +29,9 @@ struct Description {
   std::string floats;     // what floating-point layers compute in; empty where the artifact settles it
   std::string model;
   std::string labels_by;  // the graph, or segmenter_trt's upsample_argmax
+  // Where windows are cut and merged, and pictures of other sizes resized: the GPU or the CPU, and where a GPU leaves
+  // it to the CPU, why.
+  std::string windows_by, resized_by;
   Input input;            // what the network is given; pixels too where the runtime normalises them itself
   std::string warning;    // that the artifact is not verified in this engine, or failed, or what may make labels here
                           // differ from those it was verified with; empty when there is nothing to tell

@@ -13,6 +13,7 @@
 namespace segmenter_trt {
 
 inline constexpr int kManifestFormat = 2;
+inline constexpr std::int64_t kLargestImageSide = 1 << 16;  // of images, in pixels
 
 enum class Kind { onnx, plan };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "segmenter_trt/engine.h"
@@ -10,6 +11,8 @@
 #include "segmenter_trt/upsample_argmax.h"
 
 namespace segmenter_trt {
+
+struct DeviceWindows;
 
 struct SessionOptions {
   int threads = 0;                // of the CPU, around the network; 0 takes the engine's
@@ -38,6 +41,12 @@ class Session {
   void run(const ImagesView& pixels, const LabelsView<std::uint8_t>& labels);
   void run(const ImagesView& pixels, const LabelsView<std::int16_t>& labels);
 
+  // Labels of pictures of any sizes, [1, H, W, 3] each, resized first, as `resize` does, to labels.size, which is one
+  // that the engine takes. On a GPU that happens there, see Description::resized_by; on the CPU it allocates. Throws as
+  // `run` does.
+  void run_resized(std::span<const ImagesView> pictures, const LabelsView<std::uint8_t>& labels);
+  void run_resized(std::span<const ImagesView> pictures, const LabelsView<std::int16_t>& labels);
+
   // Class masks [B, K, h, w] on the patch grid of the images, padded to whole patches; in memory of the session's own,
   // until its next call. Of normalised images only where the network is given those: see Description::input.
   MasksView masks(const ImagesView& pixels);
@@ -57,6 +66,7 @@ class Session {
   Description describe() const;
 
  private:
+  friend struct DeviceWindows;
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -22,7 +22,9 @@ std::vector<std::int64_t> anchors(std::int64_t length, std::int64_t window, std:
 // The windows and the merge of segmenter.window.segment for one view that is not mirrored: an image smaller than the
 // window is enlarged until its shorter side is the window's, logits are averaged where windows overlap, and those of an
 // enlarged image are resized to the image. Logits are made a row at a time, and only where windows overlap.
-// Of an engine on a GPU the network alone runs there: images are enlarged, and masks merged, on the CPU.
+// On a GPU the image is uploaded once, windows are cut and merged there, and the labels alone come back: see
+// Description::windows_by. Rounding differs there, so that two classes that score nearly the same may change places. An
+// image smaller than the window is enlarged, and its masks merged, on the CPU, as are masks of more than a gigabyte.
 //
 // pixels: one image, [1, H, W, 3]. An engine that takes pixels gets an enlarged image rounded to whole colours, which
 // segmenter.window.segment does not round. Throws InputError, as Session does and for windows that would leave gaps.

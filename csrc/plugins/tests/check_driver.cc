@@ -1,11 +1,14 @@
-// Holds the declarations of driver.h against NVIDIA's cuda.h, where there is one; compiled, never run.
+// Holds the declarations of launch/driver.h and cuda/driver.h against NVIDIA's cuda.h, where there is one; compiled,
+// never run.
 #include <cuda.h>
 
 #include <cstddef>
 
-#include "driver.h"
+#include "../../cuda/driver.h"
+#include "../../launch/driver.h"
 
-namespace own = segmenter_plugins;
+namespace own = segmenter_launch;
+namespace cuda = segmenter_trt::cuda;
 
 static_assert(own::kSuccess == CUDA_SUCCESS);
 static_assert(own::kMajor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
@@ -50,3 +53,19 @@ static_assert(alike(decltype(&cuKernelSetAttribute){}, kNone.set_kernel_attribut
 static_assert(alike(decltype(&cuKernelGetParamInfo){}, kNone.parameter_info));
 static_assert(alike(decltype(&cuTensorMapEncodeTiled){}, kNone.encode_tiled));
 static_assert(alike(decltype(&cuLaunchKernelEx){}, kNone.launch));
+
+// What the TensorRT backend copies pictures by.
+static_assert(cuda::kDeviceMemory == CU_MEMORYTYPE_DEVICE);
+static_assert(sizeof(cuda::Copy3D) == sizeof(CUDA_MEMCPY3D));
+static_assert(offsetof(cuda::Copy3D, from.memory) == offsetof(CUDA_MEMCPY3D, srcMemoryType));
+static_assert(offsetof(cuda::Copy3D, from.device) == offsetof(CUDA_MEMCPY3D, srcDevice));
+static_assert(offsetof(cuda::Copy3D, from.pitch_bytes) == offsetof(CUDA_MEMCPY3D, srcPitch));
+static_assert(offsetof(cuda::Copy3D, from.height) == offsetof(CUDA_MEMCPY3D, srcHeight));
+static_assert(offsetof(cuda::Copy3D, to.x_bytes) == offsetof(CUDA_MEMCPY3D, dstXInBytes));
+static_assert(offsetof(cuda::Copy3D, to.memory) == offsetof(CUDA_MEMCPY3D, dstMemoryType));
+static_assert(offsetof(cuda::Copy3D, to.device) == offsetof(CUDA_MEMCPY3D, dstDevice));
+static_assert(offsetof(cuda::Copy3D, to.pitch_bytes) == offsetof(CUDA_MEMCPY3D, dstPitch));
+static_assert(offsetof(cuda::Copy3D, to.height) == offsetof(CUDA_MEMCPY3D, dstHeight));
+static_assert(offsetof(cuda::Copy3D, width_bytes) == offsetof(CUDA_MEMCPY3D, WidthInBytes));
+static_assert(offsetof(cuda::Copy3D, height) == offsetof(CUDA_MEMCPY3D, Height));
+static_assert(offsetof(cuda::Copy3D, depth) == offsetof(CUDA_MEMCPY3D, Depth));

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <set>
 
-using namespace segmenter_plugins;
+using namespace segmenter_launch;
 
 namespace {
 

@@ -30,7 +30,7 @@ struct Launched {
   const void* image;
   std::string symbol;
   int device, architecture, shared_limit;
-  segmenter_plugins::LaunchConfig config;
+  segmenter_launch::LaunchConfig config;
   std::vector<std::vector<std::byte>> parameters;
 };
 

@@ -21,6 +21,7 @@ using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
 using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorFormat;
+using segmenter_launch::kKernels;
 
 struct Attributes {
   std::vector<std::int32_t> heads{3}, size{64, 80}, crop{56, 72};

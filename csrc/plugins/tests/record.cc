@@ -12,6 +12,7 @@
 #include "fake_images.h"
 #include "plugin.h"
 
+using namespace segmenter_launch;
 using namespace segmenter_plugins;
 
 namespace {

@@ -12,7 +12,7 @@
 #include "fake_images.h"
 #include "launcher.h"
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 namespace {
 
 const void* at(std::uintptr_t address) { return reinterpret_cast<const void*>(address); }
@@ -221,7 +221,7 @@ TEST_F(LauncherTest, ArgumentsTheCodeWasNotCompiledForAreRefused) {
 
 TEST_F(LauncherTest, ATableOfAnotherVersionIsNamed) {
   const Image known = image("attention_fp16_d64");
-  const std::string advice = "; this plugin library is of another version than its kernels: build it anew";
+  const std::string advice = "; this library is of another version than its kernels: build it anew";
   std::vector<Parameter> parameters(known.forms[0].parameters.begin(), known.forms[0].parameters.end());
   parameters[0].name = "qkv";
   Form form = known.forms[0];
@@ -296,4 +296,4 @@ TEST_F(LauncherTest, ManyThreadsOnTwoDevices) {
 }
 
 }  // namespace
-}  // namespace segmenter_plugins
+}  // namespace segmenter_launch

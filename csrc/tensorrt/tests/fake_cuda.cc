@@ -1,5 +1,5 @@
-// A CUDA driver without a GPU, as libcuda.so.1: device memory is the host's, streams work at once, and graphs keep what
-// was captured, addresses and all, to do it again.
+// A CUDA driver without a GPU, as libcuda.so.1: device memory is the host's, streams work at once or when they are
+// waited for, and graphs keep what was captured, addresses and all, to do it again.
 #include "fake_cuda.h"
 
 #include <cstdint>
@@ -10,14 +10,21 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "fake_state.h"
+
+using fake_cuda::mutex;
+using fake_cuda::Work;
 
 namespace {
 
-using Work = std::function<void()>;
 using Address = unsigned long long;
 
 constexpr int kInvalidValue = 1, kInvalidContext = 201;
+
+FakeCudaCounts counts;
 
 struct Graph {
   std::vector<Work> works;
@@ -26,14 +33,21 @@ struct Graph {
 struct Stream {
   std::unique_ptr<Graph> capturing;
   bool broken = false;  // a capture that met what it cannot hold
+  std::vector<Work> waiting;
+
+  void drain() {
+    counts.waiting -= static_cast<int>(waiting.size());
+    for (const Work& work : std::exchange(waiting, {})) work();
+  }
 };
 
-std::recursive_mutex mutex;
-FakeCudaCounts counts;
 std::map<std::string, std::pair<int, int>> failures;  // function -> status, times
 std::map<std::uintptr_t, std::size_t> device_blocks, pinned_blocks;
-int capability[2] = {9, 0}, devices = 1;
-thread_local int depth = 0;
+int of_gpus[2] = {9, 0}, devices = 1;
+constexpr int kOld[2] = {7, 5};
+int contexts[2];  // one a GPU
+bool deferred = false;
+thread_local std::vector<int> current;  // GPUs whose contexts were pushed
 
 bool inside(const std::map<std::uintptr_t, std::size_t>& blocks, const void* address, std::size_t bytes) {
   const auto at = reinterpret_cast<std::uintptr_t>(address);
@@ -43,29 +57,7 @@ bool inside(const std::map<std::uintptr_t, std::size_t>& blocks, const void* add
   return at + bytes <= next->first + next->second;
 }
 
-// The status to give instead of working; 0 to work.
-int failing(const char* function) {
-  const std::lock_guard lock(mutex);
-  const auto found = failures.find(function);
-  if (found == failures.end() || found->second.second < 1) return 0;
-  --found->second.second;
-  return found->second.first;
-}
-
-int submit(void* stream, Work work) {
-  const std::lock_guard lock(mutex);
-  auto* const there = static_cast<Stream*>(stream);
-  if (there != nullptr && there->capturing) {
-    there->capturing->works.push_back(std::move(work));
-  } else {
-    work();
-  }
-  return 0;
-}
-
-#define GUARD(name)                                    \
-  if (const int status = failing(name)) return status; \
-  const std::lock_guard lock(mutex)
+bool has_context() { return !current.empty(); }
 
 int Init(unsigned) {
   GUARD("Init");
@@ -90,16 +82,16 @@ int DeviceGetName(char* name, int length, int) {
   std::strncpy(name, "Fake GPU", static_cast<std::size_t>(length));
   return 0;
 }
-int DeviceGetAttribute(int* value, int attribute, int) {
+int DeviceGetAttribute(int* value, int attribute, int device) {
   GUARD("DeviceGetAttribute");
   if (attribute != 75 && attribute != 76) return kInvalidValue;
-  *value = capability[attribute - 75];
+  *value = (device == 1 ? kOld : of_gpus)[attribute - 75];
   return 0;
 }
-int DevicePrimaryCtxRetain(void** context, int) {
+int DevicePrimaryCtxRetain(void** context, int device) {
   GUARD("DevicePrimaryCtxRetain");
   ++counts.contexts;
-  *context = &counts;
+  *context = &contexts[device];
   return 0;
 }
 int DevicePrimaryCtxRelease(int) {
@@ -107,30 +99,30 @@ int DevicePrimaryCtxRelease(int) {
   --counts.contexts;
   return 0;
 }
-int CtxPushCurrent(void*) {
+int CtxPushCurrent(void* context) {
   GUARD("CtxPushCurrent");
-  ++depth;
+  current.push_back(static_cast<int>(static_cast<int*>(context) - contexts));
   return 0;
 }
 int CtxPopCurrent(void**) {
   GUARD("CtxPopCurrent");
-  --depth;
+  current.pop_back();
   return 0;
 }
 int MemAlloc(Address* address, std::size_t bytes) {
   GUARD("MemAlloc");
-  if (depth < 1) return kInvalidContext;
+  if (!has_context()) return kInvalidContext;
   if (bytes == 0) return kInvalidValue;
   void* const memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(memory, 0xEE, bytes);
   device_blocks[reinterpret_cast<std::uintptr_t>(memory)] = bytes;
-  ++counts.device_memory;
+  ++counts.device_memory, ++counts.allocations;
   *address = reinterpret_cast<std::uintptr_t>(memory);
   return 0;
 }
 int MemFree(Address address) {
   GUARD("MemFree");
-  if (depth < 1) return kInvalidContext;
+  if (!has_context()) return kInvalidContext;
   if (device_blocks.erase(address) == 0) return kInvalidValue;
   --counts.device_memory;
   std::free(reinterpret_cast<void*>(address));
@@ -138,23 +130,23 @@ int MemFree(Address address) {
 }
 int MemHostAlloc(void** memory, std::size_t bytes, unsigned) {
   GUARD("MemHostAlloc");
-  if (depth < 1) return kInvalidContext;
+  if (!has_context()) return kInvalidContext;
   *memory = std::malloc(bytes);
   std::memset(*memory, 0xDD, bytes);
   pinned_blocks[reinterpret_cast<std::uintptr_t>(*memory)] = bytes;
-  ++counts.pinned_memory;
+  ++counts.pinned_memory, ++counts.allocations;
   return 0;
 }
 int MemFreeHost(void* memory) {
   GUARD("MemFreeHost");
-  if (depth < 1) return kInvalidContext;
+  if (!has_context()) return kInvalidContext;
   if (pinned_blocks.erase(reinterpret_cast<std::uintptr_t>(memory)) == 0) return kInvalidValue;
   --counts.pinned_memory;
   std::free(memory);
   return 0;
 }
 int copy(void* to, const void* from, std::size_t bytes, void* stream) {
-  return submit(stream, [=] { std::memcpy(to, from, bytes); });
+  return fake_cuda::submit(stream, [=] { std::memcpy(to, from, bytes); });
 }
 int MemcpyHtoDAsync(Address to, const void* from, std::size_t bytes, void* stream) {
   GUARD("MemcpyHtoDAsync");
@@ -168,6 +160,47 @@ int MemcpyDtoHAsync(void* to, Address from, std::size_t bytes, void* stream) {
     return kInvalidValue;
   return copy(to, reinterpret_cast<void*>(from), bytes, stream);
 }
+int MemcpyDtoDAsync(Address to, Address from, std::size_t bytes, void* stream) {
+  GUARD("MemcpyDtoDAsync");
+  if (!inside(device_blocks, reinterpret_cast<void*>(from), bytes) ||
+      !inside(device_blocks, reinterpret_cast<void*>(to), bytes))
+    return kInvalidValue;
+  return copy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes, stream);
+}
+// Of CUDA_MEMCPY3D, 200 bytes that cuda/driver.h declares too: written here as cuda.h has it.
+struct Side {
+  std::size_t x, y, z, level;
+  unsigned memory;
+  const void* host;
+  Address device;
+  void *array, *reserved;
+  std::size_t pitch, height;
+};
+struct Box {
+  Side from, to;
+  std::size_t width, height, depth;
+};
+int Memcpy3DAsync(const Box* given, void* stream) {
+  GUARD("Memcpy3DAsync");
+  const Box box = *given;
+  const auto place = [](const Side& side, std::size_t y, std::size_t z) {
+    return side.device + ((side.z + z) * side.height + side.y + y) * side.pitch + side.x;
+  };
+  for (const Side* const side : {&box.from, &box.to}) {
+    const std::size_t bytes = place(*side, box.height - 1, box.depth - 1) + box.width - side->device;
+    if (side->memory != 2 || side->x + box.width > side->pitch || side->y + box.height > side->height ||
+        !inside(device_blocks, reinterpret_cast<void*>(side->device), bytes))
+      return kInvalidValue;
+  }
+  return fake_cuda::submit(stream, [=] {
+    for (std::size_t z = 0; z < box.depth; ++z) {
+      for (std::size_t y = 0; y < box.height; ++y) {
+        std::memcpy(reinterpret_cast<void*>(place(box.to, y, z)), reinterpret_cast<void*>(place(box.from, y, z)),
+                    box.width);
+      }
+    }
+  });
+}
 int StreamCreate(void** stream, unsigned) {
   GUARD("StreamCreate");
   *stream = new Stream;
@@ -176,13 +209,15 @@ int StreamCreate(void** stream, unsigned) {
 }
 int StreamDestroy(void* stream) {
   GUARD("StreamDestroy");
-  if (depth < 1) return kInvalidContext;
+  if (!has_context()) return kInvalidContext;
+  static_cast<Stream*>(stream)->drain();
   delete static_cast<Stream*>(stream);
   --counts.streams;
   return 0;
 }
 int StreamSynchronize(void* stream) {
   GUARD("StreamSynchronize");
+  static_cast<Stream*>(stream)->drain();
   return static_cast<Stream*>(stream)->capturing ? kInvalidValue : 0;
 }
 int StreamWaitEvent(void*, void* event, unsigned) {
@@ -197,7 +232,7 @@ int StreamBeginCapture(void* stream, int) {
 }
 int StreamEndCapture(void* stream, void** graph) {
   auto* const there = static_cast<Stream*>(stream);
-  const int status = failing("StreamEndCapture");
+  const int status = fake_cuda::failing("StreamEndCapture");
   const std::lock_guard lock(mutex);
   if (status != 0 || there->broken) {
     there->capturing.reset();
@@ -225,7 +260,7 @@ int EventSynchronize(void* event) {
 }
 int EventDestroy(void* event) {
   GUARD("EventDestroy");
-  if (depth < 1) return kInvalidContext;
+  if (!has_context()) return kInvalidContext;
   delete static_cast<int*>(event);
   --counts.events;
   return 0;
@@ -239,12 +274,12 @@ int GraphInstantiateWithFlags(void** exec, void* graph, unsigned long long) {
 int GraphLaunch(void* exec, void* stream) {
   GUARD("GraphLaunch");
   ++counts.launches;
-  for (const Work& work : static_cast<Graph*>(exec)->works) submit(stream, work);
+  for (const Work& work : static_cast<Graph*>(exec)->works) fake_cuda::submit(stream, work);
   return 0;
 }
 int GraphExecDestroy(void* exec) {
   GUARD("GraphExecDestroy");
-  if (depth < 1) return kInvalidContext;
+  if (!has_context()) return kInvalidContext;
   delete static_cast<Graph*>(exec);
   --counts.execs;
   return 0;
@@ -275,6 +310,8 @@ const std::map<std::string, void*>& functions() {
                                                      NAMED(MemFreeHost),
                                                      NAMED(MemcpyHtoDAsync),
                                                      NAMED(MemcpyDtoHAsync),
+                                                     NAMED(MemcpyDtoDAsync),
+                                                     NAMED(Memcpy3DAsync),
                                                      NAMED(StreamCreate),
                                                      NAMED(StreamDestroy),
                                                      NAMED(StreamSynchronize),
@@ -295,19 +332,55 @@ const std::map<std::string, void*>& functions() {
 
 }  // namespace
 
+namespace fake_cuda {
+
+std::recursive_mutex mutex;
+
+int failing(const char* function) {
+  const std::lock_guard lock(mutex);
+  const auto found = failures.find(function);
+  if (found == failures.end() || found->second.second < 1) return 0;
+  --found->second.second;
+  return found->second.first;
+}
+
+int submit(void* stream, Work work) {
+  const std::lock_guard lock(mutex);
+  auto* const there = static_cast<Stream*>(stream);
+  if (there != nullptr && there->capturing) {
+    there->capturing->works.push_back(std::move(work));
+  } else if (there != nullptr && deferred) {
+    there->waiting.push_back(std::move(work));
+    ++counts.waiting;
+  } else {
+    work();
+  }
+  return 0;
+}
+
+int device() { return current.empty() ? -1 : current.back(); }
+
+int capability(int device) {
+  const std::lock_guard lock(mutex);
+  const int* const found = device == 1 ? kOld : of_gpus;
+  return 10 * found[0] + found[1];
+}
+
+}  // namespace fake_cuda
+
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 EXPORTED int cuGetProcAddress_v2(const char* name, void** function, int, std::uint64_t, int*) {
-  const auto found = functions().find(name);
-  if (found == functions().end()) return kInvalidValue;
-  *function = found->second;
-  return 0;
+  for (const auto* const some : {&functions(), &fake_cuda::launching()}) {
+    if (const auto found = some->find(name); found != some->end()) return *function = found->second, 0;
+  }
+  return kInvalidValue;
 }
 
 EXPORTED FakeCudaCounts fake_cuda_counts() {
   const std::lock_guard lock(mutex);
   FakeCudaCounts now = counts;
-  now.pushed = depth;
+  now.pushed = static_cast<int>(current.size());
   return now;
 }
 
@@ -316,19 +389,24 @@ EXPORTED void fake_cuda_fail(const char* function, int status, int times) {
   failures[function] = {status, times};
 }
 
+EXPORTED void fake_cuda_defer(int wanted) {
+  const std::lock_guard lock(mutex);
+  deferred = wanted != 0;
+}
+
 EXPORTED void fake_cuda_set_device(int major, int minor, int count) {
   const std::lock_guard lock(mutex);
-  capability[0] = major, capability[1] = minor, devices = count;
+  of_gpus[0] = major, of_gpus[1] = minor, devices = count;
 }
 
 EXPORTED int fake_cuda_submit(void* stream, void (*work)(void*), void* data, void (*drop)(void*)) {
   const std::shared_ptr<void> held(data, drop);
-  if (const int status = failing("submit")) {
+  if (const int status = fake_cuda::failing("submit")) {
     const std::lock_guard lock(mutex);
     if (auto* const there = static_cast<Stream*>(stream); there != nullptr && there->capturing) there->broken = true;
     return status;
   }
-  return submit(stream, [=] { work(held.get()); });
+  return fake_cuda::submit(stream, [=] { work(held.get()); });
 }
 
 EXPORTED int fake_cuda_on_device(const void* address, std::size_t bytes) {

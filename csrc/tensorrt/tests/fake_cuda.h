@@ -11,12 +11,25 @@ struct FakeCudaCounts {
   int pushed;                                                        // current contexts of this thread
   int launches;                                                      // of graphs, ever
   int captures;                                                      // begun, ever
+  int allocations;                                                   // of device and pinned memory, ever
+  int waiting;                                                       // works that streams put off
 };
 
 FakeCudaCounts fake_cuda_counts();
 // The next `times` calls of a function, named without cu, give `status` and do nothing.
 void fake_cuda_fail(const char* function, int status, int times);
+// The compute capability of all GPUs but number 1, which is of 7.5.
 void fake_cuda_set_device(int major, int minor, int count);
+// What a launch does, at its place in the stream: `form` as it was given, programs, threads of each, and the
+// parameters.
+typedef void (*FakeCompute)(const void* form, unsigned programs, unsigned threads, const void* const* parameters);
+// Machine code in a fatbin, of a kernel with parameters of so many bytes each.
+void fake_cuda_add_kernel(const void* code, const char* symbol, int architecture, const std::size_t* bytes,
+                          std::size_t count, FakeCompute compute, const void* form);
+// What the size of every kernel's parameter number `index` is told as; 0 tells the truth again.
+void fake_cuda_tell_parameter(std::size_t index, std::size_t bytes);
+// Whether streams put off what they are given until somebody waits for them.
+void fake_cuda_defer(int wanted);
 // Puts work on a stream: at once, or into the graph it is capturing. Returns 0, or the error of a stream that refuses.
 int fake_cuda_submit(void* stream, void (*work)(void*), void* data, void (*drop)(void*));
 // Whether a stream is capturing.

@@ -1,10 +1,11 @@
 // A TensorRT that runs plans of a few words behind a plan's 32 bytes, as libnvinfer: `fake B H W K P int32 masks`.
 //
 // Label of a pixel: its red value modulo K; masks are 1 for the label of a patch's first pixel and 0 elsewhere, and NaN
-// everywhere in an image whose first pixel is 255, 255, 255. The profile goes up to B images of H x W. Work is put on
-// the stream of the fake driver, with the addresses bound at that moment, as TensorRT's is. What TensorRT leaves
-// undefined goes wrong here: a graph whose context was changed since makes no labels, and an enqueue is not captured
-// before the context has run the shape. There is one logger, that of the first runtime, while any runtime lives.
+// everywhere in an image whose first pixel is 255, 255, 255. The profile goes from one pixel to B images of H x W, or
+// with the word `fixed` is that shape alone. Work is put on the stream of the fake driver, with the addresses bound at
+// that moment, as TensorRT's is. What TensorRT leaves undefined goes wrong here: a graph whose context was changed
+// since makes no labels, and an enqueue is not captured before the context has run the shape. There is one logger, that
+// of the first runtime, while any runtime lives.
 //
 // As TensorRT-RTX it compiles kernels for each shape. A graph of a context that compiles them lazily makes no labels,
 // for it was captured with others; a plan with the word `uncapturable` says so, and fails where it is captured.
@@ -34,7 +35,11 @@ using nvinfer1::Dims;
 
 struct Facts {
   std::int64_t B = 0, H = 0, W = 0, K = 0, P = 0;
-  bool wide = false, masks = false, normalized = false, short_labels = false, uncapturable = false;
+  bool wide = false, masks = false, normalized = false, short_labels = false, uncapturable = false, fixed = false;
+
+  Dims images(std::int64_t b, std::int64_t h, std::int64_t w) const {
+    return normalized ? Dims{4, {b, 3, h, w}} : Dims{4, {b, h, w, 3}};
+  }
 };
 
 #ifdef SEGMENTER_TRT_RTX
@@ -91,6 +96,7 @@ struct Job {
   const void* images;
   void* labels;
   void* masks;
+  bool captured;
   std::shared_ptr<const int> changes;  // of its context, now and at the enqueue
   int changes_then;
   bool replaced;  // by kernels that were compiled meanwhile
@@ -105,7 +111,7 @@ int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
 
 void compute(void* data) {
   const Job& job = *static_cast<Job*>(data);
-  if (*job.changes != job.changes_then || job.replaced) return;
+  if (job.captured && (*job.changes != job.changes_then || job.replaced)) return;
   const auto K = static_cast<int>(job.facts.K);
   for (std::int64_t b = 0; b < job.B; ++b) {
     for (std::int64_t y = 0; y < job.H; ++y) {
@@ -167,7 +173,7 @@ class Context final : public nvinfer1::StubContext {
     if (name == std::string("labels")) return Dims{3, {B_, facts_.short_labels ? H_ - 1 : H_, W_}};
     if (name == std::string("masks"))
       return Dims{4, {B_, facts_.K, (H_ + facts_.P - 1) / facts_.P, (W_ + facts_.P - 1) / facts_.P}};
-    return facts_.normalized ? Dims{4, {B_, 3, H_, W_}} : Dims{4, {B_, H_, W_, 3}};
+    return facts_.images(B_, H_, W_);
   }
   bool setTensorAddress(char const* name, void* data) noexcept override {
     if (bound_[name] != data) ++*changes_;
@@ -191,9 +197,9 @@ class Context final : public nvinfer1::StubContext {
       return false;
     }
     prepared_ = true;
-    const bool replaced = lazy() && capturing_(stream) != 0;
-    auto* const job =
-        new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"], bound_["masks"], changes_, *changes_, replaced};
+    const bool captured = capturing_(stream) != 0;
+    auto* const job = new Job{facts_,   B_,       H_,        W_,    bound_["images"], bound_["labels"], bound_["masks"],
+                              captured, changes_, *changes_, lazy()};
     const std::size_t pixels = static_cast<std::size_t>(B_ * H_ * W_);
     if (fake_on_device_(job->images, pixels * (facts_.normalized ? 12 : 3)) == 0 ||
         (job->labels != nullptr && fake_on_device_(job->labels, pixels * (facts_.wide ? 4 : 1)) == 0)) {
@@ -247,6 +253,12 @@ class Engine final : public nvinfer1::StubEngine {
   nvinfer1::TensorIOMode getTensorIOMode(char const* name) const noexcept override {
     return name == std::string("images") ? nvinfer1::TensorIOMode::kINPUT : nvinfer1::TensorIOMode::kOUTPUT;
   }
+  Dims getProfileShape(char const*, std::int32_t, nvinfer1::OptProfileSelector select) const noexcept override {
+    if (facts_.fixed) return Dims{-1, {}};
+    return select == nvinfer1::OptProfileSelector::kMIN ? facts_.images(1, 1, 1)
+                                                        : facts_.images(facts_.B, facts_.H, facts_.W);
+  }
+  Dims getTensorShape(char const*) const noexcept override { return facts_.images(facts_.B, facts_.H, facts_.W); }
 #ifdef SEGMENTER_TRT_RTX
   nvinfer1::IRuntimeConfig* createRuntimeConfig() noexcept override { return new Config; }
   nvinfer1::IExecutionContext* createExecutionContextWithRuntimeConfig(
@@ -309,6 +321,7 @@ class Runtime final : public nvinfer1::StubRuntime {
       facts.normalized |= word == "normalized";
       facts.short_labels |= word == "short";
       facts.uncapturable |= word == "uncapturable";
+      facts.fixed |= word == "fixed";
     }
     return new Engine(facts);
   }

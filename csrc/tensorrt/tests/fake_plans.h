@@ -49,6 +49,9 @@ inline Manifest manifest_of(const std::string& plan) {
   manifest.engine = tensorrt::kEngine;
   manifest.precision = "fp16";
   manifest.model = "fake";
+  manifest.patch_size = 8;
+  manifest.height = manifest.width = {8, 16, 64};
+  manifest.batch = {1, 1, plan.find("fake 1 ") == std::string::npos ? 4 : 1};
   manifest.input = plan.find("normalized") == std::string::npos ? Input::pixels : Input::normalized;
   manifest.outputs = {"labels"};
   if (plan.find("masks") != std::string::npos) manifest.outputs.push_back("masks");
@@ -61,11 +64,12 @@ inline Manifest manifest_of(const std::string& plan) {
 }
 
 inline std::unique_ptr<tensorrt::Plan> open(const std::string& plan, const Manifest& manifest,
-                                            EngineOptions options = {}) {
+                                            EngineOptions options = {},
+                                            segmenter_launch::Launcher& launcher = tensorrt::launcher_of_process()) {
   if (options.runtime.empty()) options.runtime = FAKES;
   const std::filesystem::path artifact = "model.plan";
   return std::make_unique<tensorrt::Plan>(
-      BackendRequest{manifest, artifact, std::as_bytes(std::span(plan.data(), plan.size())), options});
+      BackendRequest{manifest, artifact, std::as_bytes(std::span(plan.data(), plan.size())), options}, launcher);
 }
 
 inline std::unique_ptr<tensorrt::Plan> open(const std::string& plan = kPlan) { return open(plan, manifest_of(plan)); }
@@ -102,21 +106,23 @@ inline void expect_told(const std::string& wanted, const std::function<void()>& 
   EXPECT_EQ(found.find('\n'), std::string::npos) << found;
 }
 
+inline void expect_all_given_back() {
+  const FakeCudaCounts left = fake_cuda_counts();
+  EXPECT_EQ(left.device_memory, 0);
+  EXPECT_EQ(left.pinned_memory, 0);
+  EXPECT_EQ(left.streams, 0);
+  EXPECT_EQ(left.events, 0);
+  EXPECT_EQ(left.graphs, 0);
+  EXPECT_EQ(left.execs, 0);
+  EXPECT_EQ(left.contexts, 0);
+  EXPECT_EQ(left.pushed, 0);
+}
+
 // Whatever a test does, all is given back after it.
 class Tensorrt : public testing::Test {
  protected:
   void SetUp() override { fake_cuda_set_device(9, 0, 1); }
-  void TearDown() override {
-    const FakeCudaCounts left = fake_cuda_counts();
-    EXPECT_EQ(left.device_memory, 0);
-    EXPECT_EQ(left.pinned_memory, 0);
-    EXPECT_EQ(left.streams, 0);
-    EXPECT_EQ(left.events, 0);
-    EXPECT_EQ(left.graphs, 0);
-    EXPECT_EQ(left.execs, 0);
-    EXPECT_EQ(left.contexts, 0);
-    EXPECT_EQ(left.pushed, 0);
-  }
+  void TearDown() override { expect_all_given_back(); }
 };
 
 }  // namespace segmenter_trt

@@ -47,6 +47,36 @@ TEST_F(Tensorrt, PlansThatCannotRunHereAreNamed) {
   expect_told("has no output confidence", [&] { open(kPlan, manifest); });
 }
 
+TEST_F(Tensorrt, AManifestThatPromisesMoreThanTheProfileIsNamed) {
+  for (const char* const input : {"", " normalized"}) {
+    const std::string plan = plan_of(std::string("fake 4 64 48 5 8 masks") + input);
+    Manifest manifest = manifest_of(plan);
+    manifest.command = "segmenter build m.onnx --out model.plan";
+    manifest.width = {8, 16, 48};
+    EXPECT_NO_THROW(open(plan, manifest));
+    manifest.width.max = 49;
+    expect_told(
+        "model.plan: its manifest says width 8 to 49, its profile takes 1 to 48; make it again: `segmenter build",
+        [&] { open(plan, manifest); });
+    manifest.width.max = 48;
+    manifest.height = {0, 16, 64};
+    expect_told("its manifest says height 0 to 64, its profile takes 1 to 64", [&] { open(plan, manifest); });
+    manifest.height = {65, 65, 65};
+    expect_told("its manifest says height 65, its profile takes 1 to 64", [&] { open(plan, manifest); });
+    manifest.height = {8, 16, 64};
+    manifest.batch = {1, 1, 5};
+    expect_told("its manifest says batch 1 to 5, its profile takes 1 to 4", [&] { open(plan, manifest); });
+  }
+  const std::string fixed = plan_of("fake 2 16 24 5 8 fixed");
+  Manifest manifest = manifest_of(fixed);
+  manifest.batch = {2, 2, 2};
+  manifest.height = {16, 16, 16};
+  manifest.width = {24, 24, 24};
+  EXPECT_NO_THROW(open(fixed, manifest));
+  manifest.batch = {1, 1, 2};
+  expect_told("its manifest says batch 1 to 2, its profile takes 2", [&] { open(fixed, manifest); });
+}
+
 TEST_F(Tensorrt, WhatTheMachineLacksIsNamed) {
   EngineOptions options;
   options.runtime = OLDER;

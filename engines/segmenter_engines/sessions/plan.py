@@ -1,5 +1,6 @@
 """Plans on the GPU: deserialised once a file and device, shared by every session that runs them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -48,6 +49,7 @@ class Plan:
                 f"{path}: its manifest says {manifest.input} in, {', '.join(manifest.outputs)} out, the plan itself"
                 f" {', '.join(f'{name} {kind}' for name, kind in types.items())}; {rebuild_command(path, manifest)}"
             )
+        self._pixels = manifest.input == PIXELS
         self.types = {name: np.dtype(TYPES[kind]) for name, kind in types.items()}
         self.outputs = tuple(name for name in types if name != INPUT)
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
@@ -69,6 +71,26 @@ class Plan:
             raise EngineError(f"{self.name} makes no context: {self.complaint()}")
         context.set_device_memory(scratch.pointer, self.scratch_bytes)
         return context
+
+    def sides(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """(B, H, W) of a shape of the input."""
+        B, *rest = shape
+        return (B, rest[0], rest[1]) if self._pixels else (B, rest[1], rest[2])
+
+    def require_profile(self, path: Path, manifest: Manifest) -> None:
+        """See that the profile takes every size and batch of a manifest, before the first image would show it.
+
+        Raises EngineError naming both.
+        """
+        ends = self._engine.get_tensor_profile_shape(INPUT, 0) or [self._engine.get_tensor_shape(INPUT)]  # of one shape
+        taken = zip(self.sides(ends[0]), self.sides(ends[-1]), strict=True)
+        said = {"batch": manifest.batch, "height": manifest.height, "width": manifest.width}
+        for (name, (low, _, high)), (least, most) in zip(said.items(), taken, strict=True):
+            if not least <= low <= high <= most:
+                raise EngineError(
+                    f"{path}: its manifest says {name} {_text(low, high)}, its profile takes {_text(least, most)};"
+                    f" {rebuild_command(path, manifest)}"
+                )
 
     def complaint(self) -> str:
         """What the runtime has logged of errors."""
@@ -99,6 +121,10 @@ class Plan:
         return [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
 
 
+def _text(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def acquire(path: Path, manifest: Manifest, device: Device, plugins: Path | None) -> Plan:
     """The plan of a file on a device, checked and deserialised unless a session has it open already.
 
@@ -114,7 +140,14 @@ def acquire(path: Path, manifest: Manifest, device: Device, plugins: Path | None
         if plan is None:
             if manifest.plugins:
                 load_plugins(trt, manifest.engine, plugins, manifest.plugins, builder_log(manifest.engine))
-            plan = _OPEN[key] = Plan(key, trt, path, manifest, content)
+            plan = Plan(key, trt, path, manifest, content)
+        try:
+            plan.require_profile(path, manifest)  # of every session: another manifest may name the same plan
+        except EngineError:
+            if not plan.sessions:
+                plan.close()
+            raise
+        _OPEN[key] = plan
         plan.sessions += 1
         return plan
 

@@ -24,6 +24,7 @@ class Known:
     outputs: dict[str, Shape]
     computed: bool = False
     graph: "Graph | None" = None
+    capturable: bool = True  # until a capture fails, which leaves other shapes theirs
 
 
 class Graph:
@@ -76,6 +77,8 @@ class Runner:
 
     def __init__(self, plan: Plan, device: Device, graphs: bool) -> None:
         self.plan, self.device, self.closed = plan, device, False
+        self._captures = graphs
+        # why a shape was not captured, the last one that was not
         self.no_graphs: str | None = None if graphs else "opened without them"
         self.stream = device.stream()
         self._known: OrderedDict[Shape, Known] = OrderedDict()
@@ -119,11 +122,14 @@ class Runner:
         outputs = self.outputs(shape)
         known = self._known[shape]
         self._begin(self.stream)
-        if known.computed and known.graph is None and self.no_graphs is None:
+        if known.computed and known.graph is None and known.capturable and self._captures:
+            known.capturable = False
             try:
                 known.graph = Graph(self, shape, outputs)
             except Exception as error:  # runtimes and libraries share no narrower base
-                self.no_graphs = " ".join(str(error).split())[:300] or type(error).__name__
+                told = " ".join(str(error).split())[:300] or type(error).__name__
+                B, H, W = self.plan.sides(shape)
+                self.no_graphs = f"images {B}x{H}x{W}: {told}"
         if known.graph is not None:
             known.graph.run(buffers, self.device, self.stream)
         else:

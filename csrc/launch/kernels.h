@@ -8,10 +8,10 @@
 #include <span>
 #include <string_view>
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 
-enum class Op : std::uint8_t { attention, patch_embed, mask_scores, upsample_argmax };
-enum class Type : std::uint8_t { fp16, bf16 };
+enum class Op : std::uint8_t { attention, patch_embed, mask_scores, upsample_argmax, merge_windows, resize, normalize };
+enum class Type : std::uint8_t { fp16, bf16, fp32, u8 };
 enum class Kind : std::uint8_t { pointer, i32, fp32, map, shape, stride, scratch };
 
 constexpr std::size_t kMaxParameters = 64, kMaxMaps = 8, kMaxRank = 5;
@@ -57,7 +57,7 @@ struct Image {
   const char* name;
   Op op;
   Type type;
-  int size;  // head dimension, patch size, padded classes, or rows between two source rows
+  int size;  // head dimension, patch size, padded classes, or rows between two source rows; 0 of others
   const unsigned char* code;
   std::span<const Form> forms;
 };
@@ -70,4 +70,4 @@ struct Kernels {
 // All that this library holds.
 extern const Kernels kKernels;
 
-}  // namespace segmenter_plugins
+}  // namespace segmenter_launch

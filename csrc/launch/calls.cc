@@ -6,14 +6,17 @@
 
 #include "failure.h"
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 namespace {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
-const char* name(Type type) { return type == Type::fp16 ? "fp16" : "bf16"; }
+const char* name(Type type) {
+  constexpr const char* kNames[] = {"fp16", "bf16", "fp32", "uint8"};
+  return kNames[static_cast<int>(type)];
+}
 
 std::string sizes_of(std::span<const Image> images, Op op, Type type) {
   std::string sizes;
@@ -33,6 +36,18 @@ const Image& exactly(std::span<const Image> images, Op op, Type type, std::int64
                 "; export with --lowering native");
 }
 
+constexpr std::int64_t kMostClasses = 32767, kMostByteClasses = 256;
+constexpr std::int64_t kMaxSides = std::int64_t{1} << 29;  // source side times target side, so that positions fit int32
+constexpr std::int64_t kMaxElements = (std::int64_t{1} << 31) - (std::int64_t{1} << 16);  // of an image, likewise
+
+const Image& only(std::span<const Image> images, Op op, const char* what) {
+  for (const Image& image : images) {
+    if (image.op == op) return image;
+  }
+  throw Failure(std::string("this library was built without kernels that ") + what +
+                " images; name a folder of them in SEGMENTER_TRT_CUBINS");
+}
+
 // Classes an upsampling kernel compares at once; the same on every architecture.
 int group_of(const Image& image) { return image.forms.front().constant("GROUP"); }
 
@@ -43,7 +58,7 @@ int Form::constant(std::string_view name) const {
     if (each.name == name) return each.value;
   }
   throw Failure("no constant named " + std::string(name) +
-                "; this plugin library is of another version than its kernels: build it anew");
+                "; this library is of another version than its kernels: build it anew");
 }
 
 const Value* Launch::find(std::string_view name) const noexcept {
@@ -182,4 +197,79 @@ Launch UpsampleArgmaxCall::launch(const Form& form) const {
   return launch;
 }
 
-}  // namespace segmenter_plugins
+const Image& MergeWindowsCall::choose(std::span<const Image> images) const {
+  if (K > kMostClasses || std::max(h * side_y, w * side_x) >= kMaxSides) {
+    throw Failure("masks [" + std::to_string(K) + ", " + std::to_string(h) + ", " + std::to_string(w) + "] of " +
+                  std::to_string(side_y) + "x" + std::to_string(side_x) + ": too large to be merged on a GPU");
+  }
+  for (const Image& image : images) {
+    const bool wide = std::string_view(image.name).ends_with("_int16");
+    if (image.op == Op::merge_windows && wide == (K > kMostByteClasses)) return image;
+  }
+  throw Failure(
+      "this library was built without kernels that merge windows; name a folder of them in SEGMENTER_TRT_CUBINS");
+}
+
+Launch MergeWindowsCall::launch(const Form& form) const {
+  Launch launch;
+  launch.grid = {ceil_div(W, form.constant("BLOCK_X")) * H, 1};
+  launch.pointer("masks_ptr", masks);
+  launch.pointer("labels_ptr", labels);
+  launch.pointer("odd_ptr", odd);
+  launch.integer("K", K);
+  launch.integer("h", h);
+  launch.integer("w", w);
+  launch.integer("side_y", side_y);
+  launch.integer("side_x", side_x);
+  launch.integer("H", H);
+  launch.integer("W", W);
+  launch.integer("window", window);
+  launch.integer("stride", stride);
+  launch.integer("rows", rows);
+  launch.integer("columns", columns);
+  launch.integer("stride_n", K * h * w);
+  launch.integer("stride_k", h * w);
+  launch.integer("stride_h", w);
+  return launch;
+}
+
+const Image& ResizeCall::choose(std::span<const Image> from) const {
+  if (std::max(length, to) * inner >= kMaxElements) {
+    throw Failure("images of " + std::to_string(length) + " to " + std::to_string(to) + " by " + std::to_string(inner) +
+                  ": too large to be resized on a GPU");
+  }
+  return only(from, Op::resize, "resize");
+}
+
+Launch ResizeCall::launch(const Form& form) const {
+  Launch launch;
+  launch.grid = {ceil_div(to * inner, form.constant("BLOCK")) * outer, 1};
+  launch.pointer("images_ptr", images);
+  launch.pointer("first_ptr", first);
+  launch.pointer("weights_ptr", weights);
+  launch.pointer("resized_ptr", resized);
+  launch.integer("length", length);
+  launch.integer("to", to);
+  launch.integer("inner", inner);
+  launch.integer("taps", taps);
+  return launch;
+}
+
+const Image& NormalizeCall::choose(std::span<const Image> from) const {
+  if (3 * pixels >= kMaxElements) {
+    throw Failure("images of " + std::to_string(pixels) + " pixels: too large to be normalised on a GPU");
+  }
+  return only(from, Op::normalize, "normalise");
+}
+
+Launch NormalizeCall::launch(const Form& form) const {
+  Launch launch;
+  launch.grid = {ceil_div(pixels, form.constant("BLOCK")) * B, 1};
+  launch.pointer("images_ptr", images);
+  launch.pointer("table_ptr", table);
+  launch.pointer("planes_ptr", planes);
+  launch.integer("pixels", pixels);
+  return launch;
+}
+
+}  // namespace segmenter_launch

@@ -11,7 +11,7 @@
 // at global scope, where TensorRT's headers have it too
 struct CUstream_st;
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 
 using Result = int;
 using Device = int;
@@ -65,4 +65,4 @@ struct Driver {
   void check(Result result, const char* function, std::string_view subject = {}) const;
 };
 
-}  // namespace segmenter_plugins
+}  // namespace segmenter_launch

@@ -3,7 +3,7 @@
 #include "driver_library.h"
 #include "failure.h"
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 namespace {
 
 constexpr int kVersion = 12000, kParameterInfoVersion = 12040;  // of CUDA, the first with what is asked for
@@ -40,4 +40,4 @@ void Driver::check(Result result, const char* function, std::string_view subject
                 std::to_string(result) + ")");
 }
 
-}  // namespace segmenter_plugins
+}  // namespace segmenter_launch

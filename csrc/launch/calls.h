@@ -11,7 +11,7 @@
 
 #include "kernels.h"
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 
 // An argument: a pointer, an integer, a float, or the pointer of a descriptor with shape and strides (in elements).
 struct Value {
@@ -88,6 +88,39 @@ struct UpsampleArgmaxCall {
   Launch launch(const Form& form) const;
 };
 
-using Call = std::variant<AttentionCall, PatchEmbedCall, MaskScoresCall, UpsampleArgmaxCall>;
+// fp32 masks [rows x columns, K, h, w] of a picture's windows, padded to side_y x side_x, to labels [H, W]: uint8,
+// int16 when K > 256; and 1 to `odd`, int32, where a score is no number or near the end of what fp32 holds.
+struct MergeWindowsCall {
+  std::int64_t K, h, w, side_y, side_x, H, W, window, stride, rows, columns;
+  const void* masks;
+  void *labels, *odd;
 
-}  // namespace segmenter_plugins
+  const Image& choose(std::span<const Image> images) const;
+  Launch launch(const Form& form) const;
+};
+
+// One side of images, uint8 [outer, length, inner] to [outer, to, inner]: element t of the new side is made of `taps`
+// of the old from first[t] on, int32 [to], each by its weight, int32 [to, taps].
+struct ResizeCall {
+  std::int64_t outer, length, to, inner, taps;
+  const void *images, *first, *weights;
+  void* resized;
+
+  const Image& choose(std::span<const Image> images) const;
+  Launch launch(const Form& form) const;
+};
+
+// images uint8 [B, pixels, 3] to planes fp32 [B, 3, pixels], by what each value of each colour becomes: fp32 [3, 256].
+struct NormalizeCall {
+  std::int64_t B, pixels;
+  const void *images, *table;
+  void* planes;
+
+  const Image& choose(std::span<const Image> images) const;
+  Launch launch(const Form& form) const;
+};
+
+using Call = std::variant<AttentionCall, PatchEmbedCall, MaskScoresCall, UpsampleArgmaxCall, MergeWindowsCall,
+                          ResizeCall, NormalizeCall>;
+
+}  // namespace segmenter_launch

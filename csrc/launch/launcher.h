@@ -13,7 +13,7 @@
 #include "driver.h"
 #include "kernels.h"
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 
 // Safe to use from many threads. Nothing is allocated or waited for by a launch whose kernel is loaded already.
 class Launcher {
@@ -54,4 +54,4 @@ class Launcher {
   std::deque<Loaded> storage_;
 };
 
-}  // namespace segmenter_plugins
+}  // namespace segmenter_launch

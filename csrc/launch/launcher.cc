@@ -6,7 +6,7 @@
 
 #include "failure.h"
 
-namespace segmenter_plugins {
+namespace segmenter_launch {
 namespace {
 
 // Until this driver, a map of a smaller tensor must not have this bit.
@@ -102,7 +102,7 @@ void Launcher::launch(const Call& call, Stream stream) {
     const Value* const value = launch.find(parameter.name);
     if (!value) {
       throw Failure(std::string(image.name) + ": no argument named " + std::string(parameter.name) +
-                    "; this plugin library is of another version than its kernels: build it anew");
+                    "; this library is of another version than its kernels: build it anew");
     }
     bool aligned = true;
     switch (parameter.kind) {
@@ -249,4 +249,4 @@ Launcher::Loaded Launcher::load(const Image& image, Device device) {
   return {form, kernel};
 }
 
-}  // namespace segmenter_plugins
+}  // namespace segmenter_launch

@@ -1,0 +1,70 @@
+// Pictures of other sizes than the network's, on the GPU from the first pixel to the last label.
+#include <algorithm>
+#include <cstring>
+
+#include "checks.h"
+#include "dims.h"
+#include "runner.h"
+
+namespace segmenter_trt::tensorrt {
+
+void* PlanRunner::stage_picture(const WindowGrid& grid) {
+  if (!pictures_ || !plan_.merges_windows() || !pictures_->merges(grid)) return nullptr;
+  const cuda::Current current(driver_, plan_.context());
+  settle();
+  return pictures_->stage(grid.H, grid.W);
+}
+
+bool PlanRunner::label_windows(const WindowGrid& grid, const std::function<void()>& between, void* labels) {
+  const cuda::Current current(driver_, plan_.context());
+  const std::unique_lock<std::mutex> turn = take_turn();
+  placing_ = true;
+  bool promised = false;
+  try {
+    pictures_->begin(grid);
+    promised = window_calls(grid, between);
+    if (promised) pictures_->merge(grid);
+  } catch (...) {
+    // before others take their turn in the memory it computes in
+    driver_.StreamSynchronize(stream_.get());
+    throw;
+  }
+  settle();
+  const void* const found = promised ? pictures_->labels() : nullptr;
+  if (found == nullptr) return false;
+  std::memcpy(labels, found, static_cast<std::size_t>(grid.H * grid.W) * (grid.K <= kMostByteClasses ? 1 : 2));
+  return true;
+}
+
+// The network on all windows; false where its masks are others than the grid says.
+bool PlanRunner::window_calls(const WindowGrid& grid, const std::function<void()>& between) {
+  const std::int64_t windows = grid.rows() * grid.columns();
+  for (std::int64_t first = 0; first < windows; first += grid.batch) {
+    if (between && first != 0) between();
+    const std::int64_t count = std::min(grid.batch, windows - first);
+    Place& here = place({std::max(count, grid.least), grid.window, grid.window});
+    const Port &images = here.port(kImages), &masks = here.port(kMasks);
+    if (!same(masks.dims, {here.shape.B, grid.K, grid.h, grid.w})) return false;
+    const auto bytes = images.bytes / static_cast<std::size_t>(here.shape.B);
+    for (std::int64_t i = 0; i < count; ++i) {
+      pictures_->cut(grid, first + i, images.device.get() + static_cast<std::size_t>(i) * bytes);
+    }
+    compute(here, Work::network);
+    pictures_->keep(grid, first, count, masks.device.get());
+  }
+  return true;
+}
+
+bool PlanRunner::place_resized(const ImageShape& shape, std::int64_t b, const ImagesView& picture) {
+  const Size size = {shape.H, shape.W};
+  if (!pictures_ || !plan_.resizes_pictures() || !pictures_->resizes(picture, size)) return false;
+  const cuda::Current current(driver_, plan_.context());
+  const Port& images = place(shape).port(kImages);
+  settle();
+  placing_ = true;
+  const std::size_t bytes = images.bytes / static_cast<std::size_t>(shape.B);
+  pictures_->resize(picture, size, images.device.get() + static_cast<std::size_t>(b) * bytes);
+  return true;
+}
+
+}  // namespace segmenter_trt::tensorrt
