@@ -46,6 +46,7 @@ def test_a_second_gradient_is_refused() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the interpreter
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_no_number_stays_where_it_is(broken: float) -> None:
     (qkv,) = inputs((1, 5, 3 * 2 * 8), dtype=torch.float16)
