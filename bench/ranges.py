@@ -13,6 +13,7 @@ from segmenter.vit import Attention, Block
 
 PREFIX = "stage: "
 OF_OP = {
+    "rotate": "attention",
     "attention": "attention",
     "patch_embed": "patch embedding",
     "add_layernorm": "norms and residuals",

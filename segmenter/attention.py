@@ -77,10 +77,12 @@ def attention_maps(model: "Segmenter", image: "Tensor", part: Part, token: int) 
 
     P, (H, W) = model.config.encoder.patch_size, image.shape[-2:]
     h, w = -(-H // P), -(-W // P)
+    rotation = None
     with torch.inference_mode():
         if part == "encoder":
             first, blocks = model.config.encoder.extra_tokens, model.encoder.blocks
             x = model.encoder.embed(pad_to_patches(image, P))
+            rotation = model.encoder.rotation((h, w), x.dtype)
         else:
             if not isinstance(model.decoder, MaskDecoder):
                 raise ConfigError("the decoder is linear and has no attention; look at --part encoder")
@@ -88,8 +90,8 @@ def attention_maps(model: "Segmenter", image: "Tensor", part: Part, token: int) 
             x = model.decoder.embed(model.patch_tokens(image))
         rows = []
         for block in cast("list[Block]", list(blocks)):
-            rows.append(block.attn.probabilities(block.norm1(x), slice(token, token + 1))[0, :, 0])
-            x = block(x)
+            rows.append(block.attn.probabilities(block.norm1(x), slice(token, token + 1), rotation)[0, :, 0])
+            x = block(x, rotation)
         return torch.stack(rows)[:, :, first : first + h * w].unflatten(2, (h, w))
 
 

@@ -53,7 +53,8 @@ class Preprocess:
 
 HALF = Preprocess()
 IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-NORMALIZATIONS = {"vit": HALF, "deit": IMAGENET, "imagenet": IMAGENET}
+SATELLITE = Preprocess(mean=(0.430, 0.411, 0.296), std=(0.213, 0.156, 0.143))  # of DINOv3's SAT-493M
+NORMALIZATIONS = {"vit": HALF, "deit": IMAGENET, "imagenet": IMAGENET, "satellite": SATELLITE}
 
 
 def whole_patches(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
@@ -63,10 +64,10 @@ def whole_patches(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A ViT encoder (Dosovitskiy et al. 2021; DeiT when `distilled`; DINOv2 when `layer_scale`)."""
+    """A ViT encoder (Dosovitskiy et al. 2021; DeiT when `distilled`; DINOv2 when `layer_scale`; DINOv3 when rotary)."""
 
     patch_size: int = 16
-    image_size: tuple[int, int] = (512, 512)  # height, width the position embeddings were made for
+    image_size: tuple[int, int] = (512, 512)  # height, width it was trained at, and learnt positions were made for
     width: int = 192
     depth: int = 12
     heads: int = 3
@@ -79,6 +80,7 @@ class EncoderConfig:
     norm_eps: float = 1e-5
     position_resize: Literal["bilinear", "bicubic", "dinov2"] = "bilinear"  # see segmenter.vit.resize_position
     channels: int = 3  # of the image: RGB, and any that follow, such as a thermal one
+    positions: Literal["learnt", "rotary"] = "learnt"  # rotary: see segmenter.rotary.Rotary
 
     def __post_init__(self) -> None:
         if self.patch_size not in PATCH_SIZES:
@@ -93,10 +95,22 @@ class EncoderConfig:
             raise ConfigError(f"image size {self.image_size}: wanted multiples of the patch size {self.patch_size}")
         if self.registers < 0:
             raise ConfigError(f"encoder registers {self.registers}: wanted 0 or more")
+        if self.positions not in ("learnt", "rotary"):
+            raise ConfigError(f"encoder positions {self.positions!r}: wanted 'learnt' or 'rotary'")
+        if self.positions == "rotary" and self.head_width % 4:
+            raise ConfigError(
+                f"encoder width {self.width} of {self.heads} heads: rotary positions want a multiple of 4 channels a"
+                f" head, not {self.head_width}; change one of them"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def head_width(self) -> int:
+        """Channels a head."""
+        return self.width // self.heads
 
     @property
     def extra_tokens(self) -> int:

@@ -38,6 +38,7 @@ def official_variant(
     width, mask = encoder.width, decoder.kind == "mask"
     held = [
         (encoder.registers == 0, f"{encoder.registers} register tokens"),
+        (encoder.positions == "learnt", f"{encoder.positions} positions (wanted learnt)"),
         (encoder.norm_eps == _NORM_EPS, f"LayerNorm eps {encoder.norm_eps:g} (wanted {_NORM_EPS:g})"),
         (encoder.position_resize == "bilinear", f"positions resized {encoder.position_resize} (wanted bilinear)"),
         (encoder.mlp_width == 4 * width, f"feed-forwards of {encoder.mlp_width} (wanted {4 * width})"),

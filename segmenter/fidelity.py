@@ -12,9 +12,10 @@ from torch import Tensor
 from segmenter.errors import CheckpointError
 
 Shape = tuple[int, ...]
-AS_IT_IS, REARRANGED, RESIZED = "as it is", "rearranged", "resized"
+AS_IT_IS, REARRANGED, RESIZED, MASKED = "as it is", "rearranged", "resized", "masked"
+BY_DEFINITION = "by definition"  # not in the file, because the source's code knows it
 NEW, LEFT_OUT, MISSING, UNFIT = "new", "left out", "missing", "does not fit"
-_BLOCK = re.compile(r"(blocks\.|encoderblock_)\d+")
+_BLOCK = re.compile(r"(blocks\.|layer\.|encoderblock_)\d+")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAMES = (
+    "rotate",
     "attention",
     "patch_embed",
     "add_layernorm",
@@ -24,6 +25,7 @@ NAMES = (
 class Ops(Protocol):
     """What `Segmenter(config, ops=...)` needs of a module of ops."""
 
+    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor: ...
     def attention(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor: ...
     def patch_embed(self, image: Tensor, weight: Tensor, bias: Tensor, position: Tensor, tokens: Tensor) -> Tensor: ...
     def add_layernorm(
@@ -33,6 +35,21 @@ class Ops(Protocol):
     def linear_residual(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor: ...
     def mask_scores(self, patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor: ...
     def upsample_argmax(self, masks: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None) -> Tensor: ...
+
+
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Queries and keys turned by the angles of their tokens, values as they are: rotary positions.
+
+    qkv: [B, N, 3C], packed as (3, A, D) along the last axis; cos, sin: [N, D / 2], of qkv's type or float32. Channels j
+    and j + D / 2 of a head are the two coordinates that turn by angle j. Returns [B, N, 3C] of qkv's type.
+    Source: Su et al. 2021, equation 34, with channels paired as in DINOv3.
+    """
+    B, N, C3 = qkv.shape
+    x = qkv.reshape(B, N, 3 * heads, C3 // (3 * heads))
+    one, other = x[:, :, : 2 * heads].chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]  # [N, 1, D / 2]
+    turned = torch.cat((one * cos - other * sin, other * cos + one * sin), dim=-1).to(qkv.dtype)
+    return torch.cat((turned, x[:, :, 2 * heads :]), dim=2).reshape(B, N, C3)
 
 
 def attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:

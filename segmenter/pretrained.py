@@ -1,4 +1,4 @@
-"""Importers: the official implementation's checkpoints, and ViT backbones under timm's, DINOv2's or Google's key names.
+"""Importers: the official implementation's checkpoints, and ViT backbones under the names their publishers give them.
 
 `python -m segmenter.pretrained SOURCE --out FOLDER` writes a checkpoint folder from any, and says what became of every
 tensor.
@@ -35,7 +35,8 @@ from segmenter.patch_resize import PatchResize
 
 Report = Callable[[Fidelity], None]
 # what a file and a variant of the paper must agree in; the rest of the encoder is the variant's
-_AGREED = ("patch_size", "width", "depth", "heads", "mlp_width", "distilled", "registers", "layer_scale")
+_AGREED = ("patch_size", "width", "depth", "heads", "mlp_width", "distilled", "registers", "layer_scale", "positions")
+_SATELLITE = "local_cls_norm.weight"  # among the plain ViTs that Meta publishes of DINOv3, that one alone has it
 
 
 def from_backbone(
@@ -50,20 +51,25 @@ def from_backbone(
     patch_size: int | None = None,
     patch_resize: PatchResize = "pi",
     position_resize: Literal["bilinear", "bicubic", "dinov2"] | None = None,
-    normalization: Literal["imagenet", "vit"] | None = None,
+    normalization: Literal["imagenet", "vit", "satellite"] | None = None,
     report: Report | None = None,
 ) -> Segmenter:
     """A Segmenter whose encoder is a pretrained ViT and whose decoder is fresh.
 
     variant_name: a variant of the paper the network shall be, its LayerNorm eps, stochastic depth, decoder and
     normalisation too; else the network follows the file, and the decoder is `mask` where not told. image_size: (H, W)
-    to resize the position embeddings to, rounded up to whole patches, by `position_resize` or as their source does;
-    the variant's where left out. patch_size: patch size to change the file's to. normalization: default the variant's,
-    else 0.5 for Google's files and ImageNet's for others. report: called with what became of every tensor.
+    to train at, rounded up to whole patches, which learnt positions are resized to, by `position_resize` or as their
+    source does; the variant's where left out. patch_size: patch size to change the file's to. normalization: default
+    the variant's, else 0.5 for Google's files and ImageNet's for others. report: called with what became of every
+    tensor.
     Raises CheckpointError as `load_backbone` does, and where the file lacks a tensor; ConfigError where file and
-    variant do not agree.
+    variant do not agree, or positions are to be resized that are rotary.
     """
     backbone = load_backbone(path)
+    if position_resize is not None and backbone.encoder.positions == "rotary":
+        raise ConfigError(
+            f"--position-resize {position_resize}: {path} has rotary positions, which fit any size; leave it out"
+        )
     if blocks is not None:
         backbone.keep_blocks(blocks)
     if patch_size is not None:
@@ -92,9 +98,14 @@ def from_backbone(
         backbone.left_out,
         new=("decoder.",),
     )
+    notes = []
     if encoder.norm_eps != backbone.encoder.norm_eps:
-        eps = f"LayerNorm eps is {encoder.norm_eps:g} as in {config.name}, the source's {backbone.encoder.norm_eps:g}"
-        fidelity = replace(fidelity, notes=(eps,))
+        notes.append(
+            f"LayerNorm eps is {encoder.norm_eps:g} as in {config.name}, the source's {backbone.encoder.norm_eps:g}"
+        )
+    if normalization is None and _SATELLITE in backbone.left_out:
+        notes.append(f"{_SATELLITE}: as in DINOv3's ViT-L of satellite images; of those pass --normalization satellite")
+    fidelity = replace(fidelity, notes=tuple(notes))
     if report is not None:
         report(fidelity)
     fidelity.require_whole(path)
@@ -150,7 +161,8 @@ class Options:
     """Make a checkpoint folder from an official checkpoint.pth (with variant.yml) or from ViT weights.
 
     A table tells what became of every tensor. ViT weights are .safetensors or .pth files under timm's key names
-    (AugReg, DeiT) or DINOv2's, or Google's .npz files.
+    (AugReg, DeiT), DINOv2's or DINOv3's (Meta's, timm's or Hugging Face's; of its ViTs S, B and L), or Google's .npz
+    files.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -170,18 +182,20 @@ class Options:
     blocks: int | None = None
     """Keep only the first so many transformer blocks."""
     height: int | None = None
-    """Training height in pixels the position embeddings are resized for; default the variant's, else the file's own."""
+    """Training height in pixels, which learnt positions are resized for.
+    Default the variant's, else the file's own, 512 where positions are rotary (DINOv3)."""
     width: int | None = None
     """Training width in pixels."""
     position_resize: Literal["bilinear", "bicubic", "dinov2"] | None = None
-    """How position embeddings are resized.
+    """How learnt positions are resized.
     Default as the official Segmenter does (bilinear, .npz files bicubic), or as DINOv2 for its weights."""
     patch_size: int | None = None
     """Change the patch size to 8, 14, 16 or 32 pixels, the number of patches staying; height and width come after."""
     patch_resize: PatchResize = "pi"
     """How the patch kernel is resized: pi keeps its products with patches (FlexiViT), bilinear takes it as an image."""
-    normalization: Literal["imagenet", "vit"] | None = None
-    """Input normalisation: ImageNet statistics, or 0.5 and 0.5 (timm's AugReg weights too).
+    normalization: Literal["imagenet", "vit", "satellite"] | None = None
+    """Input normalisation: ImageNet statistics, 0.5 and 0.5 (timm's AugReg weights too), or those of satellite images
+    (DINOv3's weights of SAT-493M, which do not tell).
     Default the variant's, else vit for .npz files and imagenet for others."""
     seed: int = 0
     """Seed of the fresh decoder."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from segmenter.config import EncoderConfig
 from segmenter.errors import ConfigError
 from segmenter.ops import Ops
+from segmenter.rotary import Rotary, Rotation
 
 DINOV2_OFFSET = 0.1  # patches; `interpolate_offset` of its released models
 
@@ -50,14 +51,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.ops.attention(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        mixed = self.ops.attention(self.projected(x, rotation), self.heads, self.dropout if self.training else 0.0)
         return F.dropout(self.proj(mixed), self.dropout, self.training)
 
-    def probabilities(self, x: Tensor, queries: slice = slice(None)) -> Tensor:
+    def projected(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """Queries, keys and values as they meet, [B, N, 3C]."""
+        qkv: Tensor = self.qkv(x)
+        return qkv if rotation is None else self.ops.rotate(qkv, *rotation, self.heads)
+
+    def probabilities(self, x: Tensor, queries: slice = slice(None), rotation: Rotation | None = None) -> Tensor:
         """Attention probabilities [B, A, queries, N], for looking at; of all tokens, or of those in a slice."""
         B, N, C = x.shape
-        q, k, _ = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, _ = self.projected(x, rotation).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         return (q[:, :, queries] @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
 
 
@@ -94,8 +100,8 @@ class Block(nn.Module):
         self.mlp = FeedForward(width, mlp_width)
         self.ls2 = LayerScale(width) if layer_scale else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.attn(self.norm1(x))
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        branch = self.attn(self.norm1(x), rotation)
         if self.ls1 is not None:
             branch = branch * self.ls1.gamma
         branch = drop_path(branch, self.drop_path, self.training)
@@ -169,7 +175,9 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, C)) if config.distilled else None
         self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, C)) if config.registers else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.extra_tokens + h * w, C))
+        rotary = config.positions == "rotary"
+        self.pos_embed = None if rotary else nn.Parameter(torch.zeros(1, config.extra_tokens + h * w, C))
+        self.rotary = Rotary(config.head_width, config.extra_tokens) if rotary else None
         self.blocks = nn.ModuleList(
             Block(
                 C,
@@ -190,41 +198,52 @@ class Encoder(nn.Module):
                 nn.init.trunc_normal_(token, std=0.02)
 
     def embedding(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Position embeddings [1, E + h w, C] at a grid (h, w), and the extra tokens [1, E, C]."""
+        """Position embeddings [1, E + h w, C] at a grid (h, w), zeros if rotary, and the extra tokens [1, E, C]."""
         others = [token for token in (self.dist_token, self.register_tokens) if token is not None]
         tokens = torch.cat((self.cls_token, *others), dim=1) if others else self.cls_token
-        position: Tensor = self.pos_embed
+        config, position = self.config, self.pos_embed
+        if position is None:
+            return tokens.new_zeros(1, config.extra_tokens + grid[0] * grid[1], config.width), tokens
         # Like the official code, the count decides and not the shape: a 2x8 grid uses a 4x4 embedding unchanged.
-        if grid[0] * grid[1] != position.shape[1] - self.config.extra_tokens:
-            config = self.config
-            position = resize_position(position, config.grid, grid, config.extra_tokens, config.position_resize)
+        if grid[0] * grid[1] != position.shape[1] - config.extra_tokens:
+            return resize_position(position, config.grid, grid, config.extra_tokens, config.position_resize), tokens
         return position, tokens
 
     def embed(self, image: Tensor) -> Tensor:
         """Tokens before the first block, [B, E + h w, C]."""
-        P = self.config.patch_size
-        position, tokens = self.embedding((image.shape[2] // P, image.shape[3] // P))
+        position, tokens = self.embedding(self.grid_of(image))
         proj = self.patch_embed.proj
         assert proj.bias is not None
         return F.dropout(
             self.ops.patch_embed(image, proj.weight, proj.bias, position, tokens), self.config.dropout, self.training
         )
 
-    def encode(self, x: Tensor) -> Tensor:
-        """What `embed` gave, through the blocks and the last norm."""
+    def grid_of(self, image: Tensor) -> tuple[int, int]:
+        """Patches (h, w) of an image of whole ones."""
+        P = self.config.patch_size
+        return image.shape[2] // P, image.shape[3] // P
+
+    def rotation(self, grid: tuple[int, int], dtype: torch.dtype) -> Rotation | None:
+        """What turns queries and keys at a grid (h, w); None where positions are learnt."""
+        return None if self.rotary is None else self.rotary(*grid, dtype)
+
+    def encode(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What `embed` gave at a grid (h, w), through the blocks and the last norm."""
+        rotation = self.rotation(grid, x.dtype)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, rotation)
         return self.norm(x)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.encode(self.embed(image))
+        return self.encode(self.embed(image), self.grid_of(image))
 
     def attention_map(self, image: Tensor, layer: int) -> Tensor:
         """Attention probabilities of one layer, [B, A, N, N]."""
-        return attention_map_of(self.blocks, self.embed(image), layer)
+        x = self.embed(image)
+        return attention_map_of(self.blocks, x, layer, self.rotation(self.grid_of(image), x.dtype))
 
 
-def attention_map_of(blocks: nn.ModuleList, x: Tensor, layer: int) -> Tensor:
+def attention_map_of(blocks: nn.ModuleList, x: Tensor, layer: int, rotation: Rotation | None = None) -> Tensor:
     """Attention probabilities [B, A, N, N] of `blocks[layer]` for tokens x [B, N, C] entering block 0.
 
     Raises ConfigError when there is no such layer.
@@ -232,6 +251,6 @@ def attention_map_of(blocks: nn.ModuleList, x: Tensor, layer: int) -> Tensor:
     if not 0 <= layer < len(blocks):
         raise ConfigError(f"layer {layer}: this part has layers 0 to {len(blocks) - 1}")
     for block in list(blocks)[:layer]:
-        x = block(x)
+        x = block(x, rotation)
     chosen = cast(Block, blocks[layer])
-    return chosen.attn.probabilities(chosen.norm1(x))
+    return chosen.attn.probabilities(chosen.norm1(x), rotation=rotation)

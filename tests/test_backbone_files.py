@@ -1,5 +1,7 @@
 """Files of pretrained ViTs: what is refused and how, and what the importing command tells."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -15,12 +17,12 @@ from tests.vit_files import DEPTH, HEADS, C, google_arrays, save, timm_state, wi
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_embed.periods": torch.ones(16)}, r"rotary positions \(RoPE\) \(rope_embed\.periods\)"),
+        ({"rope.freqs": torch.ones(2, 32)}, r"rotary positions \(RoPE\) of another kind than DINOv3's \(rope\.freqs\)"),
         ({"blocks.1.attn.q_norm.weight": torch.ones(64)}, r"normalised queries and keys \(blocks\.1\.attn\.q_norm"),
         ({"blocks.0.mlp.w12.weight": torch.ones(4, 4)}, r"SwiGLU\) \(blocks\.0\.mlp\.w12\.weight\)"),
         ({"norm_pre.weight": torch.ones(C)}, "a LayerNorm before the blocks"),
         ({"blocks.0.attn.relative_position_bias_table": torch.ones(3, 3)}, "relative positions"),
-        ({"blocks.0.attn.qkv.bias_mask": torch.ones(3 * C)}, "masked biases of keys"),
+        ({"blocks.0.attn.qkv.bias_mask": torch.ones(3 * C)}, r"attn\.qkv\.bias_mask: no part of this network"),
         ({"blocks.0.adapter.weight": torch.ones(3)}, r"blocks\.0\.adapter\.weight: no part of this network"),
         ({"decoder.head.weight": torch.ones(3)}, "a whole Segmenter"),
     ],
@@ -30,18 +32,11 @@ def test_what_the_network_cannot_express_is_refused_by_name(tmp_path, change, me
         load_backbone(save(timm_state() | change, tmp_path / "vit.safetensors"))
 
 
-def test_dinov3_is_refused_whole(tmp_path):
-    state = without(timm_state(scaled=True), "pos_embed")
-    state |= {
-        "rope_embed.periods": torch.ones(16),
-        "storage_tokens": torch.zeros(1, 4, C),
-        "mask_token": torch.ones(1, C),
-    }
-    with pytest.raises(CheckpointError, match=r"rotary positions.*cannot express.*AugReg, DeiT or DINOv2"):
-        load_backbone(save(state, tmp_path / "dinov3.safetensors"))
-    # timm's file keeps no periods: that there are no positions tells
-    with pytest.raises(CheckpointError, match="no position embeddings"):
-        load_backbone(save(without(state, "rope_embed.periods"), tmp_path / "timm.safetensors"))
+def test_a_vit_whose_positions_are_not_in_the_file_is_refused(tmp_path):
+    # timm's ViTs with rotary positions other than DINOv3's, which its code alone knows
+    state = {re.sub(r"ls([12])\.gamma", r"gamma_\1", name): value for name, value in timm_state(scaled=True).items()}
+    with pytest.raises(CheckpointError, match=r"no position embeddings.*cannot express.*DINOv2, or DINOv3's S, B or L"):
+        load_backbone(save(without(state, "pos_embed"), tmp_path / "timm.safetensors"))
 
 
 def test_files_that_are_no_weights_are_named(tmp_path):
@@ -58,7 +53,7 @@ def test_files_that_are_no_weights_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="a convolutional stem"):
         load_backbone(path)
     np.savez(path, weights=np.zeros(3, np.float32))
-    with pytest.raises(CheckpointError, match="not a ViT under timm's, DINOv2's or Google's"):
+    with pytest.raises(CheckpointError, match="not a ViT under timm's, DINOv2's, DINOv3's or Google's"):
         load_backbone(path)
     np.savez_compressed(path, **google_arrays())
     whole = bytearray(path.read_bytes())

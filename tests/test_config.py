@@ -76,6 +76,15 @@ def test_default_palette_is_distinct():
     assert len(set(default_palette(255))) == 255
 
 
+def test_a_configuration_from_before_rotary_positions_is_read():
+    values = variant("Seg-Ti/16").to_dict()
+    assert values["encoder"].pop("positions") == "learnt"
+    assert SegmenterConfig.from_dict(json.loads(json.dumps(values))) == variant("Seg-Ti/16")
+    values["encoder"]["positions"] = 3
+    with pytest.raises(ConfigError, match="encoder positions 3: wanted text"):
+        SegmenterConfig.from_dict(values)
+
+
 @pytest.mark.parametrize("broken", [{}, {"encoder": 3}, {"encoder": {"image_size": [512, 512], "wings": 2}}])
 def test_broken_configurations_are_named_as_such(broken):
     with pytest.raises(ConfigError, match="not a Segmenter configuration"):

@@ -113,6 +113,7 @@ def test_layer_scale_is_folded(tmp_path, capsys):
     [
         ({"norm_eps": 1e-6}, "LayerNorm eps 1e-06 (wanted 1e-05)"),
         ({"registers": 2}, "2 register tokens"),
+        ({"positions": "rotary"}, "rotary positions (wanted learnt)"),
         ({"position_resize": "bicubic"}, "positions resized bicubic (wanted bilinear)"),
         ({"mlp_width": 128}, "feed-forwards of 128 (wanted 256)"),
     ],

@@ -134,6 +134,22 @@ def test_the_graph_computes_what_the_network_does(network: Segmenter, graph: Pat
     assert (labels != wanted).mean() <= 1e-3
 
 
+def test_rotary_positions_are_standard_nodes_before_attention(tmp_path: Path) -> None:
+    network = small_network("linear", positions="rotary", registers=2, image_size=(96, 80))
+    network.encoder.rotary.periods.mul_(1.3)
+    path = tmp_path / "m.onnx"
+    export(network, path, height=H, width=W, outputs=("labels", "masks", "logits"), lowering="plugin")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.op_type for node in model.graph.node if node.domain == DOMAIN} == {
+        *("SegmenterAttention", "SegmenterPatchEmbed", "SegmenterUpsampleArgmax")
+    }
+    images = torch.randn(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    (logits,) = ReferenceEvaluator(str(path), new_ops=NODES).run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, network(images).numpy(), rtol=1e-3, atol=1e-4)
+
+
 def test_a_16_bit_graph_with_a_linear_decoder(tmp_path: Path) -> None:
     network = small_network("linear", classes=tuple(f"class {index}" for index in range(300)))
     save_model(network, tmp_path / "checkpoint")

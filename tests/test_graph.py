@@ -61,12 +61,13 @@ def runtime(path, name):
     return run
 
 
-@pytest.fixture(scope="module", params=["bilinear", "bicubic", "dinov2"])
+@pytest.fixture(scope="module", params=["bilinear", "bicubic", "dinov2", "rotary"])
 def ranged(request, ranged_folder, tmp_path_factory):
-    """A graph of all outputs between sizes and its network, for each way to resize position embeddings."""
+    """A graph of all outputs between sizes and its network, for each way to resize position embeddings and for none."""
     if request.param == "bilinear":
         return ranged_folder / RANGED, network()
-    model = small_network("linear", depth=1, position_resize=request.param, image_size=(64, 80))
+    way = {"positions": "rotary"} if request.param == "rotary" else {"position_resize": request.param}
+    model = small_network("linear", depth=1, image_size=(64, 80), **way)
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"
     export(model, path, height=HEIGHTS, width=WIDTHS, batch=(1, 1, 4), outputs=OUTPUTS)
     return path, model

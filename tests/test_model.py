@@ -135,13 +135,15 @@ def test_ops_are_exchanged_explicitly_and_all_of_them():
             return getattr(ops, name)(*args, **kwargs)
 
         setattr(module, name, call)
-    reference = small_network()
-    model = Segmenter(small_config(), ops=module).eval()
-    model.load_state_dict(reference.state_dict())
     image = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        assert torch.equal(model.labels(image), reference.labels(image))
-    assert set(calls) == set(ops.NAMES)
+    for positions, unused in (("learnt", {"rotate"}), ("rotary", set())):
+        calls.clear()
+        reference = small_network(positions=positions)
+        model = Segmenter(reference.config, ops=module).eval()
+        model.load_state_dict(reference.state_dict())
+        with torch.inference_mode():
+            assert torch.equal(model.labels(image), reference.labels(image))
+        assert set(calls) == set(ops.NAMES) - unused
     del module.attention
     with pytest.raises(ConfigError, match="lacks attention"):
         Segmenter(small_config(), ops=module)

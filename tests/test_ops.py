@@ -19,6 +19,21 @@ def test_attention_is_softmax_of_scaled_products_on_the_official_packing(tokens)
     torch.testing.assert_close(ops.attention(qkv, heads), truth.transpose(1, 2).reshape(2, tokens, heads * D))
 
 
+def test_rotate_turns_pairs_of_queries_and_keys_and_leaves_values():
+    heads, D, tokens = 2, 6, 4
+    qkv, angles = draw(2, tokens, 3 * heads * D), draw(tokens, D // 2, seed=1)
+    found = ops.rotate(qkv, angles.cos(), angles.sin(), heads).reshape(2, tokens, 3, heads, D)
+    parts = qkv.reshape(2, tokens, 3, heads, D)
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None, None]
+    turned = torch.complex(*parts[:, :, :2].split(D // 2, dim=-1)) * turn
+    torch.testing.assert_close(found[:, :, :2], torch.cat((turned.real, turned.imag), -1))
+    assert torch.equal(found[:, :, 2], parts[:, :, 2])
+    # in 16 bits by float32 tables: rounded once, at the end
+    half = ops.rotate(qkv.half(), angles.float().cos(), angles.float().sin(), heads)
+    wanted = ops.rotate(qkv.half().float(), angles.float().cos(), angles.float().sin(), heads)
+    assert torch.equal(half, wanted.half())
+
+
 def test_patch_embed_projects_patches_row_by_row_behind_the_extra_tokens():
     P, C = 4, 5
     image, weight, bias = draw(1, 3, 8, 12), draw(C, 3, P, P, seed=1), draw(C, seed=2)

@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from segmenter.checkpoint import load_model, save_model
+from segmenter.config import SegmenterConfig
 from segmenter.errors import ConfigError
+from segmenter.model import Segmenter
 from segmenter.ranks import Ranks
 from segmenter.training.options import TrainOptions
 from segmenter.training.run import _require_one_folder
@@ -68,6 +72,24 @@ def test_two_processes_are_two_parts_to_the_bit(tmp_path: Path) -> None:
     # the confusion matrices of shares add up to that of all
     assert judged(tmp_path / "parts") == judged(tmp_path / "ranks")
     assert metrics(tmp_path / "parts")["iou"] == metrics(tmp_path / "ranks")["iou"]
+
+
+def test_rotary_positions_are_the_same_in_two_processes(tmp_path: Path, tiny_config: SegmenterConfig) -> None:
+    encoder = replace(tiny_config.encoder, positions="rotary", registers=2, layer_scale=True, drop_path=0.0)
+    torch.manual_seed(0)
+    model = Segmenter(replace(tiny_config, encoder=encoder))
+    assert model.encoder.rotary is not None
+    model.encoder.rotary.periods.mul_(1.3)
+    save_model(model, tmp_path / "start")
+    options = [*TINY[6:], "--init", str(tmp_path / "start"), "--batch", "4", "--steps", "3", "--ema", "0.9"]
+    options += ["--layer-decay", "0.8", "--freeze-encoder-blocks", "1", "--freeze-for", "0.5", "--eval-every", "2"]
+    assert run_here([*options, "--accumulate", "2", "--out", str(tmp_path / "parts")]) == 0
+    assert run_ranks(2, [*options, "--out", str(tmp_path / "ranks")], tmp_path) == [0, 0]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "ranks")
+    assert_same_weights(tmp_path / "parts", tmp_path / "ranks")
+    trained, start = load_model(tmp_path / "ranks" / "last"), model.state_dict()
+    same = {name for name, tensor in trained.state_dict().items() if torch.equal(tensor, start[name])}
+    assert same == {"encoder.rotary.periods"}
 
 
 def test_a_run_goes_on_with_more_and_with_fewer(alone: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What an exported graph computes, as the PyTorch module the exporter traces.
 
 At a fixed size it is the network as it stands, its position embeddings resized before the trace. Between sizes it is
-the same network with what depends on them written in tensors: padding, the resized embeddings, and cropping.
+the same network with what depends on them written in tensors: padding, the resized embeddings or the angles of rotary
+positions, and cropping.
 """
 
 from collections.abc import Sequence
@@ -41,9 +42,8 @@ class Graph(nn.Module):
         preprocess: Preprocess | None = None,
     ) -> None:
         super().__init__()
-        self.position: Positions | None = None
-        if is_range(height) or is_range(width):
-            self.position = Positions(model.encoder, height, width, dtype)
+        self.ranged, learnt = is_range(height) or is_range(width), model.encoder.pos_embed is not None
+        self.position = Positions(model.encoder, height, width, dtype) if self.ranged and learnt else None
         self.model, self.dtype, self.outputs = model.to(dtype), dtype, outputs
         self.normalize = Normalize(preprocess) if preprocess is not None else None
 
@@ -64,15 +64,18 @@ class Graph(nn.Module):
 
     def _masks(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """`Segmenter.masks`, whose own way asks whether to pad and resize, which a graph between sizes cannot."""
-        if self.position is None:
+        if not self.ranged:
             return self.model.masks(x)
         (H, W), (h, w), encoder = x.shape[-2:], grid, self.model.encoder
         P, proj = encoder.config.patch_size, encoder.patch_embed.proj
         assert proj.bias is not None
         padded = F.pad(x, (0, w * P - W, 0, h * P - H))
-        _, tokens = encoder.embedding(encoder.config.grid)
-        embedded = self.model.ops.patch_embed(padded, proj.weight, proj.bias, self.position(h, w), tokens)
-        return self.model.decoder(encoder.encode(embedded)[:, encoder.config.extra_tokens :], grid)
+        # at the grid of learnt positions, for at another it would resize them; there are none to resize if rotary
+        position, tokens = encoder.embedding(grid if self.position is None else encoder.config.grid)
+        if self.position is not None:
+            position = self.position(h, w)
+        embedded = self.model.ops.patch_embed(padded, proj.weight, proj.bias, position, tokens)
+        return self.model.decoder(encoder.encode(embedded, grid)[:, encoder.config.extra_tokens :], grid)
 
 
 class Normalize(nn.Module):
@@ -100,6 +103,7 @@ class Positions(nn.Module):
 
     def __init__(self, encoder: Encoder, height: Span, width: Span, dtype: torch.dtype) -> None:
         super().__init__()
+        assert encoder.pos_embed is not None
         config, position = encoder.config, encoder.pos_embed.detach()
         self.grid, self.mode, E = config.grid, config.position_resize, config.extra_tokens
         # as the encoder has it, the count decides and not the shape: such grids take the embeddings as they are

@@ -10,6 +10,7 @@ from segmenter_kernels.patch_embed import patch_embed
 from segmenter_kernels.quantize import quantize
 from segmenter_kernels.quantized_linear import linear_fp8, linear_int8
 from segmenter_kernels.resize import resize
+from segmenter_kernels.rotate import rotate
 from segmenter_kernels.upsample_argmax import upsample_argmax
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "patch_embed",
     "quantize",
     "resize",
+    "rotate",
     "upsample_argmax",
 ]

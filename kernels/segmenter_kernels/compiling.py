@@ -33,6 +33,7 @@ OPS = (
     "quantize",
     "quantized_linear",
     "resize",
+    "rotate",
     "upsample_argmax",
 )
 JUDGED_WITH = "3.8"  # other versions of Triton allocate other registers: some forms spill with them, and stay right

@@ -1,9 +1,9 @@
 """The ops as PyTorch operators, `torch.ops.segmenter.*`, for torch.compile, torch.export and ONNX.
 
 `Segmenter(config, ops=segmenter_kernels.library)` is the same network with operators that a graph keeps whole: the
-Triton kernels on CUDA tensors, plain PyTorch on CPU tensors. Outputs are contiguous. `attention`, `add_layernorm`,
-`linear_gelu` and `linear_residual` have gradients; what their backward passes need is computed again from the inputs
-rather than kept. `onnx_ops` says which operators stay whole in ONNX.
+Triton kernels on CUDA tensors, plain PyTorch on CPU tensors. Outputs are contiguous. `rotate`, `attention`,
+`add_layernorm`, `linear_gelu` and `linear_residual` have gradients; what their backward passes need is computed again
+from the inputs rather than kept. `onnx_ops` says which operators stay whole in ONNX.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,6 +53,11 @@ def _fake_upsample_argmax(masks: Tensor, size: Sequence[int], crop: Sequence[int
     return masks.new_empty(masks.shape[0], H, W, dtype=reference.label_dtype(masks))
 
 
+_rotate = _operator(
+    "rotate",
+    "(Tensor qkv, Tensor cos, Tensor sin, int heads) -> Tensor",
+    lambda qkv, cos, sin, heads: qkv.new_empty(qkv.shape),
+)
 _attention = _operator("attention", "(Tensor qkv, int heads) -> Tensor", _fake_attention)
 _attention_backward = _operator(
     "attention_backward",
@@ -93,6 +98,16 @@ def _linear_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, 
     """Gradients of x, weight and bias of a linear layer."""
     rows = grad.reshape(-1, grad.shape[-1])
     return grad @ weight, rows.mT @ x.reshape(-1, x.shape[-1]), rows.sum(dim=0)
+
+
+def _keep_rotate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cos, sin, ctx.heads = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _gradient_of_rotate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin = ctx.saved_tensors
+    return _rotate(grad.contiguous(), cos, -sin, ctx.heads), None, None, None
 
 
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -136,10 +151,20 @@ def _gradient_of_linear_residual(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return (*_linear_gradients(grad, x, weight), grad)
 
 
+_rotate.register_autograd(_gradient_of_rotate, setup_context=_keep_rotate)
 _attention.register_autograd(_gradient_of_attention, setup_context=_keep_attention)
 _add_layernorm.register_autograd(_gradient_of_add_layernorm, setup_context=_keep_add_layernorm)
 _linear_gelu.register_autograd(_gradient_of_linear_gelu, setup_context=_keep_linear)
 _linear_residual.register_autograd(_gradient_of_linear_residual, setup_context=_keep_linear)
+
+
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Queries and keys of [B, N, 3C] turned by the angles of their tokens, with a gradient of qkv.
+
+    Raises ValueError where one of cos or sin is needed.
+    """
+    checks.inference_only("rotate", cos=cos, sin=sin)
+    return _rotate(qkv, cos, sin, heads)
 
 
 def attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:

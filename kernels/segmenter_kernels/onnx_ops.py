@@ -14,7 +14,8 @@ All tensors of a node but labels share one type: float32, float16 or bfloat16; a
 come with the classes last, as SegmenterMaskScores writes them, so that nothing is transposed in between. Labels are
 int32, as TensorRT has uint8 for inputs and outputs of a graph alone, and a Cast to uint8 (int16) follows. What each
 node computes is what the function of `segmenter_kernels.reference` of the same name does. add_layernorm becomes Add and
-LayerNormalization; linear_gelu MatMul, Add and Gelu; linear_residual MatMul and two Adds.
+LayerNormalization; linear_gelu MatMul, Add and Gelu; linear_residual MatMul and two Adds; rotate Slices, Muls and
+Concats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,26 @@ ATTENTION = _node("SegmenterAttention", ["qkv"], "mixed", heads=_Type.INT)
 PATCH_EMBED = _node("SegmenterPatchEmbed", ["image", "weight", "bias", "position", "tokens"], "embedded")
 MASK_SCORES = _node("SegmenterMaskScores", ["patches", "classes", "weight", "bias"], "scores", epsilon=_Type.FLOAT)
 UPSAMPLE_ARGMAX = _node("SegmenterUpsampleArgmax", ["masks"], "labels", size=_Type.INTS, crop=_Type.INTS)
+
+
+def _rotate(qkv: Any, cos: Any, sin: Any, heads: int) -> Any:
+    D = qkv.shape[2] // (3 * heads)
+    x = standard.Reshape(qkv, _ints(0, 0, 3 * heads, D))
+    one, other = (_part(_part(x, 2, 0, 2 * heads), 3, at, at + D // 2) for at in (0, D // 2))
+    cos, sin = (standard.Unsqueeze(each, _ints(1)) for each in (cos, sin))
+    first = standard.Sub(standard.Mul(one, cos), standard.Mul(other, sin))
+    second = standard.Add(standard.Mul(other, cos), standard.Mul(one, sin))
+    turned = standard.Concat(first, second, axis=-1)
+    whole = standard.Concat(turned, _part(x, 2, 2 * heads, 3 * heads), axis=2)
+    return standard.Reshape(whole, _ints(0, 0, 3 * heads * D))
+
+
+def _part(x: Any, axis: int, start: int, end: int) -> Any:
+    return standard.Slice(x, _ints(start), _ints(end), _ints(axis))
+
+
+def _ints(*values: int) -> Any:
+    return standard.Constant(value_ints=values)
 
 
 def _attention(qkv: Any, heads: int) -> Any:
@@ -106,6 +127,7 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """`custom_translation_table` of `torch.onnx.export(..., dynamo=True)` for graphs of `segmenter_kernels.library`."""
     ops = torch.ops.segmenter
     return {
+        ops.rotate.default: _rotate,
         ops.attention.default: _attention,
         ops.patch_embed.default: _patch_embed,
         ops.add_layernorm.default: _add_layernorm,

@@ -8,6 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Queries and keys of [B, N, 3C], packed (3, A, D), turned by their tokens' angles, cos and sin [N, D / 2]."""
+    B, N, C3 = qkv.shape
+    x = qkv.reshape(B, N, 3 * heads, C3 // (3 * heads))
+    one, other = x[:, :, : 2 * heads].chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    turned = torch.cat((one * cos - other * sin, other * cos + one * sin), dim=-1).to(qkv.dtype)
+    return torch.cat((turned, x[:, :, 2 * heads :]), dim=2).reshape(B, N, C3)
+
+
 def attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
     """`softmax(q k^T D^-0.5) v`, probabilities dropped out: [B, N, 3C], packed (3, A, D), to [B, N, C]."""
     q, k, v = _unpacked(qkv, heads)

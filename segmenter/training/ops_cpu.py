@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmenter import ops
-from segmenter.ops import add_layernorm, linear_gelu, linear_residual, mask_scores, patch_embed, upsample_argmax
+from segmenter.ops import add_layernorm, linear_gelu, linear_residual, mask_scores, patch_embed, rotate, upsample_argmax
 
 __all__ = [
     "add_layernorm",
@@ -14,6 +14,7 @@ __all__ = [
     "linear_residual",
     "mask_scores",
     "patch_embed",
+    "rotate",
     "upsample_argmax",
 ]
 

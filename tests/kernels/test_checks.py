@@ -38,6 +38,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     ),
     "quantize": lambda: segmenter_kernels.quantize(meta(5, 64)),
     "resize": lambda: segmenter_kernels.resize(meta(1, 4, 4, 3, dtype=torch.uint8), (8, 8)),
+    "rotate": lambda: segmenter_kernels.rotate(meta(1, 3, 48), meta(3, 4), meta(3, 4), 2),
     "upsample_argmax": lambda: segmenter_kernels.upsample_argmax(meta(1, 3, 4, 4), (8, 8)),
 }
 

@@ -15,7 +15,9 @@ from tests.kernels.harness import DTYPES, inputs, judge, judge_gradients
 from tests.networks import small_network
 
 # tensors, then what follows them
+ANGLES = torch.arange(5 * 16.0, device=DEVICE).reshape(5, 16)
 CALLS: dict[str, tuple[list[tuple[int, ...]], tuple[Any, ...]]] = {
+    "rotate": ([(2, 5, 192)], (ANGLES.cos(), ANGLES.sin(), 2)),
     "attention": ([(2, 5, 192)], (2,)),
     "patch_embed": ([(2, 3, 16, 24), (16, 3, 8, 8), (16,), (1, 8, 16), (1, 2, 16)], ()),
     "add_layernorm": ([(2, 5, 16), (2, 5, 16), (16,), (16,)], (1e-5,)),
@@ -24,7 +26,7 @@ CALLS: dict[str, tuple[list[tuple[int, ...]], tuple[Any, ...]]] = {
     "mask_scores": ([(2, 9, 16), (2, 3, 16), (3,), (3,)], (1e-5,)),
     "upsample_argmax": ([(2, 3, 4, 5)], ((16, 20), (15, 17))),
 }
-DIFFERENTIABLE = ("attention", "add_layernorm", "linear_gelu", "linear_residual")
+DIFFERENTIABLE = ("rotate", "attention", "add_layernorm", "linear_gelu", "linear_residual")
 
 
 def call(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], tuple[Any, ...]]:
@@ -141,6 +143,20 @@ def test_export_keeps_the_operators_of_a_network_whole(networks: tuple[Segmenter
         labels = program.module()(images[:1].contiguous())
         assert torch.equal(labels, networks[1].labels(images[:1]))
         assert labels.shape == (1, 60, 64)
+
+
+def test_a_network_with_rotary_positions_is_exported_and_compiled_whole() -> None:
+    eager = small_network("linear", positions="rotary", registers=2).to(DEVICE)
+    mine = Segmenter(eager.config, library).to(DEVICE).eval()
+    mine.load_state_dict(eager.state_dict())
+    images = inputs((2, 3, 32, 64), dtype=torch.float32, mean=0.0)[0]
+    with torch.no_grad():
+        program = torch.export.export(mine, (images,)).run_decompositions()
+        wanted = [*["rotate", *BLOCK] * 2, "patch_embed"]
+        assert operators_of(program.graph) == sorted(f"{name}.default" for name in wanted)
+        torch._dynamo.reset()
+        compiled = torch.compile(mine, fullgraph=True, backend="aot_eager")(images)
+        torch.testing.assert_close(compiled, eager(images))
 
 
 def test_a_compiled_network_has_one_graph_and_the_same_labels(networks: tuple[Segmenter, Segmenter]) -> None:

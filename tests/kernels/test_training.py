@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from types import ModuleType
+from typing import Literal
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from segmenter.model import Segmenter
 from tests.kernels.harness import DEVICE
 
 
-def gradient(module: ModuleType, dtype: torch.dtype, autocast: bool) -> torch.Tensor:
+def gradient(
+    module: ModuleType, dtype: torch.dtype, autocast: bool, positions: Literal["learnt", "rotary"] = "learnt"
+) -> torch.Tensor:
     """The gradient of a loss with respect to all parameters, one float64 vector."""
+    size = {"width": 64, "depth": 2, "heads": 2, "mlp_width": 128}
     config = SegmenterConfig(
-        encoder=EncoderConfig(
-            patch_size=8, image_size=(32, 40), width=64, depth=2, heads=2, mlp_width=128, drop_path=0.0
-        ),
+        encoder=EncoderConfig(patch_size=8, image_size=(32, 40), drop_path=0.0, positions=positions, **size),
         decoder=DecoderConfig(width=64, depth=1, heads=2, mlp_width=128, dropout=0.0, drop_path=0.0),
         classes=("a", "b", "c"),
         name="tiny",
@@ -36,10 +38,11 @@ def gradient(module: ModuleType, dtype: torch.dtype, autocast: bool) -> torch.Te
     return torch.cat([parameter.grad.double().flatten() for parameter in network.parameters()])
 
 
+@pytest.mark.parametrize("positions", ["learnt", "rotary"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast-bf16"])
-def test_a_training_steps_gradient(autocast: bool) -> None:
-    truth = gradient(ops, torch.float64, False)
-    eager, ours = (gradient(each, torch.float32, autocast) for each in (ops, segmenter_kernels.training))
+def test_a_training_steps_gradient(autocast: bool, positions: Literal["learnt", "rotary"]) -> None:
+    truth = gradient(ops, torch.float64, False, positions)
+    eager, ours = (gradient(each, torch.float32, autocast, positions) for each in (ops, segmenter_kernels.training))
     floor = truth.norm() * torch.finfo(torch.float32).eps
     assert (ours - truth).norm() <= 2 * torch.maximum((eager - truth).norm(), floor)
 

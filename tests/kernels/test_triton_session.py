@@ -80,6 +80,24 @@ def test_real_images_are_labelled_as_in_fp32(
         assert (session(images[0]) != labels[0]).mean() <= LIMITS[precision].rows
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_rotary_positions(tmp_path: Path, precision: str) -> None:
+    network = small_network(positions="rotary", registers=2, layer_scale=True)
+    save_model(network, tmp_path / "checkpoint")
+    image = np.random.default_rng(0).integers(0, 256, (40, 72, 3), dtype=np.uint8)
+    x = normalize(image, network.config.preprocess)
+    with torch.inference_mode():
+        truth = network.double()(x.double())
+        own = network.half()(x.half()).double() - truth
+    with open_session(tmp_path / "checkpoint", "triton", threads=1, precision=precision) as session:
+        error = torch.from_numpy(session.logits(image)).double() - truth
+    if precision == "fp16":
+        assert error.norm() <= 2 * own.norm()
+    else:
+        # 41 dB of 255 steps over +-4 sigma, less those of 13 layers' inputs and weights, and the worth of a bit
+        assert 20 * torch.log10(truth.norm() / error.norm()) > 41 - 14 - 6
+
+
 def test_sides_that_are_no_multiples_of_the_patch(checkpoint: Path, eager: Session, validation: list[Sample]) -> None:
     image = validation[0].image[:85, :119]
     with open_session(checkpoint, "triton", threads=1) as session:

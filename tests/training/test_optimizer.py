@@ -86,6 +86,21 @@ def test_layer_scale_and_distillation_token_are_not_decayed() -> None:
                 assert group["weight_decay"] == 0
 
 
+def test_a_network_with_rotary_positions_has_none_that_learn(steady_model: Segmenter) -> None:
+    config = steady_model.config
+    model = Segmenter(replace(config, encoder=replace(config.encoder, positions="rotary", registers=2)))
+    names = [name for group in parameter_groups(model, 0.1, layer_decay=0.5) for name, _ in group["params"]]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert not [name for name in names if "pos_embed" in name or "rotary" in name]
+    optimizer = make_optimizer(model, OptimizerOptions(lr=0.1, weight_decay=0.1, layer_decay=0.5))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    set_training(model, 1)
+    one_update(model, optimizer)
+    same = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+    outside = {"cls_token", "register_tokens", "patch_embed.proj.weight", "patch_embed.proj.bias", "rotary.periods"}
+    assert same == {f"encoder.{name}" for name in outside} | {name for name in before if "encoder.blocks.0." in name}
+
+
 @pytest.mark.parametrize("blocks", [0, 1, 2, 9])
 def test_frozen_parts_do_not_move(steady_model: Segmenter, blocks: int) -> None:
     before = {name: tensor.clone() for name, tensor in steady_model.state_dict().items()}

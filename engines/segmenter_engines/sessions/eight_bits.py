@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import segmenter_kernels
 from segmenter.decoder import MaskDecoder
 from segmenter.model import Segmenter
+from segmenter.rotary import Rotation
 from segmenter.vit import Block
 
 KINDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -42,8 +43,11 @@ class EightBitBlock(nn.Module):
         layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
         self.qkv, self.proj, self.fc1, self.fc2 = (EightBitLinear(layer, kind, device, dtype) for layer in layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.proj(segmenter_kernels.attention(self.qkv(self.norm1(x)), self.heads))
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        qkv = self.qkv(self.norm1(x))
+        if rotation is not None:
+            qkv = segmenter_kernels.rotate(qkv, *rotation, self.heads)
+        branch = self.proj(segmenter_kernels.attention(qkv, self.heads))
         norm = self.norm2
         x, normed = segmenter_kernels.add_layernorm(x, branch, norm.weight, norm.bias, norm.eps)
         return self.fc2(self.fc1(normed, gelu=True), residual=x)

@@ -119,7 +119,7 @@ class TritonSession(Session):
         x = segmenter_kernels.patch_embed(
             images, proj.weight, proj.bias, *encoder.embedding(grid), mean=preprocess.mean, std=preprocess.std
         )
-        tokens = encoder.encode(x)[:, encoder.config.extra_tokens :]
+        tokens = encoder.encode(x, grid)[:, encoder.config.extra_tokens :]
         masks: Tensor = self._model.decoder(tokens, grid)
         return masks
 
