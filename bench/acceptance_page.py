@@ -6,7 +6,8 @@ from pathlib import Path
 
 from segmenter.errors import DataError
 from segmenter.files import atomic_path
-from segmenter_bench.acceptance import PAGE, RUNS, outcomes
+from segmenter_bench.acceptance import PAGE, outcomes
+from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.origins import read_runs
 from segmenter_bench.page import page
 from segmenter_bench.page_markdown import markdown

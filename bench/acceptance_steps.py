@@ -14,7 +14,15 @@ KERNELS = {
     "products": ("linear_gelu", "linear_residual", "linear_int8", "linear_fp8"),
     "others": ("quantize", "merge_windows"),
 }
-TESTED = ("attention", "upsample_argmax", "patch_embed", "mask_scores", "add_layernorm", "linear", "quantized_linear")
+TESTED: tuple[str, ...] = (
+    "attention",
+    "upsample_argmax",
+    "patch_embed",
+    "mask_scores",
+    "add_layernorm",
+    "linear",
+    "quantized_linear",
+)
 TESTED += ("quantize", "merge_windows", "resize", "triton_session", "training", "on_gpu")
 # the compiled rival tunes for minutes, so it runs once, beside the engines it is held against
 RIVALS = ("gpu-sdpa", "triton-fp16", "triton-int8", "triton-fp8", "compiled-fp16")

@@ -131,7 +131,9 @@ def _engines(config: SegmenterConfig, stack: ExitStack) -> list[Way]:
         @cache
         def session() -> TritonSession:
             with torch.inference_mode(False):
-                return stack.enter_context(TritonSession(checkpoint, usable_cores(), precision))
+                opened = TritonSession(checkpoint, usable_cores(), precision)
+            stack.callback(opened.close)
+            return opened
 
         def masks(images: np.ndarray) -> Tensor:
             return session()._scores(torch.from_numpy(images).to(session()._device))

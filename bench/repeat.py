@@ -19,7 +19,8 @@ from rich.table import Table
 from segmenter.cli import run as run_command
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, DataError, VerificationError
-from segmenter_bench.acceptance import PAGE, RUNS
+from segmenter_bench.acceptance import PAGE
+from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.runs import read_run, require_writable, wide_console
 from segmenter_bench.sections import speedup
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmenter import ops as reference_ops
-from segmenter.config import SegmenterConfig
+from segmenter.config import EncoderConfig, SegmenterConfig
 from segmenter.decoder import LinearDecoder, MaskDecoder
 from segmenter.errors import ConfigError
 from segmenter.ops import NAMES, Ops
@@ -31,7 +31,7 @@ class Segmenter(nn.Module):
     def __init__(self, config: SegmenterConfig, ops: ModuleType | None = None) -> None:
         super().__init__()
         self.config = config
-        table = _ops_table(ops or reference_ops)
+        table = _ops_table(ops or reference_ops, config.encoder)
         self.ops = table
         self.encoder = Encoder(config.encoder, table)
         self.decoder: LinearDecoder | MaskDecoder
@@ -80,11 +80,15 @@ class Segmenter(nn.Module):
         return self.encoder(padded)[:, self.config.encoder.extra_tokens :]
 
 
-def _ops_table(module: ModuleType) -> Ops:
-    """The ops of a module as a plain namespace: unlike a module it can be copied with the network."""
-    missing = [name for name in NAMES if not hasattr(module, name)]
+def _ops_table(module: ModuleType, encoder: EncoderConfig) -> Ops:
+    """The ops of a module as a plain namespace: unlike a module it can be copied with the network.
+
+    `rotate` may be lacking where no positions are rotary.
+    """
+    found = {name: getattr(module, name) for name in NAMES if hasattr(module, name)}
+    missing = [name for name in NAMES if name not in found and (name != "rotate" or encoder.positions == "rotary")]
     if missing:
         raise ConfigError(
             f"ops module {module.__name__} lacks {', '.join(missing)}; it needs all of segmenter.ops.NAMES"
         )
-    return cast(Ops, SimpleNamespace(**{name: getattr(module, name) for name in NAMES}))
+    return cast(Ops, SimpleNamespace(**found))

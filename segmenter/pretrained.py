@@ -4,6 +4,7 @@
 tensor.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from rich.console import Console
+from torch import nn
 
 from segmenter.backbone import PICKLES, Backbone, load_backbone
 from segmenter.checkpoint import (
@@ -27,6 +29,7 @@ from segmenter.cli import run
 from segmenter.config import NORMALIZATIONS, DecoderConfig, SegmenterConfig, variant
 from segmenter.datasets import classes_of, layout_of, require_known
 from segmenter.datasets.option import DATASET
+from segmenter.decoder import MaskDecoder
 from segmenter.errors import CheckpointError, ConfigError, SegmenterError
 from segmenter.fidelity import Fidelity, account, fidelity_table
 from segmenter.model import Segmenter
@@ -52,6 +55,7 @@ def from_backbone(
     patch_resize: PatchResize = "pi",
     position_resize: Literal["bilinear", "bicubic", "dinov2"] | None = None,
     normalization: Literal["imagenet", "vit", "satellite"] | None = None,
+    mask_scale: float | None = None,
     report: Report | None = None,
 ) -> Segmenter:
     """A Segmenter whose encoder is a pretrained ViT and whose decoder is fresh.
@@ -60,7 +64,8 @@ def from_backbone(
     normalisation too; else the network follows the file, and the decoder is `mask` where not told. image_size: (H, W)
     to train at, rounded up to whole patches, which learnt positions are resized to, by `position_resize` or as their
     source does; the variant's where left out. patch_size: patch size to change the file's to. normalization: default
-    the variant's, else 0.5 for Google's files and ImageNet's for others. report: called with what became of every
+    the variant's, else 0.5 for Google's files and ImageNet's for others. mask_scale: what a mask decoder multiplies its
+    normalised scores by at first, in place of `segmenter.decoder.reaching`. report: called with what became of every
     tensor.
     Raises CheckpointError as `load_backbone` does, and where the file lacks a tensor; ConfigError where file and
     variant do not agree, or positions are to be resized that are rotary.
@@ -91,6 +96,8 @@ def from_backbone(
     if normalization is not None:
         config = replace(config, preprocess=NORMALIZATIONS[normalization])
     model = Segmenter(config)
+    if mask_scale is not None:
+        _begin_at(model, mask_scale)
     wanted = model.state_dict()
     fidelity = account(
         wanted,
@@ -112,6 +119,14 @@ def from_backbone(
     fresh = {name: tensor for name, tensor in wanted.items() if name.startswith("decoder.")}
     load_weights(model, {f"encoder.{name}": tensor for name, tensor in backbone.tensors.items()} | fresh, path)
     return model
+
+
+def _begin_at(model: Segmenter, mask_scale: float) -> None:
+    if not isinstance(model.decoder, MaskDecoder):
+        raise ConfigError(f"--mask-scale {mask_scale}: is for mask decoders, and this one is linear; leave it out")
+    if not 0.0 < mask_scale < math.inf:
+        raise ConfigError(f"--mask-scale {mask_scale}: wanted more than 0; the official code has 1")
+    nn.init.constant_(model.decoder.mask_norm.weight, mask_scale)
 
 
 def _config_of(
@@ -197,6 +212,9 @@ class Options:
     """Input normalisation: ImageNet statistics, 0.5 and 0.5 (timm's AugReg weights too), or those of satellite images
     (DINOv3's weights of SAT-493M, which do not tell).
     Default the variant's, else vit for .npz files and imagenet for others."""
+    mask_scale: float | None = None
+    """What a fresh mask decoder multiplies its normalised scores by at first; the official code has 1.
+    Default: so that scores of few classes reach as far as those of the paper's 150."""
     seed: int = 0
     """Seed of the fresh decoder."""
 
@@ -243,6 +261,7 @@ def import_weights(options: Options) -> int:
             patch_resize=options.patch_resize,
             position_resize=options.position_resize,
             normalization=options.normalization,
+            mask_scale=options.mask_scale,
             report=report,
         )
     if options.out is not None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from segmenter_bench import acceptance_page, report
-from segmenter_bench.acceptance import PAGE, RUNS, STEPS
+from segmenter_bench.acceptance import PAGE, STEPS
+from segmenter_bench.acceptance_steps import RUNS
 from tests.bench_samples import checks_run, kernels_run, machine_run, miou_run, stages_run, throughput_run
 from tests.browser import NAMES, Browser
 

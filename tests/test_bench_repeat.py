@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segmenter_bench import repeat as command
-from segmenter_bench.acceptance import RUNS
+from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.repeat import ratios, spreads
 from tests.bench_samples import throughput_run
 

@@ -144,8 +144,12 @@ def test_ops_are_exchanged_explicitly_and_all_of_them():
         with torch.inference_mode():
             assert torch.equal(model.labels(image), reference.labels(image))
         assert set(calls) == set(ops.NAMES) - unused
+    del module.rotate
+    Segmenter(small_config(), ops=module)
+    with pytest.raises(ConfigError, match="lacks rotate"):
+        Segmenter(small_config(positions="rotary"), ops=module)
     del module.attention
-    with pytest.raises(ConfigError, match="lacks attention"):
+    with pytest.raises(ConfigError, match="lacks attention;"):
         Segmenter(small_config(), ops=module)
 
 

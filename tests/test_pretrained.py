@@ -129,6 +129,16 @@ def test_the_command_writes_a_checkpoint(tmp_path, capsys):
     assert model.config.encoder.image_size == (80, 96)
 
 
+def test_scores_of_a_fresh_mask_decoder_begin_as_told(tmp_path):
+    path, _ = backbone_file(tmp_path)
+    for options, begins_at in ([], 12.21), (["--mask-scale", "1"], 1.0):
+        command = [str(path), "--out", str(tmp_path / "init"), "--num-classes", "2", *options]
+        assert main(command) == 0
+        torch.testing.assert_close(
+            load_model(tmp_path / "init").decoder.mask_norm.weight, torch.full((2,), begins_at), rtol=1e-3, atol=0
+        )
+
+
 def test_the_classes_of_a_folder_dataset(tmp_path, picture_root):
     path, _ = backbone_file(tmp_path)
     command = [str(path), "--out", str(tmp_path / "init"), "--dataset", "folder"]
@@ -169,6 +179,8 @@ def test_the_folder_of_an_official_checkpoint(tmp_path, capsys):
         (["--dataset", "mars"], "camvid"),
         (["--num-classes", "3", "--height", "64"], "--width"),
         (["--num-classes", "0"], "class"),
+        (["--num-classes", "3", "--mask-scale", "0"], "more than 0"),
+        (["--num-classes", "3", "--mask-scale", "2", "--decoder", "linear"], "linear"),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(tmp_path, capsys, options, message):
