@@ -28,8 +28,7 @@ from segmenter.preprocess import normalize
 from segmenter_bench.kernel_race import error_of
 from segmenter_bench.ladder import LADDERS
 from segmenter_bench.machine import Neighbours, busy_note, process_seconds
-from segmenter_bench.network_ways import COMPILED, EIGHT_BITS, Way, ways
-from segmenter_bench.random_weights import random_model
+from segmenter_bench.network_ways import COMPILED, EIGHT_BITS, Way, network, ways
 from segmenter_bench.rivals import labels_by_logits
 from segmenter_bench.runs import command_of, new_run, write_run
 from segmenter_bench.timing import Burst, Timing, burst, each_round, ratio
@@ -102,9 +101,7 @@ def measured(
         settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
         run = new_run("throughput", command, model, settings) | {"timed": TIMED, "how": HOW, "notes": [NOTE]}
         run["unavailable"] = absent({way.name for way in raced}, device)
-        truth = Segmenter(config).eval()
-        truth.load_state_dict(random_model(config).state_dict())
-        truth.to(device)
+        truth = network(config, None, torch.float32, device)
         for batch in batches:
             _race(run, raced, truth, batch, rounds, device, keep)
     return run
@@ -158,9 +155,7 @@ def _time(
 
 def _fp16_error(config: SegmenterConfig, device: torch.device, images: np.ndarray, masks: Tensor) -> float:
     """Relative error of class masks that PyTorch's own fp16 makes, in a network that no contestant is."""
-    model = Segmenter(config).eval()
-    model.load_state_dict(random_model(config).state_dict())
-    model.to(device, torch.float16)
+    model = network(config, None, torch.float16, device)
     return _error(model.masks(normalize(images, config.preprocess).to(device, torch.float16)), masks)
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -82,14 +82,23 @@ def ways(config: SegmenterConfig, device: torch.device, chosen: Sequence[str] = 
         yield [way for way in found if not chosen or way.name in chosen]
 
 
-def _network(config: SegmenterConfig, ops: ModuleType | None, dtype: torch.dtype, device: torch.device) -> Segmenter:
-    model = Segmenter(config, ops).eval()
-    model.load_state_dict(random_model(config).state_dict())
+def network(config: SegmenterConfig, ops: ModuleType | None, dtype: torch.dtype, device: torch.device) -> Segmenter:
+    """The network of the random weights that all ways share; to be run, not changed."""
+    # drawing a hundred million numbers takes seconds, so it is done once
+    with torch.device("meta"):
+        model = Segmenter(config, ops).eval()
+    model.load_state_dict(_weights(config), assign=True)
     return model.to(device, dtype).requires_grad_(False)
 
 
+@lru_cache(maxsize=1)
+def _weights(config: SegmenterConfig) -> dict[str, Tensor]:
+    with torch.inference_mode(False):
+        return random_model(config).state_dict()
+
+
 def _on_cpu(config: SegmenterConfig) -> list[Way]:
-    explicit, plain = (_network(config, ops, torch.float32, torch.device("cpu")) for ops in (official_ops(), None))
+    explicit, plain = (network(config, ops, torch.float32, torch.device("cpu")) for ops in (official_ops(), None))
     return [
         _pytorchs("official", explicit, classic_layout, "explicit attention, logits at image resolution, argmax"),
         _pytorchs("official-channels-last", explicit, channels_last_layout, "the same in another memory layout"),
@@ -101,7 +110,7 @@ def _on_gpu(config: SegmenterConfig, device: torch.device, chosen: Sequence[str]
     import segmenter_kernels
 
     explicit, plain, ours = (
-        _network(config, ops, torch.float16, device) for ops in (official_ops(), None, segmenter_kernels)
+        network(config, ops, torch.float16, device) for ops in (official_ops(), None, segmenter_kernels)
     )
     found = [
         _pytorchs("gpu-explicit", explicit, channels_last_layout, "explicit attention, logits at image resolution"),
@@ -124,7 +133,7 @@ def _engines(config: SegmenterConfig, stack: ExitStack) -> list[Way]:
         print(f"no triton engine: {error}", file=sys.stderr, flush=True)
         return []
     checkpoint = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
-    save_model(random_model(config), checkpoint)
+    save_model(network(config, None, torch.float32, torch.device("cpu")), checkpoint)
 
     def way(precision: str) -> Way:
         # opened when it is first called, so that one that cannot be is a row of its own

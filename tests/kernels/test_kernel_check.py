@@ -67,14 +67,18 @@ def test_an_error_in_the_last_image_is_seen(op: str, monkeypatch: pytest.MonkeyP
 
 
 def test_an_element_never_written_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = []
+
     def launch(x: torch.Tensor, *_: Any, **__: Any) -> Any:
         z, y = segmenter_kernels.reference.add_layernorm(x, *_)
         unwritten = torch.empty_like(y)
+        filled.append(bool(unwritten.isnan().all()))
         unwritten[:, 1:] = y[:, 1:]
         return z, unwritten
 
     monkeypatch.setattr(segmenter_kernels, "add_layernorm", launch)
     assert judged(small("add_layernorm", 2), AT)["status"] == "wrong"
+    assert filled == [True]
 
 
 def test_jobs_are_all_ops_in_all_types_fp16_first() -> None:

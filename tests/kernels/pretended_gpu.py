@@ -1,0 +1,146 @@
+"""Launches as on an H100, without one: tensors hold nothing, arguments are specialised, the front end compiles.
+
+A size of 1 is a constant to the compiler and a multiple of 16 is known to be one, which neither Triton's interpreter
+nor the forms compiled ahead of time show. Run with Triton's interpreter off; prints each launch that fails.
+"""
+
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+import segmenter_kernels as k
+from segmenter_kernels import checks, tiles, workloads
+
+ARCHITECTURE = 90
+MOST_ROWS_OF_PROGRAMS = 65535  # along the second and third axis of a grid
+F32, I8, U8, F8 = torch.float32, torch.int8, torch.uint8, torch.float8_e4m3fn
+META = torch.device("meta")
+
+
+def t(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def patches(image: Tensor, P: int, C: int, grid: int, **named: Any) -> Tensor:
+    return k.patch_embed(image, t(C, 3, P, P), t(C), t(1, 1 + grid, C), t(1, 1, C), **named)
+
+
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+SMALLEST: dict[str, Callable[[], object]] = {
+    "attention, 1 token": lambda: k.attention(t(1, 1, 192), 1),
+    "attention, 1 token of 80": lambda: k.attention(t(1, 1, 240), 1),
+    "attention, whole tiles": lambda: k.attention(t(2, 128, 192), 1),
+    "attention in float32": lambda: k.attention(t(1, 1, 192, dtype=F32), 1),
+    "attention_backward": lambda: k.attention_backward(t(1, 1, 64), t(1, 1, 192), 1),
+    "patch_embed, 1 patch": lambda: patches(t(1, 3, 16, 16), 16, 1, 1),
+    "patch_embed, 1 patch of pixels": lambda: patches(t(1, 16, 16, 3, dtype=U8), 16, 1, 1, **HALF),
+    "patch_embed, 1 pixel": lambda: patches(t(1, 1, 1, 3, dtype=U8), 14, 1, 1, **HALF),
+    "patch_embed, uneven": lambda: patches(t(2, 500, 500, 3, dtype=U8), 16, 768, 1024, **HALF),
+    "mask_scores": lambda: k.mask_scores(t(1, 1, 1), t(1, 1, 1), t(1), t(1), 1e-5),
+    "mask_scores, 2 classes": lambda: k.mask_scores(t(1, 5, 1), t(1, 2, 1), t(2), t(2), 1e-5),
+    "upsample_argmax": lambda: k.upsample_argmax(t(1, 1, 1, 1), (1, 1)),
+    "upsample_argmax, sure": lambda: k.upsample_argmax(t(1, 3, 1, 1), (5, 5), (1, 1), confidence=True),
+    "upsample_argmax, down": lambda: k.upsample_argmax(t(2, 300, 32, 32), (1, 1)),
+    "merge_windows": lambda: k.merge_windows(t(1, 1, 1, 1), (1, 1), 1, 1),
+    "merge_windows, uneven": lambda: k.merge_windows(t(6, 3, 1, 1), (17, 33), 16, 16),
+    "add_layernorm": lambda: k.add_layernorm(t(1, 1), t(1, 1), t(1), t(1), 1e-5),
+    "add_layernorm in float32": lambda: k.add_layernorm(
+        *(t(*s, dtype=F32) for s in ((1, 1), (1, 1), (1,), (1,))), 1e-5
+    ),
+    "quantize": lambda: k.quantize(t(1, 1)),
+    "quantize by a scale": lambda: k.quantize(t(1, 1), scale=t(dtype=F32)),
+    "quantize to float8": lambda: k.quantize(t(1, 1), dtype=F8),
+    "linear": lambda: k.linear(t(1, 1), t(1, 1), t(1)),
+    "linear_gelu": lambda: k.linear_gelu(t(1, 1), t(1, 1), t(1)),
+    "linear_residual": lambda: k.linear_residual(t(1, 1), t(1, 1), t(1), t(1, 1)),
+    "linear_int8": lambda: k.linear_int8(t(1, 1, dtype=I8), t(1, 1, dtype=I8), t(1, dtype=F32), t(1, dtype=F32), t(1)),
+    "linear_int8 to int8": lambda: k.linear_int8(
+        t(9, 64, dtype=I8),
+        t(32, 64, dtype=I8),
+        t(dtype=F32),
+        t(32, dtype=F32),
+        t(32),
+        gelu=True,
+        out_scale=t(dtype=F32),
+    ),
+    "linear_fp8": lambda: k.linear_fp8(t(1, 1, dtype=F8), t(1, 1, dtype=F8), t(1, dtype=F32), t(1, dtype=F32), t(1)),
+}
+
+
+class Driver:
+    """As much of one as a launch asks that only compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", ARCHITECTURE, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def front_end(source: Any, target: Any = None, options: Any = None, **_: Any) -> Any:
+    """Python to Triton's own language: where a constant without the methods of a tensor is found out."""
+    backend = make_backend(target)
+    parsed = backend.parse_options(dict(options or {}, **source.parse_options()))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source.make_ir(target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context)
+    return SimpleNamespace()
+
+
+def pretend() -> None:
+    """From now on launches compile and do not run."""
+    right = JITFunction.run
+
+    def run(self: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> Any:
+        assert all(size > 0 for size in grid), grid
+        assert all(size <= MOST_ROWS_OF_PROGRAMS for size in grid[1:]), grid
+        return right(self, *arguments, grid=grid, warmup=True, **named)
+
+    driver.set_active(Driver())
+    triton.compiler.compile = front_end
+    JITFunction.run = run
+    checks.on_gpu = lambda *_, **__: None
+    tiles.architecture_of = lambda device: ARCHITECTURE
+    tiles.of_device = lambda op, case, device: tiles.of_architecture(op, case, ARCHITECTURE)
+    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
+
+
+def main() -> int:
+    """Launch everything; the number of launches that failed."""
+    pretend()
+    calls = dict(SMALLEST)
+    for op in workloads.OPS:
+        for workload in workloads.of_op(op, torch.float16, (1, 32), ("B",)):
+            arguments = workload.draw(lambda *shape, scale=1.0: t(*shape))
+            calls[f"{op} {workload.shape}"] = lambda w=workload, a=arguments: w.launch(*a)
+    failed = 0
+    for name, call in calls.items():
+        try:
+            with torch.inference_mode():
+                call()
+        except Exception as error:
+            failed += 1
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            print(f"{name}: {type(error).__name__}: {' '.join(str(cause).split())[-200:]}")
+    print(f"{len(calls)} launches, {failed} failed")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
