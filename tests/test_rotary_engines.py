@@ -20,17 +20,14 @@ from segmenter_engines.layer_report import read_report
 from segmenter_engines.qat import prepare
 from segmenter_engines.qdq import quantised_layers
 from segmenter_engines.quantize import quantize
-from tests.networks import small_network
+from tests.networks import rotary_network
 from tests.small_engines import H, W, pictures
 
 LAYERS = 13  # in 8 bits
 
 
 def network():
-    model = small_network(positions="rotary", registers=2, layer_scale=True, image_size=(64, 80))
-    # as of a file, and not those the configuration alone would give
-    model.encoder.rotary.periods.mul_(1.3)
-    return model
+    return rotary_network(image_size=(64, 80))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,7 @@ def test_angles_of_a_fixed_size_are_made_before(folder, name):
 
 def test_16_bits_between_sizes_are_as_close_as_at_a_fixed_one(tmp_path):
     """Also where a grid has more places than fp16 has whole numbers: 2,050 by 1."""
-    model = small_network("linear", depth=1, patch_size=8, positions="rotary", width=8, heads=1, mlp_width=16)
+    model = rotary_network("linear", depth=1, patch_size=8, width=8, heads=1, mlp_width=16)
     for height, width in ((32, 40), (8, 8 * 2050)):
         images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
