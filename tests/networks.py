@@ -36,6 +36,18 @@ def small_network(
     return model
 
 
+def rotary_network(decoder: str = "mask", **encoder: Any) -> Segmenter:
+    """As DINOv3's: rotary positions, of a file's periods, and an attention for which it matters how they turn."""
+    model = small_network(decoder, positions="rotary", registers=2, layer_scale=True, **encoder)
+    assert model.encoder.rotary is not None
+    model.encoder.rotary.periods.mul_(1.3)
+    with torch.no_grad():
+        for block in model.encoder.blocks:
+            block.attn.qkv.weight[: 2 * model.config.encoder.width].mul_(2)
+            block.ls1.gamma.add_(1)
+    return model
+
+
 @pytest.fixture(name="checkpoint")
 def checkpoint_fixture(tiny_model: Segmenter, tmp_path: Path) -> Path:
     """The network of `tiny_model`, saved."""

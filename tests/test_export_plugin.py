@@ -22,7 +22,7 @@ from segmenter_engines import export as export_command
 from segmenter_engines import open_session
 from segmenter_engines.export import export
 from segmenter_engines.manifest import read_manifest
-from tests.networks import small_network
+from tests.networks import rotary_network, small_network
 
 pytest.importorskip("triton", reason="triton is not installed; the plugin lowering needs it")
 
@@ -135,8 +135,7 @@ def test_the_graph_computes_what_the_network_does(network: Segmenter, graph: Pat
 
 
 def test_rotary_positions_are_standard_nodes_before_attention(tmp_path: Path) -> None:
-    network = small_network("linear", positions="rotary", registers=2, image_size=(96, 80))
-    network.encoder.rotary.periods.mul_(1.3)
+    network = rotary_network("linear", image_size=(96, 80))
     path = tmp_path / "m.onnx"
     export(network, path, height=H, width=W, outputs=("labels", "masks", "logits"), lowering="plugin")
     model = onnx.load(path)

@@ -22,7 +22,7 @@ from segmenter_engines import Session, open_session
 from segmenter_engines.limits import LIMITS
 from segmenter_engines.sessions import triton as module
 from segmenter_kernels.checks import INTERPRETED
-from tests.networks import small_config, small_network
+from tests.networks import rotary_network, small_config, small_network
 
 SIZE = (96, 128)
 TRAINING_STEPS = 60
@@ -82,7 +82,7 @@ def test_real_images_are_labelled_as_in_fp32(
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_rotary_positions(tmp_path: Path, precision: str) -> None:
-    network = small_network(positions="rotary", registers=2, layer_scale=True)
+    network = rotary_network()
     save_model(network, tmp_path / "checkpoint")
     image = np.random.default_rng(0).integers(0, 256, (40, 72, 3), dtype=np.uint8)
     x = normalize(image, network.config.preprocess)
