@@ -63,11 +63,15 @@ class EncoderOnly(nn.Module):
     def tokens(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B, Q, C] and patches [B, h w, C] after the last block, for an image of whole patches."""
         x = self.encoder.embed(image)
+        rotation = self.encoder.rotation(self.encoder.grid_of(image), x.dtype)
         first = len(self.encoder.blocks) - joined_blocks(len(self.encoder.blocks))
         for index, block in enumerate(self.encoder.blocks):
             if index == first:
                 x = torch.cat((self.queries.expand(len(x), -1, -1), x), dim=1)
-            x = block(x)
+                if rotation is not None:  # queries lie nowhere, and are not turned
+                    cos, sin = rotation
+                    rotation = F.pad(cos, (0, 0, QUERIES, 0), value=1.0), F.pad(sin, (0, 0, QUERIES, 0))
+            x = block(x, rotation)
         x = self.encoder.norm(x)
         return x[:, :QUERIES], x[:, QUERIES + self.encoder.config.extra_tokens :]
 
