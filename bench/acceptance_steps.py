@@ -23,7 +23,7 @@ TESTED: tuple[str, ...] = (
     "linear",
     "quantized_linear",
 )
-TESTED += ("quantize", "merge_windows", "resize", "triton_session", "training", "on_gpu")
+TESTED += ("quantize", "merge_windows", "resize", "normalize", "rotate", "triton_session", "training", "on_gpu")
 # the compiled rival tunes for minutes, so it runs once, beside the engines it is held against
 RIVALS = ("gpu-sdpa", "triton-fp16", "triton-int8", "triton-fp8", "compiled-fp16")
 VARIANTS = ("Seg-B-Mask/16", "Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")

@@ -217,9 +217,11 @@ def test_the_plan_puts_what_matters_first() -> None:
 
 
 def test_every_op_is_judged_timed_and_tested() -> None:
+    from segmenter_kernels import compiling
     from segmenter_kernels.workloads import OPS
 
     assert sorted(op for ops in KERNELS.values() for op in ops) == sorted(OPS)
+    assert set(compiling.OPS) <= set(TESTED)
     assert all((ROOT / "tests" / "kernels" / f"test_{name}.py").is_file() for name in TESTED)
 
 
