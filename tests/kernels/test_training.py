@@ -27,7 +27,8 @@ def gradient(
         name="tiny",
     )
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        # seed 0 draws classes that nearly coincide: the LayerNorm over their scores makes any rounding a hundredfold
+        torch.manual_seed(1)
         network = Segmenter(config, ops=module).to(DEVICE, dtype).train()
         image = torch.randn(2, 3, 32, 40).to(DEVICE, dtype)
         target = torch.randint(0, 3, (2, 32, 40)).to(DEVICE)

@@ -119,15 +119,18 @@ def test_windows_are_merged_as_evaluation_merges_them(
 ) -> None:
     image = validation[0].image[20 : 20 + size[0], 30 : 30 + size[1]]
     view = normalize(image, IMAGENET)
-    truth = segment(eager.network, [(view, False)], size, window, stride or window, window_batch=2).argmax(0)
+    shares = segment(eager.network, [(view, False)], size, window, stride or window, window_batch=2)
+    truth, (first, second) = shares.argmax(0), shares.topk(2, dim=0).values
     assert len(truth.unique()) > 1
     with open_session(checkpoint, "triton", threads=1) as session:
         assert isinstance(session, module.TritonSession)
         labels = session.sliding_window(image, window=window, stride=stride, batch=2)
         assert labels.dtype == np.uint8
         assert labels.shape == size
-        # the networks differ by fp16; windows merged otherwise differ at their edges
-        assert (labels == truth.numpy()).mean() >= 0.998
+        # the networks differ by fp16, which decides ties alone; windows merged otherwise differ at their edges
+        others = torch.from_numpy(labels) != truth
+        assert others.float().mean() <= 0.005
+        assert ((first - second)[others] < 1e-3).all()
         for wrong in ({"window": 0}, {"window": window, "stride": window + 1}, {"window": window, "batch": 0}):
             with pytest.raises(EngineError, match="wanted one image"):
                 session.sliding_window(image, **wrong)
