@@ -82,7 +82,7 @@ void Labeller::run_as(std::span<const Picture> fitted, std::vector<Label>& label
 }
 
 void Labeller::run(std::span<const Picture> fitted) {
-  if (manifest().K() > 256) {
+  if (manifest().K() > kMostByteClasses) {
     run_as(fitted, wide_);
   } else {
     run_as(fitted, narrow_);
@@ -101,7 +101,7 @@ void Labeller::run_resized_as(std::span<const Picture> pictures, Size size, std:
 }
 
 void Labeller::run_resized(std::span<const Picture> pictures, Size size) {
-  if (manifest().K() > 256) {
+  if (manifest().K() > kMostByteClasses) {
     run_resized_as(pictures, size, wide_);
   } else {
     run_resized_as(pictures, size, narrow_);
@@ -112,7 +112,7 @@ void Labeller::run_resized(std::span<const Picture> pictures, Size size) {
 Labels Labeller::labels_of(const Picture& picture, Size fitted, std::size_t place) const {
   Labels labels = {picture.H, picture.W, {}};
   labels.classes.resize(area(picture));
-  if (manifest().K() > 256) {
+  if (manifest().K() > kMostByteClasses) {
     to_size(wide_.data() + place * area(fitted), fitted.height, fitted.width, labels);
   } else {
     to_size(narrow_.data() + place * area(fitted), fitted.height, fitted.width, labels);

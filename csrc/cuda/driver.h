@@ -16,6 +16,7 @@ struct CUstream_st;
 namespace segmenter_trt::cuda {
 
 using Status = int;  // CUresult; 0 is success
+inline constexpr Status kOutOfMemory = 2;
 using DeviceNumber = int;
 using Address = unsigned long long;
 using Context = CUctx_st*;

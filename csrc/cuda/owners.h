@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <utility>
 
 #include "driver.h"
+#include "segmenter_trt/errors.h"
 
 namespace segmenter_trt::cuda {
 
@@ -40,16 +42,27 @@ using Event = Owner<EventHandle, &Driver::EventDestroy>;
 using Graph = Owner<GraphHandle, &Driver::GraphDestroy>;
 using GraphExec = Owner<GraphExecHandle, &Driver::GraphExecDestroy>;
 
-// Each throws RunError when the driver refuses.
+// That there is too little memory for what was asked.
+class OutOfMemory : public RunError {
+ public:
+  using RunError::RunError;
+};
+
+inline void check_memory(const Driver& driver, Status status, const char* what) {
+  if (status == kOutOfMemory) throw OutOfMemory(std::string(what) + ": " + message(driver, status));
+  check(driver, status, what);
+}
+
+// Each throws RunError when the driver refuses, and of memory OutOfMemory where there is too little.
 inline DeviceMemory device_memory(const Driver& driver, std::size_t bytes) {
   Address address = 0;
-  check(driver, driver.MemAlloc(&address, bytes), "GPU memory");
+  check_memory(driver, driver.MemAlloc(&address, bytes), "GPU memory");
   return {driver, address};
 }
 
 inline PinnedMemory pinned_memory(const Driver& driver, std::size_t bytes) {
   void* memory = nullptr;
-  check(driver, driver.MemHostAlloc(&memory, bytes, 0), "pinned memory");
+  check_memory(driver, driver.MemHostAlloc(&memory, bytes, 0), "pinned memory");
   return {driver, memory};
 }
 

@@ -36,7 +36,9 @@ const Image& exactly(std::span<const Image> images, Op op, Type type, std::int64
                 "; export with --lowering native");
 }
 
-constexpr std::int64_t kMostClasses = 32767, kMostByteClasses = 256;
+constexpr std::int64_t kMostClasses = 32767;
+// segmenter_trt/upsample_argmax.h has it too: the plugin library is built of these sources without segmenter_trt's
+constexpr std::int64_t kMostByteClasses = 256;
 constexpr std::int64_t kMaxSides = std::int64_t{1} << 29;  // source side times target side, so that positions fit int32
 constexpr std::int64_t kMaxElements = (std::int64_t{1} << 31) - (std::int64_t{1} << 16);  // of an image, likewise
 

@@ -85,18 +85,24 @@ class Runner {
   virtual void* stage_picture(const WindowGrid&) { return nullptr; }
 
   // Labels [H, W] of the staged picture, bytes for up to 256 classes and else int16. `between` is called before every
-  // call of the network but the first, and may throw. False, with nothing written, where a score is no number, or masks
-  // are others than the grid says: the caller then runs the windows itself, and finds what is wrong.
+  // call of the network but the first, and may throw. False, with nothing written, where a score is no number, masks
+  // are others than the grid says, or memory is short: the caller then runs the windows itself, and finds what is
+  // wrong.
   virtual bool label_windows(const WindowGrid&, const std::function<void()>& /*between*/, void* /*labels*/) {
     return false;
   }
 
   // Makes a picture, uint8 RGB [1, H, W, 3], image `b` of the next `run` of this shape, resized as `resize` does; false
-  // leaves all images to the caller.
+  // leaves all images to the caller, also those placed before.
   virtual bool place_resized(const ImageShape&, std::int64_t /*b*/, const ImagesView& /*picture*/) { return false; }
 
   // Description::no_graphs, asked from any thread.
   virtual std::string no_graphs() const { return {}; }
+
+  // Why the last picture was left to the caller that the backend says the GPU does: windows and resizing, each empty
+  // where it was not. Asked from any thread.
+  virtual std::string windows_left() const { return {}; }
+  virtual std::string resizing_left() const { return {}; }
 };
 
 // One per engine: immutable, and any number of threads may call it.
@@ -128,7 +134,7 @@ class Backend {
 
 // Libraries with the same one fit each other: the seam's number, raised when this header or a structure in it changes,
 // and the standard library, whose strings and vectors cross the seam.
-inline constexpr char kBackendAbi[] = "segmenter_trt backend 4 " SEGMENTER_TRT_STANDARD_LIBRARY;
+inline constexpr char kBackendAbi[] = "segmenter_trt backend 5 " SEGMENTER_TRT_STANDARD_LIBRARY;
 
 // `abi` is the library's kBackendAbi, and is compared before anything else is used.
 struct BackendModule {

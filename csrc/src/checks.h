@@ -13,9 +13,6 @@
 
 namespace segmenter_trt {
 
-// Classes a byte tells apart; labels of more are int16.
-inline constexpr std::int64_t kMostByteClasses = 256;
-
 inline std::string sides(std::int64_t height, std::int64_t width) {
   return std::to_string(height) + "x" + std::to_string(width);
 }

@@ -295,6 +295,8 @@ int Session::threads() const noexcept { return state_->threads; }
 Description Session::describe() const {
   Description facts = state_->engine.describe();
   facts.no_graphs = state_->runner->no_graphs();
+  if (const std::string left = state_->runner->windows_left(); !left.empty()) facts.windows_by = "the CPU: " + left;
+  if (const std::string left = state_->runner->resizing_left(); !left.empty()) facts.resized_by = "the CPU: " + left;
   return facts;
 }
 

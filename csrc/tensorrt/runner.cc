@@ -45,9 +45,7 @@ PlanRunner::PlanRunner(const Plan& plan, const SessionOptions& options)
     context_ = make_context();
     stream_ = cuda::stream(driver_);
     passed_ = cuda::event(driver_);
-    if (plan_.launcher() != nullptr) {
-      pictures_.emplace(driver_, *plan_.launcher(), stream_.get(), plan_.input(), plan_.preprocess());
-    }
+    if (plan_.launcher() != nullptr) make_pictures();
   } catch (...) {
     // here, for members go after `current`
     release();

@@ -29,6 +29,8 @@ class PlanRunner final : public Runner {
   bool label_windows(const WindowGrid& grid, const std::function<void()>& between, void* labels) override;
   bool place_resized(const ImageShape& shape, std::int64_t b, const ImagesView& picture) override;
   std::string no_graphs() const override;
+  std::string windows_left() const override;
+  std::string resizing_left() const override;
 
  private:
   enum class Work { whole, network };  // with images from the host and results back there, or without
@@ -47,6 +49,9 @@ class PlanRunner final : public Runner {
   void capture(const Place& place, Replay& replay, Work work);
   cuda::GraphExec captured(const Place& place, Replay& replay, Work work) const;
   void settle();
+  void make_pictures();
+  void tell(std::string& left, std::string why);
+  void give_back(std::string& left, const cuda::OutOfMemory& error);
   bool window_calls(const WindowGrid& grid, const std::function<void()>& between);
   void require(bool done, const char* what) const;
   void network(nvinfer1::IExecutionContext& context, cuda::StreamHandle stream) const;
@@ -66,6 +71,7 @@ class PlanRunner final : public Runner {
   ImageShape shape_{};       // that context_ is set to
   mutable std::mutex told_;  // of the next
   std::string no_graphs_;    // why a shape was not captured, the last one that was not
+  std::string windows_left_, resizing_left_;
 };
 
 }  // namespace segmenter_trt::tensorrt

@@ -1,6 +1,8 @@
 // Pictures of other sizes than the network's, on the GPU from the first pixel to the last label.
 #include <algorithm>
 #include <cstring>
+#include <string>
+#include <utility>
 
 #include "checks.h"
 #include "dims.h"
@@ -8,11 +10,43 @@
 
 namespace segmenter_trt::tensorrt {
 
+void PlanRunner::make_pictures() {
+  pictures_.emplace(driver_, *plan_.launcher(), stream_.get(), plan_.input(), plan_.preprocess());
+}
+
+void PlanRunner::tell(std::string& left, std::string why) {
+  const std::lock_guard lock(told_);
+  left = std::move(why);
+}
+
+std::string PlanRunner::windows_left() const {
+  const std::lock_guard lock(told_);
+  return windows_left_;
+}
+
+std::string PlanRunner::resizing_left() const {
+  const std::lock_guard lock(told_);
+  return resizing_left_;
+}
+
+// All memory of pictures, which the CPU's way does without: there may be enough for that.
+void PlanRunner::give_back(std::string& left, const cuda::OutOfMemory& error) {
+  placing_ = true;  // whatever was put on the stream before memory was short
+  settle();
+  make_pictures();
+  tell(left, std::string(error.what()) + "; the next picture is tried there again");
+}
+
 void* PlanRunner::stage_picture(const WindowGrid& grid) {
   if (!pictures_ || !plan_.merges_windows() || !pictures_->merges(grid)) return nullptr;
   const cuda::Current current(driver_, plan_.context());
   settle();
-  return pictures_->stage(grid.H, grid.W);
+  try {
+    return pictures_->stage(grid.H, grid.W);
+  } catch (const cuda::OutOfMemory& error) {
+    give_back(windows_left_, error);
+    return nullptr;
+  }
 }
 
 bool PlanRunner::label_windows(const WindowGrid& grid, const std::function<void()>& between, void* labels) {
@@ -24,12 +58,16 @@ bool PlanRunner::label_windows(const WindowGrid& grid, const std::function<void(
     pictures_->begin(grid);
     promised = window_calls(grid, between);
     if (promised) pictures_->merge(grid);
+  } catch (const cuda::OutOfMemory& error) {
+    give_back(windows_left_, error);
+    return false;
   } catch (...) {
     // before others take their turn in the memory it computes in
     driver_.StreamSynchronize(stream_.get());
     throw;
   }
   settle();
+  tell(windows_left_, {});
   const void* const found = promised ? pictures_->labels() : nullptr;
   if (found == nullptr) return false;
   std::memcpy(labels, found, static_cast<std::size_t>(grid.H * grid.W) * (grid.K <= kMostByteClasses ? 1 : 2));
@@ -59,11 +97,17 @@ bool PlanRunner::place_resized(const ImageShape& shape, std::int64_t b, const Im
   const Size size = {shape.H, shape.W};
   if (!pictures_ || !plan_.resizes_pictures() || !pictures_->resizes(picture, size)) return false;
   const cuda::Current current(driver_, plan_.context());
-  const Port& images = place(shape).port(kImages);
-  settle();
-  placing_ = true;
-  const std::size_t bytes = images.bytes / static_cast<std::size_t>(shape.B);
-  pictures_->resize(picture, size, images.device.get() + static_cast<std::size_t>(b) * bytes);
+  try {
+    const Port& images = place(shape).port(kImages);
+    settle();
+    placing_ = true;
+    const std::size_t bytes = images.bytes / static_cast<std::size_t>(shape.B);
+    pictures_->resize(picture, size, images.device.get() + static_cast<std::size_t>(b) * bytes);
+  } catch (const cuda::OutOfMemory& error) {
+    give_back(resizing_left_, error);
+    return false;
+  }
+  tell(resizing_left_, {});
   return true;
 }
 

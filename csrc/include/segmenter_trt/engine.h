@@ -30,7 +30,7 @@ struct Description {
   std::string model;
   std::string labels_by;  // the graph, or segmenter_trt's upsample_argmax
   // Where windows are cut and merged, and pictures of other sizes resized: the GPU or the CPU, and where a GPU leaves
-  // it to the CPU, why.
+  // it to the CPU, why; of a session also that the GPU was short of memory for the last picture.
   std::string windows_by, resized_by;
   Input input;            // what the network is given; pixels too where the runtime normalises them itself
   std::string warning;    // that the artifact is not verified in this engine, or failed, or what may make labels here

@@ -24,7 +24,8 @@ std::vector<std::int64_t> anchors(std::int64_t length, std::int64_t window, std:
 // enlarged image are resized to the image. Logits are made a row at a time, and only where windows overlap.
 // On a GPU the image is uploaded once, windows are cut and merged there, and the labels alone come back: see
 // Description::windows_by. Rounding differs there, so that two classes that score nearly the same may change places. An
-// image smaller than the window is enlarged, and its masks merged, on the CPU, as are masks of more than a gigabyte.
+// image smaller than the window is enlarged, and its masks merged, on the CPU, as are masks of more than a gigabyte, or
+// of more than the GPU has memory for.
 //
 // pixels: one image, [1, H, W, 3]. An engine that takes pixels gets an enlarged image rounded to whole colours, which
 // segmenter.window.segment does not round. Throws InputError, as Session does and for windows that would leave gaps.

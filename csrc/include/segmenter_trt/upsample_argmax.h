@@ -18,6 +18,9 @@ struct MasksView {
   std::int64_t B, K, h, w;
 };
 
+// Classes a byte tells apart; labels of more are int16.
+inline constexpr std::int64_t kMostByteClasses = 256;
+
 // [B, H', W'] labels to write, contiguous; the batch is the masks'.
 template <class Label>
 struct LabelsView {

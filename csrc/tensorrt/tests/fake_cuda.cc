@@ -41,7 +41,11 @@ struct Stream {
   }
 };
 
-std::map<std::string, std::pair<int, int>> failures;  // function -> status, times
+struct Failing {
+  int status, times, good;
+};
+
+std::map<std::string, Failing> failures;  // by function
 std::map<std::uintptr_t, std::size_t> device_blocks, pinned_blocks;
 int of_gpus[2] = {9, 0}, devices = 1;
 constexpr int kOld[2] = {7, 5};
@@ -339,9 +343,12 @@ std::recursive_mutex mutex;
 int failing(const char* function) {
   const std::lock_guard lock(mutex);
   const auto found = failures.find(function);
-  if (found == failures.end() || found->second.second < 1) return 0;
-  --found->second.second;
-  return found->second.first;
+  if (found == failures.end()) return 0;
+  Failing& one = found->second;
+  if (one.good > 0) return --one.good, 0;
+  if (one.times < 1) return 0;
+  --one.times;
+  return one.status;
 }
 
 int submit(void* stream, Work work) {
@@ -384,9 +391,9 @@ EXPORTED FakeCudaCounts fake_cuda_counts() {
   return now;
 }
 
-EXPORTED void fake_cuda_fail(const char* function, int status, int times) {
+EXPORTED void fake_cuda_fail(const char* function, int status, int times, int good) {
   const std::lock_guard lock(mutex);
-  failures[function] = {status, times};
+  failures[function] = {status, times, good};
 }
 
 EXPORTED void fake_cuda_defer(int wanted) {

@@ -47,7 +47,7 @@ TEST_F(Pictures, FailuresOfTheDriverAreNamedAndNothingIsLost) {
           "CtxPushCurrent", "CtxGetDevice", "StreamSynchronize", "Memcpy3DAsync"}) {
       if (label == resized_by && std::string(function) == "Memcpy3DAsync") continue;  // which it does not call
       const auto runner = plan->make_runner({});
-      fake_cuda_fail(function, 2, 1);
+      fake_cuda_fail(function, 719, 1);
       EXPECT_THROW(label(*runner, 1), RunError) << function;
       fake_cuda_fail(function, 0, 0);
       EXPECT_EQ(label(*runner, 1), label(*good, 1)) << function;

@@ -2,6 +2,7 @@
 // old for them and leaves it to the CPU. Labels are the same bits.
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -93,6 +94,43 @@ void expect_same_windows(const Engine& fast, const Engine& slow) {
   EXPECT_EQ(on_gpu.describe().no_graphs, "");
 }
 
+struct Allocations {
+  int device, pinned;  // for the GPU's way
+  int of_network;      // of each; the CPU's way wants them too
+};
+
+// One allocation after the other is refused to sessions that are new: each labels as the CPU does, keeps nothing of
+// what it began with, and labels the next picture on the GPU.
+void expect_left_to_the_cpu(const Engine& engine, const Allocations& wanted, std::string Description::*by,
+                            const std::function<Bytes(Session&)>& label, const Bytes& labels) {
+  for (const bool pinned : {false, true}) {
+    const char* const function = pinned ? "MemHostAlloc" : "MemAlloc";
+    int refused = 0;
+    for (;; ++refused) {
+      Session session(engine);
+      const FakeCudaCounts before = fake_cuda_counts();
+      fake_cuda_fail(function, 2, 1, refused);
+      EXPECT_EQ(label(session), labels) << function << " " << refused;
+      fake_cuda_fail(function, 0, 0);
+      if (session.describe().*by == "the GPU") break;
+      const FakeCudaCounts after = fake_cuda_counts();
+      EXPECT_EQ(after.device_memory - before.device_memory, wanted.of_network) << function << " " << refused;
+      EXPECT_EQ(after.pinned_memory - before.pinned_memory, wanted.of_network) << function << " " << refused;
+      EXPECT_EQ(session.describe().*by, std::string("the CPU: ") + (pinned ? "pinned memory" : "GPU memory") +
+                                            ": a fake error (CUDA error 2); the next picture is tried there again");
+      EXPECT_EQ(label(session), labels) << function << " " << refused;
+      EXPECT_EQ(session.describe().*by, "the GPU");
+    }
+    EXPECT_EQ(refused, pinned ? wanted.pinned : wanted.device) << function;
+    // not even enough for the CPU's way
+    Session session(engine);
+    fake_cuda_fail(function, 2, 1000);
+    expect_told("memory: a fake error (CUDA error 2)", [&] { label(session); });
+    fake_cuda_fail(function, 0, 0);
+    EXPECT_EQ(label(session), labels);
+  }
+}
+
 TEST_F(Windows, AreMergedAsOnTheCpu) {
   for (const char* const input : {"pixels", "normalized"}) {
     expect_same_windows<std::uint8_t>(opened(kNew, 5, input), opened(kOld, 5, input));
@@ -156,6 +194,38 @@ TEST_F(Windows, WhatIsNoNumberIsToldAsOnTheCpu) {
   }
   EXPECT_EQ(by[kNew], by[kOld]);
   EXPECT_EQ(by[kNew].rfind("window at 17, 34: masks[0, 0, 0, 0] is nan: wanted finite scores", 0), 0U) << by[kNew];
+}
+
+TEST_F(Windows, ThatMemoryIsTooShortForAreLeftToTheCpu) {
+  const Case one = {40, 61, 24, 17, 3};  // eight windows: 3, 3 and 2
+  const Bytes pixels = noise(40, 61);
+  for (const bool normalized : {false, true}) {
+    const char* const input = normalized ? "normalized" : "pixels";
+    const Engine engine = opened(kNew, 5, input);
+    Session on_cpu(opened(kOld, 5, input));
+    const Bytes wanted = labels_by<std::uint8_t>(on_cpu, pixels, one);
+    // of the picture and, last, of images, labels and masks of 3 and of 2 windows
+    expect_left_to_the_cpu(
+        engine, {normalized ? 12 : 10, normalized ? 10 : 9, 6}, &Description::windows_by,
+        [&](Session& session) { return labels_by<std::uint8_t>(session, pixels, one); }, wanted);
+  }
+}
+
+TEST_F(Windows, PicturesThatMemoryIsTooShortForAreResizedOnTheCpu) {
+  const Bytes pixels = noise(37, 50), small = noise(9, 13);
+  const ImagesView pictures[] = {{small.data(), 1, 9, 13}, {pixels.data(), 1, 37, 50}};
+  const auto label = [&](Session& session) {
+    Bytes labels(2 * 11 * 16, 99);
+    session.run_resized(pictures, LabelsView<std::uint8_t>{labels.data(), {11, 16}});
+    return labels;
+  };
+  for (const bool normalized : {false, true}) {
+    const char* const input = normalized ? "normalized" : "pixels";
+    Session on_cpu(opened(kOld, 5, input));
+    // images, labels and masks; then each picture, its two filters, and two passes, of which one grows for the second
+    expect_left_to_the_cpu(opened(kNew, 5, input), {normalized ? 13 : 12, normalized ? 10 : 9, 3},
+                           &Description::resized_by, label, label(on_cpu));
+  }
 }
 
 TEST_F(Windows, MayBeStoppedBetweenCallsOfTheNetwork) {
