@@ -11,8 +11,8 @@ Turn = TypeVar("Turn")
 # how the engines of a run lived and were checked, for its reader
 IN_PROCESSES = (
     "Each runs in a process of its own; memory is the most that held while running, Python and libraries included."
-    " What a process frees it keeps, as in a tuned server: as glibc comes, large buffers go back to the system and every"
-    " call pays for their pages anew, with which PyTorch's logits took up to twice as long."
+    " What a process frees it keeps, as in a tuned server: as glibc comes, large buffers go back to the system and"
+    " every call pays for their pages anew, with which PyTorch's logits took up to twice as long."
     " Labels were compared with PyTorch's in the same run."
 )
 

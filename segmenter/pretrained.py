@@ -209,7 +209,7 @@ class Options:
     patch_resize: PatchResize = "pi"
     """How the patch kernel is resized: pi keeps its products with patches (FlexiViT), bilinear takes it as an image."""
     normalization: Literal["imagenet", "vit", "satellite"] | None = None
-    """Input normalisation: ImageNet statistics, 0.5 and 0.5 (timm's AugReg weights too), or satellite images' statistics.
+    """Input normalisation: ImageNet statistics, 0.5 and 0.5 (timm's AugReg weights too), or satellite images'.
     The last are for DINOv3's weights of SAT-493M, which do not tell.
     Default the variant's, else vit for .npz files and imagenet for others."""
     mask_scale: float | None = None
