@@ -100,7 +100,8 @@ def _of_memory(op: str, row: Row, ceilings: dict[str, Any]) -> Target:
         return Target(what, _SHARE, _why(row))
     copy = row["gb_per_s"] / ceilings["gb_per_s"]
     product = ceilings["tflops"].get("float")
-    # where products take longer than memory, the copy is no bound that can be reached
+    # the promise stands as it was made: of the copy, though where products take longer that is no bound that can be
+    # reached. Both shares are shown
     share = max(copy, row["tflops"] / product) if product else copy
     told = f"{copy:.0%}" if share == copy else f"{copy:.0%}; {share:.0%} of its bound, which is the product"
     return Target(what, _SHARE, told, copy >= COPY_SHARE, row)
