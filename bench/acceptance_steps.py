@@ -95,7 +95,7 @@ def plan(options: argparse.Namespace, gpu: bool, bare: bool = False) -> list[Ste
 
 
 def _on_gpu(out: str, tune: bool) -> list[Step]:
-    """What `segmenter_bench.targets` asks of a GPU, at Seg-B's sizes, after all kernels were judged there."""
+    """What `segmenter_bench.targets` asks of a GPU, at Seg-B's sizes, after its kernels were judged there."""
     name = VARIANTS[0]
     steps = [Step("kernels judged", "kernels", "segmenter_bench.kernel_check", ("--out", out), 180, GPU)]
     if tune:

@@ -1,5 +1,5 @@
-"""Every kernel judged on this GPU against float64, at Segmenter's shapes and in every type, for
-`segmenter_bench.acceptance`: no package but PyTorch, Triton and NumPy is needed.
+"""Every kernel of the fp16, int8 and fp8 networks judged on this GPU against float64, at Segmenter's shapes and in
+every type, for `segmenter_bench.acceptance`: no package but PyTorch, Triton and NumPy is needed.
 
 Nothing is timed, so all cores compile and judge at once, in processes of their own: a kernel that crashes or hangs is
 one row. What they compile stays in Triton's cache for those that are timed later. Outputs are NaN before a launch, so

@@ -100,7 +100,8 @@ def _of_memory(op: str, row: Row, ceilings: dict[str, Any]) -> Target:
         return Target(what, _SHARE, _why(row))
     copy = row["gb_per_s"] / ceilings["gb_per_s"]
     product = ceilings["tflops"].get("float")
-    # where products take longer than memory, the copy is no bound that can be reached
+    # the promise stands as it was made: of the copy, though where products take longer that is no bound that can be
+    # reached. Both shares are shown
     share = max(copy, row["tflops"] / product) if product else copy
     told = f"{copy:.0%}" if share == copy else f"{copy:.0%}; {share:.0%} of its bound, which is the product"
     return Target(what, _SHARE, told, copy >= COPY_SHARE, row)
@@ -112,7 +113,7 @@ def _of_networks(sections: Sequence[Section]) -> list[Target]:
     for B in BATCHES:
         for name, than, least in pairs:
             what, wanted = f"{NETWORK}, {name}, batch {B}", f"{least:g} x {than}"
-            runs = [run for section in sections for run in section.speeds]
+            runs = sorted((run for section in sections for run in section.speeds), key=lambda run: run["created"])
             found.append(_network(what, wanted, least, [_timed(run, (name, than), B) for run in runs]))
     return found
 
@@ -125,16 +126,19 @@ def _timed(run: Run, engines: Sequence[str], batch: int) -> list[Row | None]:
 
 
 def _network(what: str, wanted: str, least: float, runs: Sequence[Sequence[Row | None]]) -> Target:
-    """By the newest run that has both: ratios are of one run."""
-    told = ""
+    """By the newest run that timed both, for ratios are of one run; not where either has failed since.
+
+    runs: the rows of ours and of its rival in each, the newest last.
+    """
+    for column in zip(*runs, strict=True):
+        newest = next((row for row in reversed(column) if row is not None), None)
+        if _why(newest):
+            return Target(what, wanted, _why(newest))
     for ours, theirs in reversed(runs):
-        if ours is None or theirs is None:
-            continue
-        if ours["timing"] and theirs["timing"]:
+        if ours is not None and theirs is not None and ours["timing"] and theirs["timing"]:
             times = theirs["timing"]["ms_p50"] / ours["timing"]["ms_p50"]
             return Target(what, wanted, f"{times:.2f} x", times >= least, ours)
-        told = told or _why(ours) or _why(theirs)
-    return Target(what, wanted, told)
+    return Target(what, wanted)
 
 
 def _why(row: Row | None) -> str:

@@ -233,7 +233,7 @@ def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path)
 
 
 def test_what_runs_on_a_bare_gpu_machine_needs_no_other_package() -> None:
-    """PyTorch, Triton, NumPy, safetensors and rich, as the machines have that are lent for a quarter of an hour."""
+    """PyTorch, Triton, NumPy, safetensors and rich are enough."""
     program = (
         "import sys\n"
         "hidden = ('tyro', 'tqdm', 'onnx', 'onnxscript', 'onnxruntime', 'openvino', 'yaml', 'pynvml', 'cryptography')\n"

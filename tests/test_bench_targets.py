@@ -133,6 +133,20 @@ def test_networks_are_compared_in_one_run() -> None:
     }
 
 
+def test_a_later_failure_is_not_hidden_by_an_older_run_that_has_the_rival() -> None:
+    both = network(8, triton_fp16=1.0, triton_int8=0.5, compiled_fp16=1.5)
+    later = network(8, triton_fp16=1.0, triton_int8=None)
+    later.runs[0]["created"] = "2026-01-02T03:05:05Z"
+    found = judged([], later, both)
+    failed, sound = (found[f"Seg-B-Mask/16, triton-{name}, batch 8"] for name in ("int8", "fp16"))
+    assert (failed.verdict, failed.found) == ("not measured", "failed: error 1")
+    assert (sound.verdict, sound.found) == ("met", "1.50 x")
+    gone = network(8, compiled_fp16=None)
+    gone.runs[0]["created"] = "2026-01-02T03:06:05Z"
+    rival = judged([], gone, both, later)["Seg-B-Mask/16, triton-fp16, batch 8"]
+    assert (rival.verdict, rival.found) == ("not measured", "failed: error 1")
+
+
 def test_a_run_that_was_cut_hides_no_times() -> None:
     whole, cut = network(8, gpu_sdpa=2.0, triton_fp16=1.0), network(8, gpu_sdpa=2.0, triton_fp16=None)
     cut.runs[0]["rows"][1] |= {"status": "ok", "reason": None}
