@@ -86,20 +86,20 @@ class Acceptance:
         for name in (RUNS, LOGS):
             (out / name).mkdir(parents=True, exist_ok=True)
 
-    def done(self, step: Step) -> bool:
-        """Whether a step ended well at this commit, in this run or an earlier one, and with the tiles there are now.
+    def done(self, step: Step, earlier: Sequence[Outcome]) -> bool:
+        """Whether a step ended well at this commit in an earlier run, and with the tiles there are now.
 
         Tuning changes these, so what ran before it runs again; it itself does not, nor what runs no kernel.
         """
         tiles = None if step.group in ("machine", "tune") else tiles_in(self.configs)
-        found = (one for one in outcomes(self.out) if (one.command, one.commit) == (step.command, self.commit))
+        found = (one for one in earlier if (one.command, one.commit) == (step.command, self.commit))
         return any(one.status == "ok" and tiles in (None, one.tiles) for one in found)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run what is not done yet, and say after each step what there is."""
-        stale = True
+        stale, earlier = True, outcomes(self.out)
         for step in steps:
-            if self.done(step):
+            if self.done(step, earlier):
                 _say(f"{step.name}: done before")
                 continue
             outcome = self._run(step)
