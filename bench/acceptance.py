@@ -9,6 +9,7 @@ A checkout is enough; what a step needs and this machine lacks is named. This fi
 
 import argparse
 import ctypes
+import hashlib
 import importlib.util
 import json
 import os
@@ -47,6 +48,7 @@ class Outcome:
     seconds: float
     command: str
     commit: str | None = field(default=None)
+    tiles: str | None = field(default=None)  # those of the kernels when it ended, see `tiles_in`
 
 
 def has_gpu() -> bool:
@@ -77,25 +79,31 @@ class Acceptance:
 
     def __init__(self, out: Path, deadline: float, variables: dict[str, str]) -> None:
         self.out, self.deadline, self.variables = out, deadline, variables
-        self.commit = _commit()
+        self.commit, self.configs = _commit(), _configs()
         self.child: subprocess.Popen[bytes] | None = None
         self._found: dict[str, bool] = {}
         self.targets = ""  # what the last page says of them
         for name in (RUNS, LOGS):
             (out / name).mkdir(parents=True, exist_ok=True)
 
-    def done(self) -> set[str]:
-        """Commands of steps that ended well at this commit, in this run or an earlier one."""
-        return {one.command for one in outcomes(self.out) if one.status == "ok" and one.commit == self.commit}
+    def done(self, step: Step, earlier: Sequence[Outcome]) -> bool:
+        """Whether a step ended well at this commit in an earlier run, and with the tiles there are now.
+
+        Tuning changes these, so what ran before it runs again; it itself does not, nor what runs no kernel.
+        """
+        tiles = None if step.group in ("machine", "tune") else tiles_in(self.configs)
+        found = (one for one in earlier if (one.command, one.commit) == (step.command, self.commit))
+        return any(one.status == "ok" and tiles in (None, one.tiles) for one in found)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run what is not done yet, and say after each step what there is."""
-        done, stale = self.done(), True
+        stale, earlier = True, outcomes(self.out)
         for step in steps:
-            if step.command in done:
+            if self.done(step, earlier):
                 _say(f"{step.name}: done before")
                 continue
             outcome = self._run(step)
+            outcome.tiles = tiles_in(self.configs)
             self._append(outcome)
             _say(
                 f"{step.name}: {outcome.status} in {outcome.seconds:.0f} s"
@@ -190,6 +198,23 @@ def outcomes(out: Path) -> list[Outcome]:
 def log_name(step: str) -> str:
     """File of what a step printed, in the folder of logs."""
     return "".join(letter if letter.isalnum() else "-" for letter in step.lower()) + ".txt"
+
+
+def tiles_in(folder: Path) -> str:
+    """A digest of the kernels' tiles, which `segmenter_kernels.tune` writes into a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.json")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _configs() -> Path:
+    """Where the kernels that steps run have their tiles: those installed, else those of this checkout."""
+    found = importlib.util.find_spec("segmenter_kernels")
+    package = (
+        Path(found.origin).parent if found and found.origin else SOURCES["segmenter_kernels"] / "segmenter_kernels"
+    )
+    return package / "configs"
 
 
 def _commit() -> str | None:

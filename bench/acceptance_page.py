@@ -13,7 +13,7 @@ from segmenter_bench.page import page
 from segmenter_bench.page_markdown import markdown
 from segmenter_bench.runs import read_run
 from segmenter_bench.sections import of_engines, sections
-from segmenter_bench.targets import of_gpu, targets
+from segmenter_bench.targets import sheet, targets
 
 TITLE = "Segmenter: what this machine showed"
 
@@ -34,13 +34,13 @@ def write(out: Path, say: Callable[[str], object] = lambda line: None) -> Path:
     runs = read_runs(files, out)
     found = sections(runs)
     others = [run for run in runs if not of_engines(run)]
-    steps = outcomes(out)
-    text = page(TITLE, found, f"python -m bench.acceptance --out {out}", others, steps)
-    tables = f"# {TITLE}\n\n{markdown(found, others, steps)}"
+    steps, promised = outcomes(out), sheet(others, found)
+    text = page(TITLE, found, f"python -m bench.acceptance --out {out}", others, steps, promised)
+    tables = f"# {TITLE}\n\n{markdown(found, others, steps, promised)}"
     for path, content in ((out / PAGE, text), ((out / PAGE).with_suffix(".md"), tables)):
         with atomic_path(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    if of_gpu(others, found):
+    if promised:
         for one in targets(others, found):
             say(f"{one.verdict}: {one.what}; wanted {one.wanted}{f', found {one.found}' if one.found else ''}")
     return out / PAGE

@@ -87,6 +87,8 @@ def measured(ops: Sequence[str], count: int, command: str, keep: Any = lambda ru
 
     todo = jobs(ops, tiles.architecture_of(torch.device("cuda")))
     run = new_run("checks", command, {"name": torch.cuda.get_device_name()}, {"truth": "float64", "asked": len(todo)})
+    if not todo:  # this GPU lacks what all of them need
+        return run
     with Workers(min(count, len(todo))) as pool:
         for (op, kind, index), answer in zip(todo, pool.map(check, todo), strict=True):
             found = FAILED | {"reason": answer} if isinstance(answer, str) else answer
@@ -106,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=min(workers.MOST, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: wanted at least 1")
     command = command_of("python -m segmenter_bench.kernel_check", argv)
     run = measured(options.op, options.workers, command, lambda run: write_run(run, options.out))
     print(write_run(run, options.out))

@@ -12,11 +12,14 @@ from segmenter_bench.runs import command_of, write_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the run, and give 1 when a kernel of ours is wrong or fails."""
+    from segmenter_kernels.workloads import WIDTHS
+
     parser = argparse.ArgumentParser(prog="segmenter_bench.kernel_step", description=__doc__)
     parser.add_argument("--op", nargs="+", required=True)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--width", nargs="+", default=[], help="networks by name, such as B; all when left out")
+    widths = "networks by name; all when left out"
+    parser.add_argument("--width", nargs="+", choices=tuple(WIDTHS), default=[], help=widths)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     command = command_of("python -m segmenter_bench.kernel_step", argv)

@@ -84,7 +84,7 @@ def measured(
     """The run, see `segmenter_bench.runs`; rows as those of `segmenter_bench.throughput`.
 
     keep: called with the run as far as it is after each check and each round. chosen: ways by name; all when empty.
-    Raises ValueError when none of the chosen is a way of this machine.
+    Raises ValueError for one that is neither a way of this machine nor named as missing, and when all are missing.
     """
     size = config.encoder.image_size
     model = {
@@ -95,12 +95,17 @@ def measured(
         "trained": False,
     }
     with ways(config, device, chosen) as raced:
+        missing = absent({way.name for way in raced}, device)
+        known = {way.name for way in raced} | {one["engine"] for one in missing}
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise ValueError(f"--way {' '.join(unknown)}: no way of this machine; leave it out")
         if not raced:
             raise ValueError(f"--way {' '.join(chosen)}: none of them runs here; leave it out")
         settings = {"threads": usable_cores(), "reference": raced[0].name, "truth": "PyTorch in fp32", "rounds": rounds}
         settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
         run = new_run("throughput", command, model, settings) | {"timed": TIMED, "how": HOW, "notes": [NOTE]}
-        run["unavailable"] = absent({way.name for way in raced}, device)
+        run["unavailable"] = missing
         truth = network(config, None, torch.float32, device)
         for batch in batches:
             _race(run, raced, truth, batch, rounds, device, keep)

@@ -5,7 +5,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from segmenter_bench import targets
 from segmenter_bench.acceptance import Outcome
 from segmenter_bench.origins import embedded
 from segmenter_bench.page_figures import examples, figures
@@ -13,7 +12,7 @@ from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_ladder import ladders
 from segmenter_bench.page_tables import heat, missing, results
 from segmenter_bench.sections import OFFICIAL, Section, by_reason, machine_name, rounds_of, signed
-from segmenter_bench.sheets import Cell, quantity
+from segmenter_bench.sheets import Cell, Sheet, quantity
 from segmenter_bench.timing import IN_PROCESSES
 
 
@@ -23,8 +22,12 @@ def page(
     command: str,
     others: Sequence[dict[str, Any]] = (),
     steps: Sequence[Outcome] = (),
+    promised: Sheet | None = None,
 ) -> str:
-    """The whole document. command: what makes it again; others: runs that are of no network's engines."""
+    """The whole document.
+
+    command: what makes it again; others: runs that are of no network's engines; promised: a GPU's targets.
+    """
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     runs = [*(run for section in found for run in section.runs), *others]
     dates = sorted({run["created"][:10] for run in runs})
@@ -32,7 +35,7 @@ def page(
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="meta">{escape(", ".join(dates))}. {escape("; ".join(machines))}.</p>',
-        _targets(others, found),
+        f'<section class="model">{_part(promised.title, promised.html)}</section>' if promised else "",
         *map(_section, found),
         _hardware(others, steps),
         _made_on(runs),
@@ -73,11 +76,6 @@ def _section(section: Section) -> str:
         _timed(section),
     ]
     return f'<section class="model">{"".join(parts)}</section>'
-
-
-def _targets(runs: Sequence[dict[str, Any]], found: Sequence[Section]) -> str:
-    sheet = targets.sheet(runs, found)
-    return f'<section class="model">{_part(sheet.title, sheet.html)}</section>' if sheet else ""
 
 
 def _hardware(runs: Sequence[dict[str, Any]], steps: Sequence[Outcome]) -> str:

@@ -3,17 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from segmenter_bench import ladder, targets
+from segmenter_bench import ladder
 from segmenter_bench.acceptance import Outcome
 from segmenter_bench.origins import references
 from segmenter_bench.page_hardware import hardware
 from segmenter_bench.sections import Section, network_markdown
+from segmenter_bench.sheets import Sheet
 
 
-def markdown(found: Sequence[Section], others: Sequence[dict[str, Any]] = (), steps: Sequence[Outcome] = ()) -> str:
+def markdown(
+    found: Sequence[Section],
+    others: Sequence[dict[str, Any]] = (),
+    steps: Sequence[Outcome] = (),
+    promised: Sheet | None = None,
+) -> str:
     """Tables: a GPU's targets, the steps, each network and what it could not measure, the hardware; never nothing."""
     sheets = hardware(others, steps)
-    promised = targets.sheet(others, found)
     blocks = [promised.markdown] if promised else []
     blocks += [sheet.markdown for sheet in sheets if sheet.title == "Steps"]
     for section in found:

@@ -65,9 +65,16 @@ def measured_stages(
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     for _ in range(rounds):
-        with _without_marks(), profile(activities=activities) as profiled:
+        profiled = profile(activities=activities)
+        # not around the run: what it says of its own end would be lost with it
+        with _without_marks():
+            profiled.start()
+        try:
             run(images)
             wait(device)
+        finally:
+            with _without_marks():
+                profiled.stop()
         sums: dict[str, float] = defaultdict(float)
         for event in profiled.key_averages():
             if event.key.startswith(PREFIX):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,23 @@ def test_a_step_of_other_options_is_not_done(tmp_path: Path) -> None:
     for letter in "xyx":
         run(tmp_path, [step("accuracy", f"open({str(mark)!r}, 'a').write({letter!r})")])
     assert mark.read_text() == "xyx"
+
+
+def test_what_ran_with_other_tiles_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance, "_configs", lambda: tmp_path)
+    monkeypatch.setattr(Acceptance, "page", lambda self: None)
+    mark, tuned = tmp_path / "mark", str(tmp_path / "GPU_9000.json")
+    steps = {
+        group: replace(step(group, f"open({str(mark)!r}, 'a').write({letter!r})"), group=group)
+        for group, letter in {"machine": "m", "kernels": "k", "engines": "e"}.items()
+    }
+    steps["tune"] = replace(step("tune", f"open({tuned!r}, 'w').write('tiles')"), group="tune")
+    for names in (["machine", "kernels"], ["machine", "kernels"], ["machine", "kernels", "tune", "engines"]):
+        run(tmp_path / "out", [steps[name] for name in names])
+    assert mark.read_text() == "mke"
+    for _ in range(2):
+        run(tmp_path / "out", [steps[name] for name in ("machine", "tune", "kernels", "engines")])
+    assert mark.read_text() == "mkek"
 
 
 def alive(pid: int) -> bool:

@@ -204,8 +204,14 @@ def test_a_gpus_ways_are_right_as_far_as_the_interpreter_shows(
 
 
 def test_ways_that_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="--way compiled-fp16: none of them runs here"):
-        measured(small_config(), (1,), 1, CPU, "", chosen=("compiled-fp16",))
+    # a rung of the GPU's ladder is named as missing in the run; a name that is none would be dropped in silence
+    for chosen, why in (
+        (("triton-fp16",), "--way triton-fp16: none of them runs here"),
+        (("compiled-fp16",), "--way compiled-fp16: no way of this machine"),
+        (("eager", "triton-fp16", "typo"), "--way typo: no way of this machine"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            measured(small_config(), (1,), 1, CPU, "", chosen=chosen)
 
 
 def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path) -> None:

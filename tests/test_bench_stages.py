@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.profiler import profile
 
 from segmenter.checkpoint import save_model
 from segmenter_bench import stages as command
@@ -40,15 +41,34 @@ def test_the_sum_of_stages_is_near_the_whole(run: dict[str, Any]) -> None:
     assert all(row["ms"] >= 0.0 for row in run["rows"])
 
 
-def test_the_profilers_marks_stay_out_of_stderr_and_nothing_else_does(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_profilers_marks_stay_out_of_stderr_and_nothing_else_does(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = b"USDT:2026-11-26 05:28:46 1:1 SyncActivityProfilerHandler.cpp:52] profiler_start\n"
+
+    class Marking(profile):
+        """As PyTorch 2.13 does."""
+
+        def start(self) -> None:
+            os.write(2, mark + b"at its start\n")
+            super().start()
+
+        def stop(self) -> None:
+            super().stop()
+            os.write(2, mark)
+            print("at its stop", file=sys.stderr)
+
+    heard: list[str] = []
+
     def run(_: np.ndarray) -> torch.Tensor:
-        # as PyTorch 2.13 does when a profile begins and ends; others' lines are heard
-        os.write(2, b"USDT:2026-11-26 05:28:46 1:1 SyncActivityProfilerHandler.cpp:52] profiler_start\nan error\n")
-        print("a warning", file=sys.stderr)
+        os.write(2, b"an error\n")
+        heard.append(capfd.readouterr().err)  # at once: the process may die in the next line
         return torch.zeros(1)
 
+    monkeypatch.setattr(command, "profile", Marking)
     command.measured_stages(run, np.zeros(1), torch.device("cpu"), 2)
-    assert sorted(capfd.readouterr().err.splitlines()) == ["a warning"] * 2 + ["an error"] * 2
+    assert heard == ["at its start\nan error\n", "at its stop\nat its start\nan error\n"]
+    assert capfd.readouterr().err == "at its stop\n"
 
 
 def test_rows_set_time_beside_the_bound() -> None:

@@ -106,9 +106,10 @@ def why_not(workload: Workload, tile: Tile, arguments: tuple[Any, ...]) -> str |
     return None if verdict.right else f"error {verdict.error:.3g}, budget {verdict.budget:.3g}"
 
 
-def candidates(workload: Workload, architecture: int) -> list[Tile]:
-    """Tiles worth timing for a workload, the committed one first."""
-    committed = tiles.of_architecture(workload.key, workload.case, architecture)
+def candidates(workload: Workload, architecture: int, device: torch.device | None = None) -> list[Tile]:
+    """Tiles worth timing for a workload, the committed one first: that of a device, else of the architecture."""
+    case = (workload.key, workload.case)
+    committed = tiles.of_device(*case, device) if device else tiles.of_architecture(*case, architecture)
     return [committed, *(tile for tile in _CANDIDATES[workload.key](architecture, workload) if tile != committed)]
 
 
@@ -126,7 +127,7 @@ def _compiles(job: tuple[str, str, Tile]) -> tuple[str | None, bool]:
 def tune(key: str, case: str, same: Sequence[Workload], pool: Workers) -> tuple[Tile, str]:
     """The best tile of a case, and a line about it. Raises RuntimeError when no candidate works."""
     device = torch.device("cuda")
-    tried = candidates(same[0], tiles.architecture_of(device))
+    tried = candidates(same[0], tiles.architecture_of(device), device)
     print(f"{key} {case}: trying {len(tried)} tiles", file=sys.stderr, flush=True)
     reasons = list(pool.map(_compiles, [(key, case, tile) for tile in tried]))
     left = [index for index, reason in enumerate(reasons) if reason is None]
@@ -157,8 +158,8 @@ def tune(key: str, case: str, same: Sequence[Workload], pool: Workers) -> tuple[
 
 def _spread(data: Sequence[_Timed]) -> Sequence[_Timed]:
     """At most `ROUGH_WORKLOADS` of a case's workloads, from all over them."""
-    step = max(1, len(data) // ROUGH_WORKLOADS)
-    return data[(step - 1) // 2 :: step][:ROUGH_WORKLOADS]
+    count = min(ROUGH_WORKLOADS, len(data))
+    return [data[(2 * index + 1) * len(data) // (2 * count)] for index in range(count)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,10 +53,17 @@ SMALLEST: dict[str, Callable[[], object]] = {
     "upsample_argmax, down": lambda: k.upsample_argmax(t(2, 300, 32, 32), (1, 1)),
     "merge_windows": lambda: k.merge_windows(t(1, 1, 1, 1), (1, 1), 1, 1),
     "merge_windows, uneven": lambda: k.merge_windows(t(6, 3, 1, 1), (17, 33), 16, 16),
+    "merge_windows, odd": lambda: k.merge_windows(t(1, 1, 1, 1), (1, 1), 1, 1, odd=t(1, dtype=torch.int32)),
     "add_layernorm": lambda: k.add_layernorm(t(1, 1), t(1, 1), t(1), t(1), 1e-5),
     "add_layernorm in float32": lambda: k.add_layernorm(
         *(t(*s, dtype=F32) for s in ((1, 1), (1, 1), (1,), (1,))), 1e-5
     ),
+    "rotate": lambda: k.rotate(t(1, 1, 6), t(1, 1), t(1, 1), 1),
+    "rotate by float32": lambda: k.rotate(t(2, 5, 384), t(5, 16, dtype=F32), t(5, 16, dtype=F32), 4),
+    "normalize, 1 pixel": lambda: k.normalize(t(1, 1, 1, 3, dtype=U8), **HALF),
+    "normalize": lambda: k.normalize(t(2, 64, 80, 3, dtype=U8), **HALF),
+    "resize, 1 pixel": lambda: k.resize(t(1, 1, 1, 3, dtype=U8), (2, 2)),
+    "resize to 1 pixel": lambda: k.resize(t(2, 64, 80, 3, dtype=U8), (1, 1)),
     "quantize": lambda: k.quantize(t(1, 1)),
     "quantize by a scale": lambda: k.quantize(t(1, 1), scale=t(dtype=F32)),
     "quantize to float8": lambda: k.quantize(t(1, 1), dtype=F8),

@@ -94,7 +94,7 @@ class AtOnce:
     """`Workers` that need no process."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        assert count > 0
 
     def __enter__(self) -> "AtOnce":
         return self
@@ -129,6 +129,25 @@ def test_what_was_judged_is_written_with_what_failed(
     assert kernel_check.main(["--op", "add_layernorm", "--out", str(tmp_path)]) == 1
     assert written == [1, 2, 3, 4, 4]
     assert "1 of 4 wrong, the first: add_layernorm: its process died" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the stand-in for a GPU would be beside one")
+def test_nothing_to_judge_is_an_empty_run_and_no_workers_are_refused(
+    gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tiles, "architecture_of", lambda device: 80)
+    assert kernel_check.main(["--op", "linear_fp8", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.iterdir()
+    assert read_run(file)["rows"] == []
+    with pytest.raises(SystemExit):
+        kernel_check.main(["--workers", "0", "--out", str(tmp_path)])
+    assert capsys.readouterr().err.endswith("error: --workers 0: wanted at least 1\n")
+
+
+def test_widths_that_are_none_are_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kernel_step.main(["--op", "add_layernorm", "--width", "b", "--out", str(tmp_path)])
+    assert "argument --width: invalid choice: 'b'" in capsys.readouterr().err
 
 
 def test_a_failure_is_a_row_and_says_whether_its_process_is_spoiled(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

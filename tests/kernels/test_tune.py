@@ -176,7 +176,7 @@ def test_tiles_are_tried_on_a_few_workloads_and_the_best_on_all(monkeypatch: pyt
     def launch(self: Workload, *arguments: object, tile: tiles.Tile) -> None:
         timed.append((self.shape, tile["BLOCK_M"], 0))
 
-    monkeypatch.setattr(tune, "candidates", lambda *_: tried)
+    monkeypatch.setattr(tune, "candidates", lambda workload, architecture, device: tried)
     monkeypatch.setattr(tune.tiles, "architecture_of", lambda device: 90)
     monkeypatch.setattr(Workload, "arguments", lambda self, device: ())
     monkeypatch.setattr(Workload, "launch", launch)
@@ -190,12 +190,29 @@ def test_tiles_are_tried_on_a_few_workloads_and_the_best_on_all(monkeypatch: pyt
     assert tile == {"BLOCK_M": 10}
     rough = {(shape, index) for shape, index, replays in timed if replays == tune._ROUGH_REPLAYS}
     final = {(shape, index) for shape, index, replays in timed if replays == tune._FINAL_REPLAYS}
-    assert {shape for shape, _ in rough} == {"0", "2", "4"}
+    assert {shape for shape, _ in rough} == {"1", "4", "6"}
     assert {index for _, index in rough} == set(range(12))
     assert {shape for shape, _ in final} == {str(index) for index in range(8)}
     assert {index for _, index in final} == {10, 9, 8, 7, 6, 0}
     assert line.endswith("1.71 times as fast as the committed one")
     assert line.startswith("add_layernorm 64: 1.1667, ")
+
+
+@pytest.mark.parametrize(("count", "tried"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 2, 3]), (5, [0, 2, 4])])
+def test_workloads_tried_first_are_from_all_over_a_case(count: int, tried: list[int]) -> None:
+    assert tune._spread(range(count)) == tried
+
+
+def test_what_is_committed_for_a_gpu_is_what_tuning_is_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, *_) = next(iter(tune.cases(["linear_gelu"]).values()))
+    assert tune.candidates(first, 90)[0] == tiles.of_architecture(first.key, first.case, 90)
+    tuned = {"BLOCK_M": 5}
+    tune.write("NVIDIA Toy 9001", {(first.key, first.case): tuned}, tmp_path)
+    monkeypatch.setattr(tiles, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Toy 9001")
+    assert tune.candidates(first, 90, torch.device("cuda"))[0] == tuned
 
 
 def test_a_case_that_is_none_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
