@@ -1,15 +1,11 @@
 """Decoders: patch tokens [B, N, C] to class masks [B, K, h, w]."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from segmenter.config import DecoderConfig
 from segmenter.ops import Ops
 from segmenter.vit import Block, attention_map_of, init_weights
-
-PAPER_CLASSES = 150  # of ADE20K, for which the paper's networks were made
 
 
 def to_grid(scores: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -30,21 +26,8 @@ class LinearDecoder(nn.Module):
         return to_grid(self.head(tokens), grid)
 
 
-def reaching(num_classes: int) -> float:
-    """Weight at which a LayerNorm over the scores of `num_classes` lets one stand out as far as of the paper's 150.
-
-    Normalised, no score of K is above sqrt(K - 1): 12.2 of 150, but 3.2 of 11, of which softmax makes at most 0.76, and
-    the loss of a decoder that is sure stays at 0.27 until this weight has slowly grown.
-    """
-    return max(1.0, math.sqrt((PAPER_CLASSES - 1) / max(num_classes - 1, 1)))
-
-
 class MaskDecoder(nn.Module):
-    """The mask transformer (paper, section 3.2): class embeddings and patches attend, then score each other.
-
-    Fresh from random weights, its scores reach as far as of 150 classes (see `reaching`); the official code's LayerNorm
-    begins at 1 for any number of classes, which is the same for 150.
-    """
+    """The mask transformer (paper, section 3.2): class embeddings and patches attend, then score each other."""
 
     def __init__(self, config: DecoderConfig, encoder_width: int, num_classes: int, ops: Ops) -> None:
         super().__init__()
@@ -70,7 +53,6 @@ class MaskDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(C, eps=config.norm_eps)
         self.mask_norm = nn.LayerNorm(num_classes, eps=config.norm_eps)
         self.apply(init_weights)
-        nn.init.constant_(self.mask_norm.weight, reaching(num_classes))
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
 
     def embed(self, tokens: Tensor) -> Tensor:

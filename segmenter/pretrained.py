@@ -65,7 +65,7 @@ def from_backbone(
     to train at, rounded up to whole patches, which learnt positions are resized to, by `position_resize` or as their
     source does; the variant's where left out. patch_size: patch size to change the file's to. normalization: default
     the variant's, else 0.5 for Google's files and ImageNet's for others. mask_scale: what a mask decoder multiplies its
-    normalised scores by at first, in place of `segmenter.decoder.reaching`. report: called with what became of every
+    normalised scores by at first, in place of 1. report: called with what became of every
     tensor.
     Raises CheckpointError as `load_backbone` does, and where the file lacks a tensor; ConfigError where file and
     variant do not agree, or positions are to be resized that are rotary.
@@ -213,8 +213,8 @@ class Options:
     The last are for DINOv3's weights of SAT-493M, which do not tell.
     Default the variant's, else vit for .npz files and imagenet for others."""
     mask_scale: float | None = None
-    """What a fresh mask decoder multiplies its normalised scores by at first; the official code has 1.
-    Default: so that scores of few classes reach as far as those of the paper's 150."""
+    """What a fresh mask decoder multiplies its normalised scores by at first, in place of the official code's 1.
+    Few classes learn sooner from more, sqrt(149 / (K - 1)) for K, but scores may come too close for 16 bits: verify."""
     seed: int = 0
     """Seed of the fresh decoder."""
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from segmenter.decoder import reaching
 from segmenter_bench import network_step, network_ways
 from segmenter_bench.acceptance_steps import RIVALS
 from segmenter_bench.network_step import (
@@ -106,8 +105,7 @@ def test_wrong_labels_and_errors_past_fp16s_own_fail(monkeypatch: pytest.MonkeyP
     real = ways(config)[2]
 
     def noisy(scale: float) -> Any:
-        deviation = scale * reaching(config.num_classes)  # of normalised scores, which the decoder multiplies
-        return lambda images: real.masks(images) + deviation * torch.randn(real.masks(images).shape)
+        return lambda images: real.masks(images) + scale * torch.randn(real.masks(images).shape)
 
     def raises(images: np.ndarray) -> np.ndarray:
         raise RuntimeError("no kernel\nhere")
