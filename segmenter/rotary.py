@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,17 @@ from torch import Tensor, nn
 BASE = 100.0  # DINOv3's
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines [N, D / 2], as `segmenter.ops.rotate` takes them
+
+
+class Rotates(Protocol):
+    """A module with `segmenter.ops.rotate`; it is asked for where positions are rotary alone."""
+
+    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor: ...
+
+
+def turned(ops: Rotates, qkv: Tensor, rotation: Rotation | None, heads: int) -> Tensor:
+    """Queries, keys and values [B, N, 3C] as they meet in attention: as they are where positions are learnt."""
+    return qkv if rotation is None else ops.rotate(qkv, *rotation, heads)
 
 
 class Rotary(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segmenter.config import EncoderConfig
 from segmenter.errors import ConfigError
 from segmenter.ops import Ops
-from segmenter.rotary import Rotary, Rotation
+from segmenter.rotary import Rotary, Rotation, turned
 
 DINOV2_OFFSET = 0.1  # patches; `interpolate_offset` of its released models
 
@@ -57,8 +57,7 @@ class Attention(nn.Module):
 
     def projected(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """Queries, keys and values as they meet, [B, N, 3C]."""
-        qkv: Tensor = self.qkv(x)
-        return qkv if rotation is None else self.ops.rotate(qkv, *rotation, self.heads)
+        return turned(self.ops, self.qkv(x), rotation, self.heads)
 
     def probabilities(self, x: Tensor, queries: slice = slice(None), rotation: Rotation | None = None) -> Tensor:
         """Attention probabilities [B, A, queries, N], for looking at; of all tokens, or of those in a slice."""

@@ -127,7 +127,8 @@ def test_ops_are_exchanged_explicitly_and_all_of_them():
             assert torch.equal(model.labels(image), reference.labels(image))
         assert set(calls) == set(ops.NAMES) - unused
     del module.rotate
-    Segmenter(small_config(), ops=module)
+    with torch.inference_mode():
+        assert Segmenter(small_config(), ops=module).eval().labels(image).shape == (1, 64, 64)
     with pytest.raises(ConfigError, match="lacks rotate"):
         Segmenter(small_config(positions="rotary"), ops=module)
     del module.attention

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segmenter.decoder import MaskDecoder
 from segmenter.errors import EngineError
 from segmenter.model import Segmenter
-from segmenter.rotary import Rotation
+from segmenter.rotary import Rotation, turned
 from segmenter.vit import Block
 from segmenter_engines.formats import FORMATS, FP8, INT8, Format, values_of
 from segmenter_engines.qdq import Quantised, layer_name, quantised_layers, weight_scale
@@ -77,9 +77,7 @@ class FakeBlock(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         block = self.block
-        qkv = self.qkv(block.norm1(x))
-        if rotation is not None:
-            qkv = block.ops.rotate(qkv, *rotation, block.attn.heads)
+        qkv = turned(block.ops, self.qkv(block.norm1(x)), rotation, block.attn.heads)
         branch = self.proj(block.ops.attention(qkv, block.attn.heads))
         norm = block.norm2
         x, normed = block.ops.add_layernorm(x, branch, norm.weight, norm.bias, norm.eps)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import segmenter_kernels
 from segmenter.decoder import MaskDecoder
 from segmenter.model import Segmenter
-from segmenter.rotary import Rotation
+from segmenter.rotary import Rotation, turned
 from segmenter.vit import Block
 
 KINDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -44,9 +44,7 @@ class EightBitBlock(nn.Module):
         self.qkv, self.proj, self.fc1, self.fc2 = (EightBitLinear(layer, kind, device, dtype) for layer in layers)
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        qkv = self.qkv(self.norm1(x))
-        if rotation is not None:
-            qkv = segmenter_kernels.rotate(qkv, *rotation, self.heads)
+        qkv = turned(segmenter_kernels, self.qkv(self.norm1(x)), rotation, self.heads)
         branch = self.proj(segmenter_kernels.attention(qkv, self.heads))
         norm = self.norm2
         x, normed = segmenter_kernels.add_layernorm(x, branch, norm.weight, norm.bias, norm.eps)
