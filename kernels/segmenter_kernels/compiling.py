@@ -38,6 +38,11 @@ OPS = (
 )
 JUDGED_WITH = "3.8"  # other versions of Triton allocate other registers: some forms spill with them, and stay right
 PTX_FALLBACK = 80  # PTX of the oldest architecture runs on every newer one, those not known yet included
+# of Triton's code for GPUs: a ring of places in shared memory, a view of one place, a copy into one
+_RING = re.compile(r"(%[\w#]+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x")
+_VIEW = re.compile(r"(%[\w#]+) = ttg\.memdesc_\w+ (%[\w#]+)")
+_COPY = re.compile(r"async_(?:copy_global_to_local %[\w#]+,|tma_copy_global_to_local %[\w#]+\[[^\]]*\]) (%[\w#]+)")
+_NAME = re.compile(r"%[\w#]+")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 
 
@@ -62,6 +67,7 @@ class Compiled:
     descriptors: tuple[dict[str, Any], ...]  # box and swizzle of each tensor map argument
     instructions: dict[str, int]
     warnings: tuple[str, ...]  # of ptxas
+    overwritten: tuple[str, ...]  # see `overwritten`
     specialisation: Specialisation  # without its kernel, so that this can be sent between processes
 
     @property
@@ -95,6 +101,7 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
     with _uncached(), contextlib.redirect_stdout(log):
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
         cubin, ptx, metadata = kernel.asm["cubin"], kernel.asm["ptx"], kernel.metadata
+        buffers = overwritten(kernel.asm["ttgir"])
     found = resources(cubin)
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     assert target is not None
@@ -116,6 +123,7 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
         descriptors=tuple(metadata.tensordesc_meta or ()),
         instructions=_instructions(cubin),
         warnings=tuple(line for line in log.getvalue().splitlines() if "warning" in line.lower() or "C75" in line),
+        overwritten=buffers,
         specialisation=replace(specialisation, kernel=None),
     )
 
@@ -142,6 +150,43 @@ def _instructions(cubin: bytes) -> dict[str, int]:
     return dict(Counter(_INSTRUCTION.findall(listing)).most_common())
 
 
+def overwritten(ttgir: str) -> tuple[str, ...]:
+    """Names of shared buffers that a loop fills again while one of its asynchronous products still reads them.
+
+    Triton keeps the tiles of several steps in a ring. One that only a product reads has a place more than steps are
+    under way, so that the copy of a later step meets no running product; one that threads read too lacks that place
+    (Triton 3.6 and 3.8), and unless the product is waited for first, it multiplies what comes for another step. Seen on
+    an H100 as errors that change from run to run.
+    """
+    places: dict[str, int] = {}  # of a ring, by name; regions beside each other use the same names again
+    found: list[str] = []
+    views: dict[str, str] = {}  # of a place, by name: the ring it is in
+    filled: dict[str, int] = {}  # places, before the loop
+    running: set[str] = set()  # rings that a product of this loop reads, not waited for
+    depth = 0
+    for line in ttgir.splitlines():
+        depth += "scf.for" in line
+        if ring := _RING.search(line):
+            places[ring[1]], filled[ring[1]] = int(ring[2]), 0
+        if view := _VIEW.search(line):
+            views[view[1]] = view[2] if view[2] in places else views.get(view[2], view[2])
+        if copy := _COPY.search(line):
+            into = views.get(copy[1], "")
+            if depth and into in running and filled[into] >= places[into]:
+                found.append(into)
+            if not depth and into in filled:
+                filled[into] += 1
+        if "warp_group_dot " in line and "isAsync = true" in line:
+            running |= {views[name] for name in _NAME.findall(line)[1:3] if views.get(name) in places}
+        if "warp_group_dot_wait" in line and "pendings = 0" in line:
+            running.clear()
+        if depth and line.strip().startswith("scf.yield"):
+            depth -= 1
+            if not depth:
+                running.clear()
+    return tuple(dict.fromkeys(found))
+
+
 def faults(kernel: Compiled) -> list[str]:
     """Why a kernel must not be deployed; empty when it may.
 
@@ -162,7 +207,8 @@ def faults(kernel: Compiled) -> list[str]:
     if kernel.parameter_bytes != described:
         found.append(f"parameters of {list(kernel.parameter_bytes)} bytes, described as {list(described)}")
     found.extend(f"ptxas: {line}" for line in kernel.warnings)
-    if wanted.matrix and not _has(kernel, _matrix_pattern(kernel.architecture)):
+    found.extend(f"{name}: overwritten while a product still reads it" for name in kernel.overwritten)
+    if wanted.matrix and not _has(kernel, "[A-Z]MMA" if wanted.by_warps else _matrix_pattern(kernel.architecture)):
         found.append("no tensor-core instruction")
     if wanted.asynchronous:
         by_descriptor = any(kind.startswith("tensordesc") for kind in wanted.types.values())

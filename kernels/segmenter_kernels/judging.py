@@ -24,9 +24,14 @@ class Verdict:
         return self.error <= self.budget  # false for NaN
 
 
-def budget(own: float, truth: Tensor, dtype: torch.dtype) -> float:
+# the matrix units of Hopper keep 13 bits of what they add to a sum of float8 products, whatever type it is stored in
+# (measured on an H100: 2^-11.4 of the largest value)
+_LEAST_EPS = {"linear_fp8": torch.finfo(torch.float16).eps}
+
+
+def budget(own: float, truth: Tensor, dtype: torch.dtype, op: str = "") -> float:
     """Largest error allowed: twice the plain op's own at that dtype, and at least one ulp of the largest value."""
-    return max(2 * own, float(truth.abs().max()) * torch.finfo(dtype).eps)
+    return max(2 * own, float(truth.abs().max()) * max(torch.finfo(dtype).eps, _LEAST_EPS.get(op, 0.0)))
 
 
 def judge(
@@ -56,7 +61,7 @@ def judge(
     verdicts = []
     for ours, theirs, truth in zip(*map(_tuple, (answer, plain(*one), plain(*wide))), strict=True):
         error, own = (float((x.double() - truth).abs().max()) for x in (ours[at], theirs))
-        verdicts.append(Verdict(error, budget(own, truth, workload.dtype)))
+        verdicts.append(Verdict(error, budget(own, truth, workload.dtype, workload.op)))
     return max(verdicts, key=lambda verdict: verdict.error / verdict.budget if verdict.right else float("inf"))
 
 

@@ -53,6 +53,7 @@ GOOD = Compiled(
     descriptors=(),
     instructions={"HGMMA": 3, "LDGSTS": 8},
     warnings=(),
+    overwritten=(),
     specialisation=SPECIALISATION,
 )
 
@@ -110,6 +111,7 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
         ({"architecture": 89, "shared_bytes": 101377, "instructions": {"HMMA": 1, "LDGSTS": 1}}, "limit 101376"),
         ({"threads": 64}, "64 threads, asked for 128"),
         ({"warnings": ("C7515: serialised",)}, "ptxas: C7515: serialised"),
+        ({"overwritten": ("%patch",)}, "%patch: overwritten while a product still reads it"),
         ({"instructions": {"HMMA": 3, "LDGSTS": 8}}, "no tensor-core instruction"),
         ({"instructions": {"HGMMA": 3}}, "no asynchronous copy (LDGSTS)"),
         (
@@ -202,6 +204,25 @@ def test_the_slope_of_gelu_keeps_its_budget() -> None:
                 tile = of_architecture("linear", f"gelu_grad_{size}", architecture)
                 form = _specialisation("fp16", "gelu_grad", size, tile)
                 assert faults(compile_kernel(form, architecture)) == [], (architecture, size)
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_rows_overwritten_under_a_running_product_are_seen() -> None:
+    # the tile that was wrong on an H100: threads read what groups of four warps multiply
+    result = script(
+        """
+        from dataclasses import replace
+        from segmenter_kernels.compiling import compile_kernel, faults
+        from segmenter_kernels.mask_scores import specialisations
+
+        good = next(each for each in specialisations(90) if each.name == "mask_scores_fp16_k160")
+        bad = replace(good, constants={**good.constants, "BLOCK_N": 64}, num_warps=8, by_warps=False)
+        found = faults(compile_kernel(bad, 90))
+        assert len(found) == 3 and all("overwritten while a product still reads it" in each for each in found), found
+        assert faults(compile_kernel(good, 90)) == []
+        assert faults(compile_kernel(replace(good, by_warps=False), 90)) == ["no tensor-core instruction"]
         """
     )
     assert result.returncode == 0, result.stderr
