@@ -27,7 +27,7 @@ class Specialisation:
     `tensordesc<fp16[1, 128, 64]>`.
     constants: values of the kernel's constexpr parameters.
     aligned: run-time arguments that are multiples of 16 (pointers: 16-byte aligned).
-    matrix: whether its machine code must use the matrix units; by_warps: by single warps even where groups of four could
+    matrix: whether its machine code must use the matrix units; by_warps: by single warps where groups of four could too
     (sm_90 and 100); asynchronous: whether it must copy asynchronously.
     """
 
