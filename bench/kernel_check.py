@@ -58,7 +58,7 @@ def judged(workload: Any, device: torch.device) -> dict[str, Any]:
             torch.use_deterministic_algorithms(False)
         images = sorted({0, workload.batch - 1})
         verdicts = [judge(workload, answer, arguments, image=image) for image in images]
-    worst = max(verdicts, key=lambda one: one.error / one.budget if one.right else float("inf"))
+    worst = max(verdicts, key=lambda one: one.share)
     reason = None if worst.right else f"error {worst.error:.3g}, budget {worst.budget:.3g}"
     return {"status": "ok" if worst.right else "wrong", "reason": reason, **asdict(worst)}
 

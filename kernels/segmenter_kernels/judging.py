@@ -23,6 +23,13 @@ class Verdict:
     def right(self) -> bool:
         return self.error <= self.budget  # false for NaN
 
+    @property
+    def share(self) -> float:
+        """How much of the budget the error takes; infinite for a wrong answer."""
+        if not self.right:
+            return float("inf")
+        return self.error / self.budget if self.budget else 0.0
+
 
 # the matrix units of Hopper keep 13 bits of what they add to a sum of float8 products, whatever type it is stored in
 # (measured on an H100: 2^-11.4 of the largest value)
@@ -34,6 +41,55 @@ def budget(own: float, truth: Tensor, dtype: torch.dtype, op: str = "") -> float
     return max(2 * own, float(truth.abs().max()) * max(torch.finfo(dtype).eps, _LEAST_EPS.get(op, 0.0)))
 
 
+class Judge:
+    """Judges answers to one image of a workload by their `budget`; what is right is computed once.
+
+    Labels are judged by what the logit of each lacks to the largest one there. plain: what was computed, where that is
+    not the op.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        arguments: tuple[Any, ...],
+        plain: Callable[..., Any] | None = None,
+        image: int = 0,
+    ) -> None:
+        plain, self._op = plain or workload.plain, workload.op
+        self._labels = workload.op in ("upsample_argmax", "merge_windows")
+        if workload.op == "merge_windows":  # of one picture
+            self._at = slice(None)
+            truths: tuple[Tensor, ...] = (reference.merged_logits(arguments[0].double(), *arguments[1:])[None],)
+            own = plain(*arguments)[None]
+        else:
+            self._at = slice(image, image + 1)
+            one = tuple(x[self._at] if isinstance(x, Tensor) and _batched(x, arguments) else x for x in arguments)
+            wide: tuple[Any, ...] = tuple(
+                x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in one
+            )
+            if workload.op == "upsample_argmax":
+                truths = (F.interpolate(wide[0], size=wide[1], mode="bilinear", align_corners=False),)
+            else:
+                truths = _tuple(plain(*wide))
+            own = plain(*one)
+        self._truths = [
+            (truth, budget(self._error(theirs, truth), truth, workload.dtype, workload.op))
+            for theirs, truth in zip(_tuple(own), truths, strict=True)
+        ]
+
+    def __call__(self, answer: Any) -> Verdict:
+        """The worst of an answer's outputs."""
+        answers = (answer[None],) if self._op == "merge_windows" else _tuple(answer)
+        verdicts = [
+            Verdict(self._error(ours[self._at], truth), allowed)
+            for ours, (truth, allowed) in zip(answers, self._truths, strict=True)
+        ]
+        return max(verdicts, key=lambda verdict: verdict.share)
+
+    def _error(self, answer: Tensor, truth: Tensor) -> float:
+        return _lacking(truth, answer) if self._labels else float((answer.double() - truth).abs().max())
+
+
 def judge(
     workload: Workload,
     answer: Any,
@@ -41,28 +97,8 @@ def judge(
     plain: Callable[..., Any] | None = None,
     image: int = 0,
 ) -> Verdict:
-    """Judge one image of an answer by its `budget`.
-
-    Labels are judged by what the logit of each lacks to the largest one there. plain: what was computed, where that is
-    not the op.
-    """
-    plain = plain or workload.plain
-    if workload.op == "merge_windows":  # of one picture
-        truth = reference.merged_logits(arguments[0].double(), *arguments[1:])[None]
-        error, own = (_lacking(truth, labels[None]) for labels in (answer, plain(*arguments)))
-        return Verdict(error, budget(own, truth, workload.dtype))
-    at = slice(image, image + 1)
-    one = tuple(x[at] if isinstance(x, Tensor) and _batched(x, arguments) else x for x in arguments)
-    wide: tuple[Any, ...] = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in one)
-    if workload.op == "upsample_argmax":
-        truth = F.interpolate(wide[0], size=wide[1], mode="bilinear", align_corners=False)
-        error, own = (_lacking(truth, labels) for labels in (answer[at], plain(*one)))
-        return Verdict(error, budget(own, truth, workload.dtype))
-    verdicts = []
-    for ours, theirs, truth in zip(*map(_tuple, (answer, plain(*one), plain(*wide))), strict=True):
-        error, own = (float((x.double() - truth).abs().max()) for x in (ours[at], theirs))
-        verdicts.append(Verdict(error, budget(own, truth, workload.dtype, workload.op)))
-    return max(verdicts, key=lambda verdict: verdict.error / verdict.budget if verdict.right else float("inf"))
+    """What a `Judge` says of one answer."""
+    return Judge(workload, arguments, plain, image)(answer)
 
 
 def _batched(x: Tensor, arguments: tuple[Any, ...]) -> bool:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from segmenter_kernels import checks, gemm, packed, tiles, timing, workers, workloads
 from segmenter_kernels.add_layernorm import candidates as add_layernorm_candidates
 from segmenter_kernels.attention import candidates as attention_candidates
-from segmenter_kernels.judging import judge
+from segmenter_kernels.judging import Judge
 from segmenter_kernels.mask_scores import candidates as mask_scores_candidates
 from segmenter_kernels.merge_windows import candidates as merge_candidates
 from segmenter_kernels.patch_embed import candidates as patch_embed_candidates
@@ -33,7 +34,7 @@ from segmenter_kernels.workloads import Workload
 FINALISTS = 6
 ROUGH_WORKLOADS = 3  # decide which tiles are timed on all of a case's workloads
 _ROUGH_REPLAYS, _FINAL_REPLAYS = 3, 25
-_Timed = tuple[Workload, list[tuple[Any, ...]]]  # and its arguments, as `timing.copies` makes them
+_Timed = tuple[Workload, list[tuple[Any, ...]], Judge]  # with its arguments, as `timing.copies` makes them
 
 
 def _eight_bit_candidates(architecture: int, workload: Workload) -> Iterator[Tile]:
@@ -96,11 +97,11 @@ def write(gpu: str, chosen: Mapping[tuple[str, str], Tile], folder: Path = tiles
     return file
 
 
-def why_not(workload: Workload, tile: Tile, arguments: tuple[Any, ...]) -> str | None:
+def why_not(workload: Workload, tile: Tile, arguments: tuple[Any, ...], judge: Judge) -> str | None:
     """Why a tile cannot be used for a workload: what launching it raised, or how wrong it was; None when it can."""
     try:
         with torch.inference_mode():
-            verdict = judge(workload, workload.launch(*arguments, tile=tile), arguments)
+            verdict = judge(workload.launch(*arguments, tile=tile))
     except Exception as error:  # compilers and drivers share no narrower base
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return None if verdict.right else f"error {verdict.error:.3g}, budget {verdict.budget:.3g}"
@@ -119,9 +120,16 @@ def _compiles(job: tuple[str, str, Tile]) -> tuple[str | None, bool]:
     Returns why the tile cannot be used, and whether its process still can: CUDA never recovers from an illegal access.
     """
     key, case, tile = job
-    first = cases(workloads.OPS)[key, case][0]
-    reason = why_not(first, tile, first.arguments(torch.device("cuda")))
+    reason = why_not(_first(key, case)[0], tile, *_first(key, case)[1:])
     return reason, reason is None or workers.unspoiled()
+
+
+@cache
+def _first(key: str, case: str) -> tuple[Workload, tuple[Any, ...], Judge]:
+    """The first workload of a case with its arguments; the truth takes longer than a launch, so it is kept."""
+    first = cases(workloads.OPS)[key, case][0]
+    arguments = first.arguments(torch.device("cuda"))
+    return first, arguments, Judge(first, arguments)
 
 
 def tune(key: str, case: str, same: Sequence[Workload], pool: Workers) -> tuple[Tile, str]:
@@ -131,16 +139,16 @@ def tune(key: str, case: str, same: Sequence[Workload], pool: Workers) -> tuple[
     print(f"{key} {case}: trying {len(tried)} tiles", file=sys.stderr, flush=True)
     reasons = list(pool.map(_compiles, [(key, case, tile) for tile in tried]))
     left = [index for index, reason in enumerate(reasons) if reason is None]
-    data = [(workload, timing.copies(workload.arguments(device), device)) for workload in same]
+    data = [_timed(workload, device) for workload in same]
     times: dict[int, list[float]] = {}
     for judged_by, replays in ((_spread(data), _ROUGH_REPLAYS), (data, _FINAL_REPLAYS)):
         times = {}
         for index in left:
-            if any(why_not(workload, tried[index], each[0]) for workload, each in judged_by):
+            if any(why_not(workload, tried[index], each[0], judge) for workload, each, judge in judged_by):
                 continue
             times[index] = [
                 timing.measure(lambda *x, w=workload, t=tried[index]: w.launch(*x, tile=t), each, replays).ms_p50
-                for workload, each in judged_by
+                for workload, each, _ in judged_by
             ]
         if not times:
             reason = next(filter(None, reasons), "wrong at another shape")
@@ -154,6 +162,11 @@ def tune(key: str, case: str, same: Sequence[Workload], pool: Workers) -> tuple[
         gains = [old / new for old, new in zip(times[0], times[left[0]], strict=True)]
         line += f", {math.prod(gains) ** (1 / len(gains)):.2f} times as fast as the committed one"
     return tried[left[0]], line
+
+
+def _timed(workload: Workload, device: torch.device) -> _Timed:
+    arguments = workload.arguments(device)
+    return workload, timing.copies(arguments, device), Judge(workload, arguments)
 
 
 def _spread(data: Sequence[_Timed]) -> Sequence[_Timed]:

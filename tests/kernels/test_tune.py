@@ -13,7 +13,7 @@ import torch
 
 import segmenter_kernels
 from segmenter_kernels import tiles, timing, tune, workloads
-from segmenter_kernels.judging import judge
+from segmenter_kernels.judging import Judge, judge
 from segmenter_kernels.workloads import OPS, Workload
 from tests.kernels.conftest import DEVICE
 
@@ -101,12 +101,12 @@ def test_workloads_are_segmenters() -> None:
 def test_a_tile_that_fails_or_answers_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     workload = SMALL["add_layernorm"]
     arguments = drawn(workload)
-    tile = tiles.of_architecture("add_layernorm", "64", 80)
-    assert tune.why_not(workload, tile, arguments) is None
-    assert "KeyError" in str(tune.why_not(workload, {"num_warps": 4}, arguments))
+    tile, right_or_not = tiles.of_architecture("add_layernorm", "64", 80), Judge(workload, arguments)
+    assert tune.why_not(workload, tile, arguments, right_or_not) is None
+    assert "KeyError" in str(tune.why_not(workload, {"num_warps": 4}, arguments, right_or_not))
     right = segmenter_kernels.add_layernorm
     monkeypatch.setattr(segmenter_kernels, "add_layernorm", lambda *x, tile: [y + 0.1 for y in right(*x, tile=tile)])
-    assert str(tune.why_not(workload, tile, arguments)).startswith("error 0.1")
+    assert str(tune.why_not(workload, tile, arguments, right_or_not)).startswith("error 0.1")
 
 
 def test_a_tile_that_kills_or_spoils_its_process_is_the_only_one_lost() -> None:
@@ -125,17 +125,21 @@ def test_a_tile_that_kills_or_spoils_its_process_is_the_only_one_lost() -> None:
 def test_a_process_knows_that_it_is_spoiled(
     monkeypatch: pytest.MonkeyPatch, raised: RuntimeError | None, usable: bool
 ) -> None:
-    workload = replace(SMALL["add_layernorm"], draw=lambda normal: ())
+    made: list[str] = []
+
+    def first(key: str, case: str) -> tuple[Workload, tuple[()], None]:
+        made.append(f"{key} {case}")
+        return SMALL["add_layernorm"], (), None
 
     def synchronize() -> None:
         if raised:
             raise raised
 
-    monkeypatch.setattr(tune, "cases", lambda ops: {("add_layernorm", "64"): [workload]})
-    monkeypatch.setattr(Workload, "arguments", lambda self, device: ())
+    monkeypatch.setattr(tune, "_first", first)
     monkeypatch.setattr(tune, "why_not", lambda *_: "wrong")
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     assert tune._compiles(("add_layernorm", "64", {})) == ("wrong", usable)
+    assert set(made) == {"add_layernorm 64"}
 
 
 def test_a_job_without_an_answer_loses_its_process_alone() -> None:
@@ -183,8 +187,9 @@ def test_tiles_are_tried_on_a_few_workloads_and_the_best_on_all(monkeypatch: pyt
     monkeypatch.setattr(timing, "copies", lambda arguments, device: [(None,)])
     monkeypatch.setattr(timing, "measure", measure)
     wrong = ("7", 11)
+    monkeypatch.setattr(tune, "Judge", lambda workload, arguments: None)
     monkeypatch.setattr(
-        tune, "why_not", lambda workload, tile, _: "wrong" if (workload.shape, tile["BLOCK_M"]) == wrong else None
+        tune, "why_not", lambda workload, tile, *_: "wrong" if (workload.shape, tile["BLOCK_M"]) == wrong else None
     )
     tile, line = tune.tune("add_layernorm", "64", same, AtOnce())
     assert tile == {"BLOCK_M": 10}
