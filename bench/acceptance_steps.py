@@ -78,7 +78,7 @@ def plan(options: argparse.Namespace, gpu: bool, bare: bool = False) -> list[Ste
         steps.append(Step("exported engines", "engines", "segmenter_bench.throughput", (*exported, *pace), 480, BENCH))
         # other widths, then the edges of every kernel
         steps.append(_kernels("all widths", tuple(op for ops in KERNELS.values() for op in ops), out, 300))
-        files = [f"tests/kernels/test_{name}.py" for name in TESTED]
+        files = [*(f"tests/kernels/test_{name}.py" for name in TESTED), "tests/test_cpp_gpu.py"]
         workers = str(min(os.cpu_count() or 1, 16))
         tests = (*files, "-q", "-n", workers, "-m", "not slow", "--continue-on-collection-errors")
         steps.append(Step("kernel tests", "kernels", "pytest", tests, 480, (*GPU, "pytest", "xdist")))
