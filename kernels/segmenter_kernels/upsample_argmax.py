@@ -101,7 +101,8 @@ def _kernel(
         begin = lane // BLOCK_X * part
         best = tl.full([BLOCK_Y, SPLIT * BLOCK_X], float("-inf"), tl.float32)
         group = tl.zeros([BLOCK_Y, SPLIT * BLOCK_X], tl.int32)
-        for k in range(0, part, GROUP):
+        # by twos: a group is loaded while the one before it is compared
+        for k in tl.range(0, part, GROUP, loop_unroll_factor=2):
             # the last groups start early rather than end past K: what they repeat is no longer better
             start = tl.minimum(begin + k, K - GROUP)
             at = start.to(tl.int64) * stride_k
