@@ -32,6 +32,8 @@ def _forward(x_ptr, r_ptr, weight_ptr, bias_ptr, z_ptr, y_ptr, M, C, eps, BLOCK_
     keep = (row < M)[:, None] & (col < C)[None, :]
     EXACT: tl.constexpr = z_ptr.dtype.element_ty == tl.float32
     at = row.to(tl.int64)[:, None] * C + col[None, :]  # [BLOCK_M, BLOCK_C]
+    # asked for along with the rows: after the sums, whose barriers no load passes, another wait would begin
+    weight, bias = tl.load(weight_ptr + col, col < C, 0.0), tl.load(bias_ptr + col, col < C, 0.0)
     x = tl.load(x_ptr + at, keep, 0.0).to(tl.float32)
     z = (x + tl.load(r_ptr + at, keep, 0.0).to(tl.float32)).to(z_ptr.dtype.element_ty)
     tl.store(z_ptr + at, z, keep)
@@ -39,9 +41,7 @@ def _forward(x_ptr, r_ptr, weight_ptr, bias_ptr, z_ptr, y_ptr, M, C, eps, BLOCK_
     # a masked lane would add the squared mean to the variance
     centred = tl.where(keep, z - mean(tl.sum(z, 1), C, EXACT)[:, None], 0.0)
     inverse = inverse_root(mean(tl.sum(centred * centred, 1), C, EXACT) + eps, EXACT)
-    weight = tl.load(weight_ptr + col, col < C, 0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)
-    y = centred * inverse[:, None] * weight[None, :] + bias[None, :]
+    y = centred * inverse[:, None] * weight.to(tl.float32)[None, :] + bias.to(tl.float32)[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), keep)
 
 

@@ -104,11 +104,13 @@ def test_equal_classes_give_the_first(classes: int) -> None:
     assert not segmenter_kernels.upsample_argmax(masks.expand(1, classes, 3, 3), (12, 12)).any()
 
 
+@pytest.mark.parametrize("SPLIT", [1, 2, 4, 8])
 @pytest.mark.parametrize(("first", "second"), [(2, 3), (1, 6), (4, 8), (0, 9), (7, 8)])
-def test_of_two_largest_classes_the_first_wins(first: int, second: int) -> None:
+def test_of_two_largest_classes_the_first_wins(first: int, second: int, SPLIT: int) -> None:
     (masks,) = inputs((1, 10, 3, 3), dtype=torch.float32)
     masks[:, first] = masks[:, second] = masks.amax(1) + 1
-    assert (segmenter_kernels.upsample_argmax(masks, (12, 13)) == first).all()
+    tile = {"BLOCK_Y": 4, "BLOCK_X": 32, "GROUP": 2, "SPLIT": SPLIT, "num_warps": SPLIT}
+    assert (segmenter_kernels.upsample_argmax(masks, (12, 13), tile=tile) == first).all()
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(256, torch.uint8), (257, torch.int16), (300, torch.int16)])
@@ -178,5 +180,5 @@ def test_wrong_input_is_named(change, message) -> None:
 def test_every_case_has_a_tile(architecture: int) -> None:
     for case in ("1", "2", "4", "8", "16"):
         tile = tiles.of_architecture("upsample_argmax", case, architecture)
-        # one thread a column: rows share their horizontal interpolation without moving it
-        assert tile["BLOCK_X"] == 32 * tile["num_warps"]
+        # one thread a column and part of the classes: rows share their horizontal interpolation without moving it
+        assert tile["SPLIT"] * tile["BLOCK_X"] == 32 * tile["num_warps"]
