@@ -39,18 +39,24 @@ def _load(x_ptr, keep, MASKED: tl.constexpr):
 def _normalised(value, keep, scale, shift, EVEN: tl.constexpr, DTYPE: tl.constexpr):
     """The lowest byte of int32 values as the network reads it; zero where `keep` is not, unless all is kept (EVEN)."""
     # the float32 of these bits is 2^23 + byte, exactly: a conversion would take several times as long
-    x = ((value & 255) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-    # fma with 0 is a product that no compiler fuses with the sum: eager rounds both
-    x = tl.fma(x, scale, 0.0) + shift
+    x = ((value & 255) | 0x4B000000).to(tl.float32, bitcast=True)
+    # the fma is exactly byte * scale, rounded once, and no compiler fuses it with the sum: eager rounds both
+    x = tl.fma(x, scale, scale * -8388608.0) + shift
     return (x if EVEN else tl.where(keep, x, 0.0)).to(DTYPE)
 
 
 @triton.jit
-def _colour(p, q, r, s, keep, scale, shift, EVEN: tl.constexpr, DTYPE: tl.constexpr):
-    """Four blocks of bytes, normalised, as every fourth column of one block."""
-    p, q = _normalised(p, keep, scale, shift, EVEN, DTYPE), _normalised(q, keep, scale, shift, EVEN, DTYPE)
-    r, s = _normalised(r, keep, scale, shift, EVEN, DTYPE), _normalised(s, keep, scale, shift, EVEN, DTYPE)
-    return tl.reshape(tl.join(tl.join(p, r), tl.join(q, s)), [p.shape[0], 4 * p.shape[1]])
+def _operand(
+    even, odd, keep, scale, shift, OCTETS: tl.constexpr, WARPS: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr
+):
+    """Even and odd columns of one colour, [octets, patches, 4] each, normalised, as [patches, 8 octets].
+
+    The patches come in the order of `_order`; the threads that hold a pair here hold it in the product's operand.
+    """
+    M: tl.constexpr = even.shape[0] // (4 * OCTETS)
+    even, odd = _normalised(even, keep, scale, shift, EVEN, DTYPE), _normalised(odd, keep, scale, shift, EVEN, DTYPE)
+    pairs = tl.reshape(tl.join(even, odd), [OCTETS, M // (16 * WARPS), 2, WARPS, 8, 4, 2])
+    return tl.reshape(tl.permute(pairs, [1, 3, 2, 4, 0, 5, 6]), [M, 8 * OCTETS])
 
 
 @triton.jit
@@ -91,28 +97,66 @@ def _product_of_bytes(
 
 @triton.jit
 def _product_of_words(
-    image_ptr, weight_ptr, total, y, x, H, W, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    image_ptr, weight_ptr, total, first, M, H, W, h, w, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     EVEN: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+    WARPS: tl.constexpr,
 ):  # fmt: skip
-    """Four pixels are three words: all three colours of a row at once."""
-    at = tl.arange(0, ROWS * P // 4)[None, :]
-    i = at // (P // 4)
-    j = at % (P // 4) * 4
-    image_ptr += ((y + i) * W + x + j) // 4 * 3
+    """Two pixels lie in two words: all three colours of some rows at once."""
+    BLOCK_M: tl.constexpr = total.shape[0]
+    OCTETS: tl.constexpr = ROWS * P // 8
+    # one axis, in the order in which the product's threads hold pairs: 4 of an octet, 8 patches, warps, then registers
+    at = tl.arange(0, 4 * OCTETS * BLOCK_M)
+    pair, octet = at % 4, at // (4 * BLOCK_M)
+    m = at // 4 % BLOCK_M
+    m = m // (16 * WARPS) * (16 * WARPS) + m // 8 % WARPS * 16 + m // (8 * WARPS) % 2 * 8 + m % 8
+    patch = tl.minimum(first + m, M - 1)
+    n = patch % (h * w)
+    y, x = n // w * P, n % w * P
+    i, j = octet // (P // 8), octet % (P // 8) * 8
+    start = first // (h * w)
+    image_ptr += start.to(tl.int64) * H * (W // 4 * 3)
+    # pairs start at the bytes 0, 6, 12 and 18 of an octet's 24, every other one inside a word
+    image_ptr += ((patch // (h * w) - start) * H + y) * (W // 4 * 3) + x // 4 * 3 + pair * 3 // 2
+    # apart, so that octets of a row share an address
+    image_ptr += i * (W // 4 * 3)
+    image_ptr += j // 4 * 3
+    y, x = y + i, x + j + pair * 2
+    bits = (pair % 2 * 16).to(tl.int64)
     DTYPE: tl.constexpr = weight_ptr.dtype.element_ty
     for step in range(STEPS):
         row = step * ROWS
-        keep = (x + j < W) & (y + row + i < H)
-        here = image_ptr + row * (W // 4) * 3
-        u, v, z = _load(here, keep, not EVEN), _load(here + 1, keep, not EVEN), _load(here + 2, keep, not EVEN)
+        keep = (x < W) & (y + row < H)
+        here = image_ptr + row * (W // 4 * 3)
+        lower, upper = _load(here, keep, not EVEN), _load(here + 1, keep, not EVEN)
+        six = (upper.to(tl.int64) << 32 | lower.to(tl.uint32, bitcast=True).to(tl.int64)) >> bits
+        u, v = six.to(tl.int32), (six >> 32).to(tl.int32)
         there = weight_ptr + row * P
-        left = _colour(u, u >> 24, v >> 16, z >> 8, keep, scale_0, shift_0, EVEN, DTYPE)
+        left = _operand(u, u >> 24, keep, scale_0, shift_0, OCTETS, WARPS, EVEN, DTYPE)
         total = tl.dot(left, tl.load(there).T, total, input_precision=PRECISION)
-        left = _colour(u >> 8, v, v >> 24, z >> 16, keep, scale_1, shift_1, EVEN, DTYPE)
+        left = _operand(u >> 8, v, keep, scale_1, shift_1, OCTETS, WARPS, EVEN, DTYPE)
         total = tl.dot(left, tl.load(there + P * P).T, total, input_precision=PRECISION)
-        left = _colour(u >> 16, v >> 8, z, z >> 24, keep, scale_2, shift_2, EVEN, DTYPE)
+        left = _operand(u >> 16, v >> 8, keep, scale_2, shift_2, OCTETS, WARPS, EVEN, DTYPE)
         total = tl.dot(left, tl.load(there + 2 * P * P).T, total, input_precision=PRECISION)
     return total
+
+
+@triton.jit
+def _halves(x):
+    """A block's left and right half."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
+
+
+@triton.jit
+def _finish(total, first, start_c, bias_ptr, position_ptr, out_ptr, M, grid, C, E):
+    """Adds bias and positions to some channels of some patches, and stores them."""
+    m = first + tl.arange(0, total.shape[0])
+    col = start_c + tl.arange(0, total.shape[1])
+    keep = (m < M)[:, None] & (col < C)[None, :]
+    place = (E + m % grid).to(tl.int64)[:, None] * C + col[None, :]
+    total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
+    total += tl.load(position_ptr + place, keep, 0.0).to(tl.float32)
+    place += (m // grid)[:, None] * (tl.cast(E + grid, tl.int64) * C)
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), keep)
 
 
 @triton.jit
@@ -120,14 +164,15 @@ def _kernel(
     image_ptr, weight_ptr, bias_ptr, position_ptr, tokens_ptr, out_ptr, M, H, W, h, w, C, E,
     scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     BYTES: tl.constexpr, EVEN: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     # a patch's row is padded to WIDE, a power of two, and its rows to whole steps
     MASKED: tl.constexpr = WIDE != P or P % ROWS != 0
     STEPS: tl.constexpr = (P + ROWS - 1) // ROWS
     blocks = tl.cdiv(C, BLOCK_C)
     first = tl.program_id(0) // blocks * BLOCK_M
-    col = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    start_c = tl.program_id(0) % blocks * BLOCK_C
+    col = start_c + tl.arange(0, BLOCK_C)
     grid = h * w
     m = first + tl.arange(0, BLOCK_M)
     # patches and channels past the end repeat the last: they need no mask, and what comes of them is dropped
@@ -142,8 +187,8 @@ def _kernel(
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     if BYTES == 4:
         total = _product_of_words(
-            image_ptr + start * (H * (W // 4) * 3), each_ptr, total, y, x, H, W,
-            scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, EVEN, P, ROWS, STEPS, PRECISION,
+            image_ptr, each_ptr, total, first, M, H, W, h, w,
+            scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, EVEN, P, ROWS, STEPS, PRECISION, WARPS,
         )  # fmt: skip
     elif BYTES == 1:
         total = _product_of_bytes(
@@ -156,12 +201,16 @@ def _kernel(
             P, ROWS, STEPS, MASKED, PRECISION,
         )  # fmt: skip
 
-    total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
-    keep = (m < M)[:, None] & (col < C)[None, :]
-    place = (E + n).to(tl.int64)[:, None] * C + col[None, :]
-    total += tl.load(position_ptr + place, keep, 0.0).to(tl.float32)
+    # in quarters, for all at once would want more registers than the product
+    left, right = _halves(total)
+    for half in tl.static_range(2):
+        quarters = _halves(left if half == 0 else right)
+        for quarter in tl.static_range(2):
+            _finish(
+                quarters[quarter], first, start_c + (2 * half + quarter) * (BLOCK_C // 4),
+                bias_ptr, position_ptr, out_ptr, M, grid, C, E,
+            )  # fmt: skip
     image_stride = tl.cast(E + grid, tl.int64) * C
-    tl.store(out_ptr + b[:, None] * image_stride + place, total.to(out_ptr.dtype.element_ty), keep)
     # the extra tokens of the images whose first patch is among these
     for image in range(tl.cdiv(first, grid), tl.cdiv(tl.minimum(first + BLOCK_M, M), grid)):
         for e in range(E):
@@ -238,6 +287,7 @@ def patch_embed(
             BLOCK_M=tile["BLOCK_M"],
             BLOCK_C=tile["BLOCK_C"],
             PRECISION="ieee" if dtype == torch.float32 else "tf32",
+            WARPS=min(tile["num_warps"], tile["BLOCK_M"] // 16),
             num_warps=tile["num_warps"],
             num_stages=tile["num_stages"],
         )
@@ -304,7 +354,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                 constants={
                     **{"BYTES": BYTES, "EVEN": EVEN, "P": P, "WIDE": triton.next_power_of_2(P)},
                     **{name: tile[name] for name in ("ROWS", "BLOCK_M", "BLOCK_C")},
-                    **{"PRECISION": "tf32"},
+                    **{"PRECISION": "tf32", "WARPS": min(tile["num_warps"], tile["BLOCK_M"] // 16)},
                 },
                 aligned=frozenset(("image_ptr", *pointers, "C")),
                 num_warps=tile["num_warps"],
