@@ -6,9 +6,12 @@
 A matrix product whose left side is read from the image in place: a step takes some rows of the patches in one colour.
 From uint8 pixels [B, H, W, 3] a step also normalises: `x * scale + shift` with both roundings, then the rounding to the
 weights' type, then zeros beyond the image, as the eager steps do. Weights keep their order (c, i, j). Where the width
-is a multiple of 4, pixels are read by fours as three words, whose bytes make a step of each colour; else one by one.
+is a multiple of 4, a thread reads two pixels as two words, and just those that it holds in the product's operand: their
+bytes become numbers in its registers, a step of each colour, and pass no shared memory on the way. Else they are read
+one by one.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks, tiles
+from segmenter_kernels import checks, gemm, tiles
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
 
@@ -36,25 +39,27 @@ def _load(x_ptr, keep, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _normalised(value, keep, scale, shift, EVEN: tl.constexpr, DTYPE: tl.constexpr):
-    """The lowest byte of int32 values as the network reads it; zero where `keep` is not, unless all is kept (EVEN)."""
-    # the float32 of these bits is 2^23 + byte, exactly: a conversion would take several times as long
-    x = ((value & 255) | 0x4B000000).to(tl.float32, bitcast=True)
+def _normalised(value, keep, scale, shift, BYTE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
+    """Byte 0 to 3 of int32 values as the network reads it; zero where `keep` is not, unless all is kept (EVEN)."""
+    # 2^23 + byte, or 2^23 + 256 byte, exactly: a conversion would take several times as long. The second axis of the
+    # grid is 1 long, which compilers do not know: one instruction then takes a mask and these bits, not two constants
+    bits = 0x4B000000 + tl.program_id(1)
+    if BYTE == 1:
+        x, scale = (value & 0xFF00) | bits, scale / 256
+    else:
+        x = ((value >> 8 * BYTE) & 0xFF) | bits
     # the fma is exactly byte * scale, rounded once, and no compiler fuses it with the sum: eager rounds both
-    x = tl.fma(x, scale, scale * -8388608.0) + shift
+    x = tl.fma(x.to(tl.float32, bitcast=True), scale, scale * -8388608.0) + shift
     return (x if EVEN else tl.where(keep, x, 0.0)).to(DTYPE)
 
 
 @triton.jit
-def _operand(
-    even, odd, keep, scale, shift, OCTETS: tl.constexpr, WARPS: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr
-):
-    """Even and odd columns of one colour, [octets, patches, 4] each, normalised, as [patches, 8 octets].
+def _operand(even, odd, WARPS: tl.constexpr, OCTETS: tl.constexpr):
+    """Even and odd columns of one colour, in the order of `_product_of_words`, as [patches, 8 octets].
 
-    The patches come in the order of `_order`; the threads that hold a pair here hold it in the product's operand.
+    In the order that `WARPS` warps hold a product's operand in, so that nothing moves.
     """
     M: tl.constexpr = even.shape[0] // (4 * OCTETS)
-    even, odd = _normalised(even, keep, scale, shift, EVEN, DTYPE), _normalised(odd, keep, scale, shift, EVEN, DTYPE)
     pairs = tl.reshape(tl.join(even, odd), [OCTETS, M // (16 * WARPS), 2, WARPS, 8, 4, 2])
     return tl.reshape(tl.permute(pairs, [1, 3, 2, 4, 0, 5, 6]), [M, 8 * OCTETS])
 
@@ -90,7 +95,7 @@ def _product_of_bytes(
         shift = tl.where(c == 0, shift_0, tl.where(c == 1, shift_1, shift_2))
         pixel = tl.load(image_ptr + (row * W * 3 + c), keep, 0).to(tl.int32)
         right = _load(weight_ptr + (c * P + row) * P, inside, MASKED)
-        left = _normalised(pixel, keep, scale, shift, False, right.dtype)
+        left = _normalised(pixel, keep, scale, shift, 0, False, right.dtype)
         total = tl.dot(left, right.T, total, input_precision=PRECISION)
     return total
 
@@ -131,12 +136,17 @@ def _product_of_words(
         six = (upper.to(tl.int64) << 32 | lower.to(tl.uint32, bitcast=True).to(tl.int64)) >> bits
         u, v = six.to(tl.int32), (six >> 32).to(tl.int32)
         there = weight_ptr + row * P
-        left = _operand(u, u >> 24, keep, scale_0, shift_0, OCTETS, WARPS, EVEN, DTYPE)
-        total = tl.dot(left, tl.load(there).T, total, input_precision=PRECISION)
-        left = _operand(u >> 8, v, keep, scale_1, shift_1, OCTETS, WARPS, EVEN, DTYPE)
-        total = tl.dot(left, tl.load(there + P * P).T, total, input_precision=PRECISION)
-        left = _operand(u >> 16, v >> 8, keep, scale_2, shift_2, OCTETS, WARPS, EVEN, DTYPE)
-        total = tl.dot(left, tl.load(there + 2 * P * P).T, total, input_precision=PRECISION)
+        even = _normalised(u, keep, scale_0, shift_0, 0, EVEN, DTYPE)
+        odd = _normalised(u, keep, scale_0, shift_0, 3, EVEN, DTYPE)
+        total = tl.dot(_operand(even, odd, WARPS, OCTETS), tl.load(there).T, total, input_precision=PRECISION)
+        even = _normalised(u, keep, scale_1, shift_1, 1, EVEN, DTYPE)
+        odd = _normalised(v, keep, scale_1, shift_1, 0, EVEN, DTYPE)
+        right = tl.load(there + P * P).T
+        total = tl.dot(_operand(even, odd, WARPS, OCTETS), right, total, input_precision=PRECISION)
+        even = _normalised(u, keep, scale_2, shift_2, 2, EVEN, DTYPE)
+        odd = _normalised(v, keep, scale_2, shift_2, 1, EVEN, DTYPE)
+        right = tl.load(there + 2 * P * P).T
+        total = tl.dot(_operand(even, odd, WARPS, OCTETS), right, total, input_precision=PRECISION)
     return total
 
 
@@ -238,8 +248,8 @@ def patch_embed(
         weight: [C, 3, P, P], fp16, bf16 or fp32; P 8, 14, 16 or 32.
         bias: [C]; position: [1, E + h w, C], already at this grid; tokens: [1, E, C]; all of the weights' dtype.
         mean, std: 3 numbers each, of pixels from 0 to 1: `(x / 255 - mean) / std`.
-        tile: BLOCK_M patches by BLOCK_C channels a program, ROWS of a patch a step, num_warps, num_stages; None takes
-            the committed one.
+        tile: BLOCK_M patches by BLOCK_C channels a program, ROWS of a patch a step, num_warps, num_stages, maxnreg
+            registers a thread at most where it has that; None takes the committed one.
 
     Returns:
         [B, E + h w, C].
@@ -272,15 +282,16 @@ def patch_embed(
     checks.contiguous(OP, image=image, **parameters)
     checks.inference_only(OP, image=image, **parameters)
     out = torch.empty(B, E + h * w, C, dtype=dtype, device=image.device)
-    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels), image.device)
     M = B * h * w
+    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels, gemm.size_of(M, C)), image.device)
+    even = not (H % P or W % P)
     words = pixels and W % 4 == 0 and P % 4 == 0 and P % tile["ROWS"] == 0 and image.data_ptr() % 4 == 0
     if M:
         read = image.view(-1).view(torch.int32) if words else image
         _kernel[(triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(C, tile["BLOCK_C"]),)](
             *(read, weight, bias, position, tokens, out, M, H, W, h, w, C, E, *scale, *shift),
             BYTES=4 if words else int(pixels),
-            EVEN=not (H % P or W % P),
+            EVEN=even,
             P=P,
             WIDE=triton.next_power_of_2(P),
             ROWS=tile["ROWS"],
@@ -290,6 +301,7 @@ def patch_embed(
             WARPS=min(tile["num_warps"], tile["BLOCK_M"] // 16),
             num_warps=tile["num_warps"],
             num_stages=tile["num_stages"],
+            maxnreg=_registers(tile, even),
         )
     return out
 
@@ -306,9 +318,14 @@ def _affine(
     return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
-def case_of(P: int, dtype: torch.dtype, pixels: bool) -> str:
-    """The name in the tile data: the patch size, and what is read."""
-    return f"{P}_fp32" if dtype == torch.float32 else f"{P}_uint8" if pixels else str(P)
+def _registers(tile: Tile, even: bool) -> int | None:
+    """Registers a thread may have. The masks of images that end inside a patch want some more than tiles say."""
+    return tile.get("maxnreg") if even else None
+
+
+def case_of(P: int, dtype: torch.dtype, pixels: bool, size: str) -> str:
+    """The name in the tile data: the patch size, what is read, and which of `gemm.SIZES` the output is."""
+    return f"{P}_fp32" if dtype == torch.float32 else f"{P}_uint8_{size}" if pixels else f"{P}_{size}"
 
 
 def shared_bytes(tile: Tile, P: int, itemsize: int, pixels: bool) -> int:
@@ -316,20 +333,26 @@ def shared_bytes(tile: Tile, P: int, itemsize: int, pixels: bool) -> int:
     step = tile["ROWS"] * triton.next_power_of_2(P)
     patches, weights = tile["BLOCK_M"] * step * itemsize, tile["BLOCK_C"] * step * itemsize
     if pixels:
-        return tile["num_stages"] * 3 * (tile["BLOCK_M"] * step + weights) + patches
+        # of each two pixels' six bytes two words are kept, of all colours
+        return tile["num_stages"] * (tile["BLOCK_M"] * step * 4 + 3 * weights) + patches
     return tile["num_stages"] * (patches + weights)
 
 
 def candidates(architecture: int, case: str) -> Iterator[Tile]:
     """Tiles worth timing: those that fit the architecture's shared memory."""
-    P, itemsize, pixels = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2, case.endswith("uint8")
-    for BLOCK_M, BLOCK_C, num_warps in ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8), (128, 256, 8)):
-        for ROWS in sorted({min(P, step // triton.next_power_of_2(P)) for step in (32, 64, 128)}):
-            for num_stages in (2, 3, 4):
-                sizes = {"BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "ROWS": ROWS}
-                tile = sizes | {"num_warps": num_warps, "num_stages": num_stages}
-                if shared_bytes(tile, P, itemsize, pixels) <= tiles.SHARED_MEMORY_BYTES[architecture]:
-                    yield tile
+    P, itemsize, pixels = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2, "uint8" in case
+    small = ((64, 64, 4, None), (64, 128, 4, None), (128, 64, 4, None), (128, 128, 8, 128))
+    large = ((128, 128, 8, 128), (128, 256, 8, None), (256, 128, 8, None), (128, 128, 4, 168), (128, 64, 4, None))
+    shapes = large if case.endswith("large") else small
+    # a stage of pixels holds all colours
+    depths = ((32, 3), (16, 4), (64, 3)) if pixels else ((64, 3), (64, 4), (32, 4))
+    for (BLOCK_M, BLOCK_C, num_warps, maxnreg), (step, num_stages) in itertools.product(shapes, depths):
+        sizes = {"BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "ROWS": min(P, max(1, step // triton.next_power_of_2(P)))}
+        tile = sizes | {"num_warps": num_warps, "num_stages": num_stages}
+        # so that two or three programs share a multiprocessor
+        tile |= {"maxnreg": maxnreg} if maxnreg and architecture == 90 else {}
+        if shared_bytes(tile, P, itemsize, pixels) <= tiles.SHARED_MEMORY_BYTES[architecture]:
+            yield tile
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:
@@ -339,7 +362,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
     factors = ("scale_0", "scale_1", "scale_2", "shift_0", "shift_1", "shift_2")
     for dtype in DEPLOYED:
         for P, BYTES, EVEN in DEPLOYED_FORMS:
-            tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0), architecture)
+            tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0, "large"), architecture)
             read, name = {0: (f"*{TYPE_NAMES[dtype]}", ""), 1: ("*u8", "_uint8_any"), 4: ("*i32", "_uint8")}[BYTES]
             name += "_uneven" if BYTES == 4 and not EVEN else ""
             yield Specialisation(
@@ -359,6 +382,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                 aligned=frozenset(("image_ptr", *pointers, "C")),
                 num_warps=tile["num_warps"],
                 num_stages=tile["num_stages"],
+                maxnreg=_registers(tile, EVEN),
                 matrix=True,
                 asynchronous=BYTES == 0,
             )
