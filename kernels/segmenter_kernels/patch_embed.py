@@ -157,16 +157,24 @@ def _halves(x):
 
 
 @triton.jit
-def _finish(total, first, start_c, bias_ptr, position_ptr, out_ptr, M, grid, C, E):
+def _positions(first, start_c, position_ptr, M, grid, C, E, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Position embeddings of some channels of some patches."""
+    m = first + tl.arange(0, BLOCK_M)
+    col = start_c + tl.arange(0, BLOCK_C)
+    place = (E + m % grid).to(tl.int64)[:, None] * C + col[None, :]
+    return tl.load(position_ptr + place, (m < M)[:, None] & (col < C)[None, :], 0.0)
+
+
+@triton.jit
+def _finish(total, position, first, start_c, bias_ptr, out_ptr, M, grid, C, E):
     """Adds bias and positions to some channels of some patches, and stores them."""
     m = first + tl.arange(0, total.shape[0])
     col = start_c + tl.arange(0, total.shape[1])
-    keep = (m < M)[:, None] & (col < C)[None, :]
-    place = (E + m % grid).to(tl.int64)[:, None] * C + col[None, :]
     total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
-    total += tl.load(position_ptr + place, keep, 0.0).to(tl.float32)
-    place += (m // grid)[:, None] * (tl.cast(E + grid, tl.int64) * C)
-    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), keep)
+    total += position.to(tl.float32)
+    row = (m // grid).to(tl.int64) * (E + grid) + E + m % grid
+    keep = (m < M)[:, None] & (col < C)[None, :]
+    tl.store(out_ptr + row[:, None] * C + col[None, :], total.to(out_ptr.dtype.element_ty), keep)
 
 
 @triton.jit
@@ -211,15 +219,17 @@ def _kernel(
             P, ROWS, STEPS, MASKED, PRECISION,
         )  # fmt: skip
 
-    # in quarters, for all at once would want more registers than the product
+    # in quarters, for all at once would want more registers than the product; the next positions are on their way
+    QUARTER: tl.constexpr = BLOCK_C // 4
     left, right = _halves(total)
-    for half in tl.static_range(2):
-        quarters = _halves(left if half == 0 else right)
-        for quarter in tl.static_range(2):
-            _finish(
-                quarters[quarter], first, start_c + (2 * half + quarter) * (BLOCK_C // 4),
-                bias_ptr, position_ptr, out_ptr, M, grid, C, E,
-            )  # fmt: skip
+    quarters = _halves(left) + _halves(right)
+    position = _positions(first, start_c, position_ptr, M, grid, C, E, BLOCK_M, QUARTER)
+    for quarter in tl.static_range(4):
+        here = start_c + quarter * QUARTER
+        if quarter < 3:
+            following = _positions(first, here + QUARTER, position_ptr, M, grid, C, E, BLOCK_M, QUARTER)
+        _finish(quarters[quarter], position, first, here, bias_ptr, out_ptr, M, grid, C, E)
+        position = following
     image_stride = tl.cast(E + grid, tl.int64) * C
     # the extra tokens of the images whose first patch is among these
     for image in range(tl.cdiv(first, grid), tl.cdiv(tl.minimum(first + BLOCK_M, M), grid)):
