@@ -19,12 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks, gemm, tiles
+from segmenter_kernels import checks, tiles
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
 
 OP = "patch_embed"
 PATCH_SIZES = (8, 14, 16, 32)
+SMALL = 2**21  # outputs with fewer elements leave multiprocessors idle unless tiles are small
 MAX_ELEMENTS = 2**31  # of one image, so that offsets in it fit int32
 # patch size, bytes read at a time (0: floats), whether the sides are multiples of it
 DEPLOYED_FORMS = (
@@ -293,7 +294,7 @@ def patch_embed(
     checks.inference_only(OP, image=image, **parameters)
     out = torch.empty(B, E + h * w, C, dtype=dtype, device=image.device)
     M = B * h * w
-    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels, gemm.size_of(M, C)), image.device)
+    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels, M * C), image.device)
     even = not (H % P or W % P)
     words = pixels and W % 4 == 0 and P % 4 == 0 and P % tile["ROWS"] == 0 and image.data_ptr() % 4 == 0
     if M:
@@ -333,8 +334,9 @@ def _registers(tile: Tile, even: bool) -> int | None:
     return tile.get("maxnreg") if even else None
 
 
-def case_of(P: int, dtype: torch.dtype, pixels: bool, size: str) -> str:
-    """The name in the tile data: the patch size, what is read, and which of `gemm.SIZES` the output is."""
+def case_of(P: int, dtype: torch.dtype, pixels: bool, outputs: int) -> str:
+    """The name in the tile data: the patch size, what is read, and whether the output has few elements."""
+    size = "small" if outputs < SMALL else "large"
     return f"{P}_fp32" if dtype == torch.float32 else f"{P}_uint8_{size}" if pixels else f"{P}_{size}"
 
 
@@ -372,7 +374,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
     factors = ("scale_0", "scale_1", "scale_2", "shift_0", "shift_1", "shift_2")
     for dtype in DEPLOYED:
         for P, BYTES, EVEN in DEPLOYED_FORMS:
-            tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0, "large"), architecture)
+            tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0, SMALL), architecture)
             read, name = {0: (f"*{TYPE_NAMES[dtype]}", ""), 1: ("*u8", "_uint8_any"), 4: ("*i32", "_uint8")}[BYTES]
             name += "_uneven" if BYTES == 4 and not EVEN else ""
             yield Specialisation(
