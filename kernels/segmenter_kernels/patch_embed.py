@@ -260,7 +260,7 @@ def patch_embed(
         bias: [C]; position: [1, E + h w, C], already at this grid; tokens: [1, E, C]; all of the weights' dtype.
         mean, std: 3 numbers each, of pixels from 0 to 1: `(x / 255 - mean) / std`.
         tile: BLOCK_M patches by BLOCK_C channels a program, ROWS of a patch a step, num_warps, num_stages, maxnreg
-            registers a thread at most where it has that; None takes the committed one.
+            registers a thread at most, unless that is 0 or missing; None takes the committed one.
 
     Returns:
         [B, E + h w, C].
@@ -331,7 +331,7 @@ def _affine(
 
 def _registers(tile: Tile, even: bool) -> int | None:
     """Registers a thread may have. The masks of images that end inside a patch want some more than tiles say."""
-    return tile.get("maxnreg") if even else None
+    return tile.get("maxnreg") or None if even else None
 
 
 def case_of(P: int, dtype: torch.dtype, pixels: bool, outputs: int) -> str:
@@ -353,8 +353,8 @@ def shared_bytes(tile: Tile, P: int, itemsize: int, pixels: bool) -> int:
 def candidates(architecture: int, case: str) -> Iterator[Tile]:
     """Tiles worth timing: those that fit the architecture's shared memory."""
     P, itemsize, pixels = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2, "uint8" in case
-    small = ((64, 64, 4, None), (64, 128, 4, None), (128, 64, 4, None), (128, 128, 8, 128))
-    large = ((128, 128, 8, 128), (128, 256, 8, None), (256, 128, 8, None), (128, 128, 4, 168), (128, 64, 4, None))
+    small = ((64, 64, 4, 0), (64, 128, 4, 0), (128, 64, 4, 0), (128, 128, 8, 128))
+    large = ((128, 128, 8, 128), (128, 256, 8, 0), (256, 128, 8, 0), (128, 128, 4, 168), (128, 64, 4, 0))
     shapes = large if case.endswith("large") else small
     # a stage of pixels holds all colours
     depths = ((32, 3), (16, 4), (64, 3)) if pixels else ((64, 3), (64, 4), (32, 4))
@@ -362,7 +362,7 @@ def candidates(architecture: int, case: str) -> Iterator[Tile]:
         sizes = {"BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "ROWS": min(P, max(1, step // triton.next_power_of_2(P)))}
         tile = sizes | {"num_warps": num_warps, "num_stages": num_stages}
         # so that two or three programs share a multiprocessor
-        tile |= {"maxnreg": maxnreg} if maxnreg and architecture == 90 else {}
+        tile |= {"maxnreg": maxnreg} if architecture == 90 else {}
         if shared_bytes(tile, P, itemsize, pixels) <= tiles.SHARED_MEMORY_BYTES[architecture]:
             yield tile
 
