@@ -86,6 +86,8 @@ def compare(
     assert recorded["grid"] == [*grid, 1, 1][:3]
     assert recorded["threads"] == kernel["threads"] == 32 * arguments.pop("num_warps")
     assert arguments.pop("num_stages", kernel["num_stages"]) == kernel["num_stages"]
+    limit = arguments.pop("maxnreg", None)
+    assert limit is None or kernel["registers"] <= limit
     assert recorded["shared_bytes"] == kernel["dynamic_shared_bytes"]
     assert {name: arguments.pop(name) for name in kernel["constants"] if name != "stride_k"} == {
         name: value for name, value in kernel["constants"].items() if name != "stride_k"
