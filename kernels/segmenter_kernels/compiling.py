@@ -96,7 +96,7 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
         constexprs={index[name]: value for name, value in specialisation.constants.items()},
         attrs={index[name]: [["tt.divisibility", 16]] for name in sorted(specialisation.aligned)},
     )
-    options = {"num_warps": specialisation.num_warps, "num_stages": specialisation.num_stages}
+    options = {name: getattr(specialisation, name) for name in ("num_warps", "num_stages", "maxnreg")}
     log = io.StringIO()
     with _uncached(), contextlib.redirect_stdout(log):
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)

@@ -6,9 +6,12 @@
 A matrix product whose left side is read from the image in place: a step takes some rows of the patches in one colour.
 From uint8 pixels [B, H, W, 3] a step also normalises: `x * scale + shift` with both roundings, then the rounding to the
 weights' type, then zeros beyond the image, as the eager steps do. Weights keep their order (c, i, j). Where the width
-is a multiple of 4, pixels are read by fours as three words, whose bytes make a step of each colour; else one by one.
+is a multiple of 4, a thread reads two pixels as two words, and just those that it holds in the product's operand: their
+bytes become numbers in its registers, a step of each colour, and pass no shared memory on the way. Else they are read
+one by one.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,6 +25,7 @@ from segmenter_kernels.tiles import Tile
 
 OP = "patch_embed"
 PATCH_SIZES = (8, 14, 16, 32)
+SMALL = 2**21  # outputs with fewer elements leave multiprocessors idle unless tiles are small
 MAX_ELEMENTS = 2**31  # of one image, so that offsets in it fit int32
 # patch size, bytes read at a time (0: floats), whether the sides are multiples of it
 DEPLOYED_FORMS = (
@@ -36,21 +40,29 @@ def _load(x_ptr, keep, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _normalised(value, keep, scale, shift, EVEN: tl.constexpr, DTYPE: tl.constexpr):
-    """The lowest byte of int32 values as the network reads it; zero where `keep` is not, unless all is kept (EVEN)."""
-    # the float32 of these bits is 2^23 + byte, exactly: a conversion would take several times as long
-    x = ((value & 255) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-    # fma with 0 is a product that no compiler fuses with the sum: eager rounds both
-    x = tl.fma(x, scale, 0.0) + shift
+def _normalised(value, keep, scale, shift, BYTE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
+    """Byte 0 to 3 of int32 values as the network reads it; zero where `keep` is not, unless all is kept (EVEN)."""
+    # 2^23 + byte, or 2^23 + 256 byte, exactly: a conversion would take several times as long. The second axis of the
+    # grid is 1 long, which compilers do not know: one instruction then takes a mask and these bits, not two constants
+    bits = 0x4B000000 + tl.program_id(1)
+    if BYTE == 1:
+        x, scale = (value & 0xFF00) | bits, scale / 256
+    else:
+        x = ((value >> 8 * BYTE) & 0xFF) | bits
+    # the fma is exactly byte * scale, rounded once, and no compiler fuses it with the sum: eager rounds both
+    x = tl.fma(x.to(tl.float32, bitcast=True), scale, scale * -8388608.0) + shift
     return (x if EVEN else tl.where(keep, x, 0.0)).to(DTYPE)
 
 
 @triton.jit
-def _colour(p, q, r, s, keep, scale, shift, EVEN: tl.constexpr, DTYPE: tl.constexpr):
-    """Four blocks of bytes, normalised, as every fourth column of one block."""
-    p, q = _normalised(p, keep, scale, shift, EVEN, DTYPE), _normalised(q, keep, scale, shift, EVEN, DTYPE)
-    r, s = _normalised(r, keep, scale, shift, EVEN, DTYPE), _normalised(s, keep, scale, shift, EVEN, DTYPE)
-    return tl.reshape(tl.join(tl.join(p, r), tl.join(q, s)), [p.shape[0], 4 * p.shape[1]])
+def _operand(even, odd, WARPS: tl.constexpr, OCTETS: tl.constexpr):
+    """Even and odd columns of one colour, in the order of `_product_of_words`, as [patches, 8 octets].
+
+    In the order that `WARPS` warps hold a product's operand in, so that nothing moves.
+    """
+    M: tl.constexpr = even.shape[0] // (4 * OCTETS)
+    pairs = tl.reshape(tl.join(even, odd), [OCTETS, M // (16 * WARPS), 2, WARPS, 8, 4, 2])
+    return tl.reshape(tl.permute(pairs, [1, 3, 2, 4, 0, 5, 6]), [M, 8 * OCTETS])
 
 
 @triton.jit
@@ -84,35 +96,86 @@ def _product_of_bytes(
         shift = tl.where(c == 0, shift_0, tl.where(c == 1, shift_1, shift_2))
         pixel = tl.load(image_ptr + (row * W * 3 + c), keep, 0).to(tl.int32)
         right = _load(weight_ptr + (c * P + row) * P, inside, MASKED)
-        left = _normalised(pixel, keep, scale, shift, False, right.dtype)
+        left = _normalised(pixel, keep, scale, shift, 0, False, right.dtype)
         total = tl.dot(left, right.T, total, input_precision=PRECISION)
     return total
 
 
 @triton.jit
 def _product_of_words(
-    image_ptr, weight_ptr, total, y, x, H, W, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    image_ptr, weight_ptr, total, first, M, H, W, h, w, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     EVEN: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+    WARPS: tl.constexpr,
 ):  # fmt: skip
-    """Four pixels are three words: all three colours of a row at once."""
-    at = tl.arange(0, ROWS * P // 4)[None, :]
-    i = at // (P // 4)
-    j = at % (P // 4) * 4
-    image_ptr += ((y + i) * W + x + j) // 4 * 3
+    """Two pixels lie in two words: all three colours of some rows at once."""
+    BLOCK_M: tl.constexpr = total.shape[0]
+    OCTETS: tl.constexpr = ROWS * P // 8
+    # one axis, in the order in which the product's threads hold pairs: 4 of an octet, 8 patches, warps, then registers
+    at = tl.arange(0, 4 * OCTETS * BLOCK_M)
+    pair, octet = at % 4, at // (4 * BLOCK_M)
+    m = at // 4 % BLOCK_M
+    m = m // (16 * WARPS) * (16 * WARPS) + m // 8 % WARPS * 16 + m // (8 * WARPS) % 2 * 8 + m % 8
+    patch = tl.minimum(first + m, M - 1)
+    n = patch % (h * w)
+    y, x = n // w * P, n % w * P
+    i, j = octet // (P // 8), octet % (P // 8) * 8
+    start = first // (h * w)
+    image_ptr += start.to(tl.int64) * H * (W // 4 * 3)
+    # pairs start at the bytes 0, 6, 12 and 18 of an octet's 24, every other one inside a word
+    image_ptr += ((patch // (h * w) - start) * H + y) * (W // 4 * 3) + x // 4 * 3 + pair * 3 // 2
+    # apart, so that octets of a row share an address
+    image_ptr += i * (W // 4 * 3)
+    image_ptr += j // 4 * 3
+    y, x = y + i, x + j + pair * 2
+    bits = (pair % 2 * 16).to(tl.int64)
     DTYPE: tl.constexpr = weight_ptr.dtype.element_ty
     for step in range(STEPS):
         row = step * ROWS
-        keep = (x + j < W) & (y + row + i < H)
-        here = image_ptr + row * (W // 4) * 3
-        u, v, z = _load(here, keep, not EVEN), _load(here + 1, keep, not EVEN), _load(here + 2, keep, not EVEN)
+        keep = (x < W) & (y + row < H)
+        here = image_ptr + row * (W // 4 * 3)
+        lower, upper = _load(here, keep, not EVEN), _load(here + 1, keep, not EVEN)
+        six = (upper.to(tl.int64) << 32 | lower.to(tl.uint32, bitcast=True).to(tl.int64)) >> bits
+        u, v = six.to(tl.int32), (six >> 32).to(tl.int32)
         there = weight_ptr + row * P
-        left = _colour(u, u >> 24, v >> 16, z >> 8, keep, scale_0, shift_0, EVEN, DTYPE)
-        total = tl.dot(left, tl.load(there).T, total, input_precision=PRECISION)
-        left = _colour(u >> 8, v, v >> 24, z >> 16, keep, scale_1, shift_1, EVEN, DTYPE)
-        total = tl.dot(left, tl.load(there + P * P).T, total, input_precision=PRECISION)
-        left = _colour(u >> 16, v >> 8, z, z >> 24, keep, scale_2, shift_2, EVEN, DTYPE)
-        total = tl.dot(left, tl.load(there + 2 * P * P).T, total, input_precision=PRECISION)
+        even = _normalised(u, keep, scale_0, shift_0, 0, EVEN, DTYPE)
+        odd = _normalised(u, keep, scale_0, shift_0, 3, EVEN, DTYPE)
+        total = tl.dot(_operand(even, odd, WARPS, OCTETS), tl.load(there).T, total, input_precision=PRECISION)
+        even = _normalised(u, keep, scale_1, shift_1, 1, EVEN, DTYPE)
+        odd = _normalised(v, keep, scale_1, shift_1, 0, EVEN, DTYPE)
+        right = tl.load(there + P * P).T
+        total = tl.dot(_operand(even, odd, WARPS, OCTETS), right, total, input_precision=PRECISION)
+        even = _normalised(u, keep, scale_2, shift_2, 2, EVEN, DTYPE)
+        odd = _normalised(v, keep, scale_2, shift_2, 1, EVEN, DTYPE)
+        right = tl.load(there + 2 * P * P).T
+        total = tl.dot(_operand(even, odd, WARPS, OCTETS), right, total, input_precision=PRECISION)
     return total
+
+
+@triton.jit
+def _halves(x):
+    """A block's left and right half."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
+
+
+@triton.jit
+def _positions(first, start_c, position_ptr, M, grid, C, E, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Position embeddings of some channels of some patches."""
+    m = first + tl.arange(0, BLOCK_M)
+    col = start_c + tl.arange(0, BLOCK_C)
+    place = (E + m % grid).to(tl.int64)[:, None] * C + col[None, :]
+    return tl.load(position_ptr + place, (m < M)[:, None] & (col < C)[None, :], 0.0)
+
+
+@triton.jit
+def _finish(total, position, first, start_c, bias_ptr, out_ptr, M, grid, C, E):
+    """Adds bias and positions to some channels of some patches, and stores them."""
+    m = first + tl.arange(0, total.shape[0])
+    col = start_c + tl.arange(0, total.shape[1])
+    total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
+    total += position.to(tl.float32)
+    row = (m // grid).to(tl.int64) * (E + grid) + E + m % grid
+    keep = (m < M)[:, None] & (col < C)[None, :]
+    tl.store(out_ptr + row[:, None] * C + col[None, :], total.to(out_ptr.dtype.element_ty), keep)
 
 
 @triton.jit
@@ -120,14 +183,15 @@ def _kernel(
     image_ptr, weight_ptr, bias_ptr, position_ptr, tokens_ptr, out_ptr, M, H, W, h, w, C, E,
     scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     BYTES: tl.constexpr, EVEN: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     # a patch's row is padded to WIDE, a power of two, and its rows to whole steps
     MASKED: tl.constexpr = WIDE != P or P % ROWS != 0
     STEPS: tl.constexpr = (P + ROWS - 1) // ROWS
     blocks = tl.cdiv(C, BLOCK_C)
     first = tl.program_id(0) // blocks * BLOCK_M
-    col = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    start_c = tl.program_id(0) % blocks * BLOCK_C
+    col = start_c + tl.arange(0, BLOCK_C)
     grid = h * w
     m = first + tl.arange(0, BLOCK_M)
     # patches and channels past the end repeat the last: they need no mask, and what comes of them is dropped
@@ -142,8 +206,8 @@ def _kernel(
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     if BYTES == 4:
         total = _product_of_words(
-            image_ptr + start * (H * (W // 4) * 3), each_ptr, total, y, x, H, W,
-            scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, EVEN, P, ROWS, STEPS, PRECISION,
+            image_ptr, each_ptr, total, first, M, H, W, h, w,
+            scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, EVEN, P, ROWS, STEPS, PRECISION, WARPS,
         )  # fmt: skip
     elif BYTES == 1:
         total = _product_of_bytes(
@@ -156,12 +220,18 @@ def _kernel(
             P, ROWS, STEPS, MASKED, PRECISION,
         )  # fmt: skip
 
-    total += tl.load(bias_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
-    keep = (m < M)[:, None] & (col < C)[None, :]
-    place = (E + n).to(tl.int64)[:, None] * C + col[None, :]
-    total += tl.load(position_ptr + place, keep, 0.0).to(tl.float32)
+    # in quarters, for all at once would want more registers than the product; the next positions are on their way
+    QUARTER: tl.constexpr = BLOCK_C // 4
+    left, right = _halves(total)
+    quarters = _halves(left) + _halves(right)
+    position = _positions(first, start_c, position_ptr, M, grid, C, E, BLOCK_M, QUARTER)
+    for quarter in tl.static_range(4):
+        here = start_c + quarter * QUARTER
+        if quarter < 3:
+            following = _positions(first, here + QUARTER, position_ptr, M, grid, C, E, BLOCK_M, QUARTER)
+        _finish(quarters[quarter], position, first, here, bias_ptr, out_ptr, M, grid, C, E)
+        position = following
     image_stride = tl.cast(E + grid, tl.int64) * C
-    tl.store(out_ptr + b[:, None] * image_stride + place, total.to(out_ptr.dtype.element_ty), keep)
     # the extra tokens of the images whose first patch is among these
     for image in range(tl.cdiv(first, grid), tl.cdiv(tl.minimum(first + BLOCK_M, M), grid)):
         for e in range(E):
@@ -189,8 +259,8 @@ def patch_embed(
         weight: [C, 3, P, P], fp16, bf16 or fp32; P 8, 14, 16 or 32.
         bias: [C]; position: [1, E + h w, C], already at this grid; tokens: [1, E, C]; all of the weights' dtype.
         mean, std: 3 numbers each, of pixels from 0 to 1: `(x / 255 - mean) / std`.
-        tile: BLOCK_M patches by BLOCK_C channels a program, ROWS of a patch a step, num_warps, num_stages; None takes
-            the committed one.
+        tile: BLOCK_M patches by BLOCK_C channels a program, ROWS of a patch a step, num_warps, num_stages, maxnreg
+            registers a thread at most, unless that is 0 or missing; None takes the committed one.
 
     Returns:
         [B, E + h w, C].
@@ -223,23 +293,26 @@ def patch_embed(
     checks.contiguous(OP, image=image, **parameters)
     checks.inference_only(OP, image=image, **parameters)
     out = torch.empty(B, E + h * w, C, dtype=dtype, device=image.device)
-    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels), image.device)
     M = B * h * w
+    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels, M * C), image.device)
+    even = not (H % P or W % P)
     words = pixels and W % 4 == 0 and P % 4 == 0 and P % tile["ROWS"] == 0 and image.data_ptr() % 4 == 0
     if M:
         read = image.view(-1).view(torch.int32) if words else image
         _kernel[(triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(C, tile["BLOCK_C"]),)](
             *(read, weight, bias, position, tokens, out, M, H, W, h, w, C, E, *scale, *shift),
             BYTES=4 if words else int(pixels),
-            EVEN=not (H % P or W % P),
+            EVEN=even,
             P=P,
             WIDE=triton.next_power_of_2(P),
             ROWS=tile["ROWS"],
             BLOCK_M=tile["BLOCK_M"],
             BLOCK_C=tile["BLOCK_C"],
             PRECISION="ieee" if dtype == torch.float32 else "tf32",
+            WARPS=min(tile["num_warps"], tile["BLOCK_M"] // 16),
             num_warps=tile["num_warps"],
             num_stages=tile["num_stages"],
+            maxnreg=_registers(tile, even),
         )
     return out
 
@@ -256,9 +329,15 @@ def _affine(
     return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
-def case_of(P: int, dtype: torch.dtype, pixels: bool) -> str:
-    """The name in the tile data: the patch size, and what is read."""
-    return f"{P}_fp32" if dtype == torch.float32 else f"{P}_uint8" if pixels else str(P)
+def _registers(tile: Tile, even: bool) -> int | None:
+    """Registers a thread may have. The masks of images that end inside a patch want some more than tiles say."""
+    return tile.get("maxnreg") or None if even else None
+
+
+def case_of(P: int, dtype: torch.dtype, pixels: bool, outputs: int) -> str:
+    """The name in the tile data: the patch size, what is read, and whether the output has few elements."""
+    size = "small" if outputs < SMALL else "large"
+    return f"{P}_fp32" if dtype == torch.float32 else f"{P}_uint8_{size}" if pixels else f"{P}_{size}"
 
 
 def shared_bytes(tile: Tile, P: int, itemsize: int, pixels: bool) -> int:
@@ -266,20 +345,26 @@ def shared_bytes(tile: Tile, P: int, itemsize: int, pixels: bool) -> int:
     step = tile["ROWS"] * triton.next_power_of_2(P)
     patches, weights = tile["BLOCK_M"] * step * itemsize, tile["BLOCK_C"] * step * itemsize
     if pixels:
-        return tile["num_stages"] * 3 * (tile["BLOCK_M"] * step + weights) + patches
+        # of each two pixels' six bytes two words are kept, of all colours
+        return tile["num_stages"] * (tile["BLOCK_M"] * step * 4 + 3 * weights) + patches
     return tile["num_stages"] * (patches + weights)
 
 
 def candidates(architecture: int, case: str) -> Iterator[Tile]:
     """Tiles worth timing: those that fit the architecture's shared memory."""
-    P, itemsize, pixels = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2, case.endswith("uint8")
-    for BLOCK_M, BLOCK_C, num_warps in ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8), (128, 256, 8)):
-        for ROWS in sorted({min(P, step // triton.next_power_of_2(P)) for step in (32, 64, 128)}):
-            for num_stages in (2, 3, 4):
-                sizes = {"BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "ROWS": ROWS}
-                tile = sizes | {"num_warps": num_warps, "num_stages": num_stages}
-                if shared_bytes(tile, P, itemsize, pixels) <= tiles.SHARED_MEMORY_BYTES[architecture]:
-                    yield tile
+    P, itemsize, pixels = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2, "uint8" in case
+    small = ((64, 64, 4, 0), (64, 128, 4, 0), (128, 64, 4, 0), (128, 128, 8, 128))
+    large = ((128, 128, 8, 128), (128, 256, 8, 0), (256, 128, 8, 0), (128, 64, 4, 0))
+    shapes = large if case.endswith("large") else small
+    # a stage of pixels holds all colours
+    depths = ((32, 3), (16, 4), (64, 3)) if pixels else ((64, 3), (64, 4), (32, 4))
+    for (BLOCK_M, BLOCK_C, num_warps, maxnreg), (step, num_stages) in itertools.product(shapes, depths):
+        sizes = {"BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "ROWS": min(P, max(1, step // triton.next_power_of_2(P)))}
+        tile = sizes | {"num_warps": num_warps, "num_stages": num_stages}
+        # so that two programs share a multiprocessor
+        tile |= {"maxnreg": maxnreg} if architecture == 90 else {}
+        if shared_bytes(tile, P, itemsize, pixels) <= tiles.SHARED_MEMORY_BYTES[architecture]:
+            yield tile
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:
@@ -289,7 +374,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
     factors = ("scale_0", "scale_1", "scale_2", "shift_0", "shift_1", "shift_2")
     for dtype in DEPLOYED:
         for P, BYTES, EVEN in DEPLOYED_FORMS:
-            tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0), architecture)
+            tile = tiles.of_architecture(OP, case_of(P, dtype, BYTES > 0, SMALL), architecture)
             read, name = {0: (f"*{TYPE_NAMES[dtype]}", ""), 1: ("*u8", "_uint8_any"), 4: ("*i32", "_uint8")}[BYTES]
             name += "_uneven" if BYTES == 4 and not EVEN else ""
             yield Specialisation(
@@ -304,11 +389,12 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                 constants={
                     **{"BYTES": BYTES, "EVEN": EVEN, "P": P, "WIDE": triton.next_power_of_2(P)},
                     **{name: tile[name] for name in ("ROWS", "BLOCK_M", "BLOCK_C")},
-                    **{"PRECISION": "tf32"},
+                    **{"PRECISION": "tf32", "WARPS": min(tile["num_warps"], tile["BLOCK_M"] // 16)},
                 },
                 aligned=frozenset(("image_ptr", *pointers, "C")),
                 num_warps=tile["num_warps"],
                 num_stages=tile["num_stages"],
+                maxnreg=_registers(tile, EVEN),
                 matrix=True,
                 asynchronous=BYTES == 0,
             )

@@ -93,7 +93,7 @@ def patch_embed(B: int, side: int, C: int, dtype: torch.dtype, pixels: bool = Tr
         traffic_bytes=B * n * values * (1 if pixels else dtype.itemsize)
         + (C * values + (B + 1) * (1 + n) * C) * dtype.itemsize,
         key="patch_embed",
-        case=patch_embed_case(PATCH, dtype, pixels),
+        case=patch_embed_case(PATCH, dtype, pixels, B * n * C),
         named={"mean": MEAN, "std": STD} if pixels else {},
         plain_op=_plain_patch_embed if pixels else None,
     )

@@ -79,7 +79,9 @@ def _unary(self: Any, x: Any, op: Callable[..., Any]) -> Any:
 
 
 def _fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-    return _stored(_values(x) * _values(y) + _values(z), z.dtype.scalar)
+    # rounded once, as hardware does: products of float32 are exact in float64
+    wide = np.float64 if z.dtype.scalar == tl.float32 else _values(z).dtype
+    return _stored(_values(x).astype(wide) * _values(y) + _values(z), z.dtype.scalar)
 
 
 def _dot(self: Any, a: Any, b: Any, accumulator: Any, input_precision: Any, _: Any) -> Any:

@@ -86,6 +86,8 @@ def compare(
     assert recorded["grid"] == [*grid, 1, 1][:3]
     assert recorded["threads"] == kernel["threads"] == 32 * arguments.pop("num_warps")
     assert arguments.pop("num_stages", kernel["num_stages"]) == kernel["num_stages"]
+    limit = arguments.pop("maxnreg", None)
+    assert limit is None or kernel["registers"] <= limit
     assert recorded["shared_bytes"] == kernel["dynamic_shared_bytes"]
     assert {name: arguments.pop(name) for name in kernel["constants"] if name != "stride_k"} == {
         name: value for name, value in kernel["constants"].items() if name != "stride_k"
@@ -163,7 +165,7 @@ def test_patch_embed_is_launched_as_python_launches_it(record, manifest, monkeyp
         shapes = ((B, 3, h * P, w * P), (C, 3, P, P), (C,), (1, E + h * w, C), (1, E, C))
         # one element more, for tensors of none share an address
         inputs = [torch.empty(int(np.prod(shape)) + 1, dtype=torch.float16)[:-1].view(shape) for shape in shapes]
-        grid, arguments = launched_by_python(monkeypatch, "patch_embed", str(P), architecture, inputs)
+        grid, arguments = launched_by_python(monkeypatch, "patch_embed", f"{P}_large", architecture, inputs)
         assert recorded["name"] == f"patch_embed_fp16_p{P}"
         compare(recorded, manifest[recorded["name"], architecture], grid, arguments, inputs)
 
