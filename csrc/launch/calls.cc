@@ -77,8 +77,8 @@ const Image& AttentionCall::choose(std::span<const Image> images) const {
 Launch AttentionCall::launch(const Form& form) const {
   const std::int64_t block_m = form.constant("BLOCK_M"), block_t = form.constant("BLOCK_T");
   const std::int64_t rest = N % block_m;
-  const bool small = 0 < rest && rest <= block_t;
-  const std::int64_t tiles_a_head = N / block_m + (rest > block_t ? 1 : 0);
+  const bool small = form.constant("SMALL") != 0 && 0 < rest && rest <= block_t;
+  const std::int64_t tiles_a_head = N / block_m + (rest > 0 && !small ? 1 : 0);
   Launch launch;
   launch.grid = {B * A * (tiles_a_head + (small ? 1 : 0)), 1};
   launch.pointer("qkv_ptr", qkv);

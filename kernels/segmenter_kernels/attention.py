@@ -2,8 +2,9 @@
 
 Softmax is online (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1), in base 2, in float32.
 Keys come in tiles of BLOCK_N, and what is left in steps of BLOCK_T; whole tiles are never masked. Query rows come in
-tiles of BLOCK_M; a rest of at most BLOCK_T rows gets a small program of its own, the last of the grid. So the class
-token of 1025 costs an eighth of a tile, not a tile, and one machine code serves every N.
+tiles of BLOCK_M; with SMALL a rest of at most BLOCK_T rows gets a small program of its own, the last of the grid, and
+without it a whole tile, which is faster where tiles are small. One machine code serves every N, though from LONG tokens
+on other tiles are faster.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisatio
 from segmenter_kernels.tiles import Tile
 
 OP = "attention"
+LONG = 2048  # tokens
 _SOURCES = ("query", "query_rest", "keys", "keys_rest", "narrow", "narrow_rest")
 
 
@@ -39,7 +41,11 @@ def _step(
     scores = tl.dot(q, k.T, input_precision="ieee")
     if D_REST:
         k_rest = piece(x_rest, image, row, C + column + D, N, 3 * C, COLUMNS, D_REST, INSIDE, DESCRIPTORS)
-        scores = tl.dot(q_rest, k_rest.T, scores, input_precision="ieee")
+        if k.dtype == tl.float32:
+            # summed apart, as one long sum loses more; a factor known only at run time keeps the sums from being joined
+            scores += tl.dot(q_rest, k_rest.T, input_precision="ieee") * tl.where(N > 0, 1.0, 0.0)
+        else:
+            scores = tl.dot(q_rest, k_rest.T, scores)
     if not INSIDE:
         scores = tl.where((row + tl.arange(0, COLUMNS) < N)[None, :], scores, -float("inf"))
     higher = tl.maximum(top, tl.max(scores, 1) * SCALE)
@@ -100,11 +106,17 @@ def _rows(
 def _program(
     query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    SMALL: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     # programs of one head follow each other, so that its keys and values are read once from memory
     program = tl.program_id(0)
-    if program < whole_tiles:
+    if not SMALL:  # noqa: SIM114 -- known when compiling, so that then there is one path
+        _rows(
+            query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr,
+            program // tiles_a_head, program % tiles_a_head * BLOCK_M, N, A,
+            D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, DESCRIPTORS,
+        )  # fmt: skip
+    elif program < whole_tiles:
         _rows(
             query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr,
             program // tiles_a_head, program % tiles_a_head * BLOCK_M, N, A,
@@ -122,10 +134,11 @@ def _program(
 def _from_pointers(
     qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    SMALL: tl.constexpr,
 ):  # fmt: skip
     _program(
         qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
-        D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, False,
+        D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, SMALL, False,
     )  # fmt: skip
 
 
@@ -133,10 +146,11 @@ def _from_pointers(
 def _from_descriptors(
     query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    SMALL: tl.constexpr,
 ):  # fmt: skip
     _program(
         query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
-        D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, True,
+        D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, SMALL, True,
     )  # fmt: skip
 
 
@@ -147,8 +161,8 @@ def attention(qkv: Tensor, heads: int, dropout: float = 0.0, *, tile: Tile | Non
         qkv: [B, N, 3C], packed as (3, A, D) along the last axis, contiguous, fp16, bf16 or fp32.
         heads: A; D = C / A is 32, 64, 80, 96 or 128.
         dropout: must be 0; `segmenter.ops.attention` has dropout.
-        tile: BLOCK_M queries, BLOCK_N keys, BLOCK_T of a rest of either, DESCRIPTORS (0 or 1), num_warps, num_stages;
-            None takes the committed one.
+        tile: BLOCK_M queries, BLOCK_N keys, BLOCK_T of a rest of either, SMALL and DESCRIPTORS (0 or 1), num_warps,
+            num_stages; None takes the committed one.
 
     Returns:
         [B, N, C], like qkv.
@@ -160,7 +174,7 @@ def attention(qkv: Tensor, heads: int, dropout: float = 0.0, *, tile: Tile | Non
     """
     D = _head_dim(qkv, heads)
     checks.require(dropout == 0.0, OP, f"dropout {dropout}: this kernel has none; pass 0, or use segmenter.ops")
-    tile = tile or tiles.of_device(OP, case(qkv.dtype, D), qkv.device)
+    tile = tile or _tile(qkv, D)
     if checks.needs_gradient(qkv):
         return _Attention.apply(qkv, heads, tile)
     return _run(qkv, heads, tile, None)
@@ -185,7 +199,7 @@ def attention_backward(grad: Tensor, qkv: Tensor, heads: int, *, tile: Tile | No
     checks.same_dtype(OP, checks.FLOATS, grad=grad, qkv=qkv)
     checks.on_gpu(OP, grad=grad, qkv=qkv)
     checks.contiguous(OP, grad=grad)
-    out, lse = _with_sums(qkv, heads, tiles.of_device(OP, case(qkv.dtype, D), qkv.device))
+    out, lse = _with_sums(qkv, heads, _tile(qkv, D))
     return gradients(grad, qkv, out, lse, heads, tile)
 
 
@@ -202,6 +216,15 @@ def _head_dim(qkv: Tensor, heads: int) -> int:
     checks.on_gpu(OP, qkv=qkv)
     checks.contiguous(OP, qkv=qkv)
     return D
+
+
+def case_of(dtype: torch.dtype, D: int, N: int) -> str:
+    """The name in the tile data; float32, which is for checking, has one for all lengths."""
+    return case(dtype, D) + ("_long" if N >= LONG and dtype.itemsize == 2 else "")
+
+
+def _tile(qkv: Tensor, D: int) -> Tile:
+    return tiles.of_device(OP, case_of(qkv.dtype, D, qkv.shape[1]), qkv.device)
 
 
 def _with_sums(qkv: Tensor, A: int, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -233,8 +256,8 @@ def _run(qkv: Tensor, A: int, tile: Tile, lse: Tensor | None) -> Tensor:
     D, D_REST = parts(width // (3 * A))
     BLOCK_M, BLOCK_N, BLOCK_T = tile["BLOCK_M"], tile["BLOCK_N"], tile["BLOCK_T"]
     rest = N % BLOCK_M
-    small = 0 < rest <= BLOCK_T
-    tiles_a_head = N // BLOCK_M + (rest > BLOCK_T)
+    small = bool(tile["SMALL"]) and 0 < rest <= BLOCK_T
+    tiles_a_head = N // BLOCK_M + (rest > 0 and not small)
     sources: list[Tensor | TensorDescriptor | None] = [qkv]
     if tile["DESCRIPTORS"]:
         aligned = qkv.data_ptr() % 16 == 0
@@ -246,6 +269,7 @@ def _run(qkv: Tensor, A: int, tile: Tile, lse: Tensor | None) -> Tensor:
         *sources,
         *(out, lse, N, A, tiles_a_head, B * A * tiles_a_head),
         **{"D": D, "D_REST": D_REST, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_T": BLOCK_T},
+        SMALL=tile["SMALL"],
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
     )
@@ -259,7 +283,7 @@ def _descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture: one for each dtype and head dimension, whatever N."""
+    """The forms engines launch on an architecture: one for each dtype and head dimension, with the tiles of short N."""
     for dtype in DEPLOYED:
         for head_dim in HEAD_DIMS:
             tile = tiles.of_architecture(OP, case(dtype, head_dim), architecture)
@@ -281,7 +305,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                     "out_ptr": f"*{TYPE_NAMES[dtype]}",
                     **dict.fromkeys(("N", "A", "tiles_a_head", "whole_tiles"), "i32"),
                 },
-                constants={**absent, "lse_ptr": None, "D": D, "D_REST": D_REST, **sizes},
+                constants={**absent, "lse_ptr": None, "D": D, "D_REST": D_REST, **sizes, "SMALL": tile["SMALL"]},
                 aligned=frozenset({"qkv_ptr", "out_ptr"} & {*sources, "out_ptr"}),
                 num_warps=tile["num_warps"],
                 num_stages=tile["num_stages"],
@@ -299,22 +323,23 @@ def candidates(architecture: int, dtype: torch.dtype, D: int) -> Iterator[Tile]:
     """
     descriptors = tiles.has_descriptors(architecture) and architecture != 120 and dtype.itemsize == 2
     shapes: list[tuple[int, int, int]]  # BLOCK_M, BLOCK_N, num_warps
-    rests: tuple[int, ...]
-    stages: tuple[int, ...]
+    rests: tuple[int, ...] = (16, 32)
+    stages: tuple[int, ...] = (2, 3)
+    small: tuple[int, ...] = (0, 1)
     if dtype.itemsize == 4:
-        shapes, rests, stages = [(64, 32, 8), (64, 64, 8), (32, 32, 8), (32, 32, 4)], (16,), (2,)
+        shapes, rests, stages, small = [(64, 32, 8), (64, 64, 8), (32, 32, 8), (32, 32, 4)], (16,), (2,), (1,)
     elif descriptors:
-        shapes = [(128, 64, 8), (128, 128, 8), (128, 64, 4), (256, 64, 8), (64, 128, 4), (64, 64, 4)]
-        rests, stages = (16, 32, 64), (2, 3, 4)
+        shapes = [(64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)]
+        rests = (16, 32, 64)
     else:
         shapes = [(128, 64, 4), (128, 64, 8), (128, 32, 8), (128, 128, 8), (64, 64, 4), (64, 32, 4)]
-        rests, stages = (16, 32), (2, 3, 4)
-    for (BLOCK_M, BLOCK_N, num_warps), BLOCK_T, num_stages in product(shapes, rests, stages):
+    for (BLOCK_M, BLOCK_N, num_warps), BLOCK_T, num_stages, SMALL in product(shapes, rests, stages, small):
         if (BLOCK_M + 2 * num_stages * BLOCK_N) * D * dtype.itemsize <= tiles.SHARED_MEMORY_BYTES[architecture]:
             yield {
                 "BLOCK_M": BLOCK_M,
                 "BLOCK_N": BLOCK_N,
                 "BLOCK_T": BLOCK_T,
+                "SMALL": SMALL,
                 "DESCRIPTORS": int(descriptors),
                 "num_warps": num_warps,
                 "num_stages": num_stages,

@@ -208,7 +208,7 @@ def faults(kernel: Compiled) -> list[str]:
         found.append(f"parameters of {list(kernel.parameter_bytes)} bytes, described as {list(described)}")
     found.extend(f"ptxas: {line}" for line in kernel.warnings)
     found.extend(f"{name}: overwritten while a product still reads it" for name in kernel.overwritten)
-    if wanted.matrix and not _has(kernel, "[A-Z]MMA" if wanted.by_warps else _matrix_pattern(kernel.architecture)):
+    if wanted.matrix and not _has(kernel, _matrix_pattern(kernel.architecture)):
         found.append("no tensor-core instruction")
     if wanted.asynchronous:
         by_descriptor = any(kind.startswith("tensordesc") for kind in wanted.types.values())

@@ -6,8 +6,9 @@ The product and both kinds of squared lengths come from the same tiles; rows and
 nothing is rounded between. Lengths, sums and statistics are float32, whatever the rows hold. K classes are padded to
 one or two powers of two (150 to 128 + 32), and the padding has no part in the statistics.
 
-Tiles are so small that single warps multiply, on every GPU: where groups of four could (wgmma), Triton 3.6 and 3.8 let
-a copy for a later step overwrite rows that the running product still reads, because threads read them here too.
+On Hopper each step waits for its products (WAITS), by a selection that changes nothing. There groups of warps multiply
+asynchronously (wgmma), and Triton 3.6 and 3.8 otherwise let a copy for a later step overwrite rows that a running
+product still reads, because threads read them here too: `segmenter_kernels.compiling.overwritten`.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from segmenter_kernels.tiles import Tile
 OP = "mask_scores"
 MAX_K = 1024
 SMALLEST = 16  # side of a matrix product
-GROUPED = (90, 100)  # GPUs whose groups of four warps multiply 64 rows or more together
+HOPPER = 90
 DEPLOYED_CLASSES = (19, 60, 150)  # Cityscapes, Pascal Context, ADE20K
 
 
@@ -37,25 +38,31 @@ def _squares(x):
 
 
 @triton.jit
-def _product(patch, class_ptr, column_keep, total, squares, one, EVEN: tl.constexpr, EXACT: tl.constexpr):
+def _product(
+    patch, class_ptr, column_keep, total, squares, one,
+    EVEN: tl.constexpr, WAITS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
     """One block of channels: the product with some classes added to `total`, their squares to `squares`.
 
     A float32 block is summed apart, as one sum over all channels would lose twice as much. `one`, which must be known
-    only at run time, keeps the compiler from joining the sums.
+    only at run time, keeps the compiler from joining the sums, and from seeing that the selection changes nothing.
     """
     each = tl.load(class_ptr) if EVEN else tl.load(class_ptr, column_keep, 0.0)
     if EXACT:
         total += tl.dot(patch, each.T, input_precision="ieee") * one
     else:
         total = tl.dot(patch, each.T, total)
+        if WAITS:
+            total = tl.where(one > 0.0, total, 0.0)
     return total, squares + _squares(each)
 
 
 @triton.jit
 def _finish(total, patch_squares, squares, k, K, EXACT: tl.constexpr):
     """Products to scores, 0 for the padding."""
-    rows, columns = inverse_root(tl.sum(patch_squares, 1), EXACT), inverse_root(tl.sum(squares, 1), EXACT)
-    scores = total * rows[:, None] * columns[None, :]
+    rows, columns = inverse_root(tl.sum(patch_squares, 1), EXACT)[:, None], tl.sum(squares, 1)[None, :]
+    # what a row has in common drops out of its LayerNorm; a class's length does not, and is divided by, rounded once
+    scores = tl.div_rn(total, tl.sqrt_rn(columns)) * rows if EXACT else total * rows * inverse_root(columns, False)
     return tl.where((k < K)[None, :], scores, 0.0)
 
 
@@ -73,7 +80,7 @@ def _kernel(
     patches_ptr, classes_ptr, weight_ptr, bias_ptr, out_ptr, N, K, C, eps,
     stride_pb, stride_pn, stride_cb, stride_ck,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, REST_K: tl.constexpr, BLOCK_C: tl.constexpr,
-    EVEN: tl.constexpr,
+    EVEN: tl.constexpr, WAITS: tl.constexpr,
 ):  # fmt: skip
     EXACT: tl.constexpr = out_ptr.dtype.element_ty == tl.float32
     one = tl.where(N > 0, 1.0, 0.0)
@@ -99,9 +106,11 @@ def _kernel(
         keep = (c + col < C)[None, :]
         patch = tl.load(patch_ptr + c) if EVEN else tl.load(patch_ptr + c, keep, 0.0)
         patch_squares += _squares(patch)
-        total, squares = _product(patch, class_ptr + c, keep, total, squares, one, EVEN, EXACT)
+        total, squares = _product(patch, class_ptr + c, keep, total, squares, one, EVEN, WAITS, EXACT)
         if REST_K:
-            rest_total, rest_squares = _product(patch, rest_ptr + c, keep, rest_total, rest_squares, one, EVEN, EXACT)
+            rest_total, rest_squares = _product(
+                patch, rest_ptr + c, keep, rest_total, rest_squares, one, EVEN, WAITS, EXACT
+            )
 
     scores = _finish(total, patch_squares, squares, k, K, EXACT)
     center = tl.sum(scores, 1)
@@ -166,6 +175,7 @@ def mask_scores(
             REST_K=REST_K,
             BLOCK_C=tile["BLOCK_C"],
             EVEN=C % tile["BLOCK_C"] == 0,
+            WAITS=tiles.architecture_of(patches.device) == HOPPER,
             num_warps=tile["num_warps"],
             num_stages=tile["num_stages"],
         )
@@ -186,11 +196,10 @@ def case_of(K: int, dtype: torch.dtype) -> str:
 
 
 def candidates(architecture: int, case: str) -> Iterator[Tile]:
-    """Tiles worth timing: those that fit the architecture's shared memory, and multiply by single warps."""
+    """Tiles worth timing: those that fit the architecture's shared memory."""
     columns, itemsize = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2
-    groups = architecture in GROUPED
-    for BLOCK_N in (16, 32) if groups else (16, 32, 64, 128):
-        for BLOCK_C in (32, 64, 128):
+    for BLOCK_N in (16, 32, 64, 128):
+        for BLOCK_C in (16, 32, 64, 128):
             for num_warps in (4, 8):
                 for num_stages in (2, 3, 4):
                     sizes = {"BLOCK_N": BLOCK_N, "BLOCK_C": BLOCK_C, "num_warps": num_warps, "num_stages": num_stages}
@@ -219,12 +228,11 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                 },
                 constants={
                     **{"BLOCK_N": tile["BLOCK_N"], "BLOCK_K": BLOCK_K, "REST_K": REST_K, "BLOCK_C": tile["BLOCK_C"]},
-                    **{"EVEN": True},
+                    **{"EVEN": True, "WAITS": architecture == HOPPER},
                 },
                 aligned=frozenset((*pointers, "C", *strides)),
                 num_warps=tile["num_warps"],
                 num_stages=tile["num_stages"],
                 matrix=True,
-                by_warps=True,
                 asynchronous=True,
             )

@@ -28,8 +28,7 @@ class Specialisation:
     constants: values of the kernel's constexpr parameters.
     aligned: run-time arguments that are multiples of 16 (pointers: 16-byte aligned).
     maxnreg: registers a thread may have, None for as many as the compiler likes.
-    matrix: whether its machine code must use the matrix units; by_warps: by single warps where groups of four could too
-    (sm_90 and 100); asynchronous: whether it must copy asynchronously.
+    matrix: whether its machine code must use the matrix units; asynchronous: whether it must copy asynchronously.
     """
 
     name: str
@@ -41,5 +40,4 @@ class Specialisation:
     num_stages: int
     maxnreg: int | None = None
     matrix: bool = False
-    by_warps: bool = False
     asynchronous: bool = False

@@ -45,13 +45,18 @@ def _poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return allocated
 
 
-def budget(eager: Tensor, truth: Tensor) -> float:
+def budget(eager: Tensor, truth: Tensor, op: str = "") -> float:
     """Largest error a kernel may have where eager's answer is that far from the truth."""
-    return judging.budget(float((eager.double() - truth).abs().max()), truth, eager.dtype)
+    return judging.budget(float((eager.double() - truth).abs().max()), truth, eager.dtype, op)
 
 
-def judge(kernel: Callable[..., Any], eager: Callable[..., Any], tensors: Sequence[Tensor], *rest: Any) -> None:
-    """Run both on the same tensors, and eager in float64 as the truth; fail past the budget, on NaN, or on a dtype."""
+def judge(
+    kernel: Callable[..., Any], eager: Callable[..., Any], tensors: Sequence[Tensor], *rest: Any, op: str = ""
+) -> None:
+    """Run both on the same tensors, and eager in float64 as the truth; fail past the budget, on NaN, or on a dtype.
+
+    op: whose matrix units sum in fewer bits than float32 on this device, see `segmenter_kernels.judging`.
+    """
     with poisoned():
         got = _outputs(kernel(*tensors, *rest))
     eager_outputs = _outputs(eager(*tensors, *rest))
@@ -60,7 +65,7 @@ def judge(kernel: Callable[..., Any], eager: Callable[..., Any], tensors: Sequen
     for index, (ours, theirs, truth) in enumerate(zip(got, eager_outputs, truths, strict=True)):
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
-        _within_budget(f"output {index}", ours, theirs, truth)
+        _within_budget(f"output {index}", ours, theirs, truth, op)
 
 
 def judge_gradients(
@@ -84,8 +89,8 @@ def judge_gradients(
         _within_budget(f"gradient {index}", ours, theirs, truth)
 
 
-def _within_budget(name: str, ours: Tensor, theirs: Tensor, truth: Tensor) -> None:
-    error, allowed = float((ours.double() - truth).abs().max()), budget(theirs, truth)
+def _within_budget(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, op: str = "") -> None:
+    error, allowed = float((ours.double() - truth).abs().max()), budget(theirs, truth, op)
     assert error <= allowed, f"{name}: error {error:.3g}, budget {allowed:.3g}"
 
 

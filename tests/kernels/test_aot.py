@@ -68,7 +68,8 @@ def script(text: str) -> subprocess.CompletedProcess[str]:
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(segmenter_kernels.__file__).parents[1])
+    paths = (Path(segmenter_kernels.__file__).parents[1], Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     return subprocess.run([sys.executable, *arguments], env=environment, text=True, capture_output=True, check=False)
 
 
@@ -210,19 +211,22 @@ def test_the_slope_of_gelu_keeps_its_budget() -> None:
 
 
 def test_rows_overwritten_under_a_running_product_are_seen() -> None:
-    # the tile that was wrong on an H100: threads read what groups of four warps multiply
     result = script(
         """
         from dataclasses import replace
         from segmenter_kernels.compiling import compile_kernel, faults
-        from segmenter_kernels.mask_scores import specialisations
+        from segmenter_kernels.specialisation import Specialisation
+        from tests.kernels.mixed_use import product_and_squares
 
-        good = next(each for each in specialisations(90) if each.name == "mask_scores_fp16_k160")
-        bad = replace(good, constants={**good.constants, "BLOCK_N": 64}, num_warps=8, by_warps=False)
-        found = faults(compile_kernel(bad, 90))
-        assert len(found) == 3 and all("overwritten while a product still reads it" in each for each in found), found
-        assert faults(compile_kernel(good, 90)) == []
-        assert faults(compile_kernel(replace(good, by_warps=False), 90)) == ["no tensor-core instruction"]
+        pointers = dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), "*fp16")
+        form = Specialisation(
+            name="toy", kernel=product_and_squares, types={**pointers, "K": "i32"}, constants={"WAITS": False},
+            aligned=frozenset((*pointers, "K")), num_warps=4, num_stages=4, matrix=True, asynchronous=True,
+        )
+        found = faults(compile_kernel(form, 90))
+        assert len(found) == 2 and all("overwritten while a product still reads it" in each for each in found), found
+        assert faults(compile_kernel(replace(form, constants={"WAITS": True}), 90)) == []
+        assert faults(compile_kernel(form, 80)) == []
         """
     )
     assert result.returncode == 0, result.stderr
