@@ -199,9 +199,9 @@ def candidates(architecture: int, case: str) -> Iterator[Tile]:
     """Tiles worth timing: those that fit the architecture's shared memory."""
     columns, itemsize = int(case.split("_")[0]), 4 if case.endswith("fp32") else 2
     for BLOCK_N in (16, 32, 64, 128):
-        for BLOCK_C in (16, 32, 64, 128):
+        for BLOCK_C in (32, 64, 128):
             for num_warps in (4, 8):
-                for num_stages in (2, 3, 4):
+                for num_stages in (3, 4):
                     sizes = {"BLOCK_N": BLOCK_N, "BLOCK_C": BLOCK_C, "num_warps": num_warps, "num_stages": num_stages}
                     shared_bytes = (BLOCK_N + columns) * BLOCK_C * itemsize * num_stages
                     # products of a thread, float32, in half of its registers
