@@ -100,7 +100,7 @@ def _on_gpu(out: str, tune: bool) -> list[Step]:
     steps = [Step("kernels judged", "kernels", "segmenter_bench.kernel_check", ("--out", out), 180, GPU)]
     if tune:
         # fp16 with 64 channels a head, and 16 rows of pixels a row of patches
-        steps.append(_tune("attention", "upsample_argmax", "--case", "16-64", "16"))
+        steps.append(_tune("attention", "upsample_argmax", "--case", "16-64", "16-64_long", "16"))
     steps += [_kernels(group, KERNELS[group], out, 120, "B") for group in ("attention", "bound by memory")]
     steps.append(_network(name, ("1", "8"), out, gpu=True))
     against = ("--variant", name, "--batch", "8", "1", "--way", *RIVALS, "--rounds", "5", "--out", out)

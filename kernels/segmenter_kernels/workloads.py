@@ -10,7 +10,8 @@ import triton
 from torch import Tensor
 
 import segmenter_kernels
-from segmenter_kernels import gemm, packed, reference
+from segmenter_kernels import gemm, reference
+from segmenter_kernels.attention import case_of as attention_case
 from segmenter_kernels.linear import case_of as linear_case
 from segmenter_kernels.mask_scores import case_of as mask_scores_case
 from segmenter_kernels.merge_windows import case_of as merge_case
@@ -69,7 +70,7 @@ def attention(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> Workload:
         flops=4 * B * A * N * N * D,
         traffic_bytes=4 * B * N * A * D * dtype.itemsize,
         key="attention",
-        case=packed.case(dtype, D),
+        case=attention_case(dtype, D, N),
     )
 
 
