@@ -37,6 +37,14 @@ def saturated(y, LARGEST: tl.constexpr, INTEGER: tl.constexpr):
         return y
 
 
+@triton.jit
+def row_scales(x, LARGEST: tl.constexpr, BLOCK_M: tl.constexpr):
+    """What each row of x, float32 [BLOCK_M, ...], is divided by to be saturated: [BLOCK_M]."""
+    # the sum is 0, or NaN where the row holds a NaN or an infinity, which a maximum would drop
+    scale = tl.div_rn(tl.max(tl.abs(x), 1) + tl.sum(x * 0.0, 1), tl.full([BLOCK_M], LARGEST, tl.float32))
+    return tl.where(scale == 0.0, 1.0, scale)
+
+
 @triton.jit(do_not_specialize=["M"])
 def _quantize(
     x_ptr, q_ptr, scale_ptr, M, C, PER_ROW: tl.constexpr, LARGEST: tl.constexpr, INTEGER: tl.constexpr,
@@ -48,9 +56,7 @@ def _quantize(
     at = row.to(tl.int64)[:, None] * C + col[None, :]  # [BLOCK_M, BLOCK_C]
     x = tl.load(x_ptr + at, keep, 0.0).to(tl.float32)
     if PER_ROW:
-        # the sum is 0, or NaN where the row holds a NaN or an infinity, which a maximum would drop
-        scale = tl.div_rn(tl.max(tl.abs(x), 1) + tl.sum(x * 0.0, 1), tl.full([BLOCK_M], LARGEST, tl.float32))
-        scale = tl.where(scale == 0.0, 1.0, scale)
+        scale = row_scales(x, LARGEST, BLOCK_M)
         tl.store(scale_ptr + row, scale, row < M)
         scale = tl.broadcast_to(scale[:, None], [BLOCK_M, BLOCK_C])
     else:
