@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segmenter_kernels import checks, tiles
-from segmenter_kernels.quantize import LARGEST, row_scales, saturated
+from segmenter_kernels.quantize import LARGEST, divided, row_scales, saturated
 from segmenter_kernels.rounded import inverse_root, mean
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
@@ -54,8 +54,7 @@ def _forward(
         y = y.to(x_ptr.dtype.element_ty).to(tl.float32)  # as it would have been stored
         scale = row_scales(y, LARGEST, BLOCK_M)
         tl.store(scale_ptr + row, scale, row < M)
-        y = tl.div_rn(y, tl.broadcast_to(scale[:, None], [BLOCK_M, BLOCK_C]))
-        y = saturated(y, LARGEST, y_ptr.dtype.element_ty == tl.int8)
+        y = saturated(divided(y, scale, BLOCK_M, BLOCK_C), LARGEST, y_ptr.dtype.element_ty == tl.int8)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), keep)
 
 
