@@ -10,9 +10,9 @@ RUNS = "runs"  # folder of what steps measured
 # in processes of their own: one that spoils the GPU's context takes no other along
 KERNELS = {
     "attention": ("attention",),
-    "bound by memory": ("upsample_argmax", "patch_embed", "add_layernorm", "mask_scores"),
+    "bound by memory": ("upsample_argmax", "patch_embed", "add_layernorm", "layernorm", "mask_scores"),
     "products": ("linear_gelu", "linear_residual", "linear_int8", "linear_fp8"),
-    "others": ("quantize", "merge_windows"),
+    "others": ("layernorm_quantize", "quantize", "merge_windows"),
 }
 TESTED: tuple[str, ...] = (
     "attention",
@@ -23,7 +23,17 @@ TESTED: tuple[str, ...] = (
     "linear",
     "quantized_linear",
 )
-TESTED += ("quantize", "merge_windows", "resize", "normalize", "rotate", "triton_session", "training", "on_gpu")
+TESTED += (
+    "layernorm_quantize",
+    "quantize",
+    "merge_windows",
+    "resize",
+    "normalize",
+    "rotate",
+    "triton_session",
+    "training",
+    "on_gpu",
+)
 # the compiled rival tunes for minutes, so it runs once, beside the engines it is held against
 RIVALS = ("gpu-sdpa", "triton-fp16", "triton-int8", "triton-fp8", "compiled-fp16")
 VARIANTS = ("Seg-B-Mask/16", "Seg-Ti-Mask/16", "Seg-S-Mask/16", "Seg-L-Mask/16", "Seg-B/8")

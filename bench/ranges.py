@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from segmenter.model import Segmenter
-from segmenter.vit import Attention, Block
+from segmenter.vit import Attention
 
 PREFIX = "stage: "
 OF_OP = {
     "rotate": "attention",
     "attention": "attention",
     "patch_embed": "patch embedding",
+    "layernorm": "norms and residuals",
     "add_layernorm": "norms and residuals",
     "linear_gelu": "MLP",
     "linear_residual": "MLP",
@@ -54,9 +55,6 @@ class Ranges:
             if isinstance(module, Attention):
                 self._watch(module.qkv, "projections")
                 self._watch(module.proj, "projections")
-            if isinstance(module, Block):
-                self._watch(module.norm1, "norms and residuals")
-        self._watch(model.encoder.norm, "norms and residuals")
         self._watch_decoder(model.decoder)
 
     def _watch(self, module: nn.Module, stage: str) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from segmenter.config import DecoderConfig
 from segmenter.ops import Ops
-from segmenter.vit import Block, attention_map_of, init_weights
+from segmenter.vit import Block, LayerNorm, attention_map_of, init_weights
 
 
 def to_grid(scores: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -50,7 +50,7 @@ class MaskDecoder(nn.Module):
         )
         self.proj_patch = nn.Parameter(C**-0.5 * torch.randn(C, C))
         self.proj_classes = nn.Parameter(C**-0.5 * torch.randn(C, C))
-        self.decoder_norm = nn.LayerNorm(C, eps=config.norm_eps)
+        self.decoder_norm = LayerNorm(C, config.norm_eps, ops)
         self.mask_norm = nn.LayerNorm(num_classes, eps=config.norm_eps)
         self.apply(init_weights)
         nn.init.trunc_normal_(self.cls_emb, std=0.02)

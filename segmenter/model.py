@@ -83,9 +83,11 @@ class Segmenter(nn.Module):
 def _ops_table(module: ModuleType, encoder: EncoderConfig) -> Ops:
     """The ops of a module as a plain namespace: unlike a module it can be copied with the network.
 
-    `rotate` may be lacking where no positions are rotary.
+    `rotate` may be lacking where no positions are rotary, and `layernorm`, which is then PyTorch's.
     """
-    found = {name: getattr(module, name) for name in NAMES if hasattr(module, name)}
+    found = {"layernorm": reference_ops.layernorm} | {
+        name: getattr(module, name) for name in NAMES if hasattr(module, name)
+    }
     missing = [name for name in NAMES if name not in found and (name != "rotate" or encoder.positions == "rotary")]
     if missing:
         raise ConfigError(

@@ -14,6 +14,7 @@ NAMES = (
     "rotate",
     "attention",
     "patch_embed",
+    "layernorm",
     "add_layernorm",
     "linear_gelu",
     "linear_residual",
@@ -28,6 +29,7 @@ class Ops(Protocol):
     def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor: ...
     def attention(self, qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor: ...
     def patch_embed(self, image: Tensor, weight: Tensor, bias: Tensor, position: Tensor, tokens: Tensor) -> Tensor: ...
+    def layernorm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor: ...
     def add_layernorm(
         self, x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]: ...
@@ -74,6 +76,11 @@ def patch_embed(image: Tensor, weight: Tensor, bias: Tensor, position: Tensor, t
     """
     patches = F.conv2d(image, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
     return torch.cat((tokens.expand(image.shape[0], -1, -1), patches), dim=1) + position
+
+
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis. x: [..., C]; weight, bias: [C]. Returns [..., C]."""
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def add_layernorm(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,17 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * mask / keep
 
 
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` by `ops.layernorm`. [.., C] -> [.., C]."""
+
+    def __init__(self, width: int, eps: float, ops: Ops) -> None:
+        super().__init__(width, eps=eps)
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.layernorm(x, self.weight, self.bias, self.eps)
+
+
 class LayerScale(nn.Module):
     """A learnt factor a channel on a residual branch (Touvron et al. 2021). [.., C] -> [.., C]."""
 
@@ -92,7 +103,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.ops, self.dropout, self.drop_path = ops, dropout, drop_path
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.norm1 = LayerNorm(width, norm_eps, ops)
         self.attn = Attention(width, heads, dropout, ops)
         self.ls1 = LayerScale(width) if layer_scale else None
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
@@ -190,7 +201,7 @@ class Encoder(nn.Module):
             )
             for index in range(config.depth)
         )
-        self.norm = nn.LayerNorm(C, eps=config.norm_eps)
+        self.norm = LayerNorm(C, config.norm_eps, ops)
         self.apply(init_weights)
         for token in (self.pos_embed, self.cls_token, self.dist_token, self.register_tokens):
             if token is not None:

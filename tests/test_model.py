@@ -126,9 +126,11 @@ def test_ops_are_exchanged_explicitly_and_all_of_them():
         with torch.inference_mode():
             assert torch.equal(model.labels(image), reference.labels(image))
         assert set(calls) == set(ops.NAMES) - unused
-    del module.rotate
+    del module.rotate, module.layernorm
+    calls.clear()
     with torch.inference_mode():
         assert Segmenter(small_config(), ops=module).eval().labels(image).shape == (1, 64, 64)
+    assert set(calls) == set(ops.NAMES) - {"rotate", "layernorm"}
     with pytest.raises(ConfigError, match="lacks rotate"):
         Segmenter(small_config(positions="rotary"), ops=module)
     del module.attention

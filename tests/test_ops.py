@@ -45,6 +45,13 @@ def test_patch_embed_projects_patches_row_by_row_behind_the_extra_tokens():
     torch.testing.assert_close(out[0, 2 + 5], (weight * patch).sum((1, 2, 3)) + bias + position[0, 2 + 5])
 
 
+def test_layernorm_normalises_rows():
+    x, w, b = draw(2, 7, 10), draw(10, seed=2), draw(10, seed=3)
+    centred = x - x.mean(-1, keepdim=True)
+    wanted = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w + b
+    torch.testing.assert_close(ops.layernorm(x, w, b, 1e-6), wanted)
+
+
 def test_add_layernorm_returns_the_sum_and_its_norm():
     x, r, w, b = draw(2, 7, 10), draw(2, 7, 10, seed=1), draw(10, seed=2), draw(10, seed=3)
     total, normed = ops.add_layernorm(x, r, w, b, 1e-6)

@@ -1,7 +1,8 @@
 """Triton kernels with the names and signatures of `segmenter.ops`: `Segmenter(config, ops=segmenter_kernels)`."""
 
-from segmenter_kernels.add_layernorm import add_layernorm
+from segmenter_kernels.add_layernorm import add_layernorm, layernorm
 from segmenter_kernels.attention import attention, attention_backward
+from segmenter_kernels.layernorm_quantize import layernorm_quantize
 from segmenter_kernels.linear import linear, linear_gelu, linear_residual
 from segmenter_kernels.mask_scores import mask_scores
 from segmenter_kernels.merge_windows import merge_windows
@@ -17,6 +18,8 @@ __all__ = [
     "add_layernorm",
     "attention",
     "attention_backward",
+    "layernorm",
+    "layernorm_quantize",
     "linear",
     "linear_fp8",
     "linear_gelu",

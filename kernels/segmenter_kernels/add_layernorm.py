@@ -1,6 +1,7 @@
 """Residual add and LayerNorm in one pass: z = x + r, y = (z - mean) / sqrt(var + eps) * weight + bias.
 
-Statistics are float32 and over the rounded z, as the eager pair computes them. A row must fit in one program.
+Statistics are float32 and over the rounded z, as the eager pair computes them. A row must fit in one program. The same
+kernel is LayerNorm alone, without r and z, and writes y in 8 bits, with a scale a row, for `layernorm_quantize`.
 The backward pass recomputes the normalised row from z; weight and bias gradients are summed per program, then over
 programs, so that two runs give the same bits.
 """
@@ -9,12 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segmenter_kernels import checks, tiles
+from segmenter_kernels.quantize import LARGEST, divided, row_scales, saturated
 from segmenter_kernels.rounded import inverse_root, mean
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
@@ -26,22 +29,32 @@ _PARTIAL_ROWS = 128  # programs of the backward pass, each summing weight gradie
 
 
 @triton.jit
-def _forward(x_ptr, r_ptr, weight_ptr, bias_ptr, z_ptr, y_ptr, M, C, eps, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+def _forward(
+    x_ptr, r_ptr, weight_ptr, bias_ptr, z_ptr, y_ptr, scale_ptr, M, C, eps, LARGEST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    # r_ptr and z_ptr are None together; scale_ptr is None unless y is in 8 bits
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     col = tl.arange(0, BLOCK_C)
     keep = (row < M)[:, None] & (col < C)[None, :]
-    EXACT: tl.constexpr = z_ptr.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
     at = row.to(tl.int64)[:, None] * C + col[None, :]  # [BLOCK_M, BLOCK_C]
     # asked for along with the rows: after the sums, whose barriers no load passes, another wait would begin
     weight, bias = tl.load(weight_ptr + col, col < C, 0.0), tl.load(bias_ptr + col, col < C, 0.0)
-    x = tl.load(x_ptr + at, keep, 0.0).to(tl.float32)
-    z = (x + tl.load(r_ptr + at, keep, 0.0).to(tl.float32)).to(z_ptr.dtype.element_ty)
-    tl.store(z_ptr + at, z, keep)
+    z = tl.load(x_ptr + at, keep, 0.0)
+    if r_ptr is not None:
+        z = (z.to(tl.float32) + tl.load(r_ptr + at, keep, 0.0).to(tl.float32)).to(z_ptr.dtype.element_ty)
+        tl.store(z_ptr + at, z, keep)
     z = z.to(tl.float32)
     # a masked lane would add the squared mean to the variance
     centred = tl.where(keep, z - mean(tl.sum(z, 1), C, EXACT)[:, None], 0.0)
     inverse = inverse_root(mean(tl.sum(centred * centred, 1), C, EXACT) + eps, EXACT)
     y = centred * inverse[:, None] * weight.to(tl.float32)[None, :] + bias.to(tl.float32)[None, :]
+    if scale_ptr is not None:
+        y = y.to(x_ptr.dtype.element_ty).to(tl.float32)  # as it would have been stored
+        scale = row_scales(y, LARGEST, BLOCK_M)
+        tl.store(scale_ptr + row, scale, row < M)
+        y = saturated(divided(y, scale, BLOCK_M, BLOCK_C), LARGEST, y_ptr.dtype.element_ty == tl.int8)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), keep)
 
 
@@ -92,34 +105,73 @@ def add_layernorm(
     Raises:
         ValueError: shapes, dtypes, devices or strides differ from the above, or C > MAX_C.
     """
-    C = x.shape[-1] if x.dim() else 0
-    checks.require(x.dim() >= 1 and 0 < C <= MAX_C, OP, f"x {list(x.shape)}: want rows of 1 to {MAX_C} channels")
-    checks.shape(OP, "r", r, x.shape)
-    checks.shape(OP, "weight", weight, (C,))
-    checks.shape(OP, "bias", bias, (C,))
-    checks.same_dtype(OP, checks.FLOATS, x=x, r=r, weight=weight, bias=bias)
-    checks.on_gpu(OP, x=x, r=r, weight=weight, bias=bias)
-    checks.contiguous(OP, x=x, r=r, weight=weight, bias=bias)
+    check(OP, x, r, weight, bias)
     if checks.needs_gradient(x, r, weight, bias):
         return _AddLayerNorm.apply(x, r, weight, bias, eps, tile)
-    return _run(x, r, weight, bias, eps, tile)
+    z, y, _ = run(x, r, weight, bias, eps, tile)
+    return z, y
 
 
-def _run(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float, tile: Tile | None) -> tuple[Tensor, Tensor]:
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, tile: Tile | None = None) -> Tensor:
+    """LayerNorm of rows; where a gradient is needed, PyTorch's.
+
+    Args:
+        x: [..., C], contiguous, fp16, bf16 or fp32.
+        weight, bias, eps, tile: as `add_layernorm` takes them.
+
+    Returns:
+        `LayerNorm(x)`, like x.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or strides differ from the above, or C > MAX_C.
+    """
+    check("layernorm", x, None, weight, bias)
+    if checks.needs_gradient(x, weight, bias):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return run(x, None, weight, bias, eps, tile)[1]
+
+
+def check(op: str, x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    """Raises ValueError unless the tensors of an op with this kernel are what it takes."""
+    C = x.shape[-1] if x.dim() else 0
+    checks.require(x.dim() >= 1 and 0 < C <= MAX_C, op, f"x {list(x.shape)}: want rows of 1 to {MAX_C} channels")
+    tensors = {"x": x, "weight": weight, "bias": bias}
+    if r is not None:
+        checks.shape(op, "r", r, x.shape)
+        tensors["r"] = r
+    checks.shape(op, "weight", weight, (C,))
+    checks.shape(op, "bias", bias, (C,))
+    checks.same_dtype(op, checks.FLOATS, **tensors)
+    checks.on_gpu(op, **tensors)
+    checks.contiguous(op, **tensors)
+
+
+def run(
+    x: Tensor,
+    r: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    tile: Tile | None,
+    kind: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Launch on tensors that were checked: z (x itself without r), y, and its scales where it is of an 8-bit kind."""
     C = x.shape[-1]
     M = x.numel() // C
-    z, y = torch.empty_like(x), torch.empty_like(x)
+    z, y = x if r is None else torch.empty_like(x), torch.empty_like(x, dtype=kind or x.dtype)
+    scale = None if kind is None else x.new_empty(x.shape[:-1], dtype=torch.float32)
     BLOCK_C = triton.next_power_of_2(C)
     tile = tile or tiles.of_device(OP, str(BLOCK_C), x.device)
     if M:
         grid = (triton.cdiv(M, tile["BLOCK_M"]),)
         _forward[grid](
-            *(x, r, weight, bias, z, y, M, C, eps),
+            *(x, r, weight, bias, None if r is None else z, y, scale, M, C, eps),
+            LARGEST=0 if kind is None else LARGEST[kind],
             BLOCK_M=tile["BLOCK_M"],
             BLOCK_C=BLOCK_C,
             num_warps=tile["num_warps"],
         )
-    return z, y
+    return z, y, scale
 
 
 class _AddLayerNorm(torch.autograd.Function):
@@ -127,7 +179,7 @@ class _AddLayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float, tile: Tile | None
     ) -> tuple[Tensor, Tensor]:
-        z, y = _run(x, r, weight, bias, eps, tile)
+        z, y, _ = run(x, r, weight, bias, eps, tile)
         ctx.save_for_backward(z, weight)
         ctx.eps = eps
         return z, y
@@ -173,7 +225,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                     **dict.fromkeys(("x_ptr", "r_ptr", "weight_ptr", "bias_ptr", "z_ptr", "y_ptr"), pointer),
                     **{"M": "i32", "C": "i32", "eps": "fp32"},
                 },
-                constants={"BLOCK_M": tile["BLOCK_M"], "BLOCK_C": BLOCK_C},
+                constants={"scale_ptr": None, "LARGEST": 0, "BLOCK_M": tile["BLOCK_M"], "BLOCK_C": BLOCK_C},
                 aligned=frozenset(("x_ptr", "r_ptr", "weight_ptr", "bias_ptr", "z_ptr", "y_ptr", "C")),
                 num_warps=tile["num_warps"],
                 num_stages=1,

@@ -38,7 +38,9 @@ _LEAST_EPS = {"linear_fp8": torch.finfo(torch.float16).eps}
 
 def budget(own: float, truth: Tensor, dtype: torch.dtype, op: str = "") -> float:
     """Largest error allowed: twice the plain op's own at that dtype, and at least one ulp of the largest value."""
-    return max(2 * own, float(truth.abs().max()) * max(torch.finfo(dtype).eps, _LEAST_EPS.get(op, 0.0)))
+    # sums in another order round a value between two integers to the other one
+    step = 1.0 if op == "layernorm_quantize" and truth.dtype == torch.int8 else 0.0
+    return max(2 * own, float(truth.abs().max()) * max(torch.finfo(dtype).eps, _LEAST_EPS.get(op, 0.0)), step)
 
 
 class Judge:

@@ -2,8 +2,8 @@
 
 `Segmenter(config, ops=segmenter_kernels.library)` is the same network with operators that a graph keeps whole: the
 Triton kernels on CUDA tensors, plain PyTorch on CPU tensors. Outputs are contiguous. `rotate`, `attention`,
-`add_layernorm`, `linear_gelu` and `linear_residual` have gradients; what their backward passes need is computed again
-from the inputs rather than kept. `onnx_ops` says which operators stay whole in ONNX.
+`layernorm`, `add_layernorm`, `linear_gelu` and `linear_residual` have gradients; what their backward passes need is
+computed again from the inputs rather than kept. `onnx_ops` says which operators stay whole in ONNX.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,6 +69,11 @@ _patch_embed = _operator(
     "(Tensor image, Tensor weight, Tensor bias, Tensor position, Tensor tokens) -> Tensor",
     _fake_patch_embed,
 )
+_layernorm = _operator(
+    "layernorm",
+    "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor",
+    lambda x, weight, bias, eps: x.new_empty(x.shape),
+)
 _add_layernorm = _operator(
     "add_layernorm",
     "(Tensor x, Tensor r, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
@@ -120,18 +125,33 @@ def _gradient_of_attention(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return _attention_backward(grad.contiguous(), qkv, ctx.heads), None
 
 
+def _keep_layernorm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient_of_layernorm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_layernorm_gradients(ctx, grad), None
+
+
+def _layernorm_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of what is normalised, weight and bias, which were kept in this order."""
+    z, weight, bias = ctx.saved_tensors
+    row = z.shape[-1:]
+    _, mean, inverse = torch.ops.aten.native_layer_norm(z, row, weight, bias, ctx.eps)
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), z, row, mean, inverse, weight, bias, [True, True, True]
+    )
+    return gradients
+
+
 def _keep_add_layernorm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, _, weight, bias, ctx.eps = inputs
     ctx.save_for_backward(output[0], weight, bias)
 
 
 def _gradient_of_add_layernorm(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    z, weight, bias = ctx.saved_tensors
-    row = z.shape[-1:]
-    _, mean, inverse = torch.ops.aten.native_layer_norm(z, row, weight, bias, ctx.eps)
-    grad, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-        grad_y.contiguous(), z, row, mean, inverse, weight, bias, [True, True, True]
-    )
+    grad, grad_weight, grad_bias = _layernorm_gradients(ctx, grad_y)
     grad = grad + grad_z
     # two outputs of a backward pass must not be one tensor
     return grad, grad.clone(), grad_weight, grad_bias, None
@@ -153,6 +173,7 @@ def _gradient_of_linear_residual(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 
 _rotate.register_autograd(_gradient_of_rotate, setup_context=_keep_rotate)
 _attention.register_autograd(_gradient_of_attention, setup_context=_keep_attention)
+_layernorm.register_autograd(_gradient_of_layernorm, setup_context=_keep_layernorm)
 _add_layernorm.register_autograd(_gradient_of_add_layernorm, setup_context=_keep_add_layernorm)
 _linear_gelu.register_autograd(_gradient_of_linear_gelu, setup_context=_keep_linear)
 _linear_residual.register_autograd(_gradient_of_linear_residual, setup_context=_keep_linear)
@@ -180,6 +201,11 @@ def patch_embed(image: Tensor, weight: Tensor, bias: Tensor, position: Tensor, t
     """Image [B, 3, H, W] to tokens [B, E + h w, C]. Raises ValueError where a gradient is needed."""
     checks.inference_only("patch_embed", image=image, weight=weight, bias=bias, position=position, tokens=tokens)
     return _patch_embed(image, weight, bias, position, tokens)
+
+
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`LayerNorm(x)`, [..., C], with gradients."""
+    return _layernorm(x, weight, bias, eps)
 
 
 def add_layernorm(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@
 All tensors of a node but labels share one type: float32, float16 or bfloat16; all are dense, last axis fastest. Masks
 come with the classes last, as SegmenterMaskScores writes them, so that nothing is transposed in between. Labels are
 int32, as TensorRT has uint8 for inputs and outputs of a graph alone, and a Cast to uint8 (int16) follows. What each
-node computes is what the function of `segmenter_kernels.reference` of the same name does. add_layernorm becomes Add and
-LayerNormalization; linear_gelu MatMul, Add and Gelu; linear_residual MatMul and two Adds; rotate Slices, Muls and
-Concats.
+node computes is what the function of `segmenter_kernels.reference` of the same name does. layernorm becomes
+LayerNormalization; add_layernorm Add and LayerNormalization; linear_gelu MatMul, Add and Gelu; linear_residual MatMul
+and two Adds; rotate Slices, Muls and Concats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -88,10 +88,14 @@ def _patch_embed(image: Any, weight: Any, bias: Any, position: Any, tokens: Any)
     return PATCH_EMBED(image, weight, bias, position, tokens)
 
 
+def _layernorm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    normed, _, _ = standard.LayerNormalization(x, weight, bias, axis=-1, epsilon=eps)
+    return normed
+
+
 def _add_layernorm(x: Any, r: Any, weight: Any, bias: Any, eps: float) -> Any:
     total = standard.Add(x, r)
-    normed, _, _ = standard.LayerNormalization(total, weight, bias, axis=-1, epsilon=eps)
-    return total, normed
+    return total, _layernorm(total, weight, bias, eps)
 
 
 def _linear(x: Any, weight: Any, bias: Any) -> Any:
@@ -130,6 +134,7 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         ops.rotate.default: _rotate,
         ops.attention.default: _attention,
         ops.patch_embed.default: _patch_embed,
+        ops.layernorm.default: _layernorm,
         ops.add_layernorm.default: _add_layernorm,
         ops.linear_gelu.default: _linear_gelu,
         ops.linear_residual.default: _linear_residual,

@@ -47,6 +47,11 @@ def add_layernorm(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 
 
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis."""
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`gelu(x weight^T + bias)`, exact."""
     return F.gelu(F.linear(x, weight, bias))

@@ -1,9 +1,9 @@
 """The ops for training: `Segmenter(config, ops=segmenter_kernels.training)`.
 
 Attention, rotary positions, add + LayerNorm and a block's linear layers with GELU or residual run on our kernels,
-forward and backward; patch embedding, mask scores and attention with dropout, which have no kernels with gradients, are
-plain PyTorch. Under autocast, products take operands of its type and LayerNorm the wider one of its inputs', as
-PyTorch's own rules have it.
+forward and backward; patch embedding, LayerNorm alone, mask scores and attention with dropout, which have no kernels
+with gradients, are plain PyTorch. Under autocast, products take operands of its type and LayerNorm the wider one of its
+inputs', as PyTorch's own rules have it.
 """
 
 import torch
@@ -14,11 +14,12 @@ from segmenter_kernels import attention as _attention
 from segmenter_kernels import linear_gelu as _linear_gelu
 from segmenter_kernels import linear_residual as _linear_residual
 from segmenter_kernels import reference, rotate, upsample_argmax
-from segmenter_kernels.reference import mask_scores, patch_embed
+from segmenter_kernels.reference import layernorm, mask_scores, patch_embed
 
 __all__ = [
     "add_layernorm",
     "attention",
+    "layernorm",
     "linear_gelu",
     "linear_residual",
     "mask_scores",

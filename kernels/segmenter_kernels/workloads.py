@@ -119,6 +119,43 @@ def add_layernorm(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
     )
 
 
+def layernorm(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+    return Workload(
+        op="layernorm",
+        batch=B,
+        shape=f"{B} x {N} x {C}",
+        dtype=dtype,
+        draw=lambda normal: (normal(B, N, C), normal(C), normal(C), 1e-5),
+        flops=7 * B * N * C,
+        traffic_bytes=2 * B * N * C * dtype.itemsize,
+        key="add_layernorm",
+        case=str(triton.next_power_of_2(C)),
+    )
+
+
+def layernorm_quantize(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+    """To int8, after a residual."""
+    return Workload(
+        op="layernorm_quantize",
+        batch=B,
+        shape=f"{B} x {N} x {C}",
+        dtype=dtype,
+        draw=lambda normal: (normal(B, N, C), normal(C), normal(C), 1e-5, normal(B, N, C)),
+        flops=10 * B * N * C,
+        traffic_bytes=B * N * C * (3 * dtype.itemsize + 1) + 4 * B * N,
+        key="add_layernorm",
+        case=str(triton.next_power_of_2(C)),
+        plain_op=_plain_layernorm_quantize,
+    )
+
+
+def _plain_layernorm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, r: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    z, y = reference.add_layernorm(x, r, weight, bias, eps)
+    return z, *_plain_quantize(y, torch.int8)
+
+
 def linear(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
     """`linear_gelu` (C to 4C) or `linear_residual` (4C to C)."""
     inner, outer = (C, 4 * C) if op == "linear_gelu" else (4 * C, C)
@@ -245,6 +282,10 @@ def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterato
         yield from (patch_embed(B, side, C, dtype, pixels) for pixels in (True, False))
     elif op == "add_layernorm":
         yield add_layernorm(B, 1 + n, C, dtype)
+    elif op == "layernorm":
+        yield layernorm(B, 1 + n, C, dtype)
+    elif op == "layernorm_quantize":
+        yield layernorm_quantize(B, 1 + n, C, dtype)
     elif op in ("linear_gelu", "linear_residual"):
         yield linear(op, B, 1 + n, C, dtype)
     elif op in ("linear_int8", "linear_fp8"):
@@ -259,7 +300,7 @@ def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterato
 
 OPS = (
     *("attention", "patch_embed", "add_layernorm", "linear_gelu", "linear_residual", "mask_scores", "upsample_argmax"),
-    *("merge_windows", "quantize", "linear_int8", "linear_fp8"),
+    *("merge_windows", "layernorm", "layernorm_quantize", "quantize", "linear_int8", "linear_fp8"),
 )
 
 

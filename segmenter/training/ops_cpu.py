@@ -5,11 +5,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmenter import ops
-from segmenter.ops import add_layernorm, linear_gelu, linear_residual, mask_scores, patch_embed, rotate, upsample_argmax
+from segmenter.ops import (
+    add_layernorm,
+    layernorm,
+    linear_gelu,
+    linear_residual,
+    mask_scores,
+    patch_embed,
+    rotate,
+    upsample_argmax,
+)
 
 __all__ = [
     "add_layernorm",
     "attention",
+    "layernorm",
     "linear_gelu",
     "linear_residual",
     "mask_scores",

@@ -58,6 +58,10 @@ SMALLEST: dict[str, Callable[[], object]] = {
     "add_layernorm in float32": lambda: k.add_layernorm(
         *(t(*s, dtype=F32) for s in ((1, 1), (1, 1), (1,), (1,))), 1e-5
     ),
+    "layernorm": lambda: k.layernorm(t(1, 1), t(1), t(1), 1e-5),
+    "layernorm in float32": lambda: k.layernorm(*(t(*s, dtype=F32) for s in ((1, 1), (1,), (1,))), 1e-5),
+    "layernorm_quantize": lambda: k.layernorm_quantize(t(1, 1), t(1), t(1), 1e-5),
+    "layernorm_quantize, a sum": lambda: k.layernorm_quantize(t(1, 1), t(1), t(1), 1e-5, r=t(1, 1), dtype=F8),
     "rotate": lambda: k.rotate(t(1, 1, 6), t(1, 1), t(1, 1), 1),
     "rotate by float32": lambda: k.rotate(t(2, 5, 384), t(5, 16, dtype=F32), t(5, 16, dtype=F32), 4),
     "normalize, 1 pixel": lambda: k.normalize(t(1, 1, 1, 3, dtype=U8), **HALF),

@@ -17,6 +17,21 @@ def test_agrees_with_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_without_a_residual_it_agrees_with_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    C = shape[-1]
+    judge(segmenter_kernels.layernorm, ops.layernorm, inputs(shape, (C,), (C,), dtype=dtype), 1e-6)
+
+
+def test_without_a_residual_gradients_are_pytorchs() -> None:
+    leaves = [x.requires_grad_() for x in inputs((2, 9, 200), (200,), (200,), dtype=torch.float16)]
+    found, wanted = segmenter_kernels.layernorm(*leaves, 1e-6), ops.layernorm(*leaves, 1e-6)
+    assert torch.equal(found, wanted)
+    one, other = (torch.autograd.grad(y.square().sum(), leaves) for y in (found, wanted))
+    assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 9, 200), (1, 300, 64)], ids=str)
 def test_gradients_agree_with_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     C = shape[-1]
@@ -45,7 +60,7 @@ def test_a_row_of_nan_leaves_the_others_bit_equal() -> None:
 def test_no_rows_launch_nothing() -> None:
     x, weight, bias = inputs((0, 64), (64,), (64,), dtype=torch.float32)
     z, y = segmenter_kernels.add_layernorm(x, x, weight, bias, 1e-6)
-    assert z.shape == y.shape == (0, 64)
+    assert z.shape == y.shape == segmenter_kernels.layernorm(x, weight, bias, 1e-6).shape == (0, 64)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +76,13 @@ def test_no_rows_launch_nothing() -> None:
 def test_wrong_input_is_named(change, message) -> None:
     names = ("x", "r", "weight", "bias")
     tensors = dict(zip(names, inputs((2, 5, 64), (2, 5, 64), (64,), (64,), dtype=torch.float32), strict=True))
+    tensors = change(tensors)
     with pytest.raises(ValueError, match=f"add_layernorm: {message}"):
-        segmenter_kernels.add_layernorm(**change(tensors), eps=1e-6)
+        segmenter_kernels.add_layernorm(**tensors, eps=1e-6)
+    if not message.startswith("r "):
+        tensors.pop("r")
+        with pytest.raises(ValueError, match=f"layernorm: {message}"):
+            segmenter_kernels.layernorm(**tensors, eps=1e-6)
 
 
 def test_too_wide_a_row_is_refused() -> None:

@@ -76,6 +76,8 @@ def test_rivals_compute_what_they_are_judged_by(op: str, monkeypatch: pytest.Mon
         "quantize": workloads.quantize(1, 5, 64, torch.float16),
         "linear_int8": workloads.eight_bits("linear_int8", 1, 32, 64, torch.float16),
         "add_layernorm": workloads.add_layernorm(1, 5, 64, torch.float16),
+        "layernorm": workloads.layernorm(1, 5, 64, torch.float16),
+        "layernorm_quantize": workloads.layernorm_quantize(1, 5, 64, torch.float16),
     }
     workload = small[op] if op in small else workloads.linear(op, 1, 5, 64, torch.float16)
     rivals = list(rivals_of(workload))

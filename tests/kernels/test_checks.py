@@ -25,6 +25,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "add_layernorm": lambda: segmenter_kernels.add_layernorm(meta(5, 64), meta(5, 64), meta(64), meta(64), 1e-5),
     "attention": lambda: segmenter_kernels.attention(meta(1, 5, 192), 1),
     "attention_backward": lambda: segmenter_kernels.attention_backward(meta(1, 5, 64), meta(1, 5, 192), 1),
+    "layernorm": lambda: segmenter_kernels.layernorm(meta(5, 64), meta(64), meta(64), 1e-5),
+    "layernorm_quantize": lambda: segmenter_kernels.layernorm_quantize(meta(5, 64), meta(64), meta(64), 1e-5),
     "linear": lambda: segmenter_kernels.linear(meta(5, 64), meta(8, 64), meta(8)),
     "linear_fp8": eight_bits(segmenter_kernels.linear_fp8, torch.float8_e4m3fn),
     "linear_gelu": lambda: segmenter_kernels.linear_gelu(meta(5, 64), meta(8, 64), meta(8)),

@@ -25,6 +25,8 @@ def small(op: str, B: int) -> Workload:
     found = {
         "attention": lambda: workloads.attention(B, 33, 2, 32, HALF),
         "add_layernorm": lambda: workloads.add_layernorm(B, 5, 64, HALF),
+        "layernorm": lambda: workloads.layernorm(B, 5, 64, HALF),
+        "layernorm_quantize": lambda: workloads.layernorm_quantize(B, 5, 64, HALF),
         "mask_scores": lambda: workloads.mask_scores(B, 5, 64, HALF),
         "upsample_argmax": lambda: workloads.upsample_argmax(B, 32, HALF),
         "merge_windows": lambda: workloads.merge_windows((40, 56), 32, 16, HALF),
@@ -35,7 +37,11 @@ def small(op: str, B: int) -> Workload:
 
 
 @pytest.mark.parametrize(
-    "op", ["attention", "upsample_argmax", "merge_windows", "quantize", "linear_int8", "linear_fp8"]
+    "op",
+    [
+        *("attention", "upsample_argmax", "merge_windows", "layernorm", "layernorm_quantize"),
+        *("quantize", "linear_int8", "linear_fp8"),
+    ],
 )
 def test_right_kernels_are_right(op: str) -> None:
     found = judged(small(op, 2), AT)

@@ -20,13 +20,14 @@ CALLS: dict[str, tuple[list[tuple[int, ...]], tuple[Any, ...]]] = {
     "rotate": ([(2, 5, 192)], (ANGLES.cos(), ANGLES.sin(), 2)),
     "attention": ([(2, 5, 192)], (2,)),
     "patch_embed": ([(2, 3, 16, 24), (16, 3, 8, 8), (16,), (1, 8, 16), (1, 2, 16)], ()),
+    "layernorm": ([(2, 5, 16), (16,), (16,)], (1e-5,)),
     "add_layernorm": ([(2, 5, 16), (2, 5, 16), (16,), (16,)], (1e-5,)),
     "linear_gelu": ([(2, 5, 16), (32, 16), (32,)], ()),
     "linear_residual": ([(2, 5, 16), (32, 16), (32,), (2, 5, 32)], ()),
     "mask_scores": ([(2, 9, 16), (2, 3, 16), (3,), (3,)], (1e-5,)),
     "upsample_argmax": ([(2, 3, 4, 5)], ((16, 20), (15, 17))),
 }
-DIFFERENTIABLE = ("rotate", "attention", "add_layernorm", "linear_gelu", "linear_residual")
+DIFFERENTIABLE = ("rotate", "attention", "layernorm", "add_layernorm", "linear_gelu", "linear_residual")
 
 
 def call(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], tuple[Any, ...]]:
@@ -121,8 +122,10 @@ def operators_of(graph: torch.fx.Graph) -> list[str]:
     return sorted(target.removeprefix("segmenter.") for target in targets if target.startswith("segmenter."))
 
 
-BLOCK = ("add_layernorm", "attention", "linear_gelu", "linear_residual")
-WHOLE = sorted(f"{name}.default" for name in [*BLOCK * 3, "mask_scores", "patch_embed", "upsample_argmax"])
+BLOCK = ("layernorm", "add_layernorm", "attention", "linear_gelu", "linear_residual")
+WHOLE = sorted(
+    f"{name}.default" for name in [*BLOCK * 3, *["layernorm"] * 2, "mask_scores", "patch_embed", "upsample_argmax"]
+)
 
 
 def test_export_keeps_the_operators_of_a_network_whole(networks: tuple[Segmenter, Segmenter]) -> None:
@@ -152,7 +155,7 @@ def test_a_network_with_rotary_positions_is_exported_and_compiled_whole() -> Non
     images = inputs((2, 3, 32, 64), dtype=torch.float32, mean=0.0)[0]
     with torch.no_grad():
         program = torch.export.export(mine, (images,)).run_decompositions()
-        wanted = [*["rotate", *BLOCK] * 2, "patch_embed"]
+        wanted = [*["rotate", *BLOCK] * 2, "layernorm", "patch_embed"]
         assert operators_of(program.graph) == sorted(f"{name}.default" for name in wanted)
         torch._dynamo.reset()
         compiled = torch.compile(mine, fullgraph=True, backend="aot_eager")(images)

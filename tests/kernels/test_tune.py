@@ -23,6 +23,8 @@ SMALL = {
     "patch_embed": workloads.patch_embed(2, 32, 64, HALF, pixels=False),
     "patch_embed pixels": workloads.patch_embed(2, 32, 64, HALF),
     "add_layernorm": workloads.add_layernorm(2, 5, 64, HALF),
+    "layernorm": workloads.layernorm(2, 5, 64, HALF),
+    "layernorm_quantize": workloads.layernorm_quantize(2, 5, 64, HALF),
     "linear_gelu": workloads.linear("linear_gelu", 2, 5, 64, HALF),
     "linear_residual": workloads.linear("linear_residual", 2, 5, 64, HALF),
     "mask_scores": workloads.mask_scores(2, 5, 64, HALF),
