@@ -114,7 +114,7 @@ class TestOnGpu:
     def test_patch_embed(self, launch: Launch, B: int, h: int, w: int, C: int, E: int) -> None:
         inputs = (normal(B, 3, 16 * h, 16 * w), normal(C, 3, 16, 16), normal(C))
         inputs += (normal(1, E + h * w, C), normal(1, E, C))
-        truth = module("patch_embed").patch_embed(*inputs, tile=tile("patch_embed", "16"))
+        truth = module("patch_embed").patch_embed(*inputs, tile=tile("patch_embed", "16_large"))
         made = like(truth)
         assert launch("patch_embed", (B, h, w, 16, C, E), (*inputs, made)) is None
         assert same(made, truth)

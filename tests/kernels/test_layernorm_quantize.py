@@ -24,7 +24,13 @@ def check(x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor, kind: torch
         found = layernorm_quantize(x, weight, bias, 1e-6, r=r, dtype=kind, **named)
     for one, other in zip(found, in_two_steps(x, r, weight, bias, kind), strict=True):
         assert one.dtype == other.dtype
-        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+        if DEVICE == "cuda" and x.dtype == torch.float32:
+            # nothing is rounded to 16 bits between the steps, and each kernel joins other products and sums
+            # so a tie may fall to the other side: one step of int8, an eighth of a float8's value
+            step, share = (1.0, 0.0) if one.dtype == torch.int8 else (0.01, 0.126 if one.element_size() == 1 else 1e-5)
+            torch.testing.assert_close(one.float(), other.float(), rtol=share, atol=step, equal_nan=True)
+        else:
+            assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
     return found[1]
 
 
@@ -42,7 +48,7 @@ def test_has_the_bits_of_two_steps(shape: tuple[int, ...], dtype: torch.dtype, k
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_rows_of_zeros_and_of_nan_leave_the_others_alone(kind: torch.dtype) -> None:
     x, weight, bias = inputs((9, 200), (200,), (200,), dtype=torch.float16)
-    x[2], x[4, 7] = 1, float("nan")
+    x[2], x[4, 7] = 0, float("nan")
     check(x, None, weight, torch.zeros_like(bias), kind)
     z, q, scale = layernorm_quantize(x, weight, torch.zeros_like(bias), 1e-6, dtype=kind)
     assert z is x

@@ -104,6 +104,8 @@ def tile_of(architecture: int, kind: torch.dtype, size: str = "small", **changes
 @pytest.mark.parametrize("split", [0, 1])
 @pytest.mark.parametrize("persistent", [0, 1])
 def test_large_tiles_agree_with_float64(persistent: int, split: int, kind: torch.dtype) -> None:
+    if kind == torch.float8_e4m3fn and DEVICE == "cuda" and not split:
+        pytest.skip("Hopper sums float8 in 13 bits, which is what the split is for; the interpreter does without")
     split = split if kind == torch.float8_e4m3fn else 0
     tile = tile_of(90, kind, "large", PERSISTENT=persistent, SPLIT=split, GROUP_M=2)
 
@@ -130,6 +132,8 @@ def test_int8_extremes_are_exact(architecture: int, x_sign: int) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_requantised_results_are_exact_away_from_halves(kind: torch.dtype, architecture: int) -> None:
+    if kind == torch.float8_e4m3fn and DEVICE == "cuda":
+        pytest.skip("Hopper sums float8 in 13 bits: results near a step's edge may fall to either side")
     tensors = operands((2, 97, 192), 72, kind, False)
     tensors[-1] = tensors[-1] - 5
     truth = plainly(torch.float64)(*(x.double() for x in tensors), True)
