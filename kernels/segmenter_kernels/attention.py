@@ -282,11 +282,14 @@ def _descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), [N * width, width, 1], [1, rows, columns])
 
 
-def specialisations(architecture: int) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture: one for each dtype and head dimension, with the tiles of short N."""
+def specialisations(architecture: int, N: int = 0) -> Iterator[Specialisation]:
+    """The forms engines launch on an architecture, one for each dtype and head dimension, with the tiles of N tokens.
+
+    Plugins launch those of the default, short ones, whatever N.
+    """
     for dtype in DEPLOYED:
         for head_dim in HEAD_DIMS:
-            tile = tiles.of_architecture(OP, case(dtype, head_dim), architecture)
+            tile = tiles.of_architecture(OP, case_of(dtype, head_dim, N), architecture)
             D, D_REST = parts(head_dim)
             sizes = {name: tile[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_T")}
             sources, absent = {"qkv_ptr": f"*{TYPE_NAMES[dtype]}"}, {}

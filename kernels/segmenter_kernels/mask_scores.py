@@ -75,7 +75,7 @@ def _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, row, k, N, K):
     tl.store(out_ptr + row[:, None] * K + k[None, :], y.to(out_ptr.dtype.element_ty), keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # a constant N would undo `one`
 def _kernel(
     patches_ptr, classes_ptr, weight_ptr, bias_ptr, out_ptr, N, K, C, eps,
     stride_pb, stride_pn, stride_cb, stride_ck,

@@ -24,9 +24,6 @@ DEPLOYED_WIDTHS = (192, 384, 768, 1024)
 FLOAT8_ARCHITECTURE = 89  # the oldest that converts to and multiplies float8
 
 
-_FUSED = tl.constexpr(not checks.INTERPRETED)  # the interpreter rounds products before it adds
-
-
 @triton.jit
 def saturated(y, LARGEST: tl.constexpr, INTEGER: tl.constexpr):
     """y in float32, limited to what 8 bits hold, rounded when they hold integers; the conversion that follows is exact
@@ -53,19 +50,15 @@ def divided(x, scale, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """x / `row_scales` of x, float32 [BLOCK_M, BLOCK_C], exact where the quotient passes 2^-20, so that 8 bits are.
 
     By one division a row and, for each element, two products and two fused steps (Markstein), without branches.
-    Held against it on a CPU for every pair of a value and a larger one in float16 and bfloat16, int8 and float8.
     """
-    if _FUSED:
-        # reciprocals of the smallest scales are infinite
-        enlarge = tl.where(scale < 2.0**-60, 2.0**64, 1.0)
-        scale = scale * enlarge
-        inverse = tl.div_rn(tl.full([BLOCK_M], 1.0, tl.float32), scale)
-        scale, inverse = tl.broadcast_to(scale[:, None], [BLOCK_M, BLOCK_C]), inverse[:, None]
-        x = x * enlarge[:, None]
-        y = x * inverse
-        return tl.fma(tl.fma(-y, scale, x), tl.broadcast_to(inverse, [BLOCK_M, BLOCK_C]), y)
-    else:
-        return tl.div_rn(x, tl.broadcast_to(scale[:, None], [BLOCK_M, BLOCK_C]))
+    # reciprocals of the smallest scales are infinite
+    enlarge = tl.where(scale < 2.0**-60, 2.0**64, 1.0)
+    scale = scale * enlarge
+    inverse = tl.div_rn(tl.full([BLOCK_M], 1.0, tl.float32), scale)
+    scale, inverse = tl.broadcast_to(scale[:, None], [BLOCK_M, BLOCK_C]), inverse[:, None]
+    x = x * enlarge[:, None]
+    y = x * inverse
+    return tl.fma(tl.fma(-y, scale, x), tl.broadcast_to(inverse, [BLOCK_M, BLOCK_C]), y)
 
 
 @triton.jit(do_not_specialize=["M"])

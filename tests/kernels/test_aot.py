@@ -15,7 +15,15 @@ import segmenter_kernels
 from segmenter_kernels import aot, cubin
 from segmenter_kernels.add_layernorm import DEPLOYED_WIDTHS
 from segmenter_kernels.aot import table
-from segmenter_kernels.compiling import JUDGED_WITH, OPS, Compiled, compile_kernel, faults, specialisations
+from segmenter_kernels.compiling import (
+    JUDGED_WITH,
+    OPS,
+    Compiled,
+    compile_kernel,
+    faults,
+    overwritten,
+    specialisations,
+)
 from segmenter_kernels.parameters import parameters
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import ARCHITECTURES
@@ -227,9 +235,69 @@ def test_rows_overwritten_under_a_running_product_are_seen() -> None:
         assert len(found) == 2 and all("overwritten while a product still reads it" in each for each in found), found
         assert faults(compile_kernel(replace(form, constants={"WAITS": True}), 90)) == []
         assert faults(compile_kernel(form, 80)) == []
+
+        import importlib
+        mask_scores = importlib.import_module("segmenter_kernels.mask_scores")
+        form = next(each for each in mask_scores.specialisations(90) if each.name == "mask_scores_fp16_k160")
+        types = {name: kind for name, kind in form.types.items() if name != "N"}
+        one = replace(form, types=types, constants={**form.constants, "N": 1})
+        assert compile_kernel(form, 90).overwritten == ()
+        # a number of patches known when compiling undoes what waits for products: it must not become one
+        assert len(compile_kernel(one, 90).overwritten) == 3 and form.kernel.do_not_specialize == ["N"]
         """
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@JUDGED
+def test_attentions_tiles_of_long_images_keep_their_budget() -> None:
+    # plugins launch the others
+    result = script(
+        """
+        from segmenter_kernels.attention import LONG, specialisations
+        from segmenter_kernels.compiling import compile_kernel, faults
+        from segmenter_kernels.tiles import ARCHITECTURES
+
+        for architecture in ARCHITECTURES:
+            forms = list(specialisations(architecture, LONG))
+            for form in forms:
+                if form.name.startswith("attention_fp16"):
+                    assert faults(compile_kernel(form, architecture)) == [], (architecture, form.name)
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def ring_and_loop(copies: int, pendings: int, between: str = "") -> str:
+    """Triton's code of a loop over a ring of three places, so many filled before it."""
+    return "\n".join(
+        [
+            "%ring = ttg.local_alloc : () -> !ttg.memdesc<3x64x64xf16, #shared, #smem, mutable>",
+            "%view = ttg.memdesc_index %ring[%c0] : !ttg.memdesc<3x64x64xf16> -> !ttg.memdesc<64x64xf16>",
+            *["%t = ttg.async_copy_global_to_local %pointer, %view mask %m : tensor"] * copies,
+            "%out = scf.for %i = %c0 to %n step %c64 iter_args(%total = %zero) -> (tensor) : i32 {",
+            between,
+            "%dot = ttng.warp_group_dot %view, %other, %total {inputPrecision = 0 : i32, isAsync = true} : tensor",
+            f"%w = ttng.warp_group_dot_wait %dot, %view {{pendings = {pendings} : i32}} : tensor",
+            "%t = ttg.async_copy_global_to_local %pointer, %view mask %m : tensor",
+            "scf.yield %w : tensor",
+            "}",
+        ]
+    )
+
+
+BRANCH = "%chosen = scf.if %c -> (i32) {\nscf.yield %a : i32\n} else {\nscf.yield %b : i32\n}"
+
+
+@pytest.mark.parametrize("between", ["", BRANCH])
+def test_a_ring_is_overwritten_where_a_product_still_runs_and_no_place_is_free(between: str) -> None:
+    assert overwritten(ring_and_loop(3, 1, between)) == ("%ring",)
+    assert overwritten(ring_and_loop(3, 0, between)) == ()
+    assert overwritten(ring_and_loop(2, 1, between)) == ()
+    outer = "scf.for %tile = %c0 to %tiles step %programs : i32 {\n"
+    assert overwritten(f"{outer}{ring_and_loop(3, 1, between)}\n}}") == ("%ring",)
+    assert overwritten(f"{outer}{ring_and_loop(2, 1, between)}\n}}") == ()
 
 
 def test_compiling_while_interpreting_is_refused() -> None:

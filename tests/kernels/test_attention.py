@@ -1,3 +1,4 @@
+import itertools
 from functools import partial
 
 import pytest
@@ -6,7 +7,7 @@ from torch import Tensor
 
 from segmenter import ops
 from segmenter_kernels import attention, attention_backward, tiles
-from segmenter_kernels.attention import candidates
+from segmenter_kernels.attention import LONG, candidates, case_of
 from segmenter_kernels.packed import HEAD_DIMS, case, parts
 from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge, judge_gradients, poisoned
@@ -15,8 +16,8 @@ NAN = float("nan")
 every_kind = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-def tile_of(dtype: torch.dtype, D: int, architecture: int) -> tiles.Tile:
-    return tiles.of_architecture("attention", case(dtype, D), architecture)
+def tile_of(dtype: torch.dtype, D: int, architecture: int, N: int = 1) -> tiles.Tile:
+    return tiles.of_architecture("attention", case_of(dtype, D, N), architecture)
 
 
 def check(shape: tuple[int, int, int, int], dtype: torch.dtype, architecture: int) -> None:
@@ -186,6 +187,20 @@ def test_any_stride_along_an_axis_of_one_is_contiguous(architecture: int) -> Non
     assert torch.equal(attention(odd, 1, tile=tile), attention(qkv, 1, tile=tile))
 
 
+@pytest.mark.parametrize("N", [1, 64, 133])
+@pytest.mark.parametrize("D", [64, 80])
+@every_kind
+def test_tiles_of_long_images_and_rests_of_their_own_or_none(architecture: int, D: int, N: int) -> None:
+    for small in (0, 1):
+        tile = {**tile_of(torch.float16, D, architecture, LONG), "SMALL": small}
+        judge(partial(attention, tile=tile), ops.attention, inputs((2, N, 3 * D), dtype=torch.float16), 1)
+
+
+def test_gradients_at_96_channels_are_no_product_of_warp_groups_on_hopper() -> None:
+    tile = tiles.of_architecture("attention_backward", case(torch.float16, 96), 90)
+    assert max(tile["BLOCK_M"], tile["BLOCK_N"]) <= 32  # 64 rows were wrong on an H200
+
+
 @pytest.mark.parametrize("D", HEAD_DIMS)
 def test_two_parts_make_a_head(D: int) -> None:
     assert sum(parts(D)) == D
@@ -194,11 +209,11 @@ def test_two_parts_make_a_head(D: int) -> None:
 
 @pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
 def test_every_head_dimension_has_a_tile(architecture: int) -> None:
-    for dtype in DTYPES:
-        for D in HEAD_DIMS:
-            tile = tile_of(dtype, D, architecture)
-            # a rest of keys is taken in steps of BLOCK_T; a rest of queries is one tile of it
-            assert tile["BLOCK_N"] % tile["BLOCK_T"] == 0
-            assert tile["BLOCK_M"] % tile["BLOCK_T"] == 0
-            assert tile in list(candidates(architecture, dtype, D))
-            assert tiles.of_architecture("attention_backward", case(dtype, D), architecture)
+    for dtype, D, N in itertools.product(DTYPES, HEAD_DIMS, (LONG - 1, LONG)):
+        assert case_of(dtype, D, N) == case(dtype, D) + ("_long" if N == LONG and dtype != torch.float32 else "")
+        tile = tile_of(dtype, D, architecture, N)
+        # a rest of keys is taken in steps of BLOCK_T; a rest of queries is one tile of it
+        assert tile["BLOCK_N"] % tile["BLOCK_T"] == 0
+        assert tile["BLOCK_M"] % tile["BLOCK_T"] == 0
+        assert tile in list(candidates(architecture, dtype, D))
+        assert tiles.of_architecture("attention_backward", case(dtype, D), architecture)

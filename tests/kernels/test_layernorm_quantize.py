@@ -22,9 +22,9 @@ def in_two_steps(x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor, kind
 def check(x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor, kind: torch.dtype, **named: Any) -> Tensor:
     with poisoned():
         found = layernorm_quantize(x, weight, bias, 1e-6, r=r, dtype=kind, **named)
-    for one, other in zip(found, in_two_steps(x, r, weight, bias, kind), strict=True):
+    for index, (one, other) in enumerate(zip(found, in_two_steps(x, r, weight, bias, kind), strict=True)):
         assert one.dtype == other.dtype
-        if DEVICE == "cuda" and x.dtype == torch.float32:
+        if index and DEVICE == "cuda" and x.dtype == torch.float32:
             # nothing is rounded to 16 bits between the steps, and each kernel joins other products and sums
             # so a tie may fall to the other side: one step of int8, an eighth of a float8's value
             share, step = {torch.int8: (0.0, 1.0), torch.float32: (1e-5, 1e-6)}.get(one.dtype, (0.126, 0.01))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -215,9 +216,11 @@ def test_what_is_committed_for_a_gpu_is_what_tuning_is_held_against(
 ) -> None:
     (first, *_) = next(iter(tune.cases(["linear_gelu"]).values()))
     assert tune.candidates(first, 90)[0] == tiles.of_architecture(first.key, first.case, 90)
-    tuned = {"BLOCK_M": 5}
+    tuned = {**tiles.of_architecture(first.key, first.case, 90), "BLOCK_M": 5}
     tune.write("NVIDIA Toy 9001", {(first.key, first.case): tuned}, tmp_path)
+    shutil.copy(tiles.FOLDER / "sm_90.json", tmp_path)
     monkeypatch.setattr(tiles, "FOLDER", tmp_path)
+    monkeypatch.setattr(tiles, "architecture_of", lambda device: 90)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Toy 9001")
     assert tune.candidates(first, 90, torch.device("cuda"))[0] == tuned
 
@@ -257,9 +260,14 @@ def test_tiles_are_written_beside_others_and_read_before_the_architectures(
         "add_layernorm": {"64": {"BLOCK_M": 3, "num_warps": 1}},
         "linear": {"plain_large": {"BLOCK_M": 5}},
     }
+    committed = tiles.of_architecture("linear", "plain_large", 90)
+    shutil.copy(tiles.FOLDER / "sm_90.json", tmp_path)
     monkeypatch.setattr(tiles, "FOLDER", tmp_path)
+    monkeypatch.setattr(tiles, "architecture_of", lambda device: 90)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
-    assert tiles.of_device("linear", "plain_large", torch.device("cuda")) == {"BLOCK_M": 5}
+    assert tiles.of_device("add_layernorm", "64", torch.device("cuda")) == {"BLOCK_M": 3, "num_warps": 1}
+    # of a version whose tiles had fewer sizes
+    assert tiles.of_device("linear", "plain_large", torch.device("cuda")) == committed
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
