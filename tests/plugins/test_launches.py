@@ -69,6 +69,7 @@ def launched_by_python(
         recorders = [Recorder(getattr(module, name)) for name in kernels]
         for name, recorder in zip(kernels, recorders, strict=True):
             patch.setattr(module, name, recorder)
+        patch.setattr(tiles, "architecture_of", lambda device: architecture)
         getattr(module, op)(*inputs, *rest, tile=tile)
     ((grid, arguments),) = [call for recorder in recorders for call in recorder.calls]
     return grid, arguments
