@@ -58,9 +58,10 @@ def of_architecture(op: str, case: str, architecture: int) -> Tile:
 
 def of_device(op: str, case: str, device: torch.device) -> Tile:
     """The tile of a case on a device: tuned on that very GPU, where it was by this version, else its architecture's."""
+    committed = of_architecture(op, case, architecture_of(device))
     if device.type == "cuda":
         tuned = _read(file_of(torch.cuda.get_device_name(device))).get(op, {}).get(case)
         # one that an older version tuned may lack what the kernel takes now
-        if tuned is not None and tuned.keys() >= of_architecture(op, case, architecture_of(device)).keys():
+        if tuned is not None and tuned.keys() >= committed.keys():
             return tuned
-    return of_architecture(op, case, architecture_of(device))
+    return committed

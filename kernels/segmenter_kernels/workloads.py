@@ -105,47 +105,33 @@ def _plain_patch_embed(image: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
     return reference.patch_embed(normalised, weight, *rest)
 
 
-def add_layernorm(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+def norm(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
+    """`add_layernorm`, `layernorm`, or `layernorm_quantize` to int8 after a residual: forms of one kernel."""
+    itemsize = dtype.itemsize
+    # an element's operations, and its bytes; in 8 bits a row has a scale too
+    flops, value_bytes, row_bytes = {
+        "add_layernorm": (8, 4 * itemsize, 0),
+        "layernorm": (7, 2 * itemsize, 0),
+        "layernorm_quantize": (10, 3 * itemsize + 1, 4),
+    }[op]
+
+    def draw(normal: Normal) -> tuple[Any, ...]:
+        if op == "add_layernorm":
+            return normal(B, N, C), normal(B, N, C), normal(C), normal(C), 1e-5
+        arguments = normal(B, N, C), normal(C), normal(C), 1e-5
+        return arguments if op == "layernorm" else (*arguments, normal(B, N, C))
+
     return Workload(
-        op="add_layernorm",
+        op=op,
         batch=B,
         shape=f"{B} x {N} x {C}",
         dtype=dtype,
-        draw=lambda normal: (normal(B, N, C), normal(B, N, C), normal(C), normal(C), 1e-5),
-        flops=8 * B * N * C,
-        traffic_bytes=4 * B * N * C * dtype.itemsize,
+        draw=draw,
+        flops=flops * B * N * C,
+        traffic_bytes=B * N * (C * value_bytes + row_bytes),
         key="add_layernorm",
         case=str(triton.next_power_of_2(C)),
-    )
-
-
-def layernorm(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
-    return Workload(
-        op="layernorm",
-        batch=B,
-        shape=f"{B} x {N} x {C}",
-        dtype=dtype,
-        draw=lambda normal: (normal(B, N, C), normal(C), normal(C), 1e-5),
-        flops=7 * B * N * C,
-        traffic_bytes=2 * B * N * C * dtype.itemsize,
-        key="add_layernorm",
-        case=str(triton.next_power_of_2(C)),
-    )
-
-
-def layernorm_quantize(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
-    """To int8, after a residual."""
-    return Workload(
-        op="layernorm_quantize",
-        batch=B,
-        shape=f"{B} x {N} x {C}",
-        dtype=dtype,
-        draw=lambda normal: (normal(B, N, C), normal(C), normal(C), 1e-5, normal(B, N, C)),
-        flops=10 * B * N * C,
-        traffic_bytes=B * N * C * (3 * dtype.itemsize + 1) + 4 * B * N,
-        key="add_layernorm",
-        case=str(triton.next_power_of_2(C)),
-        plain_op=_plain_layernorm_quantize,
+        plain_op=_plain_layernorm_quantize if op == "layernorm_quantize" else None,
     )
 
 
@@ -280,12 +266,8 @@ def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterato
     n = (side // PATCH) ** 2
     if op == "patch_embed":
         yield from (patch_embed(B, side, C, dtype, pixels) for pixels in (True, False))
-    elif op == "add_layernorm":
-        yield add_layernorm(B, 1 + n, C, dtype)
-    elif op == "layernorm":
-        yield layernorm(B, 1 + n, C, dtype)
-    elif op == "layernorm_quantize":
-        yield layernorm_quantize(B, 1 + n, C, dtype)
+    elif op in ("add_layernorm", "layernorm", "layernorm_quantize"):
+        yield norm(op, B, 1 + n, C, dtype)
     elif op in ("linear_gelu", "linear_residual"):
         yield linear(op, B, 1 + n, C, dtype)
     elif op in ("linear_int8", "linear_fp8"):

@@ -29,7 +29,7 @@ def rows(workload: workloads.Workload, *rivals: Rival) -> list[dict[str, Any]]:
 
 
 def test_a_right_answer_has_a_speed_and_a_share_of_what_bounds_it() -> None:
-    workload = workloads.add_layernorm(2, 5, 64, torch.float16)
+    workload = workloads.norm("add_layernorm", 2, 5, 64, torch.float16)
     (row,) = rows(workload, Rival("triton", workload.launch))
     assert (row["op"], row["provider"], row["dtype"], row["status"]) == ("add_layernorm", "triton", "float16", "ok")
     assert row["error"] <= row["budget"]
@@ -49,7 +49,7 @@ def test_ceilings_are_work_over_time() -> None:
 
 
 def test_a_wrong_answer_and_a_failure_have_none() -> None:
-    workload = workloads.add_layernorm(2, 5, 64, torch.float16)
+    workload = workloads.norm("add_layernorm", 2, 5, 64, torch.float16)
 
     def wrong(*arguments: Any) -> Any:
         return [x * 1.01 for x in workload.plain(*arguments)]
@@ -75,9 +75,9 @@ def test_rivals_compute_what_they_are_judged_by(op: str, monkeypatch: pytest.Mon
         "merge_windows": workloads.merge_windows((32, 40), 32, 16, torch.float16),
         "quantize": workloads.quantize(1, 5, 64, torch.float16),
         "linear_int8": workloads.eight_bits("linear_int8", 1, 32, 64, torch.float16),
-        "add_layernorm": workloads.add_layernorm(1, 5, 64, torch.float16),
-        "layernorm": workloads.layernorm(1, 5, 64, torch.float16),
-        "layernorm_quantize": workloads.layernorm_quantize(1, 5, 64, torch.float16),
+        "add_layernorm": workloads.norm("add_layernorm", 1, 5, 64, torch.float16),
+        "layernorm": workloads.norm("layernorm", 1, 5, 64, torch.float16),
+        "layernorm_quantize": workloads.norm("layernorm_quantize", 1, 5, 64, torch.float16),
     }
     workload = small[op] if op in small else workloads.linear(op, 1, 5, 64, torch.float16)
     rivals = list(rivals_of(workload))
@@ -97,14 +97,14 @@ def test_every_workload_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: right(function, backend=backend, **options))
     for count in range(1, 12):
-        workload = workloads.add_layernorm(1, count, 16, torch.float16)
+        workload = workloads.norm("add_layernorm", 1, count, 16, torch.float16)
         (rival,) = (one for one in rivals_of(workload) if one.name == "compiled")
         rival.call(*workload.arguments(torch.device("cpu")))
         assert len(compiled) == count
 
 
 def test_a_run_is_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    workload = workloads.add_layernorm(2, 5, 64, torch.float16)
+    workload = workloads.norm("add_layernorm", 2, 5, 64, torch.float16)
     settings = {"dtype": "fp16", "ceilings": {"tflops": {"float": 700.0}, "gb_per_s": 4000.0}}
     run = new_run("kernels", "segmenter bench-kernels", {"name": "NVIDIA Toy"}, settings)
     run["rows"] = rows(workload, Rival("triton", workload.launch), Rival("bad", lambda *x: workload.plain(*x)[::-1]))

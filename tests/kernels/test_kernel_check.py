@@ -24,9 +24,9 @@ HALF = torch.float16
 def small(op: str, B: int) -> Workload:
     found = {
         "attention": lambda: workloads.attention(B, 33, 2, 32, HALF),
-        "add_layernorm": lambda: workloads.add_layernorm(B, 5, 64, HALF),
-        "layernorm": lambda: workloads.layernorm(B, 5, 64, HALF),
-        "layernorm_quantize": lambda: workloads.layernorm_quantize(B, 5, 64, HALF),
+        "add_layernorm": lambda: workloads.norm("add_layernorm", B, 5, 64, HALF),
+        "layernorm": lambda: workloads.norm("layernorm", B, 5, 64, HALF),
+        "layernorm_quantize": lambda: workloads.norm("layernorm_quantize", B, 5, 64, HALF),
         "mask_scores": lambda: workloads.mask_scores(B, 5, 64, HALF),
         "upsample_argmax": lambda: workloads.upsample_argmax(B, 32, HALF),
         "merge_windows": lambda: workloads.merge_windows((40, 56), 32, 16, HALF),

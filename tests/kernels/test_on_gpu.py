@@ -17,7 +17,7 @@ AT = torch.device(DEVICE)
 GIB = 2**30
 MOST_BYTES = 40 * GIB  # of the largest of these, with what PyTorch draws it from
 LARGE = (
-    workloads.add_layernorm(2800, 1025, 768, torch.float16),
+    workloads.norm("add_layernorm", 2800, 1025, 768, torch.float16),
     workloads.attention(2800, 4097, 1, 64, torch.float16),
     workloads.patch_embed(2800, 512, 768, torch.float16),
     workloads.mask_scores(14000, 1024, 64, torch.float16),
