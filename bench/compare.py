@@ -41,7 +41,7 @@ def bench(options: Options) -> int:
             f"{options.candidate}: failed where {options.baseline} did not: {'; '.join(found.broken)}"
         )
     if not found.changes:
-        raise DataError(f"{options.candidate}: no engine that {options.baseline} has too; nothing was compared")
+        raise DataError(f"{options.candidate}: nothing was compared with {options.baseline}, see above")
     if found.slower:
         told = "; ".join(f"{one.engine} {one.change:.2f}x (batch {one.batch})" for one in found.slower)
         raise VerificationError(f"{options.candidate}: slower than {options.baseline}: {told}")

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from segmenter.errors import DataError
+from segmenter_bench.placement import alike
 from segmenter_bench.runs import wide_console
 
 DRAWS = 2000
@@ -93,6 +94,14 @@ def compare(baseline: dict[str, Any], candidate: dict[str, Any], tolerance: floa
             else:
                 apart.append(f"{engine}, batch {batch}: not timed in the {missing.name}")
             continue
+        # unknown of runs with one thread, and of those made before it was read
+        distances = [one.core_to_core_ns for one in found if one is not None and one.core_to_core_ns is not None]
+        if len(distances) == len(sides) and not alike(*distances):
+            apart.append(
+                f"{engine}, batch {batch}: not compared, a cache line took {distances[0]:.0f} ns from core to core in"
+                f" the baseline and {distances[1]:.0f} ns in the candidate; time it again"
+            )
+            continue
         draws = [one.draws(generator) for one in found if one is not None]
         low, high = np.quantile(draws[1] / draws[0], (0.5 - COVERED / 2, 0.5 + COVERED / 2))
         values = (found[0].value, found[1].value, float(low), float(high))
@@ -111,6 +120,7 @@ class _Speedup:
 
     reference: np.ndarray
     engine: np.ndarray
+    core_to_core_ns: float | None
 
     @property
     def value(self) -> float:
@@ -148,7 +158,7 @@ class _Side:
                     f"{name}: {row['engine']} has {len(mine)} rounds; wanted at least {FEWEST_ROUNDS} to tell a change"
                     " from noise: time again with --rounds 6"
                 )
-            found[row["engine"], row["batch"], row["region"]] = _Speedup(theirs, mine)
+            found[row["engine"], row["batch"], row["region"]] = _Speedup(theirs, mine, row.get("core_to_core_ns"))
         failed = {
             (row["engine"], row["batch"], row["region"]): str(row.get("reason"))
             for row in run["rows"]

@@ -14,16 +14,21 @@ import numpy as np
 from segmenter.errors import EngineError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
 from segmenter_bench.machine import Neighbours, process_seconds
-from segmenter_bench.timing import Burst, Ratio, Timing, each_round, ratio
+from segmenter_bench.placement import Gauge, Placement, counted, steady
+from segmenter_bench.timing import Burst, Timing, each_round, ratio
 from segmenter_bench.worker import Worker
 from segmenter_engines.limits import LIMITS
 
 SETTLE_SECONDS = 0.02  # runtimes keep their threads spinning for a moment after a call
+MORE_ROUNDS = 2  # times as many at most, where cores move meanwhile
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long each engine is measured: `rounds` turns of `burst_seconds`, at least `min_calls` calls each."""
+    """How long each engine is measured: `rounds` turns of `burst_seconds`, at least `min_calls` calls each.
+
+    Where cores move meanwhile, as many rounds with the cores equally far apart, in at most `MORE_ROUNDS` times as many.
+    """
 
     rounds: int = 6
     burst_seconds: float = 1.0
@@ -87,12 +92,14 @@ def race(
     pace: Pace,
     trained: bool,
     keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+    gauge: Gauge | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each listed engine, batch size and timed region, in that nesting from the outside in.
 
     images: uint8 RGB [H, W, 3], all of one size; labels are compared with those PyTorch gives each image alone, so that
     a batch whose rows influence each other shows. trained: whether agreement of 8 and 16 bit engines means anything.
     keep: called with the rows so far after each round, so that a run that is cut has them.
+    gauge: how far apart the cores are, see `segmenter_bench.placement`; rows are of the rounds of one placement.
     Raises EngineError when the truth itself is not among the contestants.
     """
     truth = next((one for one in contestants if one.entry.name == TRUTH), None)
@@ -126,9 +133,10 @@ def race(
                     one.failure = str(error)
             say(f"{region}, batch {batch}: {pace.rounds} rounds")
             now: list[dict[str, Any]] = []
-            for others in _rounds(running, pace):
+            for others, placed in _rounds(running, pace, gauge):
                 now = [
-                    _row(one, running, batch, region, agreements.get(one.entry.name), trained) | {"others_busy": others}
+                    _row(one, running, batch, region, agreements.get(one.entry.name), trained, placed)
+                    | {"others_busy": others}
                     for one in running
                     if one.listed
                 ]
@@ -155,9 +163,16 @@ def limit_of(precision: str, trained: bool) -> float | None:
     return 1.0 - LIMITS[precision].disagreement if trained or precision == "fp32" else None
 
 
-def _rounds(contestants: Sequence[Contestant], pace: Pace) -> Iterator[float | None]:
-    """Time the contestants still running; after each round the share of the cores others took so far, if known."""
+def _rounds(
+    contestants: Sequence[Contestant], pace: Pace, gauge: Gauge | None
+) -> Iterator[tuple[float | None, list[Placement]]]:
+    """Time the contestants still running.
+
+    After each round: the share of the cores others took so far, if known, and what the rounds so far are summed up by.
+    """
     running = {one.entry.name: one for one in contestants if one.failure is None}
+    readings: list[list[float]] = []
+    last = steady(gauge) if gauge else None
 
     def turn(one: Contestant) -> Burst:
         if one.failure is None:
@@ -167,19 +182,37 @@ def _rounds(contestants: Sequence[Contestant], pace: Pace) -> Iterator[float | N
                 one.failure = str(error)
         return Burst([], 0.0)
 
+    def settle() -> None:
+        nonlocal last
+        time.sleep(SETTLE_SECONDS)
+        if gauge:
+            last = steady(gauge, last)
+            readings[-1].append(last)
+
     def spent() -> float:
         return sum(process_seconds(one.worker.pid) for one in contestants)
 
     neighbours = Neighbours(spent)
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
-    for given in each_round(turns, pace.rounds, lambda: time.sleep(SETTLE_SECONDS)):
+    readings.append([] if last is None else [last])
+    for given in each_round(turns, pace.rounds * (MORE_ROUNDS if gauge else 1), settle):
         for name, bursts in given.items():
             running[name].bursts = bursts
-        yield neighbours.share()
+        placed = counted(readings, len(readings))
+        yield neighbours.share(), placed
+        if len(placed[0].rounds) >= pace.rounds and placed[0].core_to_core_ns is not None:
+            return
+        readings.append([] if last is None else [last])
 
 
 def _row(
-    one: Contestant, contestants: Sequence[Contestant], batch: int, region: str, share: float | None, trained: bool
+    one: Contestant,
+    contestants: Sequence[Contestant],
+    batch: int,
+    region: str,
+    share: float | None,
+    trained: bool,
+    placed: Sequence[Placement],
 ) -> dict[str, Any]:
     limit = limit_of(one.precision, trained) if one.entry.compared else None
     row: dict[str, Any] = {
@@ -195,6 +228,9 @@ def _row(
         "timing": None,
         "ratio": None,
         "rounds_ms": None,
+        "core_to_core_ns": None,
+        "cores_moved": placed[0].moved,
+        "other_placements": [],
         "memory_bytes": None,
         "extra_memory_bytes": None,
         "open_seconds": one.worker.facts["seconds"],
@@ -210,12 +246,10 @@ def _row(
             one.failure = str(error)
     if one.failure is not None:
         return row | {"status": "failed", "reason": one.failure}
-    row["timing"] = asdict(Timing.of(one.bursts, batch))
-    row["rounds_ms"] = [[round(ms, 4) for ms in burst.ms] for burst in one.bursts]
+    row |= _times(one, contestants, batch, placed[0])
+    row["other_placements"] = [_times(one, contestants, batch, other) for other in placed[1:]]
     resident = one.worker.facts["resident_bytes"]
     row["extra_memory_bytes"] = None if resident is None else row["memory_bytes"] - resident
-    speedup = _ratio(one, contestants)
-    row["ratio"] = asdict(speedup) if speedup is not None else None
     if limit is not None and share is not None and share < limit:
         return row | {
             "status": "failed",
@@ -224,12 +258,20 @@ def _row(
     return row
 
 
-def _ratio(one: Contestant, contestants: Sequence[Contestant]) -> Ratio | None:
+def _times(one: Contestant, contestants: Sequence[Contestant], batch: int, placement: Placement) -> dict[str, Any]:
+    """What a row holds of the rounds of one placement."""
+    bursts = [one.bursts[index] for index in placement.rounds]
     reference = _reference(contestants)
+    speedup = None
     # a GPU against a CPU says nothing of the engine
-    if reference is None or reference.failure is not None or reference.device != one.device:
-        return None
-    return ratio(reference.bursts, one.bursts)
+    if reference is not None and reference.failure is None and reference.device == one.device:
+        speedup = asdict(ratio([reference.bursts[index] for index in placement.rounds], bursts))
+    return {
+        "timing": asdict(Timing.of(bursts, batch)),
+        "ratio": speedup,
+        "rounds_ms": [[round(ms, 4) for ms in burst.ms] for burst in bursts],
+        "core_to_core_ns": placement.core_to_core_ns,
+    }
 
 
 def _reference(contestants: Sequence[Contestant]) -> Contestant | None:

@@ -3,7 +3,8 @@
     segmenter bench-repeat --folder demo/engines --out runs/repeat
 
 Each run is a whole report of its own, `1/report.html` and `2/report.html`. Ratios are to the official way in the same
-rounds; for those to repeat the machine must be quiet, and how busy it was is in the table.
+rounds, and compared where the cores were equally far apart (`segmenter_bench.placement`); where no two runs had that, a
+third is made. For ratios to repeat the machine must be quiet, and how busy it was is in the table.
 """
 
 import subprocess
@@ -21,10 +22,38 @@ from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, DataError, VerificationError
 from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
+from segmenter_bench.placement import same
 from segmenter_bench.runs import read_run, require_writable, wide_console
 from segmenter_bench.sections import speedup
 
 Key = tuple[str, str, int, str]  # network, engine, batch, region
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A ratio to the official way, how far apart the cores were meanwhile, and the share of them that others took."""
+
+    ratio: float
+    core_to_core_ns: float | None
+    others_busy: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Ratios of one engine, in the order of the runs, with the cores equally far apart; runs without one are None."""
+
+    key: Key
+    measured: tuple[Measured | None, ...]
+
+    @property
+    def found(self) -> list[Measured]:
+        return [one for one in self.measured if one is not None]
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / smallest."""
+        ratios = [one.ratio for one in self.found]
+        return max(ratios) / min(ratios) - 1.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +70,7 @@ class Options:
     data: Path | None = None
     """Root folder of the dataset."""
     times: int = 2
-    """Runs."""
+    """Runs; one fewer more are made where cores moved, until as many had them equally far apart."""
     minutes: float = 20.0
     """At most so long for each run."""
     limit: float = 0.1
@@ -56,65 +85,105 @@ class Options:
             raise ConfigError(f"--limit {self.limit}: wanted above 0 and at most 10; 10 % is 0.1")
 
 
-def ratios(folder: Path) -> dict[Key, tuple[float, float]]:
-    """Times the official way of every engine of an acceptance run, and the largest share of the cores others took."""
-    found: dict[Key, tuple[float, float]] = {}
+def ratios(folder: Path) -> dict[Key, list[Measured]]:
+    """Times the official way of every engine of an acceptance run, one for each distance the cores were apart."""
+    found: dict[Key, list[Measured]] = {}
     for file in sorted((folder / RUNS).glob("throughput-*.json")):
         run = read_run(file)
         reference = run["settings"]["reference"]
         own = {(row["batch"], row["region"]): row for row in run["rows"] if row["engine"] == reference}
         for row in run["rows"]:
-            value = speedup(row, own.get((row["batch"], row["region"])), run["settings"]["rounds"])
-            if value is not None and row["engine"] != reference:
-                key = (run["model"]["name"], row["engine"], row["batch"], row["region"])
-                found[key] = value, row.get("others_busy") or 0.0
+            theirs = own.get((row["batch"], row["region"]))
+            if row["engine"] == reference or theirs is None:
+                continue
+            key = (run["model"]["name"], row["engine"], row["batch"], row["region"])
+            # placements are of whole rounds, so both have the same
+            both = zip(
+                (row, *row.get("other_placements", ())), (theirs, *theirs.get("other_placements", ())), strict=False
+            )
+            for ours, reference_row in both:
+                value = speedup(ours, reference_row, run["settings"]["rounds"])
+                if value is not None:
+                    busy = row.get("others_busy") or 0.0
+                    found.setdefault(key, []).append(Measured(value, ours.get("core_to_core_ns"), busy))
     return found
 
 
-def spreads(runs: Sequence[Mapping[Key, tuple[float, float]]]) -> dict[Key, float]:
-    """(largest - smallest) / smallest of every ratio that all runs have, the largest first."""
-    shared = [key for key in runs[0] if all(key in run for run in runs)]
-    found = {key: max(run[key][0] for run in runs) / min(run[key][0] for run in runs) - 1.0 for key in shared}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+def spreads(runs: Sequence[Mapping[Key, list[Measured]]], times: int) -> tuple[list[Spread], list[Key]]:
+    """Ratios that `times` runs have with the cores equally far apart, the largest spread first; and keys without any.
+
+    Keys are those all runs have.
+    """
+    found: list[Spread] = []
+    apart: list[Key] = []
+    for key in (key for key in runs[0] if all(key in run for run in runs)):
+        distances: list[float | None] = []
+        for one in (one for run in runs for one in run[key]):
+            if not any(same(one.core_to_core_ns, other) for other in distances):
+                distances.append(one.core_to_core_ns)
+        groups = [
+            Spread(key, tuple(next((one for one in run[key] if same(one.core_to_core_ns, ns)), None) for run in runs))
+            for ns in distances
+        ]
+        shared = [group for group in groups if len(group.found) >= times]
+        found += shared
+        apart += [] if shared else [key]
+    return sorted(found, key=lambda one: -one.spread), apart
 
 
-def show(runs: Sequence[Mapping[Key, tuple[float, float]]], found: Mapping[Key, float], limit: float) -> None:
+def show(found: Sequence[Spread], limit: float) -> None:
     """Print every ratio of every run as a table on stdout."""
+    runs = max((len(one.measured) for one in found), default=0)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("network", "engine", "region"):
         table.add_column(title, no_wrap=True)
-    for title in ("batch", *(f"run {number}" for number in range(1, len(runs) + 1)), "spread", "others busy"):
+    for title in ("batch", "cores apart", *(f"run {index + 1}" for index in range(runs)), "spread", "others busy"):
         table.add_column(title, justify="right", no_wrap=True)
-    for key, spread in found.items():
-        name, engine, batch, region = key
-        busy = max(run[key][1] for run in runs)
-        cells = [str(batch), *(f"{run[key][0]:.2f}" for run in runs), f"{spread:.1%}", f"{busy:.0%}"]
-        table.add_row(name, engine, region, *cells, style="red" if spread > limit else None)
+    for one in found:
+        name, engine, batch, region = one.key
+        ns = one.found[0].core_to_core_ns
+        cells = [str(batch), "-" if ns is None else f"{ns:.0f} ns"]
+        cells += ["-" if own is None else f"{own.ratio:.2f}" for own in one.measured]
+        cells += [f"{one.spread:.1%}", f"{max(own.others_busy for own in one.found):.0%}"]
+        table.add_row(name, engine, region, *cells, style="red" if one.spread > limit else None)
     wide_console().print(table)
 
 
 def repeat(options: Options) -> int:
     require_writable(options.out)
-    folders = [options.out.resolve() / str(number) for number in range(1, options.times + 1)]
     more: list[str] = []
     if options.folder is not None:
         more = ["--folder", str(options.folder.resolve()), "--dataset", options.dataset]
         more += ["--data", str(options.data.resolve())] if options.data else []
-    for folder in folders:
-        # by the name that an installed wheel has it under too
-        command = [sys.executable, "-m", "segmenter_bench.acceptance", "--out", str(folder)]
-        command += ["--minutes", str(options.minutes)]
-        if subprocess.run([*command, *more], check=False).returncode:
-            raise VerificationError(f"{folder / PAGE}: not whole, see its steps; the same command goes on there")
-    runs = [ratios(folder) for folder in folders]
-    found = spreads(runs)
-    show(runs, found, options.limit)
+    runs: list[dict[Key, list[Measured]]] = []
+    found: list[Spread] = []
+    apart: list[Key] = []
+    # with two distances, so many runs always have `times` of one
+    while len(runs) < options.times or (apart and len(runs) < 2 * options.times - 1):
+        runs.append(ratios(_whole_run(options.out.resolve() / str(len(runs) + 1), options.minutes, more)))
+        found, apart = spreads(runs, options.times)
+    show(found, options.limit)
     if not found:
         raise DataError(f"{options.out}: no ratio that all runs have; see the reports in it")
-    past = [f"{key[1]} of {key[0]} {spread:.1%}" for key, spread in found.items() if spread > options.limit]
+    if apart:
+        told = "; ".join(f"{engine} of {name}, {region}" for name, engine, _, region in apart)
+        raise DataError(
+            f"{options.out}: the cores were never equally far apart in {options.times} runs for {told}; measure again"
+            " in another folder"
+        )
+    past = [f"{one.key[1]} of {one.key[0]} {one.spread:.1%}" for one in found if one.spread > options.limit]
     if past:
         raise VerificationError(f"ratios that moved more than {options.limit:.0%} between runs: {'; '.join(past)}")
     return 0
+
+
+def _whole_run(folder: Path, minutes: float, more: Sequence[str]) -> Path:
+    """Make a run, or what it still lacks. Raises VerificationError where it does not get whole."""
+    # by the name that an installed wheel has it under too
+    command = [sys.executable, "-m", "segmenter_bench.acceptance", "--out", str(folder), "--minutes", str(minutes)]
+    if subprocess.run([*command, *more], check=False).returncode:
+        raise VerificationError(f"{folder / PAGE}: not whole, see its steps; the same command goes on there")
+    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
 from segmenter_bench.machine import BUSY
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
+from segmenter_bench.placement import gauge
 from segmenter_bench.race import Pace, opened, race
 from segmenter_bench.race_notes import busiest, notes_of
 from segmenter_bench.runs import (
@@ -148,7 +149,11 @@ def throughput(
             run["rows"], run["notes"] = rows, notes_of(rows, subject.trained)
             keep(run)
 
-        race(contestants, images, options.batch, regions, _pace(options), subject.trained, so_far)
+        on_cpu = any(one.device == "cpu" for one in contestants)
+        race(
+            *(contestants, images, options.batch, regions, _pace(options), subject.trained, so_far),
+            gauge=gauge(threads) if on_cpu else None,
+        )
     return run
 
 

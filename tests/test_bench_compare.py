@@ -110,6 +110,17 @@ def test_runs_that_do_not_compare_are_named() -> None:
         compare(run, short, 0.1)
 
 
+def test_timings_with_the_cores_another_distance_apart_are_not_compared() -> None:
+    near, far, unknown = timed_run(SPEEDS, 0.03, seed=0), timed_run(SPEEDS, 0.03, seed=1), timed_run(SPEEDS, 0.03, 2)
+    for run, ns in ((near, 57.0), (far, 250.0)):
+        for row in run["rows"]:
+            row["core_to_core_ns"] = ns
+    found = compare(near, far, 0.1)
+    assert found.changes == []
+    assert "not compared, a cache line took 57 ns from core to core in the baseline and 250 ns" in found.apart[0]
+    assert compare(near, unknown, 0.1).changes  # of before it was read
+
+
 def test_the_command_exits_by_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {}
     for name, speed, seed in (("a", 16.0, 0), ("b", 16.0, 1), ("c", 8.0, 2)):

@@ -1,5 +1,6 @@
 """Engines in processes of their own, taking turns: fakes that are right, wrong, or die."""
 
+import itertools
 import os
 import time
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from segmenter.errors import ConfigError, EngineError
 from segmenter_bench import throughput
 from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, missing, open_entry
 from segmenter_bench.race import Pace, agreement, limit_of, opened, race
-from segmenter_bench.race_notes import elsewhere_of
+from segmenter_bench.race_notes import elsewhere_of, placement_notes
 from segmenter_bench.worker import Worker
 from segmenter_engines import ENGINES
 from segmenter_engines.folder import ARTIFACTS, reason_path
@@ -192,6 +193,38 @@ def test_engines_on_other_devices_have_no_ratio(folder, images):
     assert elsewhere_of(list(rows.values())) == ["gpu"]
 
 
+def test_rows_are_of_rounds_with_the_cores_equally_far_apart(folder, images, monkeypatch):
+    # before the race, then after each turn of three engines: three rounds far apart, one on the move, the others near
+    distances = iter([250.0, *[250.0] * 9, *(250.0, 60.0, 60.0), *[60.0] * 30])
+    monkeypatch.setattr("segmenter_bench.race.steady", lambda read, before=None: read())
+    with opened([fake_entry(name) for name in ("official", "fast")], [fake_entry("eager")], folder, 1) as (running, _):
+        rows = race(
+            *(running, images, [1], ["labels"], replace(PACE, rounds=5), True),
+            gauge=lambda: next(distances),
+        )
+    assert len(list(distances)) == 30 - 5 * 3  # no round more than it takes
+    for row in rows:
+        (far,) = row["other_placements"]
+        assert (row["core_to_core_ns"], row["cores_moved"], len(row["rounds_ms"])) == (60.0, True, 5)
+        assert (far["core_to_core_ns"], len(far["rounds_ms"])) == (250.0, 3)
+        assert row["timing"]["calls"] == sum(map(len, row["rounds_ms"]))
+        assert far["timing"]["calls"] == sum(map(len, far["rounds_ms"]))
+        assert far["ratio"]["median"] >= 1.0
+    (note,) = placement_notes(rows)
+    assert "figures are of the 5 rounds in which a cache line took 60 ns between them; in 3 it took 250 ns, and" in note
+
+
+def test_cores_that_never_rest_are_told(folder, images, monkeypatch):
+    distances = itertools.cycle([60.0, 250.0])
+    monkeypatch.setattr("segmenter_bench.race.steady", lambda read, before=None: read())
+    with opened([fake_entry("official"), fake_entry("eager")], [], folder, threads=1) as (running, _):
+        rows = race(running, images, [1], ["labels"], PACE, True, gauge=lambda: next(distances))
+    assert {(row["core_to_core_ns"], len(row["rounds_ms"])) for row in rows} == {(None, 2 * PACE.rounds)}
+    (note,) = placement_notes(rows)
+    assert note.endswith("too few rounds, so figures are of all rounds, and unsure.")
+    assert placement_notes([row | {"cores_moved": False} for row in rows]) == []
+
+
 def test_a_worker_that_dies_between_its_turns_fails_alone(folder, images):
     with opened([fake_entry(name) for name in ("eager", "fast")], [], folder, threads=1) as (contestants, _):
         worker = contestants[1].worker
@@ -211,7 +244,7 @@ def test_a_worker_that_dies_between_its_turns_fails_alone(folder, images):
 def test_a_run_that_is_cut_has_its_notes(tmp_path, monkeypatch):
     row = {"engine": "gpu", "timing": {"ms_p50": 1.0}, "device": "GPU 9", "reference_device": "cpu", "others_busy": 0.5}
 
-    def cut(*arguments):
+    def cut(*arguments, **_):
         arguments[-1]([row])
         raise KeyboardInterrupt
 

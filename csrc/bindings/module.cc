@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "parts.h"
+#include "segmenter_trt/core_to_core.h"
 #include "segmenter_trt/version.h"
 
 namespace py = pybind11;
@@ -27,6 +28,14 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.attr("__version__") = trt::build_info().version;
   module.def("build_info", &build_info,
              "What this module is and how it was built: version, compiler, standard, simd, tensorrt.");
+  module.def("core_to_core_ns", &trt::core_to_core_ns, py::arg("first"), py::arg("second"),
+             py::call_guard<py::gil_scoped_release>(),
+             R"(Nanoseconds a cache line takes from one core to another, half of a round trip; takes some milliseconds.
+
+first, second: cores as os.sched_getaffinity numbers them. On a virtual machine it changes while it runs, as its host
+moves its cores, and with it the time of networks whose threads hand over often.
+Raises ValueError for one and the same core and for one this process may not run on, Unavailable where threads cannot
+choose their core.)");
   trt::bindings::add_errors(module);
   trt::bindings::add_routines(module);
   trt::bindings::add_engine(module);

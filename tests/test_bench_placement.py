@@ -1,0 +1,80 @@
+"""Rounds told apart by how far apart the cores were: made-up readings, and a race whose cores move."""
+
+import os
+
+import pytest
+
+import segmenter_trt
+from segmenter_bench import placement
+from segmenter_bench.placement import Placement, alike, counted, gauge, placements, same, steady
+
+NEAR, FAR = 57.0, 250.0
+
+
+def test_rounds_count_together_where_the_cores_were_equally_far_apart() -> None:
+    readings = [[NEAR, 60.0, 55.0], [58.0, FAR, FAR], [FAR, 245.0, 260.0], [FAR] * 3, [FAR, NEAR, NEAR], [NEAR] * 3]
+    assert placements(readings) == [Placement((0, 5), NEAR), Placement((2, 3), FAR)]  # of as many, the nearest
+    assert placements([*readings, [240.0] * 3])[0] == Placement((2, 3, 6), FAR)
+    assert placements([[], []]) == []
+
+
+def test_a_row_is_of_the_most_rounds_of_one_placement() -> None:
+    steady_machine = [[NEAR, NEAR]] * 4
+    assert counted(steady_machine, 4) == [Placement((0, 1, 2, 3), NEAR, moved=False)]
+    moving = [[NEAR] * 2] * 3 + [[NEAR, FAR]] + [[FAR] * 2] * 4
+    assert counted(moving, 8) == [Placement((4, 5, 6, 7), FAR, moved=True), Placement((0, 1, 2), NEAR, moved=True)]
+    assert counted(moving[:5], 5) == [Placement((0, 1, 2), NEAR, moved=True)]  # one round says nothing
+    assert counted([[NEAR, FAR]] * 4, 4) == [Placement((0, 1, 2, 3), None, moved=True)]
+    assert counted([[]] * 4, 4) == [Placement((0, 1, 2, 3), None, moved=False)]  # nobody measured
+    assert counted([[FAR] * 2] * 2, 2) == [Placement((0, 1), FAR, moved=False)]  # there are no three
+
+
+def test_a_reading_that_something_disturbed_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "AGAIN_SECONDS", 0.0)
+    readings = iter([520.0, 58.0, 250.0, 251.0, 61.0])
+    read = lambda: next(readings)  # noqa: E731
+    assert steady(read, 57.0) == 58.0  # threads still spun
+    assert steady(read, 58.0) == 250.0  # the cores did move
+    assert steady(read) == 61.0
+
+
+def test_distances_compare_within_half_as_much_again() -> None:
+    assert alike(57.0, 80.0)
+    assert not alike(57.0, 90.0)
+    assert same(None, None)
+    assert not same(None, 57.0)
+    assert same(250.0, 245.0)
+
+
+def test_one_thread_or_core_has_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gauge(threads=1) is None
+
+    def refuse(first: int, second: int) -> float:
+        raise segmenter_trt.Unavailable("no Linux")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 8, 5})
+    monkeypatch.setattr(segmenter_trt, "core_to_core_ns", lambda first, second: 10.0 * first + second)
+    read = gauge(threads=2)
+    assert read is not None
+    assert read() == 38.0  # the outermost
+    monkeypatch.setattr(segmenter_trt, "core_to_core_ns", refuse)
+    assert gauge(threads=2) is None
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    assert gauge(threads=2) is None
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_this_machine_passes_a_cache_line_on() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    ns = segmenter_trt.core_to_core_ns(cores[0], cores[-1])
+    assert 1.0 < ns < 1e6  # from a shared first-level cache to threads that are hardly ever scheduled
+    assert sorted(os.sched_getaffinity(0)) == cores  # the caller's thread is not held anywhere
+
+
+def test_cores_that_are_none_are_refused() -> None:
+    core = min(os.sched_getaffinity(0))
+    with pytest.raises(ValueError, match=f"core {core} twice: wanted two cores"):
+        segmenter_trt.core_to_core_ns(core, core)
+    for wrong in (-1, 100_000):
+        with pytest.raises(ValueError, match=f"core {wrong}: wanted one of those this process may run on"):
+            segmenter_trt.core_to_core_ns(core, wrong)
