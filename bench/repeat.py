@@ -24,7 +24,7 @@ from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.placement import same
 from segmenter_bench.runs import read_run, require_writable, wide_console
-from segmenter_bench.sections import speedup
+from segmenter_bench.sections import ENOUGH_ROUNDS, speedup
 
 Key = tuple[str, str, int, str]  # network, engine, batch, region
 
@@ -102,8 +102,10 @@ def ratios(folder: Path) -> dict[Key, list[Measured]]:
                 (row, *row.get("other_placements", ())), (theirs, *theirs.get("other_placements", ())), strict=False
             )
             for ours, reference_row in both:
-                value = speedup(ours, reference_row, run["settings"]["rounds"])
-                if value is not None:
+                rounds = len(ours.get("rounds_ms") or ())
+                value = speedup(ours, reference_row, rounds)
+                # of the other distances those with rounds enough for a ratio with a range
+                if value is not None and (ours is row or rounds >= ENOUGH_ROUNDS):
                     busy = row.get("others_busy") or 0.0
                     found.setdefault(key, []).append(Measured(value, ours.get("core_to_core_ns"), busy))
     return found

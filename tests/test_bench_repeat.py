@@ -15,7 +15,7 @@ from tests.bench_samples import throughput_run
 KEY = ("Seg-S-Mask/14", "openvino-int8", 1, "labels")
 
 
-def whole(folder: Path, *int8: tuple[float, float | None]) -> None:
+def whole(folder: Path, *int8: tuple[float, float | None], rounds: int = 6) -> None:
     """What an acceptance run leaves of speed: one network at one batch, a ratio for each distance the cores had."""
     (folder / RUNS).mkdir(parents=True)
     run = throughput_run(batches=(1,))
@@ -25,6 +25,7 @@ def whole(folder: Path, *int8: tuple[float, float | None]) -> None:
             own, *others = (
                 {
                     "core_to_core_ns": ns,
+                    "rounds_ms": [[1.0]] * rounds,
                     "timing": row["timing"],
                     "ratio": (row["ratio"] | {"median": median}) if of_int8 else row["ratio"],
                 }
@@ -60,6 +61,8 @@ def test_ratios_compare_where_the_cores_were_equally_far_apart(tmp_path: Path) -
     assert set(found) == {far, near}
     assert found[near].spread == pytest.approx(0.05)
     assert spreads(runs[1:], 2)[1] == [KEY]
+    whole(tmp_path / "few", (10.0, 250.0), (12.0, 57.0), rounds=4)
+    assert [one.core_to_core_ns for one in ratios(tmp_path / "few")[KEY]] == [250.0]  # the others too few to say more
 
 
 def test_a_run_more_is_made_where_no_two_had_the_cores_equally_far_apart(
