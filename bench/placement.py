@@ -13,9 +13,10 @@ from functools import partial
 
 import numpy as np
 
+from segmenter_bench.sections import ENOUGH_ROUNDS
+
 Gauge = Callable[[], float]
 ALIKE = 1.5  # times as long that still counts as equally far; cores without a common cache take four times as long
-FEWEST = 3  # rounds of one placement that say something
 AGAIN_SECONDS = 0.1  # runtimes keep their threads spinning for a moment, beside which a line takes longer
 
 
@@ -69,7 +70,7 @@ def same(mine: float | None, theirs: float | None) -> bool:
 
 
 def placements(readings: Sequence[Sequence[float]]) -> list[Placement]:
-    """Rounds by how far apart the cores were in all of each, the most rounds first, and of as many the nearest.
+    """Rounds by how far apart the cores were in all of each, the nearest first.
 
     readings: those of each round. Rounds in which the cores moved are in none.
     """
@@ -80,20 +81,27 @@ def placements(readings: Sequence[Sequence[float]]) -> list[Placement]:
             groups[-1].append((distance, index))
         else:
             groups.append([(distance, index)])
-    found = [
+    return [
         Placement(tuple(sorted(index for _, index in group)), float(np.median([distance for distance, _ in group])))
         for group in groups
     ]
-    return sorted(found, key=lambda one: -len(one.rounds))
 
 
-def counted(readings: Sequence[Sequence[float]], rounds: int) -> list[Placement]:
-    """What `rounds` rounds are summed up by: the placement of most of them first, and others that say something.
+def counted(readings: Sequence[Sequence[float]], wanted: int) -> list[Placement]:
+    """What the rounds so far are summed up by: the nearest cores of enough rounds first, where engines vary least.
 
-    All rounds together where nobody measured, and where no placement has enough of them.
+    wanted: rounds of one placement that a race was asked for. All rounds together where nobody measured, and where no
+    placement has enough of them.
     """
-    enough = min(FEWEST, rounds)
+    everything = tuple(range(len(readings)))
+    enough = min(ENOUGH_ROUNDS, wanted)
     found = [one for one in placements(readings) if len(one.rounds) >= enough]
     if not found:
-        return [Placement(tuple(range(rounds)), moved=any(readings))]
-    return [replace(one, moved=len(one.rounds) < rounds) for one in found]
+        return [Placement(everything, moved=any(readings))]
+    return [replace(one, moved=one.rounds != everything) for one in found]
+
+
+def over(readings: Sequence[Sequence[float]], wanted: int) -> bool:
+    """Whether the nearest placement that was seen has as many rounds as wanted."""
+    found = placements(readings)
+    return bool(found) and len(found[0].rounds) >= wanted

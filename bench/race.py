@@ -14,7 +14,7 @@ import numpy as np
 from segmenter.errors import EngineError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
 from segmenter_bench.machine import Neighbours, process_seconds
-from segmenter_bench.placement import Gauge, Placement, counted, steady
+from segmenter_bench.placement import Gauge, Placement, counted, over, steady
 from segmenter_bench.timing import Burst, Timing, each_round, ratio
 from segmenter_bench.worker import Worker
 from segmenter_engines.limits import LIMITS
@@ -27,7 +27,7 @@ MORE_ROUNDS = 2  # times as many at most, where cores move meanwhile
 class Pace:
     """How long each engine is measured: `rounds` turns of `burst_seconds`, at least `min_calls` calls each.
 
-    Where cores move meanwhile, as many rounds with the cores equally far apart, in at most `MORE_ROUNDS` times as many.
+    Where cores move meanwhile, as many with the cores as near as any were, in at most `MORE_ROUNDS` times as many.
     """
 
     rounds: int = 6
@@ -198,9 +198,8 @@ def _rounds(
     for given in each_round(turns, pace.rounds * (MORE_ROUNDS if gauge else 1), settle):
         for name, bursts in given.items():
             running[name].bursts = bursts
-        placed = counted(readings, len(readings))
-        yield neighbours.share(), placed
-        if len(placed[0].rounds) >= pace.rounds and placed[0].core_to_core_ns is not None:
+        yield neighbours.share(), counted(readings, pace.rounds)
+        if over(readings, pace.rounds):
             return
         readings.append([] if last is None else [last])
 

@@ -3,8 +3,8 @@
     segmenter bench-repeat --folder demo/engines --out runs/repeat
 
 Each run is a whole report of its own, `1/report.html` and `2/report.html`. Ratios are to the official way in the same
-rounds, and compared where the cores were equally far apart (`segmenter_bench.placement`); where no two runs had that, a
-third is made. For ratios to repeat the machine must be quiet, and how busy it was is in the table.
+rounds, and compared at the nearest distance of cores that both runs have (`segmenter_bench.placement`); where there is
+none, a third is made. For ratios to repeat the machine must be quiet, and how busy it was is in the table.
 """
 
 import subprocess
@@ -24,7 +24,7 @@ from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.placement import same
 from segmenter_bench.runs import read_run, require_writable, wide_console
-from segmenter_bench.sections import ENOUGH_ROUNDS, speedup
+from segmenter_bench.sections import speedup
 
 Key = tuple[str, str, int, str]  # network, engine, batch, region
 
@@ -88,6 +88,7 @@ class Options:
 def ratios(folder: Path) -> dict[Key, list[Measured]]:
     """Times the official way of every engine of an acceptance run, one for each distance the cores were apart."""
     found: dict[Key, list[Measured]] = {}
+    # by name, which ends in the time: where a step was measured again, the newest counts
     for file in sorted((folder / RUNS).glob("throughput-*.json")):
         run = read_run(file)
         reference = run["settings"]["reference"]
@@ -97,39 +98,37 @@ def ratios(folder: Path) -> dict[Key, list[Measured]]:
             if row["engine"] == reference or theirs is None:
                 continue
             key = (run["model"]["name"], row["engine"], row["batch"], row["region"])
+            found[key] = []
             # placements are of whole rounds, so both have the same
             both = zip(
                 (row, *row.get("other_placements", ())), (theirs, *theirs.get("other_placements", ())), strict=False
             )
             for ours, reference_row in both:
-                rounds = len(ours.get("rounds_ms") or ())
-                value = speedup(ours, reference_row, rounds)
-                # of the other distances those with rounds enough for a ratio with a range
-                if value is not None and (ours is row or rounds >= ENOUGH_ROUNDS):
+                value = speedup(ours, reference_row, len(ours.get("rounds_ms") or ()))
+                if value is not None:
                     busy = row.get("others_busy") or 0.0
-                    found.setdefault(key, []).append(Measured(value, ours.get("core_to_core_ns"), busy))
-    return found
+                    found[key].append(Measured(value, ours.get("core_to_core_ns"), busy))
+    return {key: measured for key, measured in found.items() if measured}
 
 
 def spreads(runs: Sequence[Mapping[Key, list[Measured]]], times: int) -> tuple[list[Spread], list[Key]]:
-    """Ratios that `times` runs have with the cores equally far apart, the largest spread first; and keys without any.
+    """For each ratio that all runs have, those at the nearest distance of cores that `times` runs share.
 
-    Keys are those all runs have.
+    The largest spread first; and the keys of which no distance is shared by so many.
     """
     found: list[Spread] = []
     apart: list[Key] = []
     for key in (key for key in runs[0] if all(key in run for run in runs)):
-        distances: list[float | None] = []
-        for one in (one for run in runs for one in run[key]):
-            if not any(same(one.core_to_core_ns, other) for other in distances):
-                distances.append(one.core_to_core_ns)
-        groups = [
+        distances = {one.core_to_core_ns for run in runs for one in run[key]}
+        groups = (
             Spread(key, tuple(next((one for one in run[key] if same(one.core_to_core_ns, ns)), None) for run in runs))
-            for ns in distances
-        ]
-        shared = [group for group in groups if len(group.found) >= times]
-        found += shared
-        apart += [] if shared else [key]
+            for ns in sorted(distances, key=lambda ns: ns or 0.0)
+        )
+        nearest = next((group for group in groups if len(group.found) >= times), None)
+        if nearest is None:
+            apart.append(key)
+        else:
+            found.append(nearest)
     return sorted(found, key=lambda one: -one.spread), apart
 
 

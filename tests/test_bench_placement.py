@@ -6,27 +6,36 @@ import pytest
 
 import segmenter_trt
 from segmenter_bench import placement
-from segmenter_bench.placement import Placement, alike, counted, gauge, placements, same, steady
+from segmenter_bench.placement import Placement, alike, counted, gauge, over, placements, same, steady
 
 NEAR, FAR = 57.0, 250.0
 
 
 def test_rounds_count_together_where_the_cores_were_equally_far_apart() -> None:
     readings = [[NEAR, 60.0, 55.0], [58.0, FAR, FAR], [FAR, 245.0, 260.0], [FAR] * 3, [FAR, NEAR, NEAR], [NEAR] * 3]
-    assert placements(readings) == [Placement((0, 5), NEAR), Placement((2, 3), FAR)]  # of as many, the nearest
-    assert placements([*readings, [240.0] * 3])[0] == Placement((2, 3, 6), FAR)
+    assert placements([*readings, [240.0] * 3]) == [Placement((0, 5), NEAR), Placement((2, 3, 6), FAR)]
     assert placements([[], []]) == []
 
 
-def test_a_row_is_of_the_most_rounds_of_one_placement() -> None:
-    steady_machine = [[NEAR, NEAR]] * 4
-    assert counted(steady_machine, 4) == [Placement((0, 1, 2, 3), NEAR, moved=False)]
-    moving = [[NEAR] * 2] * 3 + [[NEAR, FAR]] + [[FAR] * 2] * 4
-    assert counted(moving, 8) == [Placement((4, 5, 6, 7), FAR, moved=True), Placement((0, 1, 2), NEAR, moved=True)]
-    assert counted(moving[:5], 5) == [Placement((0, 1, 2), NEAR, moved=True)]  # one round says nothing
-    assert counted([[NEAR, FAR]] * 4, 4) == [Placement((0, 1, 2, 3), None, moved=True)]
+def test_a_row_is_of_the_nearest_cores_with_rounds_enough() -> None:
+    near, far, between = [NEAR] * 2, [FAR] * 2, [NEAR, FAR]
+    assert counted([near] * 4, wanted=4) == [Placement((0, 1, 2, 3), NEAR, moved=False)]
+    moved = [*[far] * 6, between, *[near] * 5]
+    assert counted(moved, 9) == [
+        Placement((7, 8, 9, 10, 11), NEAR, moved=True),
+        Placement((0, 1, 2, 3, 4, 5), FAR, moved=True),
+    ]
+    assert counted(moved[:-1], 9) == [Placement((0, 1, 2, 3, 4, 5), FAR, moved=True)]  # four are too few for a range
+    assert counted([far, near, near], wanted=2) == [Placement((1, 2), NEAR, moved=True)]  # more were not asked for
+    assert counted([between] * 4, 4) == [Placement((0, 1, 2, 3), None, moved=True)]
     assert counted([[]] * 4, 4) == [Placement((0, 1, 2, 3), None, moved=False)]  # nobody measured
-    assert counted([[FAR] * 2] * 2, 2) == [Placement((0, 1), FAR, moved=False)]  # there are no three
+
+
+def test_a_race_goes_on_while_the_nearest_cores_seen_lack_rounds() -> None:
+    assert not over([[]] * 4, 4)
+    assert over([[FAR]] * 4, 4)
+    assert not over([[NEAR], *[[FAR]] * 6], 4)
+    assert over([*[[NEAR]] * 4, [FAR]], 4)
 
 
 def test_a_reading_that_something_disturbed_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:

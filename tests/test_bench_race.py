@@ -194,24 +194,24 @@ def test_engines_on_other_devices_have_no_ratio(folder, images):
 
 
 def test_rows_are_of_rounds_with_the_cores_equally_far_apart(folder, images, monkeypatch):
-    # before the race, then after each turn of three engines: three rounds far apart, one on the move, the others near
-    distances = iter([250.0, *[250.0] * 9, *(250.0, 60.0, 60.0), *[60.0] * 30])
+    # before the race, then after each turn of three engines: five rounds far apart, one on the move, the others near
+    distances = iter([250.0, *[250.0] * 15, *(250.0, 60.0, 60.0), *[60.0] * 30])
     monkeypatch.setattr("segmenter_bench.race.steady", lambda read, before=None: read())
     with opened([fake_entry(name) for name in ("official", "fast")], [fake_entry("eager")], folder, 1) as (running, _):
         rows = race(
-            *(running, images, [1], ["labels"], replace(PACE, rounds=5), True),
+            *(running, images, [1], ["labels"], replace(PACE, rounds=6), True),
             gauge=lambda: next(distances),
         )
-    assert len(list(distances)) == 30 - 5 * 3  # no round more than it takes
+    assert len(list(distances)) == 30 - 6 * 3  # no round more than it takes
     for row in rows:
         (far,) = row["other_placements"]
-        assert (row["core_to_core_ns"], row["cores_moved"], len(row["rounds_ms"])) == (60.0, True, 5)
-        assert (far["core_to_core_ns"], len(far["rounds_ms"])) == (250.0, 3)
+        assert (row["core_to_core_ns"], row["cores_moved"], len(row["rounds_ms"])) == (60.0, True, 6)
+        assert (far["core_to_core_ns"], len(far["rounds_ms"])) == (250.0, 5)
         assert row["timing"]["calls"] == sum(map(len, row["rounds_ms"]))
         assert far["timing"]["calls"] == sum(map(len, far["rounds_ms"]))
         assert far["ratio"]["median"] >= 1.0
     (note,) = placement_notes(rows)
-    assert "figures are of the 5 rounds in which a cache line took 60 ns between them; in 3 it took 250 ns, and" in note
+    assert "figures are of the 6 rounds in which a cache line took 60 ns between them; in 5 it took 250 ns, and" in note
 
 
 def test_cores_that_never_rest_are_told(folder, images, monkeypatch):

@@ -15,9 +15,9 @@ from tests.bench_samples import throughput_run
 KEY = ("Seg-S-Mask/14", "openvino-int8", 1, "labels")
 
 
-def whole(folder: Path, *int8: tuple[float, float | None], rounds: int = 6) -> None:
+def whole(folder: Path, *int8: tuple[float, float | None]) -> None:
     """What an acceptance run leaves of speed: one network at one batch, a ratio for each distance the cores had."""
-    (folder / RUNS).mkdir(parents=True)
+    (folder / RUNS).mkdir(parents=True, exist_ok=True)
     run = throughput_run(batches=(1,))
     for row in run["rows"]:
         if row["engine"] in ("openvino-int8", "official"):
@@ -25,7 +25,7 @@ def whole(folder: Path, *int8: tuple[float, float | None], rounds: int = 6) -> N
             own, *others = (
                 {
                     "core_to_core_ns": ns,
-                    "rounds_ms": [[1.0]] * rounds,
+                    "rounds_ms": [[1.0]] * 6,
                     "timing": row["timing"],
                     "ratio": (row["ratio"] | {"median": median}) if of_int8 else row["ratio"],
                 }
@@ -55,14 +55,21 @@ def test_ratios_compare_where_the_cores_were_equally_far_apart(tmp_path: Path) -
     whole(tmp_path / "3", (9.0, 245.0))
     runs = [ratios(tmp_path / name) for name in ("1", "2", "3")]
     assert [one.core_to_core_ns for one in runs[0][KEY]] == [250.0, 57.0]
-    found = {one.measured: one for one in spreads(runs, 2)[0] if one.key == KEY}
-    far = (runs[0][KEY][0], None, runs[2][KEY][0])
-    near = (runs[0][KEY][1], runs[1][KEY][0], None)
-    assert set(found) == {far, near}
-    assert found[near].spread == pytest.approx(0.05)
+    (near,) = [one for one in spreads(runs, 2)[0] if one.key == KEY]
+    assert near.measured == (runs[0][KEY][1], runs[1][KEY][0], None)
+    assert near.spread == pytest.approx(0.05)
+    (far,) = [one for one in spreads(runs[::2], 2)[0] if one.key == KEY]
+    assert far.spread == pytest.approx(1 / 9)
     assert spreads(runs[1:], 2)[1] == [KEY]
-    whole(tmp_path / "few", (10.0, 250.0), (12.0, 57.0), rounds=4)
-    assert [one.core_to_core_ns for one in ratios(tmp_path / "few")[KEY]] == [250.0]  # the others too few to say more
+
+
+def test_a_step_that_was_measured_again_counts_once(tmp_path: Path) -> None:
+    whole(tmp_path, (8.0, 57.0))
+    old = tmp_path / RUNS / "throughput-a.json"
+    old.rename(old.with_name("throughput-a-20260101T000000.json"))
+    whole(tmp_path, (9.0, 57.0))
+    old.rename(old.with_name("throughput-a-20260102T000000.json"))
+    assert ratios(tmp_path)[KEY] == [Measured(9.0, 57.0, 0.25)]
 
 
 def test_a_run_more_is_made_where_no_two_had_the_cores_equally_far_apart(
