@@ -24,7 +24,7 @@ from segmenter_kernels.attention import candidates as attention_candidates
 from segmenter_kernels.judging import Judge
 from segmenter_kernels.mask_scores import candidates as mask_scores_candidates
 from segmenter_kernels.merge_windows import candidates as merge_candidates
-from segmenter_kernels.patch_embed import candidates as patch_embed_candidates
+from segmenter_kernels.patch_tiles import candidates as patch_embed_candidates
 from segmenter_kernels.quantize import candidates as quantize_candidates
 from segmenter_kernels.tiles import Tile
 from segmenter_kernels.upsample_argmax import candidates as upsample_candidates

@@ -15,7 +15,7 @@ from segmenter_kernels.attention import case_of as attention_case
 from segmenter_kernels.linear import case_of as linear_case
 from segmenter_kernels.mask_scores import case_of as mask_scores_case
 from segmenter_kernels.merge_windows import case_of as merge_case
-from segmenter_kernels.patch_embed import case_of as patch_embed_case
+from segmenter_kernels.patch_tiles import case_of as patch_embed_case
 from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE, LARGEST
 from segmenter_kernels.tiles import Tile
 from segmenter_kernels.upsample_argmax import case_of as upsample_case
