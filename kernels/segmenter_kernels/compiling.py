@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,16 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
         attrs={index[name]: [["tt.divisibility", 16]] for name in sorted(specialisation.aligned)},
     )
     options = {name: getattr(specialisation, name) for name in ("num_warps", "num_stages", "maxnreg")}
+    return compile_source(source, options, replace(specialisation, kernel=None), architecture)
+
+
+def compile_source(
+    source: ASTSource, options: Mapping[str, Any], specialisation: Specialisation, architecture: int
+) -> Compiled:
+    """Compile what Triton is given, past any cache; what it is a form of is kept beside it."""
     log = io.StringIO()
     with _uncached(), contextlib.redirect_stdout(log):
-        kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(options))
         cubin, ptx, metadata = kernel.asm["cubin"], kernel.asm["ptx"], kernel.metadata
         buffers = overwritten(kernel.asm["ttgir"])
     found = resources(cubin)
@@ -120,7 +127,7 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
         instructions=_instructions(cubin),
         warnings=tuple(line for line in log.getvalue().splitlines() if "warning" in line.lower() or "C75" in line),
         overwritten=buffers,
-        specialisation=replace(specialisation, kernel=None),
+        specialisation=specialisation,
     )
 
 
@@ -147,26 +154,14 @@ def _instructions(cubin: bytes) -> dict[str, int]:
 
 
 def faults(kernel: Compiled) -> list[str]:
-    """Why a kernel must not be deployed; empty when it may.
-
-    Limits: CUDA C++ Programming Guide, table of compute capabilities. A stack frame means registers were spilt.
-    """
-    wanted, limit = kernel.specialisation, tiles.SHARED_MEMORY_BYTES[kernel.architecture]
-    found = []
-    if kernel.stack_bytes:
-        found.append(f"stack frame of {kernel.stack_bytes} bytes: registers spilt")
-    if kernel.registers * kernel.threads > 65536:
-        found.append(f"{kernel.registers} registers x {kernel.threads} threads pass 65536")
-    if kernel.shared_bytes > limit:
-        found.append(f"{kernel.shared_bytes} bytes of shared memory, limit {limit}")
+    """Why a kernel must not be deployed; empty when it may."""
+    wanted, found = kernel.specialisation, past_limits(kernel)
     # warp specialisation adds warps, so the count may be larger than asked and never smaller
     if kernel.threads < 32 * wanted.num_warps:
         found.append(f"{kernel.threads} threads, asked for {32 * wanted.num_warps}")
     described = tuple(each.bytes for each in parameters(wanted.types, kernel.architecture))
     if kernel.parameter_bytes != described:
         found.append(f"parameters of {list(kernel.parameter_bytes)} bytes, described as {list(described)}")
-    found.extend(f"ptxas: {line}" for line in kernel.warnings)
-    found.extend(f"{name}: overwritten while a product still reads it" for name in kernel.overwritten)
     if wanted.matrix and not _has(kernel, _matrix_pattern(kernel.architecture)):
         found.append("no tensor-core instruction")
     if wanted.asynchronous:
@@ -174,6 +169,24 @@ def faults(kernel: Compiled) -> list[str]:
         name = "UTMALDG" if by_descriptor and tiles.has_descriptors(kernel.architecture) else "LDGSTS"
         if not _has(kernel, name):
             found.append(f"no asynchronous copy ({name})")
+    return found
+
+
+def past_limits(kernel: Compiled) -> list[str]:
+    """Why a kernel is of no use, whatever it is for: it does not fit, spills, is made slow by ptxas, or may be wrong.
+
+    Limits: CUDA C++ Programming Guide, table of compute capabilities. A stack frame means registers were spilt.
+    """
+    limit = tiles.SHARED_MEMORY_BYTES[kernel.architecture]
+    found = []
+    if kernel.stack_bytes:
+        found.append(f"stack frame of {kernel.stack_bytes} bytes: registers spilt")
+    if kernel.registers * kernel.threads > 65536:
+        found.append(f"{kernel.registers} registers x {kernel.threads} threads pass 65536")
+    if kernel.shared_bytes > limit:
+        found.append(f"{kernel.shared_bytes} bytes of shared memory, limit {limit}")
+    found.extend(f"ptxas: {line}" for line in kernel.warnings)
+    found.extend(f"{name}: overwritten while a product still reads it" for name in kernel.overwritten)
     return found
 
 
