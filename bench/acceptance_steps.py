@@ -12,7 +12,7 @@ KERNELS = {
     "attention": ("attention",),
     "bound by memory": ("upsample_argmax", "patch_embed", "add_layernorm", "layernorm", "mask_scores"),
     "products": ("linear_gelu", "linear_residual", "linear_int8", "linear_fp8"),
-    "others": ("layernorm_quantize", "quantize", "merge_windows"),
+    "others": ("layernorm_quantize", "quantize", "merge_windows", "rotate", "resize", "normalize"),
 }
 TESTED: tuple[str, ...] = (
     "attention",

@@ -18,7 +18,7 @@ from segmenter_bench.runs import new_run
 
 if TYPE_CHECKING:
     from segmenter_kernels.timing import Quantiles
-    from segmenter_kernels.workloads import Workload
+    from segmenter_kernels.workload import Workload
 
 OURS = "triton"
 # ops bound by products, and the kind of product; the others are bound by memory
@@ -214,7 +214,7 @@ def measured(
         for workload in workloads.of_op(op, dtype, batches, widths or tuple(workloads.WIDTHS)):
             rivals = list(rivals_of(workload)) if with_rivals else [Rival(OURS, workload.launch)]
             arguments = timing.copies(workload.arguments(device), device)
-            tile = dict(tiles.of_device(workload.key, workload.case, device))
+            tile = dict(workload.tile_on(device))
             run["rows"] += [
                 row | {"batch": workload.batch, "tile": tile if row["provider"] == OURS else None}
                 for row in rows_of(workload, rivals, arguments, ceilings, timing.measure)

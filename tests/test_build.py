@@ -29,7 +29,7 @@ def test_plans_are_built_without_a_gpu_and_keep_attention_fused(rtx, engine_fold
         assert manifest == read_manifest(plan)
         assert (manifest.precision, manifest.outputs, manifest.batch) == (precision, ("labels",), (1, 2, 4))
         assert manifest.versions["tensorrt-rtx"] == rtx.__version__
-        assert manifest.compute_capabilities == ("8.0+",)
+        assert manifest.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
         layers = manifest.details["layers"]
         assert (layers["attentions"], layers["fused_attention"]) == (3, 3)
         report = read_report(plan, manifest.sha256)
@@ -166,7 +166,7 @@ def test_gpus_without_the_precision_are_refused(rtx, engine_folder, tmp_path):
     replace(base, artifact=source.name, precision="fp8").write(source)
     with pytest.raises(EngineError, match=r"--gpus 8\.6: fp8 products begin with 8\.9"):
         build(source, tmp_path / "m.plan", gpus=("8.6", "8.9"))
-    assert build(source, tmp_path / "m.plan").compute_capabilities == ("8.9+",)
+    assert build(source, tmp_path / "m.plan").compute_capabilities == ("8.9", "12.0")
 
 
 @pytest.mark.tensorrt

@@ -9,6 +9,7 @@ from segmenter.config import Preprocess
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_engines.build import build
+from segmenter_engines.gpu_targets import set_targets
 from segmenter_engines.manifest import NORMALIZED, Manifest, read_manifest
 from segmenter_engines.plan_checks import check_plan, read_header, runs_on
 
@@ -117,6 +118,19 @@ def test_a_plan_of_tensorrt_tells_its_version_where_the_layout_is_known(plan):
                 check_plan(path, changed, "10.14.1.48", None)
         else:
             assert check_plan(path, changed, "10.14.1.48", None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "gpus"),
+    [("fp16", ("8.0", "8.6", "8.9", "12.0")), ("int8", ("8.0", "8.6", "8.9", "12.0")), ("fp8", ("8.9", "12.0"))],
+)
+def test_a_plan_of_tensorrt_rtx_promises_the_gpus_it_is_built_for(precision, gpus):
+    # the builder is told nothing, and builds for these
+    assert set_targets(None, None, "tensorrt-rtx", (), precision) == gpus
+    for unknown in ((7, 5), (9, 0), (10, 0), (12, 1)):
+        assert not runs_on(gpus, unknown)
+    assert runs_on(gpus, (8, 9))
+    assert runs_on(gpus, (8, 6)) is (precision != "fp8")
 
 
 def test_capabilities_are_exact_or_least():

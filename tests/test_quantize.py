@@ -17,6 +17,7 @@ from segmenter_engines.judge import Judge
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qdq import linears, quantised_layers
 from segmenter_engines.quantize import quantize
+from segmenter_engines.sessions.onnxruntime import session_options
 from segmenter_engines.widen import widened
 from tests.networks import CLASSES, small_network
 from tests.small_engines import H, W, network, pictures
@@ -190,7 +191,9 @@ def test_fp8_graphs_hold_e4m3_and_run_as_they_are(engine_folder, tmp_path):
     assert {tensor.data_type for tensor in scales} == {onnx.TensorProto.FLOAT16}
     batch = normalize(pictures(1), manifest.preprocess).numpy()
     runs = [
-        onnxruntime.InferenceSession(where, providers=["CPUExecutionProvider"]).run(["masks"], {"images": batch})[0]
+        onnxruntime.InferenceSession(where, session_options(1, "fp8"), providers=["CPUExecutionProvider"]).run(
+            ["masks"], {"images": batch}
+        )[0]
         for where in (engine_folder / "model.fp16.onnx", path)
     ]
     assert (
@@ -221,9 +224,9 @@ def test_bf16_graphs_are_quantised_too(bf16_graph, tmp_path, precision):
     # ONNX Runtime has no bf16 kernels on a CPU: the same weights and Q/DQ nodes, in float32 between them
     batch = normalize(pictures(1), manifest.preprocess).numpy()
     runs = [
-        onnxruntime.InferenceSession(widened(model).SerializeToString(), providers=["CPUExecutionProvider"]).run(
-            ["masks"], {"images": batch}
-        )[0]
+        onnxruntime.InferenceSession(
+            widened(model).SerializeToString(), session_options(1, precision), providers=["CPUExecutionProvider"]
+        ).run(["masks"], {"images": batch})[0]
         for model in (onnx.load(bf16_graph), graph)
     ]
     assert sqnr(*runs) > 12

@@ -13,6 +13,7 @@ import segmenter_trt
 from segmenter.errors import EngineError, Unavailable
 from segmenter.files import sha256
 from segmenter_engines import open_session
+from segmenter_engines.gpu_targets import PORTABLE
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import plan as plans
 from segmenter_engines.sessions.tensorrt import TensorRTSession
@@ -104,8 +105,15 @@ def test_what_is_not_as_the_manifest_says_is_named(machine, tmp_path, plan):
         open_session(plan, threads=1)
     machine.cuda.capability = (8, 6)
     path = write_plan(tmp_path / "m.plan", compute_capabilities=("9.0",))
-    with pytest.raises(EngineError, match=r"built for GPUs of compute capability 9\.0, this one has 8\.6"):
+    with pytest.raises(EngineError, match=r"built for GPUs of compute capability 9\.0, Fake GPU has 8\.6"):
         open_session(path, threads=1)
+    # an H100, of which no plan of TensorRT-RTX is, unless it was built with other words
+    machine.cuda.capability = (9, 0)
+    path = write_plan(tmp_path / "m.plan", compute_capabilities=PORTABLE)
+    wanted = r"built for GPUs of compute capability 8\.0 or 8\.6 or 8\.9 or 12\.0, Fake GPU has 9\.0; make it again"
+    with pytest.raises(EngineError, match=wanted):
+        open_session(path, threads=1)
+    machine.cuda.capability = (8, 6)
     plan.write_bytes(plan.read_bytes()[:-1])
     with pytest.raises(EngineError, match="is not the file its manifest vouches for"):
         open_session(plan, threads=1)

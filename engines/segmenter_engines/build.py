@@ -192,7 +192,7 @@ class Options:
     plugin_library: Path | None = None
     """Library that brings the Segmenter* ops of a graph exported with --lowering plugin. Its code runs here."""
     gpus: tuple[str, ...] = ()
-    """Compute capabilities to build for, such as 8.6 12.0; all from 8.0 when left out.
+    """Compute capabilities to build for, such as 8.6 12.0; 8.0, 8.6, 8.9 and 12.0 when left out.
     tensorrt builds for this machine's GPU when left out, and with 8.0+ for all from 8.0."""
     refit: bool = False
     """Build so that weights can be replaced later."""

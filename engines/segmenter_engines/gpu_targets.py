@@ -10,6 +10,9 @@ from segmenter.errors import EngineError
 
 LATER = "+"
 AMPERE = "8.0"
+# what TensorRT-RTX builds for unless it is told: 9.0 and 10.0 it does not know, 7.5 and 12.1 want to be named. From
+# NVIDIA's documentation of TensorRT-RTX, "CPU-Only AOT and TensorRT-RTX Engines"
+PORTABLE = (AMPERE, "8.6", "8.9", "12.0")
 # the first compute capability with products in a precision; from NVIDIA's support matrix of TensorRT-RTX 1.5
 FIRST = {"fp8": "8.9", "bf16": AMPERE, "int8": AMPERE}
 
@@ -25,7 +28,7 @@ def set_targets(trt: Any, config: Any, engine: str, gpus: Sequence[str], precisi
     """Tell a builder config for which GPUs to build; returns the manifest's `compute_capabilities`.
 
     gpus: compute capabilities such as ("8.6", "12.0"), for TensorRT-RTX; ("8.0+",), for TensorRT; () for the default:
-    Ampere and later with RTX, the GPU that it is built on with TensorRT.
+    those of `PORTABLE` that have the precision with RTX, the GPU that it is built on with TensorRT.
     Raises EngineError for what the engine does not build for, or that lacks the precision.
     """
     for gpu in gpus:
@@ -40,7 +43,7 @@ def set_targets(trt: Any, config: Any, engine: str, gpus: Sequence[str], precisi
     if engine == "tensorrt":
         return _tensorrt(trt, config, gpus)
     if not gpus:
-        return (max(AMPERE, first, key=_number) + LATER,)
+        return tuple(gpu for gpu in PORTABLE if _number(gpu) >= _number(first))
     known = {
         f"{digits[:-1]}.{digits[-1]}": member
         for name, member in trt.ComputeCapability.__members__.items()
@@ -50,7 +53,7 @@ def set_targets(trt: Any, config: Any, engine: str, gpus: Sequence[str], precisi
     if unknown:
         raise EngineError(
             f"--gpus {' '.join(unknown)}: {engine} {trt.__version__} builds for {', '.join(known)}; leave it out for"
-            f" all from {AMPERE}"
+            f" {', '.join(PORTABLE)}"
         )
     config.num_compute_capabilities = len(gpus)
     for index, gpu in enumerate(gpus):

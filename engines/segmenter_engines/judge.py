@@ -71,9 +71,9 @@ class Judge:
     def _run(self, model: onnx.ModelProto, chosen: Sequence[int], keep: bool) -> Score:
         wide = widened(model)
         cut(wide.graph, ("masks",))
-        session = onnxruntime.InferenceSession(
-            wide.SerializeToString(), session_options(self.threads), providers=["CPUExecutionProvider"]
-        )
+        fp8 = any(tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN for tensor in wide.graph.initializer)
+        options = session_options(self.threads, "fp8" if fp8 else "")
+        session = onnxruntime.InferenceSession(wide.SerializeToString(), options, providers=["CPUExecutionProvider"])
         feed = session.get_inputs()[0].name
         matrix, signal, noise = self._matrix(), 0.0, 0.0
         for index in chosen:

@@ -46,12 +46,14 @@ def check_plan(
     runtime_version: str,
     device_capability: tuple[int, int] | None,
     plugins: Path | None = None,
+    gpu: str = "this one",
 ) -> bytes:
     """See that a plan may be given to the runtime; returns its bytes, read once, so what was checked is what is run.
 
     manifest: as `read_manifest` gives it, with or without its hash checked. runtime_version: the `__version__` of the
     runtime's module. device_capability: (major, minor) of the GPU; None leaves it unchecked. plugins: the plugin
-    library that would be loaded for it, None where there is none. Opens no runtime and loads no library.
+    library that would be loaded for it, None where there is none. gpu: what an error calls the GPU.
+    Opens no runtime and loads no library.
     Raises EngineError naming what was expected, what is here, and the command that rebuilds.
     """
     again = rebuild_command(path, manifest)
@@ -67,7 +69,7 @@ def check_plan(
     _check_version(path, manifest, runtime_version, plan, again)
     if device_capability is not None and not runs_on(manifest.compute_capabilities, device_capability):
         wanted, here = " or ".join(manifest.compute_capabilities), ".".join(map(str, device_capability))
-        raise EngineError(f"{path}: built for GPUs of compute capability {wanted}, this one has {here}; {again}")
+        raise EngineError(f"{path}: built for GPUs of compute capability {wanted}, {gpu} has {here}; {again}")
     _check_plugins(path, manifest, plugins, again)
     return plan
 

@@ -8,8 +8,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from segmenter_kernels import tiles
 from segmenter_kernels.cubin import resources
+from segmenter_kernels.overwritten import overwritten
 from segmenter_kernels.parameters import parameters
 from segmenter_kernels.specialisation import Specialisation
 
@@ -38,12 +39,6 @@ OPS = (
 )
 JUDGED_WITH = "3.8"  # other versions of Triton allocate other registers: some forms spill with them, and stay right
 PTX_FALLBACK = 80  # PTX of the oldest architecture runs on every newer one, those not known yet included
-# of Triton's code for GPUs: a ring of places in shared memory, a view of one place, a copy into one
-_RING = re.compile(r"(%[\w#]+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x")
-_VIEW = re.compile(r"(%[\w#]+) = ttg\.memdesc_\w+ (%[\w#]+)")
-_COPY = re.compile(r"async_(?:copy_global_to_local %[\w#]+,|tma_copy_global_to_local %[\w#]+\[[^\]]*\]) (%[\w#]+)")
-_NAME = re.compile(r"%[\w#]+")
-_WAIT = re.compile(r"warp_group_dot_wait .*pendings = (\d+)")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 
 
@@ -98,9 +93,16 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
         attrs={index[name]: [["tt.divisibility", 16]] for name in sorted(specialisation.aligned)},
     )
     options = {name: getattr(specialisation, name) for name in ("num_warps", "num_stages", "maxnreg")}
+    return compile_source(source, options, replace(specialisation, kernel=None), architecture)
+
+
+def compile_source(
+    source: ASTSource, options: Mapping[str, Any], specialisation: Specialisation, architecture: int
+) -> Compiled:
+    """Compile what Triton is given, past any cache; what it is a form of is kept beside it."""
     log = io.StringIO()
     with _uncached(), contextlib.redirect_stdout(log):
-        kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(options))
         cubin, ptx, metadata = kernel.asm["cubin"], kernel.asm["ptx"], kernel.metadata
         buffers = overwritten(kernel.asm["ttgir"])
     found = resources(cubin)
@@ -125,7 +127,7 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
         instructions=_instructions(cubin),
         warnings=tuple(line for line in log.getvalue().splitlines() if "warning" in line.lower() or "C75" in line),
         overwritten=buffers,
-        specialisation=replace(specialisation, kernel=None),
+        specialisation=specialisation,
     )
 
 
@@ -151,77 +153,15 @@ def _instructions(cubin: bytes) -> dict[str, int]:
     return dict(Counter(_INSTRUCTION.findall(listing)).most_common())
 
 
-@dataclass
-class _Loop:
-    """What `overwritten` knows within a loop: copies into each ring before it and in it, and what products read."""
-
-    before: dict[str, int] = field(default_factory=dict)
-    filled: dict[str, int] = field(default_factory=dict)
-    running: list[set[str]] = field(default_factory=list)  # rings of each product not waited for, the newest last
-
-
-def overwritten(ttgir: str) -> tuple[str, ...]:
-    """Names of shared buffers that a loop fills again while one of its asynchronous products still reads them.
-
-    Triton keeps the tiles of several steps in a ring. One that only a product reads has a place more than steps are
-    under way, so that the copy of a later step meets no running product; one that threads read too lacks that place
-    (Triton 3.6 and 3.8), and unless the product is waited for first, it multiplies what comes for another step. Seen on
-    an H100 as errors that change from run to run. Other GPUs' products are not looked at.
-    """
-    places: dict[str, int] = {}  # of a ring, by name; regions beside each other use the same names again
-    views: dict[str, str] = {}  # of a place, by name: the ring it is in
-    found: list[str] = []
-    loops: list[_Loop] = [_Loop()]  # the innermost last; the first is no loop
-    regions: list[bool] = []  # whether each open one is a loop
-    for line in ttgir.splitlines():
-        text = line.strip()
-        if text.startswith("}") and regions and regions.pop():
-            loops.pop()
-            loops[-1].filled.clear()  # what it had in flight, it has waited for
-        inner = loops[-1]
-        if ring := _RING.search(text):
-            places[ring[1]] = int(ring[2])
-            inner.filled[ring[1]] = 0
-        if view := _VIEW.search(text):
-            views[view[1]] = view[2] if view[2] in places else views.get(view[2], view[2])
-        if copy := _COPY.search(text):
-            into = views.get(copy[1], "")
-            if any(into in rings for rings in inner.running) and inner.before.get(into, 0) >= places[into]:
-                found.append(into)
-            inner.filled[into] = inner.filled.get(into, 0) + 1
-        if "warp_group_dot " in text and "isAsync = true" in text:
-            inner.running.append({views.get(name, "") for name in _NAME.findall(text)[1:3]} & places.keys())
-        if wait := _WAIT.search(text):
-            inner.running = inner.running[len(inner.running) - min(int(wait[1]), len(inner.running)) :]
-        if text.endswith("{"):
-            is_loop = "scf.for" in text
-            regions.append(is_loop)
-            if is_loop:
-                loops.append(_Loop(before=dict(inner.filled)))
-    return tuple(dict.fromkeys(found))
-
-
 def faults(kernel: Compiled) -> list[str]:
-    """Why a kernel must not be deployed; empty when it may.
-
-    Limits: CUDA C++ Programming Guide, table of compute capabilities. A stack frame means registers were spilt.
-    """
-    wanted, limit = kernel.specialisation, tiles.SHARED_MEMORY_BYTES[kernel.architecture]
-    found = []
-    if kernel.stack_bytes:
-        found.append(f"stack frame of {kernel.stack_bytes} bytes: registers spilt")
-    if kernel.registers * kernel.threads > 65536:
-        found.append(f"{kernel.registers} registers x {kernel.threads} threads pass 65536")
-    if kernel.shared_bytes > limit:
-        found.append(f"{kernel.shared_bytes} bytes of shared memory, limit {limit}")
+    """Why a kernel must not be deployed; empty when it may."""
+    wanted, found = kernel.specialisation, past_limits(kernel)
     # warp specialisation adds warps, so the count may be larger than asked and never smaller
     if kernel.threads < 32 * wanted.num_warps:
         found.append(f"{kernel.threads} threads, asked for {32 * wanted.num_warps}")
     described = tuple(each.bytes for each in parameters(wanted.types, kernel.architecture))
     if kernel.parameter_bytes != described:
         found.append(f"parameters of {list(kernel.parameter_bytes)} bytes, described as {list(described)}")
-    found.extend(f"ptxas: {line}" for line in kernel.warnings)
-    found.extend(f"{name}: overwritten while a product still reads it" for name in kernel.overwritten)
     if wanted.matrix and not _has(kernel, _matrix_pattern(kernel.architecture)):
         found.append("no tensor-core instruction")
     if wanted.asynchronous:
@@ -229,6 +169,24 @@ def faults(kernel: Compiled) -> list[str]:
         name = "UTMALDG" if by_descriptor and tiles.has_descriptors(kernel.architecture) else "LDGSTS"
         if not _has(kernel, name):
             found.append(f"no asynchronous copy ({name})")
+    return found
+
+
+def past_limits(kernel: Compiled) -> list[str]:
+    """Why a kernel is of no use, whatever it is for: it does not fit, spills, is made slow by ptxas, or may be wrong.
+
+    Limits: CUDA C++ Programming Guide, table of compute capabilities. A stack frame means registers were spilt.
+    """
+    limit = tiles.SHARED_MEMORY_BYTES[kernel.architecture]
+    found = []
+    if kernel.stack_bytes:
+        found.append(f"stack frame of {kernel.stack_bytes} bytes: registers spilt")
+    if kernel.registers * kernel.threads > 65536:
+        found.append(f"{kernel.registers} registers x {kernel.threads} threads pass 65536")
+    if kernel.shared_bytes > limit:
+        found.append(f"{kernel.shared_bytes} bytes of shared memory, limit {limit}")
+    found.extend(f"ptxas: {line}" for line in kernel.warnings)
+    found.extend(f"{name}: overwritten while a product still reads it" for name in kernel.overwritten)
     return found
 
 

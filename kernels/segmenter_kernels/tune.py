@@ -3,7 +3,8 @@
 `python -m segmenter_kernels.tune [--op NAME ...]` needs torch, triton and numpy, and no installation. A tile that does
 not compile, does not fit or answers wrong is left out; the others are timed on a few workloads, the best of them on
 all, and the one wins whose times, relative to the best of each workload, have the smallest geometric mean. Commit the
-file: it goes before that of the architecture.
+file: it goes before that of the architecture. `--dry-run` needs no GPU: it compiles the tiles and lists those that
+would be tried in vain.
 """
 
 import argparse
@@ -24,13 +25,14 @@ from segmenter_kernels.attention import candidates as attention_candidates
 from segmenter_kernels.judging import Judge
 from segmenter_kernels.mask_scores import candidates as mask_scores_candidates
 from segmenter_kernels.merge_windows import candidates as merge_candidates
-from segmenter_kernels.patch_embed import candidates as patch_embed_candidates
+from segmenter_kernels.patch_tiles import candidates as patch_embed_candidates
 from segmenter_kernels.quantize import candidates as quantize_candidates
 from segmenter_kernels.tiles import Tile
 from segmenter_kernels.upsample_argmax import candidates as upsample_candidates
 from segmenter_kernels.workers import Workers
-from segmenter_kernels.workloads import Workload
+from segmenter_kernels.workload import Workload
 
+OPS = tuple(op for op in workloads.OPS if op not in workloads.ONE_TILE)
 FINALISTS = 6
 ROUGH_WORKLOADS = 3  # decide which tiles are timed on all of a case's workloads
 _ROUGH_REPLAYS, _FINAL_REPLAYS = 3, 25
@@ -127,7 +129,7 @@ def _compiles(job: tuple[str, str, Tile]) -> tuple[str | None, bool]:
 @cache
 def _first(key: str, case: str) -> tuple[Workload, tuple[Any, ...], Judge]:
     """The first workload of a case with its arguments; the truth takes longer than a launch, so it is kept."""
-    first = cases(workloads.OPS)[key, case][0]
+    first = cases(OPS)[key, case][0]
     arguments = first.arguments(torch.device("cuda"))
     return first, arguments, Judge(first, arguments)
 
@@ -178,14 +180,26 @@ def _spread(data: Sequence[_Timed]) -> Sequence[_Timed]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when all is tuned, 1 when a case has no working tile, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="segmenter_kernels.tune", description=__doc__)
-    parser.add_argument("--op", nargs="+", choices=workloads.OPS, default=list(workloads.OPS), metavar="NAME")
+    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS), metavar="NAME")
     parser.add_argument("--case", nargs="+", metavar="NAME", help="of the cases of these ops only some, such as 16-64")
     parser.add_argument("--out", type=Path, default=tiles.FOLDER, help="folder of the tile data")
     parser.add_argument("--workers", type=int, default=min(workers.MOST, os.cpu_count() or 1))
+    parser.add_argument("--dry-run", action="store_true", help="compile what would be tried, on any machine")
+    parser.add_argument(
+        "--architecture", type=int, choices=tiles.ARCHITECTURES, default=90, help="that a dry run compiles for"
+    )
     options = parser.parse_args(argv)
     found = {name: same for name, same in cases(options.op).items() if not options.case or name[1] in options.case}
     if not found:
         parser.error(f"--case {' '.join(options.case)}: no case of {', '.join(options.op)}")
+    if options.dry_run:
+        from segmenter_kernels.dry_run import dry_run
+
+        if checks.INTERPRETED:
+            print("error: TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it", file=sys.stderr)
+            return 2
+        found = {name: same for name, same in found.items() if workloads.runs_on(same[0].op, options.architecture)}
+        return dry_run(found, options.architecture, options.workers)
     if checks.INTERPRETED or not torch.cuda.is_available():
         print("error: tuning times kernels on a CUDA device and there is none here; run it on one", file=sys.stderr)
         return 2

@@ -1,7 +1,6 @@
 """What Segmenter asks of each op: its shapes and the work in them, for tuning and benchmarks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,55 +8,25 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-import segmenter_kernels
 from segmenter_kernels import gemm, reference
 from segmenter_kernels.attention import case_of as attention_case
+from segmenter_kernels.image_workloads import (
+    CLASSES,
+    PATCH,
+    merge_windows,
+    normalize,
+    patch_embed,
+    resize,
+    upsample_argmax,
+)
 from segmenter_kernels.linear import case_of as linear_case
 from segmenter_kernels.mask_scores import case_of as mask_scores_case
-from segmenter_kernels.merge_windows import case_of as merge_case
-from segmenter_kernels.patch_embed import case_of as patch_embed_case
 from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE, LARGEST
-from segmenter_kernels.tiles import Tile
-from segmenter_kernels.upsample_argmax import case_of as upsample_case
+from segmenter_kernels.rotate import TILE as ROTATE_TILE
+from segmenter_kernels.workload import Normal, Workload
 
-PATCH, CLASSES = 16, 150
 WIDTHS = {"Ti": 192, "S": 384, "B": 768, "L": 1024}
 TOKENS = (197, 577, 785, 1025, 1174, 1601, 1750, 4097)  # class token, patches and, in the decoder, classes
-MEAN = STD = (0.5, 0.5, 0.5)
-Normal = Callable[..., Tensor]  # (*shape, scale=1.0)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One call of an op. `draw` makes its positional arguments from a function that gives random tensors."""
-
-    op: str
-    batch: int  # images in it
-    shape: str  # in words
-    dtype: torch.dtype
-    draw: Callable[[Normal], tuple[Any, ...]]
-    flops: int
-    traffic_bytes: int  # every input read and every output written once
-    key: str  # of the op in the tile data
-    case: str
-    named: Mapping[str, Any] = field(default_factory=dict)
-    plain_op: Callable[..., Any] | None = None  # where `segmenter_kernels.reference` has none
-
-    def arguments(self, device: torch.device) -> tuple[Any, ...]:
-        """Seeded arguments: normal, of mean 0 and the scale a network's have."""
-        random = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(shape, generator=random, device=device) * scale).to(self.dtype)
-
-        return self.draw(normal)
-
-    def launch(self, *arguments: Any, tile: Tile | None = None) -> Any:
-        return getattr(segmenter_kernels, self.op)(*arguments, **self.named, tile=tile)
-
-    def plain(self, *arguments: Any) -> Any:
-        """The op in PyTorch."""
-        return (self.plain_op or getattr(reference, self.op))(*arguments)
 
 
 def attention(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> Workload:
@@ -74,35 +43,24 @@ def attention(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> Workload:
     )
 
 
-def patch_embed(B: int, side: int, C: int, dtype: torch.dtype, pixels: bool = True) -> Workload:
-    n, values = (side // PATCH) ** 2, 3 * PATCH * PATCH
-
+def rotate(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> Workload:
     def draw(normal: Normal) -> tuple[Any, ...]:
-        image = normal(B, 3, side, side)
-        if pixels:
-            image = (image * 64 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        weight = normal(C, 3, PATCH, PATCH, scale=values**-0.5)
-        return image, weight, normal(C), normal(1, 1 + n, C), normal(1, 1, C)
+        angle = normal(N, D // 2)
+        return normal(B, N, 3 * A * D), angle.cos(), angle.sin(), A
 
     return Workload(
-        op="patch_embed",
+        op="rotate",
         batch=B,
-        shape=f"{B} x {side} x {side}{' pixels' if pixels else ''} to {C}",
+        shape=f"{B} x {N}, {A} x {D}",
         dtype=dtype,
         draw=draw,
-        flops=2 * B * n * C * values,
-        traffic_bytes=B * n * values * (1 if pixels else dtype.itemsize)
-        + (C * values + (B + 1) * (1 + n) * C) * dtype.itemsize,
-        key="patch_embed",
-        case=patch_embed_case(PATCH, dtype, pixels, B * n * C),
-        named={"mean": MEAN, "std": STD} if pixels else {},
-        plain_op=_plain_patch_embed if pixels else None,
+        # of each pair of a query's and a key's channels
+        flops=6 * B * N * A * D,
+        traffic_bytes=(6 * B * N * A * D + N * D) * dtype.itemsize,
+        key="",
+        case="",
+        only=ROTATE_TILE,
     )
-
-
-def _plain_patch_embed(image: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
-    normalised = (image.permute(0, 3, 1, 2).float() * (1 / (255 * STD[0])) - MEAN[0] / STD[0]).to(weight.dtype)
-    return reference.patch_embed(normalised, weight, *rest)
 
 
 def norm(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
@@ -229,39 +187,6 @@ def mask_scores(B: int, n: int, C: int, dtype: torch.dtype) -> Workload:
     )
 
 
-def upsample_argmax(B: int, side: int, dtype: torch.dtype) -> Workload:
-    h = side // PATCH
-    return Workload(
-        op="upsample_argmax",
-        batch=B,
-        shape=f"{B} x {CLASSES} x {h} x {h} to {side} x {side}",
-        dtype=dtype,
-        # the decoder leaves the classes last
-        draw=lambda normal: (normal(B, h, h, CLASSES).permute(0, 3, 1, 2), (side, side)),
-        flops=7 * B * CLASSES * side * side,
-        traffic_bytes=B * (CLASSES * h * h * dtype.itemsize + side * side),
-        key="upsample_argmax",
-        case=upsample_case(PATCH),
-    )
-
-
-def merge_windows(picture: tuple[int, int], window: int, stride: int, dtype: torch.dtype) -> Workload:
-    (H, W), h = picture, window // PATCH
-    rows, columns = (-(-(length - window) // stride) + 1 for length in picture)
-    n = rows * columns
-    return Workload(
-        op="merge_windows",
-        batch=1,
-        shape=f"{n} x {CLASSES} x {h} x {h} of {window} every {stride} to {H} x {W}",
-        dtype=dtype,
-        draw=lambda normal: (normal(n, h, h, CLASSES).permute(0, 3, 1, 2), picture, window, stride),
-        flops=8 * n * CLASSES * window * window,
-        traffic_bytes=n * CLASSES * h * h * dtype.itemsize + H * W,
-        key="merge_windows",
-        case=merge_case(CLASSES),
-    )
-
-
 def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterator[Workload]:
     n = (side // PATCH) ** 2
     if op == "patch_embed":
@@ -276,13 +201,21 @@ def _of_width(op: str, B: int, side: int, C: int, dtype: torch.dtype) -> Iterato
         yield quantize(B, 1 + n, C, dtype)
     elif op == "mask_scores":
         yield mask_scores(B, n, C, dtype)
+    elif op == "rotate":
+        yield rotate(B, 1 + n, C // 64, 64, dtype)
+    elif op == "resize":
+        yield resize(B, side)
+    elif op == "normalize":
+        yield normalize(B, side)
     else:
         yield upsample_argmax(B, side, dtype)
 
 
+ONE_TILE = ("rotate", "resize", "normalize")  # for all GPUs
 OPS = (
     *("attention", "patch_embed", "add_layernorm", "linear_gelu", "linear_residual", "mask_scores", "upsample_argmax"),
     *("merge_windows", "layernorm", "layernorm_quantize", "quantize", "linear_int8", "linear_fp8"),
+    *ONE_TILE,
 )
 
 

@@ -14,6 +14,7 @@ from segmenter_bench.kernels import show
 from segmenter_bench.runs import new_run, write_run
 from segmenter_kernels import aot, workloads
 from segmenter_kernels.timing import Quantiles
+from segmenter_kernels.workload import Workload
 from tests.kernels.conftest import DEVICE
 from tests.kernels.test_aot import GOOD
 
@@ -24,7 +25,7 @@ def half_a_millisecond(call: Callable[..., Any], arguments: Sequence[Sequence[An
     return Quantiles(0.5, 0.4, 0.6)
 
 
-def rows(workload: workloads.Workload, *rivals: Rival) -> list[dict[str, Any]]:
+def rows(workload: Workload, *rivals: Rival) -> list[dict[str, Any]]:
     return rows_of(workload, rivals, [workload.arguments(torch.device(DEVICE))], CEILINGS, half_a_millisecond)
 
 
@@ -77,6 +78,9 @@ def test_rivals_compute_what_they_are_judged_by(op: str, monkeypatch: pytest.Mon
         "linear_int8": workloads.eight_bits("linear_int8", 1, 32, 64, torch.float16),
         "add_layernorm": workloads.norm("add_layernorm", 1, 5, 64, torch.float16),
         "layernorm": workloads.norm("layernorm", 1, 5, 64, torch.float16),
+        "rotate": workloads.rotate(1, 5, 2, 32, torch.float16),
+        "resize": workloads.resize(1, 16, (40, 24)),
+        "normalize": workloads.normalize(1, 32),
         "layernorm_quantize": workloads.norm("layernorm_quantize", 1, 5, 64, torch.float16),
     }
     workload = small[op] if op in small else workloads.linear(op, 1, 5, 64, torch.float16)

@@ -14,7 +14,8 @@ from segmenter_bench.kernel_check import BATCHES, check, jobs, judged
 from segmenter_bench.runs import read_run
 from segmenter_kernels import tiles, timing, workers, workloads
 from segmenter_kernels.checks import INTERPRETED
-from segmenter_kernels.workloads import OPS, Workload
+from segmenter_kernels.workload import Workload
+from segmenter_kernels.workloads import OPS
 from tests.kernels.conftest import DEVICE
 
 AT = torch.device(DEVICE)
@@ -32,6 +33,9 @@ def small(op: str, B: int) -> Workload:
         "merge_windows": lambda: workloads.merge_windows((40, 56), 32, 16, HALF),
         "patch_embed": lambda: workloads.patch_embed(B, 32, 64, HALF),
         "quantize": lambda: workloads.quantize(B, 5, 64, HALF),
+        "rotate": lambda: workloads.rotate(B, 5, 2, 32, HALF),
+        "resize": lambda: workloads.resize(B, 16, (40, 24)),
+        "normalize": lambda: workloads.normalize(B, 24),
     }
     return found[op]() if op in found else workloads.eight_bits(op, B, 5, 64, HALF)
 
@@ -40,7 +44,7 @@ def small(op: str, B: int) -> Workload:
     "op",
     [
         *("attention", "upsample_argmax", "merge_windows", "layernorm", "layernorm_quantize"),
-        *("quantize", "linear_int8", "linear_fp8"),
+        *("quantize", "linear_int8", "linear_fp8", "rotate", "resize", "normalize"),
     ],
 )
 def test_right_kernels_are_right(op: str) -> None:

@@ -13,7 +13,8 @@ from segmenter.config import HALF, IMAGENET, Preprocess
 from segmenter.model import pad_to_patches
 from segmenter.preprocess import normalize
 from segmenter_kernels import tiles
-from segmenter_kernels.patch_embed import PATCH_SIZES, SMALL, candidates, case_of, shared_bytes
+from segmenter_kernels.patch_embed import PATCH_SIZES
+from segmenter_kernels.patch_tiles import SMALL, candidates, case_of, shared_bytes
 from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge
 

@@ -15,7 +15,8 @@ import torch
 import segmenter_kernels
 from segmenter_kernels import tiles, timing, tune, workloads
 from segmenter_kernels.judging import Judge, judge
-from segmenter_kernels.workloads import OPS, Workload
+from segmenter_kernels.workload import Workload
+from segmenter_kernels.workloads import OPS
 from tests.kernels.conftest import DEVICE
 
 HALF = torch.float16
@@ -32,6 +33,9 @@ SMALL = {
     "upsample_argmax": workloads.upsample_argmax(2, 32, HALF),
     "merge_windows": workloads.merge_windows((40, 56), 32, 16, HALF),
     "quantize": workloads.quantize(2, 5, 64, HALF),
+    "rotate": workloads.rotate(2, 5, 2, 32, HALF),
+    "resize": workloads.resize(2, 16, (40, 24)),
+    "normalize": workloads.normalize(2, 24),
     "linear_int8": workloads.eight_bits("linear_int8", 2, 5, 64, HALF),
     "linear_fp8": workloads.eight_bits("linear_fp8", 2, 5, 64, HALF),
 }
@@ -81,7 +85,7 @@ def test_wrong_answers_are_seen(name: str) -> None:
 
 @pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
 def test_every_case_has_committed_tiles_and_candidates(architecture: int) -> None:
-    ops = [op for op in OPS if workloads.runs_on(op, architecture)]
+    ops = [op for op in tune.OPS if workloads.runs_on(op, architecture)]
     for (key, case), same in tune.cases(ops).items():
         committed = tiles.of_architecture(key, case, architecture)
         found = tune.candidates(same[0], architecture)

@@ -17,8 +17,11 @@ from segmenter_engines.sessions.session import Mode, Session
 from segmenter_engines.sessions.spec import Spec
 
 
-def session_options(threads: int | None) -> onnxruntime.SessionOptions:
-    """Options with every optimisation on, `threads` CPU threads (all cores when None), and warnings kept quiet."""
+def session_options(threads: int | None, precision: str = "") -> onnxruntime.SessionOptions:
+    """Options with every optimisation on, `threads` CPU threads (all cores when None), and warnings kept quiet.
+
+    precision: of the graph, where it is known.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
@@ -28,6 +31,9 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     # exact products of uint8 and int8, where they would overflow or nothing is known; with VNNI they only cost, 10 %
     if int8_saturates(flags) or not flags:
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if precision == "fp8":
+        # there are no float8 kernels to gain, and 1.30 moves Q/DQ nodes so that others get float8, and refuses them
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 
@@ -53,7 +59,7 @@ class OnnxRuntimeSession(Session):
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 graph.SerializeToString(),
-                session_options(1 if self._workers else threads),
+                session_options(1 if self._workers else threads, manifest.precision),
                 providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # onnxruntime's exceptions share no narrower base

@@ -135,7 +135,7 @@ def acquire(path: Path, manifest: Manifest, device: Device, plugins: Path | None
     key = (manifest.engine, manifest.sha256, device.name, device.index)
     # held while one is deserialised: whoever asks for the same meanwhile wants to share it
     with _LOCK:
-        content = check_plan(path, manifest, trt.__version__, device.capability, plugins)
+        content = check_plan(path, manifest, trt.__version__, device.capability, plugins, device.gpu)
         plan = _OPEN.get(key)
         if plan is None:
             if manifest.plugins:

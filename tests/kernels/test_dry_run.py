@@ -1,0 +1,44 @@
+"""The dry run of tuning: what it compiles, what it refuses, and what it says; in processes that compile."""
+
+import pytest
+
+from segmenter_kernels import checks, tune
+from tests.kernels.test_aot import python, script
+
+
+def test_tiles_are_compiled_as_a_launch_would_and_the_impossible_told_why() -> None:
+    result = script(
+        """
+        from segmenter_kernels import tiles, workloads
+        from segmenter_kernels.dry_run import compiled_in_vain
+        import torch
+
+        half = torch.float16
+        workload = workloads.linear("linear_residual", 8, 1025, 768, half)
+        committed = tiles.of_architecture(workload.key, workload.case, 90)
+        assert compiled_in_vain(workload, committed, 90) == []
+        (deep,) = compiled_in_vain(workload, {**committed, "num_stages": 12}, 90)
+        assert deep.endswith("bytes of shared memory, limit 232448"), deep
+        # the same tile again, and for another GPU, from which nothing is left in this process
+        assert compiled_in_vain(workload, {**committed, "num_stages": 12}, 90) == [deep]
+        other = tiles.of_architecture(workload.key, workload.case, 80)
+        assert compiled_in_vain(workload, other, 80) == []
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_it_counts_what_there_is_and_what_is_worth_a_gpus_time() -> None:
+    arguments = ("-m", "segmenter_kernels.tune", "--dry-run", "--workers", "1", "--op", "quantize", "--case", "256")
+    result = python(*arguments)
+    assert result.returncode == 0, result.stderr
+    tried = len(tune.candidates(tune.cases(["quantize"])["quantize", "256"][0], 90))
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"quantize 256: {tried} tiles, {tried} worth a GPU's time"
+    assert lines[-1] == f"sm_90: {tried} tiles of 1 cases, {tried} worth a GPU's time"
+
+
+@pytest.mark.skipif(not checks.INTERPRETED, reason="this process compiles kernels for its GPU")
+def test_while_interpreting_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.main(["--dry-run", "--op", "quantize"]) == 2
+    assert capsys.readouterr().err.startswith("error: TRITON_INTERPRET is set")
