@@ -94,22 +94,6 @@ TEST_F(Pictures, WaitForNothingButRoomToBeUploadedFrom) {
   EXPECT_EQ(fake_cuda_counts().allocations, before.allocations);
 }
 
-TEST_F(Pictures, OfShapesThatMustGoAreWaitedFor) {
-  const auto plan = open();
-  const auto runner = plan->make_runner({}), good = plan->make_runner({});
-  const Bytes pixels = picture({1, 19, 45}, 1);
-  const auto placed = [&](Runner& by, std::int64_t height) {
-    EXPECT_TRUE(by.place_resized({1, height, 24}, 0, {pixels.data(), 1, 19, 45}));
-  };
-  fake_cuda_defer(1);
-  // more than a runner keeps, with none of them run
-  for (std::int64_t height = 8; height < 18; ++height) placed(*runner, height);
-  placed(*good, 17);
-  const ImageShape last = {1, 17, 24};
-  EXPECT_EQ(labels_of(runner->run(last, nullptr, Wanted::labels), last),
-            labels_of(good->run(last, nullptr, Wanted::labels), last));
-}
-
 TEST_F(Pictures, WhatCannotBeLoadedIsLeftToTheCpuAndTold) {
   for (const char* const function :
        {"DriverGetVersion", "CtxGetDevice", "LibraryLoadData", "LibraryGetKernel", "KernelGetFunction",
