@@ -122,6 +122,15 @@ def _require_pair(folder: Path, saved_with: str) -> None:
         )
 
 
+def _require_itself(folder: Path) -> None:
+    """Raises CheckpointError for a folder that is no checkpoint and holds some, as engine folders and runs do."""
+    if (folder / CONFIG_NAME).exists() or (folder / WEIGHTS_NAME).exists():
+        return
+    held = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG_NAME}"))
+    if held:
+        raise CheckpointError(f"{folder}: is no checkpoint, but a folder that holds some; pass {' or '.join(held[:4])}")
+
+
 def load_weights(
     model: Segmenter,
     tensors: dict[str, Tensor],
@@ -178,6 +187,7 @@ def load_model(path: Path | str, device: str = "cpu", ops: ModuleType | None = N
                 f"{path}: no such checkpoint; wanted a folder with {CONFIG_NAME} and {WEIGHTS_NAME},"
                 f" or an official {OFFICIAL_NAME} beside its {VARIANT_NAME}"
             )
+        _require_itself(folder)
         config, saved_with = _read_config(folder / CONFIG_NAME)
         tensors = read_tensors(folder / WEIGHTS_NAME)
         _require_pair(folder, saved_with)

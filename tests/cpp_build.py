@@ -71,8 +71,11 @@ def tensorrt_headers() -> Path:
     return folder
 
 
-def build(folder: Path, *options: str, targets: tuple[str, ...] = ()) -> None:
-    """Configure and build the library with its tests. Skips the test where a tool is missing."""
+def configure(folder: Path, *options: str) -> None:
+    """Configure the library with its tests in a folder, which then says how each source is compiled.
+
+    Skips the test where a tool is missing.
+    """
     if not shutil.which("cmake"):
         pytest.skip("cmake is not installed")
     if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -82,8 +85,13 @@ def build(folder: Path, *options: str, targets: tuple[str, ...] = ()) -> None:
     generator = ("-G", "Ninja") if shutil.which("ninja") else ()
     checks = ("-DSEGMENTER_TRT_TESTS=ON", "-DSEGMENTER_TRT_WERROR=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
     places = (f"-DSEGMENTER_TRT_JSON={json_headers()}", f"-DPython_EXECUTABLE={sys.executable}")
-    wanted = ("--target", *targets) if targets else ()
     succeed("cmake", "-S", ROOT, "-B", folder, *generator, *checks, *places, *options)
+
+
+def build(folder: Path, *options: str, targets: tuple[str, ...] = ()) -> None:
+    """Configure and build the library with its tests. Skips the test where a tool is missing."""
+    configure(folder, *options)
+    wanted = ("--target", *targets) if targets else ()
     succeed("cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1), *wanted)
 
 

@@ -1,6 +1,10 @@
-"""bench-routines: what it prints beside its figures."""
+"""bench-routines: its figures, and what it prints beside them."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
+import torch
 
 routines = pytest.importorskip("segmenter_bench.routines", reason="segmenter_trt is not compiled; run pip install .")
 
@@ -14,3 +18,15 @@ def test_a_busy_machine_is_told_beside_the_figures(
     printed = capsys.readouterr().out
     assert "times faster" in printed
     assert ("Other programs took up to 62% of the CPU cores" in printed) == warned
+
+
+@pytest.mark.parametrize("masks", [routines.smooth, routines.unrelated])
+def test_labels_of_the_papers_classes_take_an_eighth_of_pytorchs_time(masks: Callable[[int], np.ndarray]) -> None:
+    # a hundred times less and more on an idle core: what else runs cannot take that
+    with_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _, theirs, mine = routines.labels_row("labels", masks(150), rounds=3)
+    finally:
+        torch.set_num_threads(with_threads)
+    assert theirs >= 8 * mine

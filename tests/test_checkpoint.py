@@ -36,6 +36,18 @@ def test_a_missing_checkpoint_says_what_one_is(tmp_path):
         load_model(tmp_path)
 
 
+def test_who_names_the_folder_above_is_told_the_checkpoints_in_it(tmp_path):
+    for engines in ("m/checkpoint", "run/states/step-00000007"):
+        save_model(small_network(), tmp_path / engines)
+    (tmp_path / "m" / "model.fp32.onnx").touch()
+    (tmp_path / "run" / "last").symlink_to(Path("states") / "step-00000007")
+    for folder, inside in (("m", "checkpoint"), ("run", "last")):
+        path = tmp_path / folder
+        with pytest.raises(CheckpointError) as error:
+            load_model(path)
+        assert str(error.value) == f"{path}: is no checkpoint, but a folder that holds some; pass {path / inside}"
+
+
 def test_a_device_that_is_not_here_is_named(tmp_path):
     save_model(small_network(), tmp_path / "model")
     for device in ("cuda:77", "toaster"):

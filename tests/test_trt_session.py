@@ -20,7 +20,7 @@ import pytest
 from segmenter.checkpoint import save_model
 from segmenter.errors import EngineError
 from segmenter_engines.export import export
-from segmenter_engines.folder import FP32, INT8
+from segmenter_engines.folder import FP16, FP32, INT8
 from segmenter_engines.sessions import open_engine
 from tests.networks import small_network
 from tests.small_engines import H, W, pictures
@@ -154,6 +154,10 @@ def test_errors_are_classes_of_their_own(engine_folder: Path, tmp_path: Path) ->
     assert segmenter_trt.RunError.__module__ == "segmenter_trt"
     with pytest.raises(segmenter_trt.ArtifactError, match="no such engine file"):
         segmenter_trt.Engine(tmp_path / "none.onnx")
+    files = ", ".join(f"{name} (openvino)" for name in (FP16, FP32, INT8))  # plans are built from the other one
+    said = f"{engine_folder}: is a folder of engines, wanted one of them; open its file {files}"
+    with pytest.raises(segmenter_trt.ArtifactError, match=f"^{re.escape(said)}$"):
+        segmenter_trt.Engine(engine_folder)
     path = copied(engine_folder / FP32, tmp_path)
     with pytest.raises(segmenter_trt.InputError, match="backend 'tensorrt' cannot open it"):
         segmenter_trt.Engine(path, backend="tensorrt")

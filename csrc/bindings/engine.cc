@@ -104,12 +104,14 @@ std::unique_ptr<PyEngine> open(const fs::path& path, const std::optional<std::st
   return std::make_unique<PyEngine>(opened(), device);
 }
 
-std::string represent(const PyEngine& self) {
-  const Description facts = self.engine->describe();
-  return "<segmenter_trt.Engine " + self.engine->manifest().artifact + ", " + facts.runtime + ", " + facts.device + ">";
-}
-
 }  // namespace
+
+std::string PyEngine::represent() const {
+  if (engine_.closed()) return "<segmenter_trt.Engine, closed>";
+  const auto engine = this->engine();
+  const Description facts = engine->describe();
+  return "<segmenter_trt.Engine " + engine->manifest().artifact + ", " + facts.runtime + ", " + facts.device + ">";
+}
 
 py::dict as_dict(const Description& description) {
   py::dict facts;
@@ -144,17 +146,28 @@ sessions the CPU serves at the same moment, which share the threads; device: GPU
 folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks
 for, None takes the one installed with this module; require_verified: refuse an artifact whose manifest does not say
 that it passed `segmenter verify` in this engine, which `describe()["warning"]` tells otherwise.
-Raises ManifestError, ArtifactError, Unavailable, and InputError for options that are none.)")
+With `with`, or when `close` is called, it is closed at once. Raises ManifestError, ArtifactError, Unavailable, and
+InputError for options that are none.)")
       .def(py::init(&open), py::arg("path"), py::kw_only(), py::arg("backend") = py::none(),
            py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,
            py::arg("runtime") = py::none(), py::arg("plugins") = py::none(), py::arg("require_verified") = false)
       .def_property_readonly(
-          "manifest", [](const PyEngine& self) { return as_dict(self.engine->manifest()); },
+          "manifest", [](const PyEngine& self) { return as_dict(self.engine()->manifest()); },
           "What the artifact's manifest says, under the names it has there: classes, palette, height, ...")
       .def(
-          "describe", [](const PyEngine& self) { return as_dict(self.engine->describe()); },
+          "describe", [](const PyEngine& self) { return as_dict(self.engine()->describe()); },
           "Facts for people and reports: engine, runtime, device, precision, threads, sizes, where labels are made.")
-      .def("__repr__", &represent);
+      .def("close", &PyEngine::close,
+           R"(Lets go of the artifact, whose memory is given back with its last session: those that are open stay so.
+
+Other calls then raise RunError. A second time it does nothing.)")
+      .def("__enter__",
+           [](py::object self) {
+             self.cast<const PyEngine&>().engine();
+             return self;
+           })
+      .def("__exit__", [](PyEngine& self, const py::args&) { self.close(); })
+      .def("__repr__", &PyEngine::represent);
 }
 
 }  // namespace segmenter_trt::bindings

@@ -3,39 +3,27 @@
 
 #include <pybind11/pybind11.h>
 
-#include <optional>
+#include <memory>
+#include <string>
 #include <utility>
 
+#include "closable.h"
 #include "segmenter_trt/engine.h"
 
 namespace segmenter_trt::bindings {
 
-// An object that goes without the GIL: a runtime waits for its GPU and its threads, which others need not.
-template <class Object>
-class FreedWithoutGil {
+class PyEngine {
  public:
-  explicit FreedWithoutGil(Object object) : object_(std::move(object)) {}
-  FreedWithoutGil(const FreedWithoutGil&) = delete;
-  FreedWithoutGil& operator=(const FreedWithoutGil&) = delete;
-  ~FreedWithoutGil() {
-    const pybind11::gil_scoped_release release;
-    object_.reset();
-  }
+  PyEngine(Engine opened, int device) : engine_(std::move(opened)), device_(device) {}
 
-  Object& operator*() { return *object_; }
-  const Object& operator*() const { return *object_; }
-  Object* operator->() { return &*object_; }
-  const Object* operator->() const { return &*object_; }
+  std::shared_ptr<const Engine> engine() const { return engine_.get("engine: is closed; open it again"); }
+  int device() const { return device_; }  // GPU
+  std::string represent() const;
+  void close() { engine_.close(); }
 
  private:
-  std::optional<Object> object_;
-};
-
-struct PyEngine {
-  PyEngine(Engine opened, int number) : engine(std::move(opened)), device(number) {}
-
-  FreedWithoutGil<Engine> engine;
-  int device;  // GPU
+  Closable<Engine> engine_;
+  int device_;
 };
 
 pybind11::dict as_dict(const Description& description);

@@ -61,9 +61,10 @@ void add_errors(py::module_& module) {
            "This machine lacks the library, the driver or the device: nothing is wrong with the engine.", base);
   classes.input = make(module, "InputError", "Images, labels or options that this engine does not take.",
                        py::make_tuple(base, py::handle(PyExc_ValueError)));
-  classes.run =
-      make(module, "RunError",
-           "The network failed, gave scores that are no numbers, or its session is in use by another thread.", base);
+  classes.run = make(
+      module, "RunError",
+      "The network failed or gave scores that are no numbers; or its session is in use by another call, or closed.",
+      base);
   py::register_local_exception_translator(&translate);
 }
 

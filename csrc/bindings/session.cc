@@ -9,15 +9,16 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "closable.h"
 #include "engine.h"
 #include "exclusive.h"
+#include "images.h"
 #include "memory.h"
 #include "parts.h"
 #include "segmenter_trt/sliding_window.h"
@@ -25,43 +26,10 @@
 namespace segmenter_trt::bindings {
 namespace {
 
-constexpr char kImages[] = "uint8 RGB [H, W, 3] or [B, H, W, 3]", kImage[] = "uint8 RGB [H, W, 3]";
-constexpr char kNetworkInput[] = "uint8 RGB [H, W, 3] or [B, H, W, 3], or normalized float32 [3, H, W] or [B, 3, H, W]";
-
 // Ctrl-C: throws what a signal's handler raised. Handlers run in Python's main thread; in others this does nothing.
 void check_signals() {
   const py::gil_scoped_acquire acquire;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
-// Shape [B, ...] of one image or a batch of them, each of three dimensions; `channels` is the place of the 3.
-struct Batch {
-  std::int64_t B;
-  const std::int64_t* rest;
-  bool single;
-};
-
-Batch batch_of(const Memory& memory, std::size_t channels, const char* wanted) {
-  const bool single = memory.shape.size() == 3;
-  if ((!single && memory.shape.size() != 4) || memory.shape[channels + (single ? 0 : 1)] != 3) {
-    throw InputError(memory.describe() + ": wanted " + wanted);
-  }
-  return {single ? 1 : memory.shape[0], memory.shape.data() + (single ? 0 : 1), single};
-}
-
-ImagesView pixels_of(const Memory& memory, const char* wanted) {
-  require_dtype(memory, "uint8", wanted);
-  const Batch batch = batch_of(memory, 2, wanted);
-  require_contiguous(memory);
-  return {static_cast<const std::uint8_t*>(memory.data), batch.B, batch.rest[0], batch.rest[1]};
-}
-
-bool single(const Memory& memory) { return memory.shape.size() == 3; }
-
-std::vector<py::ssize_t> shaped(bool single, std::int64_t B, std::initializer_list<std::int64_t> rest) {
-  std::vector<py::ssize_t> shape(rest.begin(), rest.end());
-  if (!single) shape.insert(shape.begin(), B);
-  return shape;
 }
 
 // An argmax of the caller's would label NaN as if nothing were wrong.
@@ -81,24 +49,38 @@ class PySession {
  public:
   PySession(py::object engine, const SessionOptions& options)
       : owner_(std::move(engine)),
-        device_(owner_.cast<const PyEngine&>().device),
-        session_(make(*owner_.cast<const PyEngine&>().engine, options)),
-        wide_(session_->engine().manifest().K() > 256) {}
+        device_(owner_.cast<const PyEngine&>().device()),
+        session_(make(*owner_.cast<const PyEngine&>().engine(), options)),
+        wide_(opened()->engine().manifest().K() > 256) {}
 
   py::object engine() const { return owner_; }
-  py::dict describe() const { return as_dict(session_->describe()); }
+  py::dict describe() const { return as_dict(opened()->describe()); }
+
+  // Each call holds the session until it ends.
+  std::shared_ptr<Session> opened() const { return session_.get("session: is closed; open another one of its engine"); }
+
+  void close() {
+    const Exclusive one(held_);
+    session_.close();
+  }
+
+  std::string represent() const {
+    return "<segmenter_trt.Session of " + py::repr(owner_).cast<std::string>() +
+           (session_.closed() ? ", closed>" : ">");
+  }
 
   py::object run(const py::object& images, const py::object& out) {
+    const std::shared_ptr<Session> session = opened();
     const Memory input = on_host(images, "images", kImages);
     const ImagesView view = pixels_of(input, kImages);
-    const Labels labels = labels_for(input, view, out);
+    const Labels labels = labels_for(input, view, wide_, out);
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
-      in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
+      in_calls(*session, view.B, [&](std::int64_t first, std::int64_t count) {
         const std::int64_t pixels = first * view.H * view.W;
         const ImagesView part = {view.data + pixels * 3, count, view.H, view.W};
-        with_labels(labels.data, pixels, {view.H, view.W}, [&](const auto& to) { session_->run(part, to); });
+        with_labels(labels.data, pixels, {view.H, view.W}, [&](const auto& to) { session->run(part, to); });
       });
     }
     return labels.object;
@@ -106,26 +88,27 @@ class PySession {
 
   py::object run_resized(const py::object& images, const std::optional<std::pair<std::int64_t, std::int64_t>>& size,
                          const py::object& out) {
+    const std::shared_ptr<Session> session = opened();
     const Memory input = on_host(images, "images", kImages);
     const ImagesView view = pixels_of(input, kImages);
-    const Manifest& manifest = session_->engine().manifest();
+    const Manifest& manifest = session->engine().manifest();
     const auto [H, W] = size.value_or(std::pair(manifest.height.opt, manifest.width.opt));
     // before memory is asked for
     if (!manifest.height.holds(H) || !manifest.width.holds(W)) {
       throw InputError("size " + std::to_string(H) + "x" + std::to_string(W) +
                        ": this engine takes other sizes; see describe()['height'] and ['width']");
     }
-    const Labels labels = labels_for(input, {view.data, view.B, H, W}, out);
+    const Labels labels = labels_for(input, {view.data, view.B, H, W}, wide_, out);
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
       std::vector<ImagesView> pictures;
-      in_calls(view.B, [&, H = H, W = W](std::int64_t first, std::int64_t count) {
+      in_calls(*session, view.B, [&, H = H, W = W](std::int64_t first, std::int64_t count) {
         pictures.clear();
         for (std::int64_t b = first; b < first + count; ++b) {
           pictures.push_back({view.data + b * view.H * view.W * 3, 1, view.H, view.W});
         }
-        with_labels(labels.data, first * H * W, {H, W}, [&](const auto& to) { session_->run_resized(pictures, to); });
+        with_labels(labels.data, first * H * W, {H, W}, [&](const auto& to) { session->run_resized(pictures, to); });
       });
     }
     return labels.object;
@@ -133,44 +116,47 @@ class PySession {
 
   py::object sliding_window(const py::object& image, std::int64_t window, std::int64_t stride, std::int64_t batch,
                             const py::object& out) {
+    const std::shared_ptr<Session> session = opened();
     const Memory input = on_host(image, "image", kImage);
     const ImagesView view = pixels_of(input, kImage);
     if (!single(input)) throw InputError(input.describe() + ": wanted one image, " + kImage);
-    const Labels labels = labels_for(input, view, out);
+    const Labels labels = labels_for(input, view, wide_, out);
     const WindowOptions options = {.window = window, .stride = stride, .batch = batch, .between = check_signals};
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
       with_labels(labels.data, 0, {view.H, view.W},
-                  [&](const auto& to) { run_sliding_window(*session_, view, to, options); });
+                  [&](const auto& to) { run_sliding_window(*session, view, to, options); });
     }
     return labels.object;
   }
 
   py::array_t<float> masks(const py::object& images) {
+    const std::shared_ptr<Session> session = opened();
     const Memory input = on_host(images, "images", kNetworkInput);
     if (input.dtype == "uint8") {
       const ImagesView view = pixels_of(input, kNetworkInput);
-      return masks_of(single(input), view, view.H * view.W * 3);
+      return masks_of(*session, single(input), view, view.H * view.W * 3);
     }
     require_dtype(input, "float32", kNetworkInput);
     const Batch batch = batch_of(input, 0, kNetworkInput);
     require_contiguous(input);
     const NormalizedView view = {static_cast<const float*>(input.data), batch.B, batch.rest[1], batch.rest[2]};
-    return masks_of(batch.single, view, view.H * view.W * 3);
+    return masks_of(*session, batch.single, view, view.H * view.W * 3);
   }
 
   py::array_t<float> logits(const py::object& images) {
+    const std::shared_ptr<Session> session = opened();
     const Memory input = on_host(images, "images", kImages);
     const ImagesView view = pixels_of(input, kImages);
-    const std::int64_t K = session_->engine().manifest().K(), pixels = view.H * view.W;
+    const std::int64_t K = session->engine().manifest().K(), pixels = view.H * view.W;
     py::array_t<float> logits(shaped(single(input), view.B, {K, view.H, view.W}));
     float* const data = logits.mutable_data();
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
-      in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
-        session_->logits({view.data + first * pixels * 3, count, view.H, view.W}, data + first * K * pixels);
+      in_calls(*session, view.B, [&](std::int64_t first, std::int64_t count) {
+        session->logits({view.data + first * pixels * 3, count, view.H, view.W}, data + first * K * pixels);
         require_finite(data + first * K * pixels, count * K * pixels, "logits");
       });
     }
@@ -178,11 +164,12 @@ class PySession {
   }
 
   py::object run_async(const py::object& images, const py::object& out, const py::object& stream) {
+    const std::shared_ptr<Session> session = opened();
     const std::uintptr_t number = stream_of(stream);
     const Memory input = on_device(images, "images", kImages, number);
     const ImagesView view = pixels_of(input, kImages);
-    const Memory labels = on_device(out, "out", wanted_labels(input, view), number);
-    require_labels(labels, input, view);
+    const Memory labels = on_device(out, "out", wanted_labels(input, view, wide_), number);
+    require_labels(labels, input, view, wide_);
     for (const Memory* const memory : {&input, &labels}) {
       if (memory->device != -1 && memory->device != device_) {
         throw InputError(memory->name + ": lies on GPU " + std::to_string(memory->device) +
@@ -193,7 +180,7 @@ class PySession {
     {
       const py::gil_scoped_release release;
       void* const handle = reinterpret_cast<void*>(number);  // NOLINT(performance-no-int-to-ptr): as Python has it
-      session_->enqueue(view, labels.data, handle);
+      session->enqueue(view, labels.data, handle);
     }
     return out;
   }
@@ -202,44 +189,6 @@ class PySession {
   static Session make(const Engine& engine, const SessionOptions& options) {
     const py::gil_scoped_release release;
     return Session(engine, options);
-  }
-
-  struct Labels {
-    py::object object;
-    void* data;
-    py::object kept;  // memory of `object`
-  };
-
-  std::string wanted_labels(const Memory& input, const ImagesView& view) const {
-    std::vector<std::int64_t> shape = {view.H, view.W};
-    if (!single(input)) shape.insert(shape.begin(), view.B);
-    return std::string(wide_ ? "int16 " : "uint8 ") + shape_text(shape);
-  }
-
-  void require_labels(const Memory& labels, const Memory& input, const ImagesView& view) const {
-    const std::string wanted = wanted_labels(input, view);
-    if (labels.dtype + " " + shape_text(labels.shape) != wanted) {
-      throw InputError(labels.describe() + ": wanted " + wanted + " for these images");
-    }
-    require_contiguous(labels);
-    require_writable(labels);
-    const auto* const from = static_cast<const std::uint8_t*>(input.data);
-    const auto* const to = static_cast<const std::uint8_t*>(labels.data);
-    const std::less<const std::uint8_t*> before;
-    if (before(to, from + input.bytes()) && before(from, to + labels.bytes())) {
-      throw InputError("out shares memory with images: wanted memory of its own");
-    }
-  }
-
-  Labels labels_for(const Memory& input, const ImagesView& view, const py::object& out) const {
-    if (!out.is_none()) {
-      const Memory labels = on_host(out, "out", wanted_labels(input, view));
-      require_labels(labels, input, view);
-      return {out, labels.data, labels.owner};
-    }
-    py::array labels(py::dtype(wide_ ? "int16" : "uint8"), shaped(single(input), view.B, {view.H, view.W}));
-    void* const data = labels.mutable_data();
-    return {labels, data, py::none()};
   }
 
   // Labels from pixel `offset` on, as the type this engine's have.
@@ -255,8 +204,8 @@ class PySession {
   // More images than the engine takes at once go in several calls of nearly the same number, with a look at Ctrl-C
   // between them. An empty batch is the core's to refuse.
   template <class Call>
-  void in_calls(std::int64_t B, const Call& call) {
-    const std::int64_t most = std::max<std::int64_t>(session_->engine().manifest().batch.max, 1);
+  static void in_calls(const Session& session, std::int64_t B, const Call& call) {
+    const std::int64_t most = std::max<std::int64_t>(session.engine().manifest().batch.max, 1);
     const std::int64_t calls = std::max<std::int64_t>((B + most - 1) / most, 1);
     for (std::int64_t i = 0; i < calls; ++i) {
       if (i != 0) check_signals();
@@ -266,8 +215,8 @@ class PySession {
   }
 
   template <class View>
-  py::array_t<float> masks_of(bool single, const View& view, std::int64_t values) {
-    const Manifest& manifest = session_->engine().manifest();
+  py::array_t<float> masks_of(Session& session, bool single, const View& view, std::int64_t values) {
+    const Manifest& manifest = session.engine().manifest();
     const std::int64_t P = manifest.patch_size, h = (view.H + P - 1) / P, w = (view.W + P - 1) / P;
     py::array_t<float> masks(shaped(single, view.B, {manifest.K(), h, w}));
     float* const data = masks.mutable_data();
@@ -275,8 +224,8 @@ class PySession {
     const Exclusive one(held_);
     {
       const py::gil_scoped_release release;
-      in_calls(view.B, [&](std::int64_t first, std::int64_t count) {
-        const MasksView made = session_->masks(View{view.data + first * values, count, view.H, view.W});
+      in_calls(session, view.B, [&](std::int64_t first, std::int64_t count) {
+        const MasksView made = session.masks(View{view.data + first * values, count, view.H, view.W});
         if (made.B * made.K * made.h * made.w != count * each) throw RunError("masks: of another shape than promised");
         require_finite(made.data, count * each, "masks");
         std::copy_n(made.data, count * each, data + first * each);
@@ -287,7 +236,7 @@ class PySession {
 
   py::object owner_;
   int device_;
-  FreedWithoutGil<Session> session_;
+  Closable<Session> session_;
   bool wide_;  // labels are int16
   std::atomic_flag held_ = ATOMIC_FLAG_INIT;
 };
@@ -310,7 +259,8 @@ threads: of the CPU, around the network, 0 for the engine's. On a GPU: graphs re
 shared_workspace lets all sessions that ask for it take turns in one workspace.
 Host arrays are NumPy arrays, buffers or DLPack tensors, C-contiguous, and are never copied. Calls release the GIL; a
 call while another one runs raises RunError. Ctrl-C is heard between calls of the network, and leaves `out` half
-written.)")
+written. With `with`, or when `close` is called, its memory, and the GPU's, is given back at once; other calls then
+raise RunError.)")
       .def(py::init(&open), py::arg("engine"), py::kw_only(), py::arg("threads") = 0, py::arg("graphs") = true,
            py::arg("shared_workspace") = false)
       .def_property_readonly("engine", &PySession::engine, "The engine this session is of.")
@@ -351,9 +301,17 @@ stay as they are until the stream has passed them. stream: of PyTorch, CuPy or P
 default one. Raises InputError, and Unavailable where the engine runs on the CPU.)")
       .def("describe", &PySession::describe,
            "The engine's facts; on a GPU also why this session replays no CUDA graphs, where it does not.")
-      .def("__repr__", [](const PySession& self) {
-        return "<segmenter_trt.Session of " + py::repr(self.engine()).cast<std::string>() + ">";
-      });
+      .def("close", &PySession::close,
+           R"(Gives back what the session holds; its engine stays open. A second time it does nothing.
+
+Raises RunError while another call runs.)")
+      .def("__enter__",
+           [](py::object self) {
+             self.cast<const PySession&>().opened();
+             return self;
+           })
+      .def("__exit__", [](PySession& self, const py::args&) { self.close(); })
+      .def("__repr__", &PySession::represent);
 }
 
 }  // namespace segmenter_trt::bindings

@@ -1,8 +1,7 @@
 """Segmenter without PyTorch: engines that label images, and the compiled routines around a network.
 
-    engine = segmenter_trt.Engine("model.int8.onnx")
-    session = segmenter_trt.Session(engine)
-    labels = session.run(image)  # uint8 RGB [H, W, 3] -> uint8 [H, W]
+    with segmenter_trt.Engine("model.int8.onnx") as engine, segmenter_trt.Session(engine) as session:
+        labels = session.run(image)  # uint8 RGB [H, W, 3] -> uint8 [H, W]
 
 Runtimes (OpenVINO, TensorRT) and the CUDA driver are looked for when an engine is opened, not when this is imported.
 """

@@ -1,10 +1,13 @@
 #include "segmenter_trt/engine.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "backend.h"
 #include "cpu.h"
@@ -18,6 +21,36 @@ namespace segmenter_trt {
 namespace {
 
 namespace fs = std::filesystem;
+
+// The runtime that opens an artifact; empty for what is none, or is only built from.
+std::string opened_by(const fs::path& artifact) {
+  try {
+    const Manifest manifest = read_manifest(artifact);
+    if (manifest.kind == Kind::plan) return manifest.engine;
+    return manifest.engine == "any" ? "openvino" : "";
+  } catch (const ManifestError&) {
+    return {};
+  }
+}
+
+// Who names a folder, such as the one that `segmenter pipeline` fills, is told what to open in it.
+void require_file(const fs::path& path) {
+  std::error_code unreadable;
+  if (!fs::is_directory(path, unreadable)) return;
+  std::vector<std::string> found;
+  for (fs::directory_iterator entry(path, unreadable), end; entry != end; entry.increment(unreadable)) {
+    const std::string runtime = opened_by(entry->path());
+    if (!runtime.empty()) found.push_back(entry->path().filename().string() + " (" + runtime + ")");
+  }
+  if (found.empty()) {
+    throw ArtifactError(path.string() + ": is a folder, and no engine lies in it; wanted an .onnx or .plan file with" +
+                        " its manifest beside it; make it with `segmenter export` or `segmenter build`");
+  }
+  std::sort(found.begin(), found.end());
+  std::string files = found.front();
+  for (std::size_t i = 1; i < found.size(); ++i) files += ", " + found[i];
+  throw ArtifactError(path.string() + ": is a folder of engines, wanted one of them; open its file " + files);
+}
 
 // A whole file. Reading it once, and giving runtimes what was read, leaves no moment to swap the file in.
 class Contents {
@@ -59,6 +92,7 @@ Engine Engine::open(const fs::path& artifact, const EngineOptions& options) {
   EngineOptions definite = options;
   if (definite.threads == 0) definite.threads = usable_cores();
 
+  require_file(artifact);
   const Contents contents(artifact);
   Manifest manifest = read_manifest(artifact);
   if (sha256(contents.bytes()) != manifest.sha256) {

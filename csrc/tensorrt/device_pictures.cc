@@ -77,11 +77,31 @@ void DevicePictures::put(const launch::Call& call) {
   }
 }
 
+// Memory on the device that nothing is under way in where it had to grow.
+cuda::Address DevicePictures::memory(Device& kept, std::size_t bytes) {
+  if (kept.replaces(bytes)) cuda::check(driver_, driver_.StreamSynchronize(stream_), "the last pictures");
+  return kept.get(driver_, bytes);
+}
+
+void* DevicePictures::stage(std::int64_t H, std::int64_t W) {
+  const std::size_t bytes = 2 * static_cast<std::size_t>(H * W * 3);
+  const auto wait = [&](std::size_t half) {
+    cuda::check(driver_, driver_.EventSynchronize(uploaded_[half].get()), "the last pictures");
+  };
+  half_ = 1 - half_;
+  wait(half_);
+  if (on_host_.replaces(bytes)) wait(1 - half_);
+  auto* const both = static_cast<std::byte*>(on_host_.get(driver_, bytes));
+  staged_ = both + half_ * (on_host_.bytes() / 2);
+  return staged_;
+}
+
+// The staged picture.
 void DevicePictures::upload(std::int64_t H, std::int64_t W) {
   const auto bytes = static_cast<std::size_t>(H * W * 3);
-  picture_at_ = picture_.get(driver_, bytes);
-  cuda::check(driver_, driver_.MemcpyHtoDAsync(picture_at_, on_host_.get(driver_, bytes), bytes, stream_),
-              "a picture to the GPU");
+  picture_at_ = memory(picture_, bytes);
+  cuda::check(driver_, driver_.MemcpyHtoDAsync(picture_at_, staged_, bytes, stream_), "a picture to the GPU");
+  cuda::check(driver_, driver_.EventRecord(uploaded_[half_].get(), stream_), "marking an upload");
 }
 
 // uint8 [count, 3] to float32 [3, count].
@@ -103,9 +123,8 @@ void DevicePictures::normalize(cuda::Address pixels, std::int64_t count, cuda::A
 
 void DevicePictures::begin(const WindowGrid& grid) {
   const auto windows = static_cast<std::size_t>(grid.rows() * grid.columns());
-  // all memory first, for none may grow while the stream works in it
-  masks_at_ = masks_.get(driver_, windows * mask_bytes(grid));
-  found_.get(driver_, label_bytes(grid));
+  masks_at_ = memory(masks_, windows * mask_bytes(grid));
+  memory(found_, label_bytes(grid));
   labels_on_host_ = labels_.get(driver_, label_bytes(grid));
   auto* const flags = static_cast<std::int32_t*>(odd_.get(driver_, 2 * sizeof(std::int32_t)));
   flags[0] = 0;
@@ -115,7 +134,7 @@ void DevicePictures::begin(const WindowGrid& grid) {
   upload(grid.H, grid.W);
   source_at_ = picture_at_;
   if (input_ == Input::pixels) return;
-  source_at_ = planes_.get(driver_, static_cast<std::size_t>(grid.H * grid.W * 3) * sizeof(float));
+  source_at_ = memory(planes_, static_cast<std::size_t>(grid.H * grid.W * 3) * sizeof(float));
   normalize(picture_at_, grid.H * grid.W, source_at_);
 }
 
@@ -199,7 +218,7 @@ void DevicePictures::resize(const ImagesView& picture, Size size, cuda::Address 
     call.images = pointer(at);
     call.first = pointer(weights.device.get());
     call.weights = pointer(weights.weights);
-    at = passes_[along_rows ? 0 : 1].get(driver_, static_cast<std::size_t>(H * W * 3));
+    at = memory(passes_[along_rows ? 0 : 1], static_cast<std::size_t>(H * W * 3));
     call.resized = pointer(at);
     put(call);
   }

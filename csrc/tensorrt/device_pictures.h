@@ -13,10 +13,13 @@
 
 namespace segmenter_trt::tensorrt {
 
-// Memory that grows to what is asked of it, and is kept. Nothing may be under way in it when it grows.
+// Memory that grows to what is asked of it, and is kept. Nothing may be under way in it when it is replaced.
 template <class Memory, Memory (*make)(const cuda::Driver&, std::size_t)>
 class Kept {
  public:
+  bool replaces(std::size_t bytes) const { return bytes_ != 0 && bytes > bytes_; }
+  std::size_t bytes() const { return bytes_; }
+
   auto get(const cuda::Driver& driver, std::size_t bytes) {
     if (bytes > bytes_) {
       bytes_ = 0;
@@ -32,21 +35,27 @@ class Kept {
   std::size_t bytes_ = 0;
 };
 
-// Everything is put on one stream, with the device's context current, and not waited for. Throws RunError.
+// Everything is put on one stream, with the device's context current. The stream is waited for where memory must grow;
+// pictures of sizes seen before wait for no more than room in one of two buffers to be uploaded from. Throws RunError.
 class DevicePictures {
  public:
   // input, preprocess: what the network is given of pictures.
   DevicePictures(const cuda::Driver& driver, segmenter_launch::Launcher& launcher, cuda::StreamHandle stream,
                  Input input, const Affine& preprocess)
-      : driver_(driver), launcher_(launcher), stream_(stream), input_(input), preprocess_(preprocess) {}
+      : driver_(driver),
+        launcher_(launcher),
+        stream_(stream),
+        input_(input),
+        preprocess_(preprocess),
+        uploaded_{cuda::event(driver), cuda::event(driver)} {}
 
   // Whether the kernels take them, and their masks are few enough to be held all at once.
   bool merges(const WindowGrid& grid) const;
   bool resizes(const ImagesView& picture, Size size) const;
 
-  // On the host, where a picture to upload is written, uint8 RGB [H, W, 3]; until the stream has passed the last
-  // upload, it reads there.
-  void* stage(std::int64_t H, std::int64_t W) { return on_host_.get(driver_, static_cast<std::size_t>(H * W * 3)); }
+  // On the host, where the next picture to upload is written, uint8 RGB [H, W, 3]. Waits until the one before the last
+  // is uploaded.
+  void* stage(std::int64_t H, std::int64_t W);
 
   // The staged picture to windows: `begin`, then for each batch of them `cut` and, when the network has left their
   // masks, `keep`, then `merge`.
@@ -75,6 +84,7 @@ class DevicePictures {
     cuda::Address weights;
   };
 
+  cuda::Address memory(Device& kept, std::size_t bytes);
   void put(const segmenter_launch::Call& call);
   void upload(std::int64_t H, std::int64_t W);
   void normalize(cuda::Address pixels, std::int64_t count, cuda::Address planes);
@@ -85,7 +95,12 @@ class DevicePictures {
   const cuda::StreamHandle stream_;
   const Input input_;
   const Affine preprocess_;
-  Pinned on_host_, labels_, odd_, table_on_host_;  // odd_: zero, and behind it what came back
+  // Halves of on_host_ take turns; the stream has passed what it read of one when it has passed the half's event.
+  std::array<cuda::Event, 2> uploaded_;
+  std::size_t half_ = 0;    // that is staged
+  void* staged_ = nullptr;  // there
+  Pinned on_host_;
+  Pinned labels_, odd_, table_on_host_;  // odd_: zero, and behind it what came back
   Device picture_, planes_, masks_, found_, flag_, table_;
   bool tabled_ = false;           // whether table_ is filled
   std::array<Device, 2> passes_;  // of resizing

@@ -121,12 +121,14 @@ Place& PlanRunner::place(const ImageShape& shape) {
   Place made{};
   made.shape = shape;
   for (const Tensor& tensor : plan_.tensors()) made.ports.push_back(port(tensor, shape));
-  // the last to go has been waited for: every `run` ends with its stream empty
   if (outside_) {
     cuda::check(driver_, driver_.EventSynchronize(passed_.get()), "waiting for the caller's stream");
     outside_ = false;
   }
-  if (places_.size() >= kMostShapes) places_.pop_back();
+  if (places_.size() >= kMostShapes) {
+    settle();
+    places_.pop_back();
+  }
   places_.push_front(std::move(made));
   return places_.front();
 }
@@ -245,11 +247,8 @@ void PlanRunner::compute(Place& place, Work work) {
   place.seen = true;
 }
 
-// Waits until memory of pictures may be written to.
-void PlanRunner::settle() {
-  if (placing_) cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the last pictures");
-  placing_ = false;
-}
+// Waits until memory that the stream works in may go.
+void PlanRunner::settle() const { cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the last pictures"); }
 
 HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) {
   const cuda::Current current(driver_, plan_.context());
@@ -264,7 +263,6 @@ HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) 
     download(here);
   }
   cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
-  placing_ = false;
 
   HostOutputs outputs{};
   if (plan_.gives(kMasks)) {

@@ -48,7 +48,7 @@ class PlanRunner final : public Runner {
   void download(const Place& place) const;
   void capture(const Place& place, Replay& replay, Work work);
   cuda::GraphExec captured(const Place& place, Replay& replay, Work work) const;
-  void settle();
+  void settle() const;
   void make_pictures();
   void tell(std::string& left, std::string why);
   void give_back(std::string& left, const cuda::OutOfMemory& error);
@@ -66,7 +66,6 @@ class PlanRunner final : public Runner {
   cuda::Event passed_;    // behind the last call on a stream of the caller's
   bool outside_ = false;  // whether there was one that this session's own stream has not waited for
   std::optional<DevicePictures> pictures_;
-  bool placing_ = false;     // whether the stream may still be at memory of pictures_
   std::list<Place> places_;  // the last used in front
   ImageShape shape_{};       // that context_ is set to
   mutable std::mutex told_;  // of the next

@@ -31,8 +31,7 @@ std::string PlanRunner::resizing_left() const {
 
 // All memory of pictures, which the CPU's way does without: there may be enough for that.
 void PlanRunner::give_back(std::string& left, const cuda::OutOfMemory& error) {
-  placing_ = true;  // whatever was put on the stream before memory was short
-  settle();
+  settle();  // whatever was put on the stream before memory was short
   make_pictures();
   tell(left, std::string(error.what()) + "; the next picture is tried there again");
 }
@@ -40,7 +39,6 @@ void PlanRunner::give_back(std::string& left, const cuda::OutOfMemory& error) {
 void* PlanRunner::stage_picture(const WindowGrid& grid) {
   if (!pictures_ || !plan_.merges_windows() || !pictures_->merges(grid)) return nullptr;
   const cuda::Current current(driver_, plan_.context());
-  settle();
   try {
     return pictures_->stage(grid.H, grid.W);
   } catch (const cuda::OutOfMemory& error) {
@@ -52,7 +50,6 @@ void* PlanRunner::stage_picture(const WindowGrid& grid) {
 bool PlanRunner::label_windows(const WindowGrid& grid, const std::function<void()>& between, void* labels) {
   const cuda::Current current(driver_, plan_.context());
   const std::unique_lock<std::mutex> turn = take_turn();
-  placing_ = true;
   bool promised = false;
   try {
     pictures_->begin(grid);
@@ -99,8 +96,6 @@ bool PlanRunner::place_resized(const ImageShape& shape, std::int64_t b, const Im
   const cuda::Current current(driver_, plan_.context());
   try {
     const Port& images = place(shape).port(kImages);
-    settle();
-    placing_ = true;
     const std::size_t bytes = images.bytes / static_cast<std::size_t>(shape.B);
     pictures_->resize(picture, size, images.device.get() + static_cast<std::size_t>(b) * bytes);
   } catch (const cuda::OutOfMemory& error) {

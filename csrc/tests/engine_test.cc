@@ -36,7 +36,10 @@ TEST_F(EngineTest, NamesWhatIsMissing) {
   EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_ / "none.plan"); }), "no such engine file"));
   write("m.plan", "a plan");
   EXPECT_TRUE(contains(told<ManifestError>([&] { Engine::open(folder_ / "m.plan"); }), "no manifest m.plan.json"));
-  EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_); }), "no such engine file"));
+  EXPECT_EQ(told<ArtifactError>([&] { Engine::open(folder_); }),
+            folder_.string() +
+                ": is a folder, and no engine lies in it; wanted an .onnx or .plan file with its manifest beside it;"
+                " make it with `segmenter export` or `segmenter build`");
   // nobody writes to these
   ASSERT_EQ(mkfifo((folder_ / "pipe").c_str(), 0600), 0);
   ASSERT_EQ(mkfifo((folder_ / "m.plan.json").c_str(), 0600), 0);

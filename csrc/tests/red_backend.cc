@@ -2,7 +2,8 @@
 //
 // A first pixel whose green is not 0 makes `run` take that many hundredths of a second, and freeing the session as
 // many. `enqueue` reads and writes memory of the host as if it were the device's, and leaves the low byte of the stream
-// in the first label.
+// in the first label. `red_backends` and `red_runners` are how many are alive.
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -15,13 +16,19 @@ namespace {
 
 using namespace segmenter_trt;
 
+std::atomic<int> backends = 0, runners = 0;
+
 void label(const ImageShape& shape, const std::uint8_t* pixels, std::uint8_t* labels) {
   for (std::int64_t i = 0; i < shape.B * shape.H * shape.W; ++i) labels[i] = pixels[3 * i];
 }
 
 class FakeRunner : public Runner {
  public:
-  ~FakeRunner() override { std::this_thread::sleep_for(last_); }
+  FakeRunner() { ++runners; }
+  ~FakeRunner() override {
+    std::this_thread::sleep_for(last_);
+    --runners;
+  }
 
   void* stage(const ImageShape& shape) override {
     pixels_.resize(static_cast<std::size_t>(shape.B * shape.H * shape.W * 3));
@@ -50,6 +57,9 @@ class FakeRunner : public Runner {
 
 class FakeBackend : public Backend {
  public:
+  FakeBackend() { ++backends; }
+  ~FakeBackend() override { --backends; }
+
   Input input() const noexcept override { return Input::pixels; }
   bool gives_labels() const noexcept override { return true; }
   Description describe() const override {
@@ -68,6 +78,8 @@ constexpr BackendModule kModule = {kBackendAbi, make};
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) const BackendModule* segmenter_trt_backend_module() {
-  return &kModule;
-}
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+EXPORTED int red_backends() { return backends; }
+EXPORTED int red_runners() { return runners; }
+EXPORTED const BackendModule* segmenter_trt_backend_module() { return &kModule; }

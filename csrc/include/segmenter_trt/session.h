@@ -42,8 +42,8 @@ class Session {
   void run(const ImagesView& pixels, const LabelsView<std::int16_t>& labels);
 
   // Labels of pictures of any sizes, [1, H, W, 3] each, resized first, as `resize` does, to labels.size, which is one
-  // that the engine takes. On a GPU that happens there, see Description::resized_by: pictures pass through one buffer
-  // on the host, so that each waits there until the GPU has resized the one before. On the CPU it allocates. Throws as
+  // that the engine takes. On a GPU that happens there, see Description::resized_by: pictures pass through two buffers
+  // on the host, so that each waits there until the one before the last is uploaded. On the CPU it allocates. Throws as
   // `run` does.
   void run_resized(std::span<const ImagesView> pictures, const LabelsView<std::uint8_t>& labels);
   void run_resized(std::span<const ImagesView> pictures, const LabelsView<std::int16_t>& labels);

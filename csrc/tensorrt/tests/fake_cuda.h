@@ -13,6 +13,7 @@ struct FakeCudaCounts {
   int captures;                                                      // begun, ever
   int allocations;                                                   // of device and pinned memory, ever
   int waiting;                                                       // works that streams put off
+  int stream_waits;                                                  // StreamSynchronize, ever
 };
 
 FakeCudaCounts fake_cuda_counts();

@@ -11,7 +11,10 @@
 
 namespace {
 
-constexpr int kInvalidValue = 1, kNoBinary = 209, kInvalidContext = 201, kNotFound = 500, kMissing = -1;
+using fake_cuda::kInvalidContext;
+using fake_cuda::kInvalidValue;
+
+constexpr int kNoBinary = 209, kNotFound = 500, kMissing = -1;
 constexpr int kPtxVersion = 5;
 
 struct Code {
@@ -120,20 +123,15 @@ int LaunchKernelEx(const Config* config, void* kernel, void** parameters, void**
 
 namespace fake_cuda {
 
-const std::map<std::string, void*>& launching() {
-#define NAMED(name) \
-  { "cu" #name, reinterpret_cast<void*>(&name) }
-  static const std::map<std::string, void*> found = {
-      NAMED(CtxGetDevice),       NAMED(DriverGetVersion),     NAMED(GetErrorName),       NAMED(LibraryLoadData),
-      NAMED(LibraryGetKernel),   NAMED(KernelGetFunction),    NAMED(KernelGetAttribute), NAMED(KernelSetAttribute),
-      NAMED(KernelGetParamInfo), NAMED(TensorMapEncodeTiled), NAMED(LaunchKernelEx)};
-#undef NAMED
+const Functions& launching() {
+  static const Functions found = {NAMED(CtxGetDevice),         NAMED(DriverGetVersion),   NAMED(GetErrorName),
+                                  NAMED(LibraryLoadData),      NAMED(LibraryGetKernel),   NAMED(KernelGetFunction),
+                                  NAMED(KernelGetAttribute),   NAMED(KernelSetAttribute), NAMED(KernelGetParamInfo),
+                                  NAMED(TensorMapEncodeTiled), NAMED(LaunchKernelEx)};
   return found;
 }
 
 }  // namespace fake_cuda
-
-#define EXPORTED extern "C" __attribute__((visibility("default")))
 
 EXPORTED void fake_cuda_add_kernel(const void* code, const char* symbol, int architecture, const std::size_t* bytes,
                                    std::size_t count, FakeCompute compute, const void* form) {

@@ -1,46 +1,34 @@
-// A TensorRT that runs plans of a few words behind a plan's 32 bytes, as libnvinfer: `fake B H W K P int32 masks`.
+// A TensorRT that runs plans of a few words, as libnvinfer: fake_network.h says which.
 //
-// Label of a pixel: its red value modulo K; masks are 1 for the label of a patch's first pixel and 0 elsewhere, and NaN
-// everywhere in an image whose first pixel is 255, 255, 255. The profile goes from one pixel to B images of H x W, or
-// with the word `fixed` is that shape alone. Work is put on the stream of the fake driver, with the addresses bound at
-// that moment, as TensorRT's is. What TensorRT leaves undefined goes wrong here: a graph whose context was changed
-// since makes no labels, and an enqueue is not captured before the context has run the shape. There is one logger, that
-// of the first runtime, while any runtime lives.
+// Work is put on the stream of the fake driver, with the addresses bound at that moment, as TensorRT's is. What
+// TensorRT leaves undefined goes wrong here: a graph whose context was changed since makes no labels, and an enqueue is
+// not captured before the context has run the shape. There is one logger, that of the first runtime, while any runtime
+// lives.
 //
 // As TensorRT-RTX it compiles kernels for each shape. A graph of a context that compiles them lazily makes no labels,
 // for it was captured with others; a plan with the word `uncapturable` says so, and fails where it is captured.
 #include <dlfcn.h>
 
-#include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "fake_cuda.h"
 #include "fake_interfaces.h"
 #include "fake_kernels.h"
+#include "fake_network.h"
 
 namespace {
 
+using fake_network::Facts;
+using fake_network::Job;
 using nvinfer1::DataType;
 using nvinfer1::Dims;
-
-struct Facts {
-  std::int64_t B = 0, H = 0, W = 0, K = 0, P = 0;
-  bool wide = false, masks = false, normalized = false, short_labels = false, uncapturable = false, fixed = false;
-
-  Dims images(std::int64_t b, std::int64_t h, std::int64_t w) const {
-    return normalized ? Dims{4, {b, 3, h, w}} : Dims{4, {b, h, w, 3}};
-  }
-};
 
 #ifdef SEGMENTER_TRT_RTX
 std::mutex kernels_mutex;  // of the next, and of every cache
@@ -88,54 +76,6 @@ Function* of_driver(const char* name) {
 // What these objects hold on the device belongs to a context of CUDA's, which must be current when they go.
 void require_current() {
   if (of_driver<decltype(fake_cuda_counts)>("fake_cuda_counts")().pushed < 1) std::abort();
-}
-
-struct Job {
-  Facts facts;
-  std::int64_t B, H, W;
-  const void* images;
-  void* labels;
-  void* masks;
-  bool captured;
-  std::shared_ptr<const int> changes;  // of its context, now and at the enqueue
-  int changes_then;
-  bool replaced;  // by kernels that were compiled meanwhile
-};
-
-int red(const Job& job, std::int64_t b, std::int64_t y, std::int64_t x) {
-  if (!job.facts.normalized) return static_cast<const unsigned char*>(job.images)[((b * job.H + y) * job.W + x) * 3];
-  // mean 0, standard deviation 1: a colour is its 255th
-  return static_cast<int>(
-      std::lround(static_cast<const float*>(job.images)[((b * 3) * job.H + y) * job.W + x] * 255.0f));
-}
-
-void compute(void* data) {
-  const Job& job = *static_cast<Job*>(data);
-  if (job.captured && (*job.changes != job.changes_then || job.replaced)) return;
-  const auto K = static_cast<int>(job.facts.K);
-  for (std::int64_t b = 0; b < job.B; ++b) {
-    for (std::int64_t y = 0; y < job.H; ++y) {
-      for (std::int64_t x = 0; x < job.W; ++x) {
-        const std::int64_t at = (b * job.H + y) * job.W + x;
-        if (job.labels == nullptr) continue;
-        if (job.facts.wide)
-          static_cast<std::int32_t*>(job.labels)[at] = red(job, b, y, x) % K;
-        else
-          static_cast<unsigned char*>(job.labels)[at] = static_cast<unsigned char>(red(job, b, y, x) % K);
-      }
-    }
-    if (job.masks == nullptr) continue;
-    const std::int64_t P = job.facts.P, h = (job.H + P - 1) / P, w = (job.W + P - 1) / P;
-    for (std::int64_t k = 0; k < K; ++k) {
-      for (std::int64_t i = 0; i < h; ++i) {
-        for (std::int64_t j = 0; j < w; ++j) {
-          float score = red(job, b, i * P, j * P) % K == k ? 1.0f : 0.0f;
-          if (red(job, b, 0, 0) == 255) score = std::numeric_limits<float>::quiet_NaN();
-          static_cast<float*>(job.masks)[((b * K + k) * h + i) * w + j] = score;
-        }
-      }
-    }
-  }
 }
 
 class Context final : public nvinfer1::StubContext {
@@ -208,7 +148,7 @@ class Context final : public nvinfer1::StubContext {
       return false;
     }
     const auto drop = [](void* data) { delete static_cast<Job*>(data); };
-    if (submit_(stream, &compute, job, drop) == 0) return true;
+    if (submit_(stream, &fake_network::compute, job, drop) == 0) return true;
     complain("the stream\nrefused");
     return false;
   }
@@ -308,22 +248,12 @@ class Runtime final : public nvinfer1::StubRuntime {
   }
   ~Runtime() override { --runtimes; }
   nvinfer1::ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
-    std::istringstream words(std::string(static_cast<const char*>(blob), size).substr(32));
-    std::string word;
-    Facts facts;
-    if (!(words >> word) || word != "fake" || !(words >> facts.B >> facts.H >> facts.W >> facts.K >> facts.P)) {
+    const std::optional<Facts> facts = fake_network::read(std::string(static_cast<const char*>(blob), size));
+    if (!facts) {
       complain("this is no plan");
       return nullptr;
     }
-    while (words >> word) {
-      facts.wide |= word == "int32";
-      facts.masks |= word == "masks";
-      facts.normalized |= word == "normalized";
-      facts.short_labels |= word == "short";
-      facts.uncapturable |= word == "uncapturable";
-      facts.fixed |= word == "fixed";
-    }
-    return new Engine(facts);
+    return new Engine(*facts);
   }
   nvinfer1::IPluginRegistry& getPluginRegistry() noexcept override { return registry_; }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <span>
 #include <string>
 
@@ -135,6 +136,38 @@ TEST_F(Tensorrt, APlansOwnHeaderIsBelievedAgainstItsManifest) {
   refused(kPlan.substr(0, 31), "begins as no plan does");
   refused(header("ftrt", {10, 3, 0, 26}) + words, "its own header says tensorrt 10.3.0.26 wrote it, this is ");
   EXPECT_NO_THROW(open(header("ftrt", {1, 2, 3, 4}, 0, 1) + words, manifest));  // a layout that is not known
+}
+
+// As if somebody had made the manifest vouch for each.
+TEST_F(Tensorrt, AThousandDamagedPlansAreOpenedOrRefused) {
+  const Manifest manifest = manifest_of(kPlan);
+  std::mt19937 random(0);
+  int refused = 0;
+  for (int round = 0; round < 1000; ++round) {
+    std::string plan = kPlan;
+    for (std::uint32_t faults = 1 + random() % 3; faults > 0; --faults) {
+      const std::size_t at = random() % plan.size();
+      switch (random() % 3) {
+        case 0:
+          plan[at] = static_cast<char>(random());
+          break;
+        case 1:
+          plan.erase(at, random() % 40);
+          break;
+        default:
+          plan.insert(at, plan.substr(random() % plan.size(), random() % 8));
+      }
+      if (plan.empty()) break;
+    }
+    try {
+      const auto opened = open(plan, manifest);
+    } catch (const Error& error) {
+      ++refused;
+      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_GT(refused, 500);
+  EXPECT_LT(refused, 1000);  // a byte that nobody reads
 }
 
 TEST(PlanChecks, APlanOfRtxTellsItsLength) {

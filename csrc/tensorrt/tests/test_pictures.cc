@@ -22,6 +22,10 @@ class Pictures : public Tensorrt {
     Tensorrt::SetUp();
     if (kKernels.images.empty()) GTEST_SKIP() << "built without kernels: SEGMENTER_TRT_CUBINS names no folder of them";
   }
+  void TearDown() override {
+    fake_cuda_defer(0);
+    Tensorrt::TearDown();
+  }
 };
 
 Bytes windows_by(Runner& runner, int seed) {
@@ -44,7 +48,7 @@ TEST_F(Pictures, FailuresOfTheDriverAreNamedAndNothingIsLost) {
   for (const auto& label : {windows_by, resized_by}) {
     for (const char* const function :
          {"MemAlloc", "MemHostAlloc", "MemcpyHtoDAsync", "MemcpyDtoDAsync", "MemcpyDtoHAsync", "LaunchKernelEx",
-          "CtxPushCurrent", "CtxGetDevice", "StreamSynchronize", "Memcpy3DAsync"}) {
+          "CtxPushCurrent", "CtxGetDevice", "StreamSynchronize", "EventRecord", "EventSynchronize", "Memcpy3DAsync"}) {
       if (label == resized_by && std::string(function) == "Memcpy3DAsync") continue;  // which it does not call
       const auto runner = plan->make_runner({});
       fake_cuda_fail(function, 719, 1);
@@ -58,6 +62,36 @@ TEST_F(Pictures, FailuresOfTheDriverAreNamedAndNothingIsLost) {
               [&] { windows_by(*good, 1); });
   fake_cuda_fail("submit", 700, 1);
   expect_told("the network failed: the stream refused", [&] { windows_by(*plan->make_runner({}), 1); });
+}
+
+TEST_F(Pictures, WaitForNothingButRoomToBeUploadedFrom) {
+  const auto plan = open();
+  const auto runner = plan->make_runner({});
+  const ImageShape shape = {4, 16, 24};
+  std::vector<Bytes> pixels;
+  for (int seed = 0; seed < 4; ++seed) pixels.push_back(picture({1, 19, 45}, seed));
+  const auto place = [&](std::int64_t b) {
+    EXPECT_TRUE(runner->place_resized(shape, b, {pixels[static_cast<std::size_t>(b)].data(), 1, 19, 45}));
+  };
+  const auto labels = [&] { return labels_of(runner->run(shape, nullptr, Wanted::labels), shape); };
+  for (std::int64_t b = 0; b < shape.B; ++b) place(b);
+  const Bytes wanted = labels();
+
+  fake_cuda_defer(1);
+  const FakeCudaCounts before = fake_cuda_counts();
+  std::vector<int> waiting;
+  for (std::int64_t b = 0; b < shape.B; ++b) {
+    place(b);
+    waiting.push_back(fake_cuda_counts().waiting);
+  }
+  // the third and the fourth each for the upload of the one before the last, a copy and the mark behind it
+  const int each = waiting[0];
+  EXPECT_EQ(each, 5);  // those two, two passes and a copy to the network
+  EXPECT_EQ(waiting, (std::vector<int>{each, 2 * each, 3 * each - 2, 3 * each - 2}));
+  EXPECT_EQ(fake_cuda_counts().stream_waits, before.stream_waits);
+  EXPECT_EQ(labels(), wanted);
+  EXPECT_EQ(fake_cuda_counts().stream_waits, before.stream_waits + 1);  // for the labels
+  EXPECT_EQ(fake_cuda_counts().allocations, before.allocations);
 }
 
 TEST_F(Pictures, WhatCannotBeLoadedIsLeftToTheCpuAndTold) {
