@@ -53,9 +53,9 @@ class Options:
     dataset: Annotated[str, DATASET] = "shapes"
     """Dataset to judge on."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     split: str = "val"
-    """Split of the dataset."""
+    """train or val."""
     limit: int = 0
     """At most so many images, spread evenly over the split; 0 for all."""
     examples: int = 3

@@ -11,6 +11,7 @@ from segmenter_bench.origins import linked
 from segmenter_bench.sheets import quantity
 
 CHAR, LINE = 6.8, 14  # advance and height of an 11 px label
+GAP = 2 * CHAR  # between labels beside each other, which would read as one
 NEAR = 20  # a label this close to its mark needs no line
 _MARGIN = {"left": 66, "right": 18, "top": 16, "bottom": 44}
 # around the mark, near before far: dx, dy, anchor
@@ -148,7 +149,7 @@ def _label(mark: Mark, px: float, py: float, taken: list[Box], line: Sequence[Po
     if free:
         # the nearest, rather off the front, and rather with a line that runs over nothing
         _, x, y, anchor, box = min(free, key=lambda place: place[0])
-        taken.append(box)
+        taken.append((box[0] - GAP, box[1], box[2] + GAP, box[3]))
         text = f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'
         if math.hypot(x - px, y - 4 - py) < NEAR:
             return text

@@ -68,7 +68,7 @@ class Options:
     dataset: Annotated[str, DATASET] = "shapes"
     """Dataset of the trained network."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     times: int = 2
     """Runs; one fewer more are made where cores moved, until as many had them equally far apart."""
     minutes: float = 20.0

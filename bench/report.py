@@ -14,7 +14,7 @@ from segmenter.files import atomic_path
 from segmenter_bench.origins import read_runs
 from segmenter_bench.page import page
 from segmenter_bench.page_markdown import markdown
-from segmenter_bench.runs import command_of
+from segmenter_bench.runs import WRITTEN_BY, command_of, runs_in
 from segmenter_bench.sections import of_engines, sections
 
 
@@ -23,7 +23,8 @@ class Options:
     """Make one HTML page of benchmark runs: accuracy against speed, every engine side by side."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """JSON files written by bench-throughput and bench-miou, or folders of them."""
+    """JSON files of bench-throughput, bench-miou, bench-stages, bench-kernels or bench.acceptance, or folders of them.
+    Other JSON in a folder is passed over."""
     out: Path = Path("runs/bench/report.html")
     """The page to write."""
     title: str = "Segmenter engines: accuracy and speed"
@@ -39,9 +40,9 @@ def report(paths: Sequence[Path], out: Path, title: str, command: str) -> str:
     Raises ConfigError without any run or where `out` is one, DataError for a file that is none or runs that do not
     belong in one table.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (runs_in(path) if path.is_dir() else [path])]
     if not files:
-        raise ConfigError("no runs; pass JSON files of bench-throughput and bench-miou, or a folder of them")
+        raise ConfigError(f"no runs; pass {WRITTEN_BY}, or a folder of them")
     if out.resolve() in {file.resolve() for file in files}:
         raise ConfigError(f"--out {out}: is one of the runs, and would be lost; pass another name, such as report.html")
     runs = read_runs(files, out.parent)

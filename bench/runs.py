@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from rich.console import Console
 
-SCHEMA = "segmenter-bench/1"
+FAMILY = "segmenter-bench/"
+SCHEMA = f"{FAMILY}1"
 KINDS = ("throughput", "miou", "checks", "kernels", "stages", "machine")
+WRITTEN_BY = "JSON that bench-throughput, bench-miou, bench-stages, bench-kernels or bench.acceptance wrote"
 WIDEST_TABLE = 180  # letters
 REQUIRED = ("schema", "kind", "created", "command", "machine", "model", "settings", "rows", "unavailable")
 
@@ -109,6 +111,22 @@ def write_record(path: Path, options: "DataclassInstance", measured: dict[str, A
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """Files of a folder that may be runs, by name; JSON that is another command's is named on stderr."""
+    found: list[Path] = []
+    others: list[Path] = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            run = {"schema": SCHEMA}  # for `read_run` to say what is wrong with it
+        schema = str(run.get("schema")) if isinstance(run, dict) else ""
+        (found if schema.startswith(FAMILY) else others).append(file)
+    if others:
+        print(f"passed over, no runs: {', '.join(file.name for file in others)}", file=sys.stderr)
+    return found
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """A run written by `write_run`.
 
@@ -117,13 +135,9 @@ def read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}; pass the JSON that bench/throughput.py or bench/miou.py wrote"
-        ) from error
+        raise DataError(f"{path}: {error.strerror}; pass {WRITTEN_BY}") from error
     except ValueError as error:
-        raise DataError(
-            f"{path}: not JSON ({error}); pass a file that bench/throughput.py or bench/miou.py wrote"
-        ) from error
+        raise DataError(f"{path}: not JSON ({error}); pass {WRITTEN_BY}") from error
     missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
     if missing or run["schema"] != SCHEMA or run["kind"] not in KINDS:
         what = f"lacks {', '.join(missing)}" if missing else f"has schema {run['schema']!r} and kind {run['kind']!r}"

@@ -80,9 +80,9 @@ class Options:
     dataset: Annotated[str | None, DATASET] = None
     """Dataset of the images; made-up scenes when left out."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     split: str = "val"
-    """Split of the dataset."""
+    """train or val."""
     images: int = 4
     """Images of the correctness check; the timed batches are made of them too."""
     rounds: int = 6

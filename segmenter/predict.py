@@ -32,7 +32,10 @@ from segmenter.option import ANY_CHECKPOINT
 
 @dataclass(frozen=True)
 class Options:
-    """Label an image, or every JPEG and PNG in a folder, with a trained checkpoint."""
+    """Label an image, or every JPEG and PNG in a folder, with a trained checkpoint.
+
+    Exits with 1 when a picture could not be labelled; the others are.
+    """
 
     checkpoint: Annotated[Path, ANY_CHECKPOINT]
     images: Path

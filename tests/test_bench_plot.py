@@ -1,5 +1,6 @@
 """Pictures of a report: plots that keep everything inside, and label maps."""
 
+import itertools
 import re
 
 import numpy as np
@@ -51,6 +52,20 @@ def test_labels_stay_inside_the_plot_and_the_winner_has_one(width, crowd):
     for text, (start, end) in labels.items():
         assert start >= 66, text
         assert end <= width - 18, text
+
+
+def test_labels_beside_each_other_do_not_read_as_one():
+    # as far apart as makes both fit between their marks, end to end
+    marks = [Mark("compiled", 4.6, 0.6981, "other", "circle"), Mark("onnxruntime-fp32", 8.8, 0.6981, "other", "circle")]
+    marks += [Mark(name, x, 0.6981, "other", "circle") for name, x in (("official", 3.8), ("last", 21.4))]
+    svg = scatter(marks, 660, 360, reference=0.6981)
+    placed = re.findall(r'class="label" x="[\d.]+" y="([\d.]+)" text-anchor="\w+">([^<]*)<', svg)
+    extents = labels_of(svg)
+    assert len(placed) == len(marks)
+    for (y, one), (other_y, other) in itertools.combinations(placed, 2):
+        (start, end), (other_start, other_end) = extents[one], extents[other]
+        if abs(float(y) - float(other_y)) < 10:
+            assert other_start - end > 6.7 or start - other_end > 6.7, (one, other)
 
 
 @pytest.mark.parametrize("width", [360, 660])

@@ -253,6 +253,24 @@ def test_the_command_wants_runs(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+def test_a_folder_may_hold_other_json_too(tmp_path, capsys):
+    for name, content in (
+        ("miou", miou_run()),
+        ("seeds", {"seeds": [1]}),
+        ("costs", {"schema": "layers/1"}),
+        ("x", [1]),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    out = tmp_path / "report.html"
+    assert report.main([str(tmp_path), "--out", str(out)]) == 0
+    assert "passed over, no runs: costs.json, seeds.json, x.json" in capsys.readouterr().err
+    # named, it is wanted; and what may be a run cut in two is told in a folder as well
+    assert report.main([str(tmp_path / "seeds.json"), "--out", str(out)]) == 2
+    (tmp_path / "cut.json").write_text('{"schema": "segm')
+    assert report.main([str(tmp_path), "--out", str(out)]) == 2
+    assert "cut.json: not JSON" in capsys.readouterr().err
+
+
 def test_few_rounds_give_no_range_and_the_order_of_images_per_s():
     """A round in which official stalled once put the second fastest engine first."""
     run = throughput_run(batches=(1,))

@@ -63,6 +63,8 @@ def test_artifacts_and_engines_that_do_not_fit_are_named(engine_folder, tmp_path
         open_session(tmp_path / "nothing")
     with pytest.raises(EngineError, match="no such engine file"):
         open_session(tmp_path / "nothing.onnx")
+    with pytest.raises(EngineError, match=r"is a folder, wanted an engine; pass an \.onnx or \.plan file"):
+        read_manifest(engine_folder)
     copy = tmp_path / "model.fp32.onnx"
     shutil.copy(engine_folder / "model.fp32.onnx", copy)
     with pytest.raises(EngineError, match=r"no manifest model\.fp32\.onnx\.json"):

@@ -148,6 +148,17 @@ def test_options_that_quantise_nothing_or_nonsense_are_refused(engine_folder, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_where_nothing_can_be_written_is_seen_before_the_work(engine_folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "m.onnx"
+    monkeypatch.setattr("segmenter_engines.export.load_model", None)
+    with pytest.raises(NotADirectoryError, match="file"):
+        export(engine_folder / "checkpoint", out)
+    monkeypatch.setattr("segmenter_engines.quantize.calibrated", None)
+    with pytest.raises(NotADirectoryError, match="file"):
+        quantize(engine_folder / "model.fp32.onnx", out, pictures(1))
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_graph_of_one_batch_size_is_quantised_as_one_of_any(engine_folder, tmp_path, batch):
     source, out = tmp_path / "fixed.onnx", tmp_path / "int8.onnx"

@@ -203,7 +203,7 @@ class Options:
     dataset: Annotated[str | None, DATASET] = None
     """Dataset of the verification images (validation split)."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     verify_images: int = IMAGES
     """Number of verification images, spread evenly over the split; 0 for all."""
 

@@ -19,7 +19,7 @@ import tyro
 from segmenter import load_model
 from segmenter.cli import run
 from segmenter.errors import EngineError
-from segmenter.files import sha256
+from segmenter.files import require_writable, sha256
 from segmenter.model import Segmenter
 from segmenter.option import ANY_CHECKPOINT
 from segmenter_engines.graph import OUTPUTS, Graph, Span, is_range
@@ -70,11 +70,13 @@ def export(
     among them; `logits` float32 [B, K, H, W] and `confidence` float32 [B, H, W], the softmax probability of the winning
     class, when asked. precision: type of weights and activations; inputs and outputs stay as above.
     lowering: see the module; `plugin` needs the package triton, and a fixed size.
-    Raises CheckpointError for the checkpoint, EngineError, naming it, for what cannot be exported.
+    Raises CheckpointError for the checkpoint, EngineError, naming it, for what cannot be exported,
+    OSError naming `out` where no file can be put there.
     """
     out = Path(out)
     if out.suffix != ".onnx":
         raise EngineError(f"{out}: an exported graph is named *.onnx; pass such a name")
+    require_writable(out)
     if precision not in FLOATS:
         raise EngineError(
             f"precision {precision!r}: export knows {', '.join(FLOATS)}; for int8 use `segmenter quantize`"

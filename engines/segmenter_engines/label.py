@@ -29,7 +29,10 @@ from segmenter_engines.store import Store
 
 @dataclass(frozen=True)
 class Options:
-    """Label every picture of a folder with an engine; run again, it goes on with those that have no labels yet."""
+    """Label every picture of a folder with an engine; run again, it goes on with those that have no labels yet.
+
+    Exits with 1 when a picture could not be labelled; the others are.
+    """
 
     artifact: Annotated[Path, tyro.conf.Positional]
     """A .onnx or .plan, or a checkpoint."""

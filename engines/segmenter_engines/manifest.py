@@ -32,7 +32,7 @@ import torch
 from segmenter.checkpoint import OFFICIAL_NAME, WEIGHTS_NAME
 from segmenter.config import Preprocess, SegmenterConfig
 from segmenter.errors import EngineError
-from segmenter.files import atomic_path, sha256
+from segmenter.files import atomic_path, require_writable, sha256
 from segmenter.packages import installed
 from segmenter_engines.graph_checks import require_self_contained, require_size
 from segmenter_engines.manifest_fields import FORMAT, MAX_BYTES, NORMALIZED, PIXELS, FieldError, read_fields
@@ -114,6 +114,8 @@ def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
     Raises EngineError when either is missing, the manifest breaks a rule above, or the artifact is not what it says.
     """
     path = manifest_path(artifact)
+    if artifact.is_dir():
+        raise EngineError(f"{artifact}: is a folder, wanted an engine; pass an .onnx or .plan file, such as one in it")
     if not artifact.is_file():
         raise EngineError(f"{artifact}: no such engine file; make it with `segmenter export` or `segmenter build`")
     if not path.is_file():
@@ -140,14 +142,15 @@ def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
 
 
 def require_out(out: Path, suffix: str, source: Path) -> None:
-    """See that an artifact may be written as `out`: named `*suffix`, and not over what it is made of.
+    """See, before long work, that an artifact may be written as `out`: named `*suffix`, not over what it is made of.
 
-    Raises EngineError otherwise.
+    Raises EngineError otherwise, OSError naming `out` where no file can be put there.
     """
     if out.suffix != suffix:
         raise EngineError(f"{out}: what is written here is named *{suffix}; pass such a name")
     if out.resolve() == source.resolve():
         raise EngineError(f"{out}: is the file it would be made of, and would be lost; pass another --out")
+    require_writable(out)
 
 
 def vouched(digest: str) -> str:

@@ -115,7 +115,7 @@ class Options:
     dataset: Annotated[str, DATASET]
     """Dataset of the calibration images (training split) and the verification images (validation split)."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     height: int | None = None
     """Image height in pixels; the training height when left out."""
     width: int | None = None

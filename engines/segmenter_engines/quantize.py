@@ -135,7 +135,7 @@ class Options:
     dataset: Annotated[str | None, DATASET] = None
     """Dataset of the calibration images; not needed with --scales-of."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     split: str = "train"
     """Split the calibration images come from."""
     images: int = 32

@@ -76,7 +76,7 @@ class Options:
     checkpoint: Path | None = None
     """The checkpoint the graph was made of: measure against it in PyTorch, not against the graph."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     images: int = 32
     """Number of calibration images."""
     seed: int | None = None

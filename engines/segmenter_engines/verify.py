@@ -200,7 +200,7 @@ class Options:
     dataset: Annotated[str, DATASET]
     """Dataset of the images."""
     data: Path | None = None
-    """Root folder of the dataset."""
+    """The dataset's folder; shapes needs none."""
     split: str = "val"
     """Split the images come from."""
     images: int = IMAGES

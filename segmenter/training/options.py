@@ -213,7 +213,7 @@ class TrainOptions:
     dataset: Annotated[str, DATASET] = "shapes"
     """The labelled images to train on."""
     data: Path | None = None
-    """Root folder of the dataset; shapes needs none."""
+    """The dataset's folder; shapes needs none."""
     recipe: str | None = None
     """Result row to train as, such as ade20k-seg-b-mask-16 (`segmenter recipes` lists them); options beside it win."""
     resume: Literal["auto", "always", "never"] = "auto"
