@@ -45,6 +45,10 @@ def bench(options: Options) -> int:
     if found.slower:
         told = "; ".join(f"{one.engine} {one.change:.2f}x (batch {one.batch})" for one in found.slower)
         raise VerificationError(f"{options.candidate}: slower than {options.baseline}: {told}")
+    if found.unlike:
+        raise DataError(
+            f"{options.candidate}: {len(found.unlike)} engines were not compared, see above; time them again"
+        )
     return 0
 
 

@@ -6,6 +6,8 @@ took turns, so rounds are drawn again with replacement, both together, and the c
 Source: percentile bootstrap, Efron 1979.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich import box
 from rich.table import Table
 
 from segmenter.errors import DataError
-from segmenter_bench.placement import alike
+from segmenter_bench.placement import comparable, settled
 from segmenter_bench.runs import wide_console
 
 DRAWS = 2000
@@ -56,12 +58,14 @@ class Change:
 class Comparison:
     """What `compare` found: changes of engines in both runs, and a line for each that is in one alone.
 
-    broken: a line for each that was timed in the baseline and failed in the candidate.
+    broken: a line for each that was timed in the baseline and failed in the candidate. unlike: a line for each whose
+    timings do not compare, as the cores were not equally far apart in any.
     """
 
     changes: list[Change]
     apart: list[str]
     broken: list[str]
+    unlike: list[str]
 
     @property
     def slower(self) -> list[Change]:
@@ -82,31 +86,35 @@ def compare(baseline: dict[str, Any], candidate: dict[str, Any], tolerance: floa
     sides = [_Side.of(run, name) for run, name in ((baseline, "baseline"), (candidate, "candidate"))]
     generator = np.random.default_rng(seed)
     names = list(dict.fromkeys((*sides[0].speedups, *sides[1].speedups)))
-    changes, apart, broken = [], [], []
+    changes, apart, broken, unlike = [], [], [], []
     for name in names:
         engine, batch, region = name
-        found = [side.speedups.get(name) for side in sides]
-        if found[0] is None or found[1] is None:
-            missing = sides[found[0] is not None]
+        mine, theirs = (side.speedups.get(name) for side in sides)
+        if mine is None or theirs is None:
+            missing = sides[mine is not None]
             reason = missing.failed.get(name)
             if reason is not None and missing is sides[1]:
                 broken.append(f"{engine}, batch {batch}: {reason}")
             else:
                 apart.append(f"{engine}, batch {batch}: not timed in the {missing.name}")
             continue
-        # unknown of runs with one thread, and of those made before it was read
-        distances = [one.core_to_core_ns for one in found if one is not None and one.core_to_core_ns is not None]
-        if len(distances) == len(sides) and not alike(*distances):
-            apart.append(
-                f"{engine}, batch {batch}: not compared, a cache line took {distances[0]:.0f} ns from core to core in"
-                f" the baseline and {distances[1]:.0f} ns in the candidate; time it again"
+        pairs = itertools.product(mine, theirs)
+        pair = next((pair for pair in pairs if comparable(*(one.core_to_core_ns for one in pair))), None)
+        if pair is None:
+            unlike.append(
+                f"{engine}, batch {batch}: not compared, a cache line took {_distances(mine)} from core to core in the"
+                f" baseline and {_distances(theirs)} in the candidate"
             )
             continue
-        draws = [one.draws(generator) for one in found if one is not None]
+        draws = [one.draws(generator) for one in pair]
         low, high = np.quantile(draws[1] / draws[0], (0.5 - COVERED / 2, 0.5 + COVERED / 2))
-        values = (found[0].value, found[1].value, float(low), float(high))
+        values = (pair[0].value, pair[1].value, float(low), float(high))
         changes.append(Change(engine, batch, region, *values, tolerance))
-    return Comparison(changes, apart, broken)
+    return Comparison(changes, apart, broken, unlike)
+
+
+def _distances(found: Sequence["_Speedup"]) -> str:
+    return " or ".join(f"{one.core_to_core_ns:.0f} ns" for one in found if one.core_to_core_ns) or "now more, now less"
 
 
 def _require_equal(what: str, mine: object, theirs: object) -> None:
@@ -136,7 +144,7 @@ class _Speedup:
 @dataclass(frozen=True)
 class _Side:
     name: str
-    speedups: dict[tuple[str, int, str], _Speedup]
+    speedups: dict[tuple[str, int, str], list[_Speedup]]  # one for each distance of the cores
     failed: dict[tuple[str, int, str], str]  # why
 
     @classmethod
@@ -145,20 +153,24 @@ class _Side:
             raise DataError(f"{name}: a {run['kind']} run; wanted the JSON of bench-throughput")
         reference = run["settings"].get("reference")
         timed = [row for row in run["rows"] if row["status"] == "ok" and row.get("rounds_ms")]
-        references = {(row["batch"], row["region"]): _rounds(row) for row in timed if row["engine"] == reference}
+        references = {(row["batch"], row["region"]): row for row in timed if row["engine"] == reference}
         if not references:
             raise DataError(f"{name}: {reference}, which speeds are measured against, was not timed in it")
         found = {}
         for row in timed:
-            theirs, mine = references.get((row["batch"], row["region"])), _rounds(row)
+            theirs = references.get((row["batch"], row["region"]))
             if row["engine"] == reference or theirs is None:
                 continue
-            if len(mine) < FEWEST_ROUNDS or len(theirs) != len(mine):
+            rounds = len(row["rounds_ms"])
+            if rounds < FEWEST_ROUNDS or len(theirs["rounds_ms"]) != rounds:
                 raise DataError(
-                    f"{name}: {row['engine']} has {len(mine)} rounds; wanted at least {FEWEST_ROUNDS} to tell a change"
+                    f"{name}: {row['engine']} has {rounds} rounds; wanted at least {FEWEST_ROUNDS} to tell a change"
                     " from noise: time again with --rounds 6"
                 )
-            found[row["engine"], row["batch"], row["region"]] = _Speedup(theirs, mine, row.get("core_to_core_ns"))
+            found[row["engine"], row["batch"], row["region"]] = [
+                _Speedup(_rounds(reference_row), _rounds(mine), mine.get("core_to_core_ns"))
+                for mine, reference_row in zip(settled(row), settled(theirs), strict=True)
+            ]
         failed = {
             (row["engine"], row["batch"], row["region"]): str(row.get("reason"))
             for row in run["rows"]
@@ -186,7 +198,7 @@ def show(found: Comparison) -> None:
         style = {"slower": "red", "faster": "green"}.get(one.verdict)
         table.add_row(one.engine, one.region, str(one.batch), *cells, one.verdict, style=style)
     console.print(table)
-    for line in found.apart:
+    for line in (*found.apart, *found.unlike):
         console.print(line, style="yellow", soft_wrap=True)
     for line in found.broken:
         console.print(line, style="red", soft_wrap=True)

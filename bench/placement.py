@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from segmenter_bench.sections import ENOUGH_ROUNDS
 
-Gauge = Callable[[], float]
+Gauge = Callable[[], float | None]
 ALIKE = 1.5  # times as long that still counts as equally far; cores without a common cache take four times as long
 AGAIN_SECONDS = 0.1  # runtimes keep their threads spinning for a moment, beside which a line takes longer
 
@@ -35,28 +36,33 @@ class Placement:
 def gauge(threads: int) -> Gauge | None:
     """What reads the nanoseconds a cache line takes between the outermost cores of this process.
 
-    None where engines have one thread or core, and where the distance cannot be read.
+    None where engines have one thread or core, and where the distance cannot be read; a reading is None from the moment
+    on that it cannot, such as when a core is taken away.
     """
-    import segmenter_trt
-
     cores = sorted(os.sched_getaffinity(0))
     if threads < 2 or len(cores) < 2:
         return None
-    read = partial(segmenter_trt.core_to_core_ns, cores[0], cores[-1])
+    read = partial(_read, cores[0], cores[-1])
+    return None if read() is None else read
+
+
+def _read(first: int, second: int) -> float | None:
+    import segmenter_trt
+
     try:
-        read()
-    except segmenter_trt.Unavailable:
+        return segmenter_trt.core_to_core_ns(first, second)
+    except (ValueError, segmenter_trt.Unavailable):
         return None
-    return read
 
 
-def steady(read: Gauge, before: float | None = None) -> float:
-    """A reading; one beyond that `before` is taken again, for what disturbs it only makes it longer."""
+def steady(read: Gauge, before: float | None = None) -> float | None:
+    """A reading; one well above that `before` is taken again, for what disturbs a reading makes it longer."""
     now = read()
-    if before is None or alike(now, before):
+    if now is None or before is None or now <= ALIKE * before:
         return now
     time.sleep(AGAIN_SECONDS)
-    return min(now, read())
+    again = read()
+    return None if again is None else min(now, again)
 
 
 def alike(*distances: float) -> bool:
@@ -64,9 +70,22 @@ def alike(*distances: float) -> bool:
     return max(distances) <= ALIKE * min(distances)
 
 
-def same(mine: float | None, theirs: float | None) -> bool:
-    """Whether two timings were made with the cores equally far apart, as far as anyone knows."""
-    return mine is theirs if mine is None or theirs is None else alike(mine, theirs)
+def comparable(mine: float | None, theirs: float | None) -> bool:
+    """Whether two timings were made with the cores equally far apart, or nobody knows.
+
+    Nobody does of runs with one thread, and of those made before it was read.
+    """
+    return mine is None or theirs is None or alike(mine, theirs)
+
+
+def settled(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a row of a race has of rounds with the cores equally far apart: itself, and its other placements.
+
+    None of one that is of rounds in which they were now near and now far.
+    """
+    if row.get("cores_moved") and row.get("core_to_core_ns") is None:
+        return []
+    return [row, *row.get("other_placements", ())]
 
 
 def placements(readings: Sequence[Sequence[float]]) -> list[Placement]:
@@ -95,10 +114,11 @@ def counted(readings: Sequence[Sequence[float]], wanted: int) -> list[Placement]
     """
     everything = tuple(range(len(readings)))
     enough = min(ENOUGH_ROUNDS, wanted)
-    found = [one for one in placements(readings) if len(one.rounds) >= enough]
-    if not found:
-        return [Placement(everything, moved=any(readings))]
-    return [replace(one, moved=one.rounds != everything) for one in found]
+    placed = placements(readings)
+    if len(placed) == 1 and placed[0].rounds == everything:
+        return placed
+    found = [replace(one, moved=True) for one in placed if len(one.rounds) >= enough]
+    return found or [Placement(everything, moved=any(readings))]
 
 
 def over(readings: Sequence[Sequence[float]], wanted: int) -> bool:

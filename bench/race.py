@@ -185,9 +185,12 @@ def _rounds(
     def settle() -> None:
         nonlocal last
         time.sleep(SETTLE_SECONDS)
-        if gauge:
+        if gauge and last is not None:
             last = steady(gauge, last)
-            readings[-1].append(last)
+            if last is None:  # from now on nobody knows
+                readings[:] = [[] for _ in readings]
+            else:
+                readings[-1].append(last)
 
     def spent() -> float:
         return sum(process_seconds(one.worker.pid) for one in contestants)
@@ -195,11 +198,11 @@ def _rounds(
     neighbours = Neighbours(spent)
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
     readings.append([] if last is None else [last])
-    for given in each_round(turns, pace.rounds * (MORE_ROUNDS if gauge else 1), settle):
+    for given in each_round(turns, MORE_ROUNDS * pace.rounds, settle):
         for name, bursts in given.items():
             running[name].bursts = bursts
         yield neighbours.share(), counted(readings, pace.rounds)
-        if over(readings, pace.rounds):
+        if over(readings, pace.rounds) or (last is None and len(readings) >= pace.rounds):
             return
         readings.append([] if last is None else [last])
 

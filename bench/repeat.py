@@ -7,6 +7,7 @@ rounds, and compared at the nearest distance of cores that both runs have (`segm
 none, a third is made. For ratios to repeat the machine must be quiet, and how busy it was is in the table.
 """
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, DataError, VerificationError
 from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
-from segmenter_bench.placement import same
+from segmenter_bench.placement import comparable, settled
 from segmenter_bench.runs import read_run, require_writable, wide_console
 from segmenter_bench.sections import speedup
 
@@ -70,7 +71,7 @@ class Options:
     data: Path | None = None
     """The dataset's folder; shapes needs none."""
     times: int = 2
-    """Runs; one fewer more are made where cores moved, until as many had them equally far apart."""
+    """Runs. Where the cores moved more are made, at most one fewer than these, for as many at one distance."""
     minutes: float = 20.0
     """At most so long for each run."""
     limit: float = 0.1
@@ -99,11 +100,8 @@ def ratios(folder: Path) -> dict[Key, list[Measured]]:
                 continue
             key = (run["model"]["name"], row["engine"], row["batch"], row["region"])
             found[key] = []
-            # placements are of whole rounds, so both have the same
-            both = zip(
-                (row, *row.get("other_placements", ())), (theirs, *theirs.get("other_placements", ())), strict=False
-            )
-            for ours, reference_row in both:
+            # placements are of whole rounds, so both have the same, but for one that failed
+            for ours, reference_row in zip(settled(row), settled(theirs), strict=False):
                 value = speedup(ours, reference_row, len(ours.get("rounds_ms") or ()))
                 if value is not None:
                     busy = row.get("others_busy") or 0.0
@@ -112,17 +110,20 @@ def ratios(folder: Path) -> dict[Key, list[Measured]]:
 
 
 def spreads(runs: Sequence[Mapping[Key, list[Measured]]], times: int) -> tuple[list[Spread], list[Key]]:
-    """For each ratio that all runs have, those at the nearest distance of cores that `times` runs share.
+    """For each ratio, those at the nearest distance of cores that `times` runs share; the largest spread first.
 
-    The largest spread first; and the keys of which no distance is shared by so many.
+    And the keys of which no distance is shared by so many runs, as where an engine failed in one.
     """
     found: list[Spread] = []
     apart: list[Key] = []
-    for key in (key for key in runs[0] if all(key in run for run in runs)):
-        distances = {one.core_to_core_ns for run in runs for one in run[key]}
+    for key in dict.fromkeys(key for run in runs for key in run):
+        measured = [run.get(key, []) for run in runs]
+        distances = {one.core_to_core_ns for own in measured for one in own}
         groups = (
-            Spread(key, tuple(next((one for one in run[key] if same(one.core_to_core_ns, ns)), None) for run in runs))
-            for ns in sorted(distances, key=lambda ns: ns or 0.0)
+            Spread(
+                key, tuple(next((one for one in own if comparable(one.core_to_core_ns, ns)), None) for own in measured)
+            )
+            for ns in sorted(distances, key=lambda ns: math.inf if ns is None else ns)
         )
         nearest = next((group for group in groups if len(group.found) >= times), None)
         if nearest is None:
@@ -165,12 +166,12 @@ def repeat(options: Options) -> int:
         found, apart = spreads(runs, options.times)
     show(found, options.limit)
     if not found:
-        raise DataError(f"{options.out}: no ratio that all runs have; see the reports in it")
+        raise DataError(f"{options.out}: no ratio to compare; see the reports in it")
     if apart:
         told = "; ".join(f"{engine} of {name}, {region}" for name, engine, _, region in apart)
         raise DataError(
-            f"{options.out}: the cores were never equally far apart in {options.times} runs for {told}; measure again"
-            " in another folder"
+            f"{options.out}: wanted {options.times} runs with the cores equally far apart, and found fewer of {told};"
+            " see the reports in it, and measure again in another folder"
         )
     past = [f"{one.key[1]} of {one.key[0]} {one.spread:.1%}" for one in found if one.spread > options.limit]
     if past:

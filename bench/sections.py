@@ -126,12 +126,13 @@ class Section:
         lines = []
         for name in names:
             row, run = speed.get(name, (None, None))
-            if run is None:
+            if row is None or run is None:
                 lines.append(Line(name, batch, None, accuracy.get(name)))
                 continue
             against = reference_of(run)
             reference = next((one for one in run["rows"] if _place(one) == (against, batch, region)), None)
-            lines.append(Line(name, batch, row, accuracy.get(name), reference, rounds_of(run), against))
+            rounds = len(row.get("rounds_ms") or ()) or rounds_of(run)
+            lines.append(Line(name, batch, row, accuracy.get(name), reference, rounds, against))
         return lines
 
     def has_region(self, region: str) -> bool:
@@ -185,7 +186,10 @@ def reference_of(run: dict[str, Any]) -> str:
 
 
 def rounds_of(run: dict[str, Any]) -> int:
-    """Turns each engine had in a throughput run; of one that was cut, fewer than were planned."""
+    """Rounds that figures of a throughput run are of, at the least.
+
+    Fewer than were planned of one that was cut, and where the cores moved (`segmenter_bench.placement`).
+    """
     planned = int(run["settings"].get("rounds", 0))
     return min([planned, *(len(row["rounds_ms"]) for row in run["rows"] if row.get("rounds_ms"))])
 

@@ -188,7 +188,7 @@ def show(run: dict[str, Any]) -> None:
     print_rest(console, run, lambda row: f"{row['engine']}, batch {row['batch']}")
 
 
-def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table:
+def _table(rows: Sequence[dict[str, Any]], reference: str, planned: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
     # CPU time counts threads that only wait, so it is worth a look only where wall time is not to be trusted
@@ -202,6 +202,7 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, rounds: int) -> Table
         cells = ["-"] * (6 + len(ratios))
         if timing is not None:
             cells = [quantity(timing[key], 4) for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
+            rounds = len(row.get("rounds_ms") or ()) or planned
             cells.append(number(speedup(row, references.get(row["batch"]), rounds), ".2f"))
             cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []
             extra = row["extra_memory_bytes"]

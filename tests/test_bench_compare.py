@@ -110,15 +110,35 @@ def test_runs_that_do_not_compare_are_named() -> None:
         compare(run, short, 0.1)
 
 
-def test_timings_with_the_cores_another_distance_apart_are_not_compared() -> None:
+def test_timings_with_the_cores_another_distance_apart_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     near, far, unknown = timed_run(SPEEDS, 0.03, seed=0), timed_run(SPEEDS, 0.03, seed=1), timed_run(SPEEDS, 0.03, 2)
     for run, ns in ((near, 57.0), (far, 250.0)):
         for row in run["rows"]:
             row["core_to_core_ns"] = ns
     found = compare(near, far, 0.1)
     assert found.changes == []
-    assert "not compared, a cache line took 57 ns from core to core in the baseline and 250 ns" in found.apart[0]
+    assert "not compared, a cache line took 57 ns from core to core in the baseline and 250 ns" in found.unlike[0]
     assert compare(near, unknown, 0.1).changes  # of before it was read
+    both = copy.deepcopy(far)
+    for row, other in zip(both["rows"], near["rows"], strict=True):
+        row["other_placements"] = [other]
+    assert {one.change for one in compare(near, both, 0.1).changes} == {1.0}
+    moving = changed(near, "rows", [row | {"core_to_core_ns": None, "cores_moved": True} for row in near["rows"]])
+    assert "57 ns from core to core in the baseline and now more, now less" in compare(near, moving, 0.1).unlike[0]
+    few = changed(
+        near,
+        "rows",
+        [
+            far_row if row["engine"] == "openvino-int8" else row
+            for row, far_row in zip(near["rows"], far["rows"], strict=True)
+        ],
+    )
+    for name, run in (("near", near), ("few", few)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(run), encoding="utf-8")
+    assert command.main([str(tmp_path / "near.json"), str(tmp_path / "few.json")]) == 2
+    assert "engines were not compared, see above; time them again" in capsys.readouterr().err
 
 
 def test_the_command_exits_by_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

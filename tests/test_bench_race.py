@@ -225,6 +225,14 @@ def test_cores_that_never_rest_are_told(folder, images, monkeypatch):
     assert placement_notes([row | {"cores_moved": False} for row in rows]) == []
 
 
+def test_a_race_goes_on_without_the_distance_of_cores(folder, images):
+    distances = itertools.chain([60.0] * 3, itertools.repeat(None))
+    with opened([fake_entry("official"), fake_entry("eager")], [], folder, threads=1) as (running, _):
+        rows = race(running, images, [1], ["labels"], PACE, True, gauge=lambda: next(distances))
+    for row in rows:
+        assert (row["core_to_core_ns"], row["cores_moved"], len(row["rounds_ms"])) == (None, False, PACE.rounds)
+
+
 def test_a_worker_that_dies_between_its_turns_fails_alone(folder, images):
     with opened([fake_entry(name) for name in ("eager", "fast")], [], folder, threads=1) as (contestants, _):
         worker = contestants[1].worker

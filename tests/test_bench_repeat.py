@@ -47,6 +47,9 @@ def test_the_spread_is_of_the_ratios_all_runs_have(tmp_path: Path) -> None:
     assert apart == []
     del runs[1][KEY]
     assert KEY not in [one.key for one in spreads(runs, 2)[0]]
+    assert spreads(runs, 2)[1] == [KEY]
+    # a third run without it hides nothing of two that have it
+    assert spreads([runs[0], {KEY: [Measured(10.0, None, 0.0)]}, {}], 2)[0][0].spread == 0.25
 
 
 def test_ratios_compare_where_the_cores_were_equally_far_apart(tmp_path: Path) -> None:
@@ -61,6 +64,9 @@ def test_ratios_compare_where_the_cores_were_equally_far_apart(tmp_path: Path) -
     (far,) = [one for one in spreads(runs[::2], 2)[0] if one.key == KEY]
     assert far.spread == pytest.approx(1 / 9)
     assert spreads(runs[1:], 2)[1] == [KEY]
+    unknown = {KEY: [Measured(10.0, None, 0.0)]}
+    (known,) = spreads([unknown, {KEY: [Measured(12.0, 57.0, 0.0)]}, {KEY: [Measured(12.1, 58.0, 0.0)]}], 2)[0]
+    assert known.measured[1:] == (Measured(12.0, 57.0, 0.0), Measured(12.1, 58.0, 0.0))
 
 
 def test_a_step_that_was_measured_again_counts_once(tmp_path: Path) -> None:
@@ -89,7 +95,8 @@ def test_a_run_more_is_made_where_no_two_had_the_cores_equally_far_apart(
     assert not (tmp_path / "4").exists()
     made["3"] = (11.0, 900.0)
     assert command.main(["--out", str(tmp_path / "b")]) == 2
-    assert "never equally far apart in 2 runs for openvino-int8 of Seg-S-Mask/14, labels" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "wanted 2 runs with the cores equally far apart, and found fewer of openvino-int8 of Seg-S-Mask/14" in told
 
 
 @pytest.mark.parametrize(("second", "status"), [(8.4, 0), (10.0, 2)])

@@ -39,14 +39,15 @@ class Closable {
   // For one call, which keeps the object if another thread closes it meanwhile. Throws RunError, saying what `closed`
   // says, once it is closed. With the GIL held, and when the call lets go of it too.
   std::shared_ptr<Object> get(const char* closed) const {
-    const std::lock_guard lock(mutex_);
-    if (held_ == nullptr) throw RunError(closed);
-    return {held_, held_->get()};
+    std::shared_ptr<Object> object = find();
+    if (object == nullptr) throw RunError(closed);
+    return object;
   }
 
-  bool closed() const {
+  // The same, and null once it is closed.
+  std::shared_ptr<Object> find() const {
     const std::lock_guard lock(mutex_);
-    return held_ == nullptr;
+    return held_ == nullptr ? nullptr : std::shared_ptr<Object>(held_, held_->get());
   }
 
   void close() {

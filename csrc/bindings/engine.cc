@@ -107,8 +107,8 @@ std::unique_ptr<PyEngine> open(const fs::path& path, const std::optional<std::st
 }  // namespace
 
 std::string PyEngine::represent() const {
-  if (engine_.closed()) return "<segmenter_trt.Engine, closed>";
-  const auto engine = this->engine();
+  const auto engine = engine_.find();
+  if (engine == nullptr) return "<segmenter_trt.Engine, closed>";
   const Description facts = engine->describe();
   return "<segmenter_trt.Engine " + engine->manifest().artifact + ", " + facts.runtime + ", " + facts.device + ">";
 }

@@ -34,8 +34,8 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
 
 first, second: cores as os.sched_getaffinity numbers them. On a virtual machine it changes while it runs, as its host
 moves its cores, and with it the time of networks whose threads hand over often.
-Raises ValueError for one and the same core and for one this process may not run on, Unavailable where threads cannot
-choose their core.)");
+Raises ValueError for one and the same core and for one this process may not run on, Unavailable where there
+is no thread to be had, or none can choose its core.)");
   trt::bindings::add_errors(module);
   trt::bindings::add_routines(module);
   trt::bindings::add_engine(module);

@@ -66,7 +66,7 @@ class PySession {
 
   std::string represent() const {
     return "<segmenter_trt.Session of " + py::repr(owner_).cast<std::string>() +
-           (session_.closed() ? ", closed>" : ">");
+           (session_.find() == nullptr ? ", closed>" : ">");
   }
 
   py::object run(const py::object& images, const py::object& out) {

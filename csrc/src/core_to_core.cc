@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -27,7 +28,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kTries = 5;
 constexpr int kTrips = 4000;
 constexpr int kWarmup = 500;  // the other thread starts meanwhile
-constexpr int kAlone = -1;    // nobody will ask
+constexpr int kGone = -1;     // the other side will not come
 
 // Each on a cache line of its own: 64 bytes, fetched in pairs by some processors.
 struct Flags {
@@ -45,46 +46,61 @@ cpu_set_t only(int core) {
 void require_usable(int core) {
   cpu_set_t usable;
   CPU_ZERO(&usable);
-  const bool known = sched_getaffinity(0, sizeof usable, &usable) == 0;
-  if (!known || core < 0 || core >= CPU_SETSIZE || !CPU_ISSET(static_cast<unsigned>(core), &usable)) {
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) {
+    throw Unavailable("core_to_core_ns: the system does not say which cores this process may run on");
+  }
+  if (core < 0 || core >= CPU_SETSIZE || !CPU_ISSET(static_cast<unsigned>(core), &usable)) {
     throw std::invalid_argument("core " + std::to_string(core) + ": wanted one of those this process may run on");
   }
 }
 
-void run_on(int core) {
+bool run_on(int core) {
   const cpu_set_t cores = only(core);
-  pthread_setaffinity_np(pthread_self(), sizeof cores, &cores);
+  return pthread_setaffinity_np(pthread_self(), sizeof cores, &cores) == 0;
 }
 
-double round_trip_ns(int first, int second) {
+// Waits until a flag is raised to `trip`; false when the other side is gone.
+bool raised(const std::atomic<int>& flag, int trip) {
+  for (int seen = 0; seen != trip;) {
+    seen = flag.load(std::memory_order_acquire);
+    if (seen == kGone) return false;
+  }
+  return true;
+}
+
+// Nothing where a thread could not be held on its core: two that share one would wait for the scheduler.
+std::optional<double> round_trip_ns(int first, int second) {
   Flags flags;
-  double ns = 0;
-  std::thread answers([&flags, second] {
-    run_on(second);
-    for (int trip = 1; trip <= kWarmup + kTrips; ++trip) {
-      for (int seen = 0; seen != trip;) {
-        seen = flags.there.load(std::memory_order_acquire);
-        if (seen == kAlone) return;
-      }
+  std::optional<double> ns;
+  const auto answer = [&flags, second] {
+    if (!run_on(second)) {
+      flags.back = kGone;
+      return;
+    }
+    for (int trip = 1; trip <= kWarmup + kTrips && raised(flags.there, trip); ++trip) {
       flags.back.store(trip, std::memory_order_release);
     }
-  });
+  };
   const auto ask = [&flags, &ns, first] {
-    run_on(first);
+    if (!run_on(first)) {
+      flags.there = kGone;
+      return;
+    }
     Clock::time_point start;
     for (int trip = 1; trip <= kWarmup + kTrips; ++trip) {
       if (trip == kWarmup + 1) start = Clock::now();
       flags.there.store(trip, std::memory_order_release);
-      while (flags.back.load(std::memory_order_acquire) != trip) {
-      }
+      if (!raised(flags.back, trip)) return;
     }
     ns = std::chrono::duration<double, std::nano>(Clock::now() - start).count() / kTrips;
   };
+  std::thread answers;
   try {
+    answers = std::thread(answer);
     std::thread(ask).join();  // not the caller's thread, which stays where it may run
   } catch (const std::system_error& error) {
-    flags.there = kAlone;
-    answers.join();
+    flags.there = kGone;
+    if (answers.joinable()) answers.join();
     throw Unavailable(std::string("core_to_core_ns: no thread to be had: ") + error.what());
   }
   answers.join();
@@ -98,7 +114,11 @@ double core_to_core_ns(int first, int second) {
   require_usable(second);
   if (first == second) throw std::invalid_argument("core " + std::to_string(first) + " twice: wanted two cores");
   double least = std::numeric_limits<double>::infinity();
-  for (int attempt = 0; attempt < kTries; ++attempt) least = std::min(least, round_trip_ns(first, second));
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    const std::optional<double> ns = round_trip_ns(first, second);
+    if (!ns) throw Unavailable("core_to_core_ns: a thread could not be held on its core");
+    least = std::min(least, *ns);
+  }
   return least / 2;
 }
 

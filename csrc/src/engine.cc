@@ -42,6 +42,7 @@ void require_file(const fs::path& path) {
     const std::string runtime = opened_by(entry->path());
     if (!runtime.empty()) found.push_back(entry->path().filename().string() + " (" + runtime + ")");
   }
+  if (unreadable) throw ArtifactError(path.string() + ": is a folder, and cannot be listed: " + unreadable.message());
   if (found.empty()) {
     throw ArtifactError(path.string() + ": is a folder, and no engine lies in it; wanted an .onnx or .plan file with" +
                         " its manifest beside it; make it with `segmenter export` or `segmenter build`");

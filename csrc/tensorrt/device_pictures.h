@@ -35,8 +35,9 @@ class Kept {
   std::size_t bytes_ = 0;
 };
 
-// Everything is put on one stream, with the device's context current. The stream is waited for where memory must grow;
-// pictures of sizes seen before wait for no more than room in one of two buffers to be uploaded from. Throws RunError.
+// Everything is put on one stream, with the device's context current. The stream is waited for where memory must grow
+// and where a filter must go for another; else pictures wait for no more than room in one of two buffers to be uploaded
+// from. Throws RunError.
 class DevicePictures {
  public:
   // input, preprocess: what the network is given of pictures.

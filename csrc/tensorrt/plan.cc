@@ -157,9 +157,10 @@ void Plan::require_device(const Manifest& manifest, const std::string& artifact)
   const auto capability = capability_of(driver_, device_);
   if (wanted.empty()) return;  // of any
   if (std::any_of(wanted.begin(), wanted.end(), [&](const std::string& one) { return holds(one, capability); })) return;
+  const std::string here = std::to_string(capability.first) + "." + std::to_string(capability.second);
   throw ArtifactError(artifact + ": built for GPUs of compute capability " + joined(wanted) + ", " + device_name_ +
-                      " has " + std::to_string(capability.first) + "." + std::to_string(capability.second) + "; " +
-                      rebuild_advice(manifest, artifact));
+                      " has " + here + "; run it on one of those, or build its graph with --gpus " + here +
+                      " or, for GPUs that TensorRT-RTX does not know, with --engine tensorrt");
 }
 
 void Plan::load_plugins(const BackendRequest& request) {

@@ -10,8 +10,9 @@ from segmenter.errors import EngineError
 
 LATER = "+"
 AMPERE = "8.0"
-# what TensorRT-RTX builds for unless it is told: 9.0 and 10.0 it does not know, 7.5 and 12.1 want to be named. From
-# NVIDIA's documentation of TensorRT-RTX, "CPU-Only AOT and TensorRT-RTX Engines"
+# What TensorRT-RTX builds for unless it is told; from NVIDIA's documentation of it, "CPU-Only AOT and TensorRT-RTX
+# Engines", which adds "and later". That is not promised: of what came later 1.7.1 knows 12.1 alone, where no plan was
+# tried, and not 9.0 and 10.0.
 PORTABLE = (AMPERE, "8.6", "8.9", "12.0")
 # the first compute capability with products in a precision; from NVIDIA's support matrix of TensorRT-RTX 1.5
 FIRST = {"fp8": "8.9", "bf16": AMPERE, "int8": AMPERE}

@@ -69,7 +69,10 @@ def check_plan(
     _check_version(path, manifest, runtime_version, plan, again)
     if device_capability is not None and not runs_on(manifest.compute_capabilities, device_capability):
         wanted, here = " or ".join(manifest.compute_capabilities), ".".join(map(str, device_capability))
-        raise EngineError(f"{path}: built for GPUs of compute capability {wanted}, {gpu} has {here}; {again}")
+        raise EngineError(
+            f"{path}: built for GPUs of compute capability {wanted}, {gpu} has {here}; run it on one of those, or build"
+            f" its graph with --gpus {here} or, for GPUs that TensorRT-RTX does not know, with --engine tensorrt"
+        )
     _check_plugins(path, manifest, plugins, again)
     return plan
 

@@ -7,7 +7,7 @@ namespace segmenter_trt {
 // Nanoseconds a cache line takes from core `first` to core `second`: half of a round trip, the mean of many, the least
 // of a few tries, which take some milliseconds in all. Threads that are busy on either core make it longer.
 // Throws std::invalid_argument for one and the same core, and for one this process may not run on; Unavailable where
-// the system does not let threads choose their core.
+// the system has no thread to give, or does not let it choose its core.
 double core_to_core_ns(int first, int second);
 
 }  // namespace segmenter_trt

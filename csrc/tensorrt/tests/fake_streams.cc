@@ -58,9 +58,15 @@ int StreamSynchronize(void* stream) {
   static_cast<Stream*>(stream)->drain();
   return static_cast<Stream*>(stream)->capturing ? kInvalidValue : 0;
 }
-int StreamWaitEvent(void*, void* event, unsigned) {
+// Steps the stream an event was recorded on until it has passed that.
+bool pass(const Event& recorded) {
+  while (!*recorded.passed && !recorded.stream->waiting.empty()) recorded.stream->step();
+  return *recorded.passed;
+}
+int StreamWaitEvent(void* stream, void* event, unsigned) {
   GUARD("StreamWaitEvent");
-  return event == nullptr ? kInvalidValue : 0;
+  if (event == nullptr) return kInvalidValue;
+  return submit(stream, [recorded = *static_cast<Event*>(event)] { pass(recorded); });
 }
 int StreamBeginCapture(void* stream, int) {
   GUARD("StreamBeginCapture");
@@ -98,9 +104,7 @@ int EventRecord(void* event, void* stream) {
 int EventSynchronize(void* event) {
   GUARD("EventSynchronize");
   if (event == nullptr) return kInvalidValue;
-  const Event& recorded = *static_cast<Event*>(event);
-  while (!*recorded.passed && !recorded.stream->waiting.empty()) recorded.stream->step();
-  return *recorded.passed ? 0 : kInvalidValue;
+  return pass(*static_cast<Event*>(event)) ? 0 : kInvalidValue;
 }
 int EventDestroy(void* event) {
   GUARD("EventDestroy");

@@ -31,7 +31,7 @@ class TensorRTSession(Session):
     """A plan on a GPU, with a context and streams of its own; sessions of one plan share what it holds.
 
     The GPU is PyTorch's, else that of PyCUDA's or cuda-python's current context, else the first. Needs an NVIDIA
-    driver and an Ampere or later GPU.
+    driver and one of the GPUs the plan was built for, Ampere or later.
     """
 
     def __init__(

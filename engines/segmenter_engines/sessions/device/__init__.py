@@ -29,7 +29,7 @@ def require_driver(engine: str) -> None:
     except OSError as error:
         raise Unavailable(
             f"engine {engine}: no NVIDIA driver here ({driver} not found); the plan is whole, run it on a machine with"
-            " an Ampere or later GPU"
+            " one of the GPUs it was built for"
         ) from error
 
 
