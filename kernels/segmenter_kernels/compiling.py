@@ -22,6 +22,7 @@ from segmenter_kernels.cubin import resources
 from segmenter_kernels.overwritten import overwritten
 from segmenter_kernels.parameters import parameters
 from segmenter_kernels.specialisation import Specialisation
+from segmenter_kernels.ttgir import NotFollowedError
 
 OPS = (
     "add_layernorm",
@@ -64,6 +65,7 @@ class Compiled:
     instructions: dict[str, int]
     warnings: tuple[str, ...]  # of ptxas
     overwritten: tuple[str, ...]  # see `overwritten`
+    not_followed: str  # what kept `overwritten` from an answer, empty where nothing did
     specialisation: Specialisation  # without its kernel, so that this can be sent between processes
 
     @property
@@ -104,7 +106,7 @@ def compile_source(
     with _uncached(), contextlib.redirect_stdout(log):
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(options))
         cubin, ptx, metadata = kernel.asm["cubin"], kernel.asm["ptx"], kernel.metadata
-        buffers = overwritten(kernel.asm["ttgir"])
+        buffers, not_followed = _searched(kernel.asm["ttgir"])
     found = resources(cubin)
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     assert target is not None
@@ -127,8 +129,17 @@ def compile_source(
         instructions=_instructions(cubin),
         warnings=tuple(line for line in log.getvalue().splitlines() if "warning" in line.lower() or "C75" in line),
         overwritten=buffers,
+        not_followed=not_followed,
         specialisation=specialisation,
     )
+
+
+def _searched(ttgir: str) -> tuple[tuple[str, ...], str]:
+    """Buffers overwritten under a running product, and why there is no answer, empty where there is one."""
+    try:
+        return overwritten(ttgir), ""
+    except NotFollowedError as error:
+        return (), str(error)
 
 
 @contextlib.contextmanager
@@ -187,6 +198,8 @@ def past_limits(kernel: Compiled) -> list[str]:
         found.append(f"{kernel.shared_bytes} bytes of shared memory, limit {limit}")
     found.extend(f"ptxas: {line}" for line in kernel.warnings)
     found.extend(f"{name}: overwritten while a product still reads it" for name in kernel.overwritten)
+    if kernel.not_followed:
+        found.append(f"cannot be followed: {kernel.not_followed}")
     return found
 
 

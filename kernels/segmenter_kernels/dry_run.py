@@ -19,13 +19,13 @@ from segmenter_kernels.tiles import Tile
 from segmenter_kernels.workers import Workers
 from segmenter_kernels.workload import Workload
 
-Job = tuple[str, str, Tile, int]  # op in the tile data, case, tile, architecture
+Job = tuple[str, str, str, Tile, int]  # op, op in the tile data, case, tile, architecture
 
 
 def refused(job: Job) -> tuple[list[str], bool]:
     """Why a tile would be tried in vain, nothing when it would not; a process that compiles can always go on."""
-    key, case, tile, architecture = job
-    return compiled_in_vain(tune.cases(tune.OPS)[key, case][0], tile, architecture), True
+    op, key, case, tile, architecture = job
+    return compiled_in_vain(tune.cases([op])[key, case][0], tile, architecture), True
 
 
 def compiled_in_vain(workload: Workload, tile: Tile, architecture: int) -> list[str]:
@@ -46,14 +46,21 @@ def compiled_in_vain(workload: Workload, tile: Tile, architecture: int) -> list[
 
 
 def dry_run(found: Mapping[tuple[str, str], Sequence[Workload]], architecture: int, workers: int) -> int:
-    """Print what tuning would try for some cases; 1 when one of them has nothing to try, else 0."""
+    """Print what tuning would try for some cases; 1 when one of them has nothing to try, else 0.
+
+    A tile is compiled for each op that takes it, and refused where one of them refuses it.
+    """
     total: Counter[str] = Counter()
     empty = []
     with Workers(workers) as pool:
         for (key, case), same in found.items():
             tried = tune.candidates(same[0], architecture)
-            answers = list(pool.map(refused, [(key, case, tile, architecture) for tile in tried]))
-            reasons = [[answer] if isinstance(answer, str) else answer for answer in answers]
+            ops = list(tune.by_op(same))
+            jobs = [(op, key, case, tile, architecture) for tile in tried for op in ops]
+            reasons: list[list[str]] = [[] for _ in tried]
+            for at, answer in enumerate(pool.map(refused, jobs)):
+                told = [answer] if isinstance(answer, str) else answer
+                reasons[at // len(ops)] += [reason for reason in told if reason not in reasons[at // len(ops)]]
             left = reasons.count([])
             total.update(tiles=len(tried), left=left)
             if not left:

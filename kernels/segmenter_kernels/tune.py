@@ -81,6 +81,14 @@ def cases(ops: Iterable[str]) -> dict[tuple[str, str], list[Workload]]:
     return found
 
 
+def by_op(same: Iterable[Workload]) -> dict[str, Workload]:
+    """The first workload of each op in a case: other ops compile other kernels from the same tile."""
+    found: dict[str, Workload] = {}
+    for workload in same:
+        found.setdefault(workload.op, workload)
+    return found
+
+
 def ranked(times: Mapping[int, Sequence[float]]) -> list[int]:
     """Candidates from best to worst by their times, one a workload."""
     best = [min(column) for column in zip(*times.values(), strict=True)]
@@ -116,20 +124,23 @@ def candidates(workload: Workload, architecture: int, device: torch.device | Non
     return [committed, *(tile for tile in _CANDIDATES[workload.key](architecture, workload) if tile != committed)]
 
 
-def _compiles(job: tuple[str, str, Tile]) -> tuple[str | None, bool]:
+def _compiles(job: tuple[tuple[str, ...], str, str, Tile]) -> tuple[str | None, bool]:
     """In a process of its own: fills Triton's cache, and what crashes there leaves the timing process whole.
 
     Returns why the tile cannot be used, and whether its process still can: CUDA never recovers from an illegal access.
     """
-    key, case, tile = job
-    reason = why_not(_first(key, case)[0], tile, *_first(key, case)[1:])
-    return reason, reason is None or workers.unspoiled()
+    ops, key, case, tile = job
+    for op in ops:
+        workload, arguments, judge = _first(op, key, case)
+        if reason := why_not(workload, tile, arguments, judge):
+            return reason, workers.unspoiled()
+    return None, True
 
 
 @cache
-def _first(key: str, case: str) -> tuple[Workload, tuple[Any, ...], Judge]:
-    """The first workload of a case with its arguments; the truth takes longer than a launch, so it is kept."""
-    first = cases(OPS)[key, case][0]
+def _first(op: str, key: str, case: str) -> tuple[Workload, tuple[Any, ...], Judge]:
+    """An op's first workload of a case with its arguments; the truth takes longer than a launch, so it is kept."""
+    first = cases([op])[key, case][0]
     arguments = first.arguments(torch.device("cuda"))
     return first, arguments, Judge(first, arguments)
 
@@ -139,7 +150,7 @@ def tune(key: str, case: str, same: Sequence[Workload], pool: Workers) -> tuple[
     device = torch.device("cuda")
     tried = candidates(same[0], tiles.architecture_of(device), device)
     print(f"{key} {case}: trying {len(tried)} tiles", file=sys.stderr, flush=True)
-    reasons = list(pool.map(_compiles, [(key, case, tile) for tile in tried]))
+    reasons = list(pool.map(_compiles, [(tuple(by_op(same)), key, case, tile) for tile in tried]))
     left = [index for index, reason in enumerate(reasons) if reason is None]
     data = [_timed(workload, device) for workload in same]
     times: dict[int, list[float]] = {}

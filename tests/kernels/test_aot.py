@@ -61,6 +61,7 @@ GOOD = Compiled(
     instructions={"HGMMA": 3, "LDGSTS": 8},
     warnings=(),
     overwritten=(),
+    not_followed="",
     specialisation=SPECIALISATION,
 )
 
@@ -120,6 +121,7 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
         ({"threads": 64}, "64 threads, asked for 128"),
         ({"warnings": ("C7515: serialised",)}, "ptxas: C7515: serialised"),
         ({"overwritten": ("%patch",)}, "%patch: overwritten while a product still reads it"),
+        ({"not_followed": "scf.while"}, "cannot be followed: scf.while"),
         ({"instructions": {"HMMA": 3, "LDGSTS": 8}}, "no tensor-core instruction"),
         ({"instructions": {"HGMMA": 3}}, "no asynchronous copy (LDGSTS)"),
         (

@@ -1,8 +1,14 @@
 """The dry run of tuning: what it compiles, what it refuses, and what it says; in processes that compile."""
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from segmenter_kernels import checks, tune
+from segmenter_kernels import checks, dry_run, tune
+from segmenter_kernels.tiles import Tile
+from segmenter_kernels.workload import Workload
 from tests.kernels.test_aot import python, script
 
 
@@ -36,6 +42,45 @@ def test_it_counts_what_there_is_and_what_is_worth_a_gpus_time() -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == f"quantize 256: {tried} tiles, {tried} worth a GPU's time"
     assert lines[-1] == f"sm_90: {tried} tiles of 1 cases, {tried} worth a GPU's time"
+
+
+class AtOnce:
+    """`Workers` without processes."""
+
+    def __init__(self, count: int) -> None:
+        pass
+
+    def map(self, function: Callable[[Any], tuple[Any, bool]], jobs: list[Any]) -> list[Any]:
+        return [function(job)[0] for job in jobs]
+
+    def __enter__(self) -> "AtOnce":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("refusing", ["layernorm", "layernorm_quantize"])
+def test_a_tile_is_refused_where_one_of_the_ops_that_take_it_refuses_it(
+    refusing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = tune.cases(["layernorm", "layernorm_quantize"])
+    case = ("add_layernorm", "256")
+    tried = tune.candidates(cases[case][0], 90)
+    compiled: list[str] = []
+
+    def in_vain(workload: Workload, tile: Tile, architecture: int) -> list[str]:
+        compiled.append(workload.op)
+        return ["spilt"] if tile == tried[1] and workload.op == refusing else []
+
+    monkeypatch.setattr(dry_run, "compiled_in_vain", in_vain)
+    monkeypatch.setattr(dry_run, "Workers", AtOnce)
+    assert dry_run.dry_run({case: cases[case]}, 90, 1) == 0
+    assert compiled == ["layernorm", "layernorm_quantize"] * len(tried)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"add_layernorm 256: {len(tried)} tiles, {len(tried) - 1} worth a GPU's time"
+    assert lines[1] == f"  not {json.dumps(dict(tried[1]))}: spilt"
+    assert len(lines) == 3
 
 
 @pytest.mark.skipif(not checks.INTERPRETED, reason="this process compiles kernels for its GPU")

@@ -134,8 +134,8 @@ def test_a_process_knows_that_it_is_spoiled(
 ) -> None:
     made: list[str] = []
 
-    def first(key: str, case: str) -> tuple[Workload, tuple[()], None]:
-        made.append(f"{key} {case}")
+    def first(op: str, key: str, case: str) -> tuple[Workload, tuple[()], None]:
+        made.append(f"{op}: {key} {case}")
         return SMALL["add_layernorm"], (), None
 
     def synchronize() -> None:
@@ -145,8 +145,24 @@ def test_a_process_knows_that_it_is_spoiled(
     monkeypatch.setattr(tune, "_first", first)
     monkeypatch.setattr(tune, "why_not", lambda *_: "wrong")
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    assert tune._compiles(("add_layernorm", "64", {})) == ("wrong", usable)
-    assert set(made) == {"add_layernorm 64"}
+    assert tune._compiles((("layernorm",), "add_layernorm", "64", {})) == ("wrong", usable)
+    assert made == ["layernorm: add_layernorm 64"]
+
+
+def test_a_tile_is_tried_with_every_op_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = tune.cases(["layernorm", "layernorm_quantize"])["add_layernorm", "256"]
+    ops = tuple(tune.by_op(same))
+    assert ops == ("layernorm", "layernorm_quantize")
+    monkeypatch.setattr(Workload, "arguments", lambda self, device: ())
+    monkeypatch.setattr(tune, "Judge", lambda workload, arguments: None)
+    monkeypatch.setattr(tune.workers, "unspoiled", lambda: True)
+    tune._first.cache_clear()
+    for wrong in ops:
+        monkeypatch.setattr(tune, "why_not", lambda workload, *_, op=wrong: "wrong" if workload.op == op else None)
+        assert tune._compiles((ops, "add_layernorm", "256", {})) == ("wrong", True)
+    monkeypatch.setattr(tune, "why_not", lambda *_: None)
+    assert tune._compiles((ops, "add_layernorm", "256", {})) == (None, True)
+    tune._first.cache_clear()
 
 
 def test_a_job_without_an_answer_loses_its_process_alone() -> None:
