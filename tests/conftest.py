@@ -89,6 +89,16 @@ def cpp_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "cpp", build)
 
 
+@pytest.fixture(scope="module")
+def backend_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stand-in for TensorRT's backend; each module's own, as the stand-in counts what is alive."""
+    from tests.trt_backend import compile_backend
+
+    folder = tmp_path_factory.mktemp("backend")
+    compile_backend(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def ranged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Graphs of the same network for a range of sizes, once for all tests: to be read, not changed."""

@@ -10,30 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trt_backend import H, W, compile_backend, write_plan
+from tests.trt_backend import H, W, write_plan
 
 segmenter_trt = pytest.importorskip("segmenter_trt", reason="segmenter_trt is not compiled; run pip install .")
 
 IMAGE = np.zeros((H, W, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fake")
-    compile_backend(folder)
-    return folder
+@pytest.fixture
+def plan(backend_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(backend_folder))
+    return write_plan(backend_folder)
 
 
 @pytest.fixture
-def plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(folder))
-    return write_plan(folder)
-
-
-@pytest.fixture
-def alive(folder: Path) -> Iterator[Any]:
+def alive(backend_folder: Path) -> Iterator[Any]:
     """Numbers of engines and sessions that the runtime holds, which are none after a test too."""
-    runtime = ctypes.CDLL(str(folder / "libsegmenter_trt_tensorrt.so"))
+    runtime = ctypes.CDLL(str(backend_folder / "libsegmenter_trt_tensorrt.so"))
     yield lambda: (runtime.red_backends(), runtime.red_runners())
     assert (runtime.red_backends(), runtime.red_runners()) == (0, 0)
 

@@ -11,24 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trt_backend import H, W, compile_backend, write_plan
+from tests.trt_backend import H, W, write_plan
 
 segmenter_trt = pytest.importorskip("segmenter_trt", reason="segmenter_trt is not compiled; run pip install .")
 
 CUDA = 2  # as DLPack numbers devices
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fake")
-    compile_backend(folder)
-    return folder
-
-
 @pytest.fixture
-def session(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(folder))
-    return segmenter_trt.Session(segmenter_trt.Engine(write_plan(folder)))
+def session(backend_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(backend_folder))
+    return segmenter_trt.Session(segmenter_trt.Engine(write_plan(backend_folder)))
 
 
 @pytest.fixture
@@ -189,9 +182,11 @@ def test_labels_only_engines_give_no_masks(session: Any, images: np.ndarray) -> 
             call(images)
 
 
-def test_freeing_a_session_leaves_the_interpreter_to_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(folder))
-    sessions = [segmenter_trt.Session(segmenter_trt.Engine(write_plan(folder)))]
+def test_freeing_a_session_leaves_the_interpreter_to_others(
+    backend_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(backend_folder))
+    sessions = [segmenter_trt.Session(segmenter_trt.Engine(write_plan(backend_folder)))]
     slow = np.zeros((H, W, 3), np.uint8)
     slow[0, 0, 1] = 50  # half a second
     sessions[0].run(slow)
