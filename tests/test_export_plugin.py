@@ -62,7 +62,9 @@ class SegmenterUpsampleArgmax(OpRun):
 
     def _run(self, masks: np.ndarray, size: Any = None, crop: Any = None) -> tuple[np.ndarray]:
         (classes_last,) = tensors(masks)
-        labels = reference.upsample_argmax(classes_last.permute(0, 3, 1, 2), tuple(size), tuple(crop))
+        sides = [side if side > 0 else -side * grid for side, grid in zip(size, masks.shape[1:3], strict=True)]
+        kept = [side if part < 0 else part for side, part in zip(sides, crop, strict=True)]
+        labels = reference.upsample_argmax(classes_last.permute(0, 3, 1, 2), tuple(sides), tuple(kept))
         return (labels.int().numpy(),)
 
 
@@ -132,6 +134,32 @@ def test_the_graph_computes_what_the_network_does(network: Segmenter, graph: Pat
     assert labels.dtype == np.uint8
     assert len(np.unique(wanted)) > 1
     assert (labels != wanted).mean() <= 1e-3
+
+
+def test_a_graph_between_sizes_computes_what_the_network_does(network: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    spans = {"height": (32, 64, 96), "width": (40, 80, 120)}
+    export(network, path, **spans, outputs=("labels", "masks", "logits"), lowering="plugin")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    manifest = read_manifest(path)
+    assert {"height": manifest.height, "width": manifest.width} == spans
+    (labels,) = nodes_of(model, "SegmenterUpsampleArgmax")
+    assert attributes(labels) == {"size": [-16, -16], "crop": [-1, -1]}
+    # TensorRT has uint8 for inputs and outputs alone: labels are cut while they are int32
+    (last,) = (node for node in model.graph.node if "labels" in node.output)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    assert (last.op_type, makers[last.input[0]].op_type) == ("Cast", "Slice")
+    evaluator = ReferenceEvaluator(str(path), new_ops=NODES)
+    for B, H, W in ((1, 32, 40), (2, 57, 73), (1, 96, 80), (1, 96, 120)):
+        images = torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(H))
+        found, masks, logits = evaluator.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(masks, network.masks(images).numpy(), rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(logits, network(images).numpy(), rtol=1e-3, atol=1e-4)
+            wanted = network.labels(images).numpy()
+        assert (found.dtype, found.shape) == (np.dtype(np.uint8), (B, H, W))
+        assert (found != wanted).mean() <= 1e-3
 
 
 def test_rotary_positions_are_standard_nodes_before_attention(tmp_path: Path) -> None:

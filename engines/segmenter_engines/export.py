@@ -22,7 +22,7 @@ from segmenter.errors import EngineError
 from segmenter.files import require_writable, sha256
 from segmenter.model import Segmenter
 from segmenter.option import ANY_CHECKPOINT
-from segmenter_engines.graph import OUTPUTS, Graph, Span, is_range
+from segmenter_engines.graph import OUTPUTS, Graph, Span
 from segmenter_engines.graph_file import write_graph
 from segmenter_engines.manifest import (
     NORMALIZED,
@@ -69,7 +69,7 @@ def export(
     outputs: `labels` uint8 [B, H, W] (int16 when K > 256) and `masks` float32 [B, K, h, w] on the patch grid are always
     among them; `logits` float32 [B, K, H, W] and `confidence` float32 [B, H, W], the softmax probability of the winning
     class, when asked. precision: type of weights and activations; inputs and outputs stay as above.
-    lowering: see the module; `plugin` needs the package triton, and a fixed size.
+    lowering: see the module; `plugin` needs the package triton.
     Raises CheckpointError for the checkpoint, EngineError, naming it, for what cannot be exported,
     OSError naming `out` where no file can be put there.
     """
@@ -97,14 +97,9 @@ def export(
     heights = _span("height", trained[0] if height is None else height, P, MAX_SIDE, sides)
     widths = _span("width", trained[1] if width is None else width, P, MAX_SIDE, sides)
     batches = _span("batch", batch, 1, MAX_BATCH, "wanted at least 1")
-    if lowering == "plugin" and (is_range(heights) or is_range(widths)):
-        raise EngineError(
-            "lowering plugin with a range of sizes: SegmenterUpsampleArgmax holds its size as a constant; pass one"
-            " --height and --width, or take --lowering native"
-        )
     model.eval().fold_layer_scale()
     preprocess = config.preprocess if input == PIXELS else None
-    module = Graph(model, FLOATS[precision], outputs, heights, widths, preprocess)
+    module = Graph(model, FLOATS[precision], outputs, heights, widths, preprocess, scaled=lowering == "plugin")
     graph = trace(module, batches, heights, widths, table)
     manifest = Manifest(
         artifact=out.name,

@@ -29,7 +29,8 @@ class Graph(nn.Module):
     """Images to `outputs`: labels, class masks, logits, and the winning class's probability.
 
     Images are normalised float32 [B, 3, H, W], or uint8 [B, H, W, 3] where `preprocess` is given. height, width: what
-    the graph takes. The network computes in `dtype`; its LayerScale must be folded.
+    the graph takes. The network computes in `dtype`; its LayerScale must be folded. scaled: between sizes, the op that
+    makes labels is told how many times the grid, and not how large, as `segmenter_kernels.library` has it.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Graph(nn.Module):
         height: Span,
         width: Span,
         preprocess: Preprocess | None = None,
+        scaled: bool = False,
     ) -> None:
         super().__init__()
+        self.scaled = scaled
         self.ranged, learnt = is_range(height) or is_range(width), model.encoder.pos_embed is not None
         self.position = Positions(model.encoder, height, width, dtype) if self.ranged and learnt else None
         self.model, self.dtype, self.outputs = model.to(dtype), dtype, outputs
@@ -54,7 +57,11 @@ class Graph(nn.Module):
         h, w = (H + P - 1) // P, (W + P - 1) // P
         padded = h * P, w * P
         masks = self._masks(x.to(self.dtype), (h, w))
-        results = {"masks": masks.float(), "labels": self.model.ops.upsample_argmax(masks, padded, (H, W))}
+        if self.ranged and self.scaled:
+            labels = self.model.ops.upsample_argmax(masks, (-P, -P))[:, :H, :W]
+        else:
+            labels = self.model.ops.upsample_argmax(masks, padded, (H, W))
+        results = {"masks": masks.float(), "labels": labels}
         if "logits" in self.outputs or "confidence" in self.outputs:
             upsampled = F.interpolate(masks, padded, mode="bilinear", align_corners=False)
             logits = results["logits"] = upsampled[..., :H, :W].float()

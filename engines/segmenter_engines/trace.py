@@ -60,10 +60,38 @@ def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translat
         if program is None:
             raise EngineError("torch.onnx.export gave no program; report this with the checkpoint's config.json")
         graph = onnxslim.slim(program.model_proto, skip_fusion_patterns=KEPT_APART)
+    _cut_before_cast(graph.graph)
     name_weights(graph.graph, module)
     _name_sizes(graph.graph, spans)
     _describe(graph, module.model.config, PIXELS if pixels else NORMALIZED)
     return graph
+
+
+def _cut_before_cast(graph: onnx.GraphProto) -> None:
+    """Cut labels of a graph between sizes while they are int32: TensorRT has uint8 for inputs and outputs alone."""
+    makers = {name: node for node in graph.node for name in node.output}
+    for cast in [node for node in graph.node if node.op_type == "Cast"]:
+        maker = makers.get(cast.input[0])
+        if maker is None or maker.op_type != "SegmenterUpsampleArgmax":
+            continue
+        cuts: list[onnx.NodeProto] = []
+        name = cast.output[0]
+        while len(users := [node for node in graph.node if name in node.input]) == 1 and users[0].op_type == "Slice":
+            cuts.append(users[0])
+            name = users[0].output[0]
+        if not cuts:
+            continue
+        cuts[0].input[0], cuts[-1].output[0] = cast.input[0], f"{name}_{cast.input[0]}"
+        after = onnx.NodeProto()
+        after.CopyFrom(cast)
+        after.input[0], after.output[0] = cuts[-1].output[0], name
+        graph.node.insert(list(graph.node).index(cuts[-1]) + 1, after)
+        graph.node.remove(cast)
+        # their type changed
+        stale = {cast.output[0], *(cut.output[0] for cut in cuts)}
+        kept = [info for info in graph.value_info if info.name not in stale]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
 
 
 def _name_sizes(graph: onnx.GraphProto, spans: Mapping[str, Span]) -> None:

@@ -19,15 +19,18 @@ from segmenter_kernels import checks, reference
 NAMESPACE = "segmenter"
 
 
-def _operator(name: str, schema: str, fake: Callable[..., Any]) -> Any:
+def _operator(
+    name: str, schema: str, fake: Callable[..., Any], given: Callable[..., tuple[Any, ...]] = lambda *given: given
+) -> Any:
+    """given: what the kernels take, from what the operator takes."""
     plain = getattr(reference, name)
 
     def on_cpu(*arguments: Any) -> Any:
-        outputs = plain(*arguments)
+        outputs = plain(*given(*arguments))
         return outputs.contiguous() if isinstance(outputs, Tensor) else tuple(x.contiguous() for x in outputs)
 
     def on_gpu(*arguments: Any) -> Any:
-        return getattr(segmenter_kernels, name)(*arguments)
+        return getattr(segmenter_kernels, name)(*given(*arguments))
 
     operator: Any = torch.library.custom_op(
         f"{NAMESPACE}::{name}", on_cpu, mutates_args=(), device_types="cpu", schema=schema
@@ -48,8 +51,14 @@ def _fake_patch_embed(image: Tensor, weight: Tensor, bias: Tensor, position: Ten
     return image.new_empty(image.shape[0], count, weight.shape[0])
 
 
+def _sized(masks: Tensor, size: Sequence[int], crop: Sequence[int] | None) -> tuple[Any, ...]:
+    """Where a side is negative, -s, it is s times the grid's."""
+    sides = tuple(side if side > 0 else -side * grid for side, grid in zip(size, masks.shape[2:], strict=True))
+    return masks, sides, None if crop is None else tuple(crop)
+
+
 def _fake_upsample_argmax(masks: Tensor, size: Sequence[int], crop: Sequence[int] | None) -> Tensor:
-    H, W = size if crop is None else crop
+    H, W = _sized(masks, size, crop)[1] if crop is None else crop
     return masks.new_empty(masks.shape[0], H, W, dtype=reference.label_dtype(masks))
 
 
@@ -95,7 +104,7 @@ _mask_scores = _operator(
     lambda patches, classes, weight, bias, eps: patches.new_empty(*patches.shape[:2], classes.shape[1]),
 )
 _upsample_argmax = _operator(
-    "upsample_argmax", "(Tensor masks, SymInt[] size, SymInt[]? crop) -> Tensor", _fake_upsample_argmax
+    "upsample_argmax", "(Tensor masks, SymInt[] size, SymInt[]? crop) -> Tensor", _fake_upsample_argmax, _sized
 )
 
 
@@ -233,6 +242,7 @@ def mask_scores(patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, 
 def upsample_argmax(masks: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None) -> Tensor:
     """Class masks [B, K, h, w] to labels [B, H, W] or [B, H', W']: uint8, or int16 when K > 256.
 
+    size: (H, W); a negative -s stands for s times the grid's side, so that a graph between sizes has a constant.
     Raises ValueError where a gradient is needed.
     """
     checks.inference_only("upsample_argmax", masks=masks)

@@ -115,7 +115,8 @@ def _mask_scores(patches: Any, classes: Any, weight: Any, bias: Any, eps: float)
 
 
 def _upsample_argmax(masks: Any, size: Sequence[int], crop: Sequence[int] | None = None) -> Any:
-    labels = UPSAMPLE_ARGMAX(_classes_last(masks), size=size, crop=crop or size)
+    whole = [-1 if side < 0 else side for side in size]
+    labels = UPSAMPLE_ARGMAX(_classes_last(masks), size=size, crop=crop or whole)
     return standard.Cast(labels, to=onnx.TensorProto.UINT8 if masks.shape[1] <= 256 else onnx.TensorProto.INT16)
 
 

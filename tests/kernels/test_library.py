@@ -56,6 +56,14 @@ def test_many_classes_are_labelled_in_16_bits() -> None:
     assert torch.equal(labels, ops.upsample_argmax(masks, (4, 6)))
 
 
+def test_labels_may_be_asked_for_by_how_many_times_the_grid() -> None:
+    (masks,) = inputs((1, 5, 2, 3), dtype=torch.float32)
+    assert torch.equal(library.upsample_argmax(masks, (-4, -3)), ops.upsample_argmax(masks, (8, 9)))
+    assert torch.equal(library.upsample_argmax(masks, (-4, 7), (5, 7)), ops.upsample_argmax(masks, (8, 7), (5, 7)))
+    with torch._subclasses.FakeTensorMode() as mode:
+        assert library.upsample_argmax(mode.from_tensor(masks), (-4, 7)).shape == (1, 8, 7)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [name for name in ops.NAMES if name != "upsample_argmax"])
 def test_operators_agree_with_float64(name: str, dtype: torch.dtype) -> None:

@@ -59,6 +59,18 @@ def test_a_plan_of_a_small_network(library: Path, tmp_path: Path, precision: str
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_plan_for_a_range_of_sizes(library: Path, tmp_path: Path, precision: str) -> None:
+    graph, spans = tmp_path / "model.onnx", {"height": (32, 64, 96), "width": (40, 80, 120)}
+    export(small_network(heads=1), graph, **spans, precision=precision, lowering="plugin")
+    report = built(graph, tmp_path / "model.plan", library, "--batch", "1", "2", "4")
+    assert report.plugins.total() == 6
+    (labels,) = (tensor for layer in report.layers for tensor in layer.outputs if tensor.name == "labels")
+    assert (labels.type, labels.shape) == ("uint8", (-1, -1, -1))
+    manifest = read_manifest(tmp_path / "model.plan")
+    assert {"height": manifest.height, "width": manifest.width} == spans
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["Seg-Ti-Mask/16", "Seg-S-Mask/16"])
 def test_plans_of_the_papers_networks(library: Path, tmp_path: Path, name: str, precision: str) -> None:
     graph = tmp_path / "model.onnx"
