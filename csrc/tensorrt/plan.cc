@@ -159,8 +159,8 @@ void Plan::require_device(const Manifest& manifest, const std::string& artifact)
   if (std::any_of(wanted.begin(), wanted.end(), [&](const std::string& one) { return holds(one, capability); })) return;
   const std::string here = std::to_string(capability.first) + "." + std::to_string(capability.second);
   throw ArtifactError(artifact + ": built for GPUs of compute capability " + joined(wanted) + ", " + device_name_ +
-                      " has " + here + "; run it on one of those, or build its graph with --gpus " + here +
-                      " or, for GPUs that TensorRT-RTX does not know, with --engine tensorrt");
+                      " has " + here + "; run it on one of those, or " + rebuild_advice(manifest, artifact) +
+                      ", with --gpus " + here + ", or --engine tensorrt where TensorRT-RTX does not know such GPUs");
 }
 
 void Plan::load_plugins(const BackendRequest& request) {

@@ -70,8 +70,8 @@ def check_plan(
     if device_capability is not None and not runs_on(manifest.compute_capabilities, device_capability):
         wanted, here = " or ".join(manifest.compute_capabilities), ".".join(map(str, device_capability))
         raise EngineError(
-            f"{path}: built for GPUs of compute capability {wanted}, {gpu} has {here}; run it on one of those, or build"
-            f" its graph with --gpus {here} or, for GPUs that TensorRT-RTX does not know, with --engine tensorrt"
+            f"{path}: built for GPUs of compute capability {wanted}, {gpu} has {here}; run it on one of those, or"
+            f" {again}, with --gpus {here}, or --engine tensorrt where TensorRT-RTX does not know such GPUs"
         )
     _check_plugins(path, manifest, plugins, again)
     return plan
