@@ -171,8 +171,9 @@ def _rounds(
     After each round: the share of the cores others took so far, if known, and what the rounds so far are summed up by.
     """
     running = {one.entry.name: one for one in contestants if one.failure is None}
-    readings: list[list[float]] = []
-    last = steady(gauge) if gauge else None
+    readings: list[float] = []  # before the first turn and after each; none where nobody knows
+    if gauge and (first := steady(gauge)) is not None:
+        readings.append(first)
 
     def turn(one: Contestant) -> Burst:
         if one.failure is None:
@@ -183,28 +184,27 @@ def _rounds(
         return Burst([], 0.0)
 
     def settle() -> None:
-        nonlocal last
         time.sleep(SETTLE_SECONDS)
-        if gauge and last is not None:
-            last = steady(gauge, last)
-            if last is None:  # from now on nobody knows
-                readings[:] = [[] for _ in readings]
+        if gauge and readings:
+            now = steady(gauge, readings[-1])
+            if now is None:
+                readings.clear()
             else:
-                readings[-1].append(last)
+                readings.append(now)
 
     def spent() -> float:
         return sum(process_seconds(one.worker.pid) for one in contestants)
 
     neighbours = Neighbours(spent)
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
-    readings.append([] if last is None else [last])
-    for given in each_round(turns, MORE_ROUNDS * pace.rounds, settle):
+    for done, given in enumerate(each_round(turns, MORE_ROUNDS * pace.rounds, settle), 1):
         for name, bursts in given.items():
             running[name].bursts = bursts
-        yield neighbours.share(), counted(readings, pace.rounds)
-        if over(readings, pace.rounds) or (last is None and len(readings) >= pace.rounds):
+        # a round's begin with what the one before ended with
+        of_rounds = [readings[index * len(turns) : (index + 1) * len(turns) + 1] for index in range(done)]
+        yield neighbours.share(), counted(of_rounds, pace.rounds)
+        if over(of_rounds, pace.rounds) or (not readings and done >= pace.rounds):
             return
-        readings.append([] if last is None else [last])
 
 
 def _row(

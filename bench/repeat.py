@@ -25,7 +25,7 @@ from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.placement import comparable, settled
 from segmenter_bench.runs import read_run, require_writable, wide_console
-from segmenter_bench.sections import speedup
+from segmenter_bench.sections import counted_rounds, speedup
 
 Key = tuple[str, str, int, str]  # network, engine, batch, region
 
@@ -102,7 +102,7 @@ def ratios(folder: Path) -> dict[Key, list[Measured]]:
             found[key] = []
             # placements are of whole rounds, so both have the same, but for one that failed
             for ours, reference_row in zip(settled(row), settled(theirs), strict=False):
-                value = speedup(ours, reference_row, len(ours.get("rounds_ms") or ()))
+                value = speedup(ours, reference_row, counted_rounds(ours, run["settings"]["rounds"]))
                 if value is not None:
                     busy = row.get("others_busy") or 0.0
                     found[key].append(Measured(value, ours.get("core_to_core_ns"), busy))

@@ -131,7 +131,7 @@ class Section:
                 continue
             against = reference_of(run)
             reference = next((one for one in run["rows"] if _place(one) == (against, batch, region)), None)
-            rounds = len(row.get("rounds_ms") or ()) or rounds_of(run)
+            rounds = counted_rounds(row, rounds_of(run))
             lines.append(Line(name, batch, row, accuracy.get(name), reference, rounds, against))
         return lines
 
@@ -192,6 +192,11 @@ def rounds_of(run: dict[str, Any]) -> int:
     """
     planned = int(run["settings"].get("rounds", 0))
     return min([planned, *(len(row["rounds_ms"]) for row in run["rows"] if row.get("rounds_ms"))])
+
+
+def counted_rounds(row: Row, planned: int) -> int:
+    """Rounds that the figures of a throughput row are of; `planned` for a row that does not hold them."""
+    return len(row.get("rounds_ms") or ()) or planned
 
 
 def times_head(lines: Iterable[Line]) -> str:

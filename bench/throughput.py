@@ -36,7 +36,7 @@ from segmenter_bench.runs import (
     wide_console,
     write_run,
 )
-from segmenter_bench.sections import speedup
+from segmenter_bench.sections import counted_rounds, speedup
 from segmenter_bench.sheets import number, quantity
 from segmenter_bench.timing import IN_PROCESSES
 from segmenter_engines.folder import CHECKPOINT
@@ -202,8 +202,8 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, planned: int) -> Tabl
         cells = ["-"] * (6 + len(ratios))
         if timing is not None:
             cells = [quantity(timing[key], 4) for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
-            rounds = len(row.get("rounds_ms") or ()) or planned
-            cells.append(number(speedup(row, references.get(row["batch"]), rounds), ".2f"))
+            counted = counted_rounds(row, planned)
+            cells.append(number(speedup(row, references.get(row["batch"]), counted), ".2f"))
             cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []
             extra = row["extra_memory_bytes"]
             cells += [f"{row['memory_bytes'] / 1e6:.0f}", number(None if extra is None else extra / 1e6, ".0f")]
