@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from segmenter.checkpoint import load_model, save_model
-from segmenter.config import IMAGENET
-from segmenter.datasets import Sample, open_dataset
+from segmenter.config import IMAGENET, VARIANTS, variant
+from segmenter.datasets import Sample, SegmentationDataset, open_dataset
 from segmenter.datasets.fitted import Fitted
 from segmenter.errors import EngineError, Unavailable
 from segmenter.model import Segmenter
@@ -22,37 +22,52 @@ from segmenter_engines import Session, open_session
 from segmenter_engines.limits import LIMITS
 from segmenter_engines.sessions import triton as module
 from segmenter_kernels.checks import INTERPRETED
+from tests.kernels.conftest import DEVICE
 from tests.networks import rotary_network, small_config, small_network
 
 SIZE = (96, 128)
 TRAINING_STEPS = 60
+PAPER_SIZE = (256, 256)  # of the paper's networks here: time for all of them, patches of 32 for the coarsest
+PAPER_STEPS = 150
 
 
-@pytest.fixture(scope="module")
-def validation(shared: Path) -> list[Sample]:
-    samples = Fitted(open_dataset("camvid", shared / "data" / "camvid", "val"), SIZE)
+def camvid(shared: Path, split: str) -> SegmentationDataset:
+    return open_dataset("camvid", shared / "data" / "camvid", split)
+
+
+def fit(network: Segmenter, shared: Path, rate: float, steps: int, device: str = "cpu") -> Segmenter:
+    """Train for seconds: labels of random weights are near ties, and then 16 bits decide nothing."""
+    dataset, config = camvid(shared, "train"), network.config
+    samples = [Fitted(dataset, config.encoder.image_size)[index] for index in range(0, 64, 8)]
+    images = normalize(np.stack([sample.image for sample in samples]), config.preprocess).to(device)
+    truth = torch.from_numpy(np.stack([sample.labels for sample in samples]).astype(np.int64)).to(device)
+    optimizer = torch.optim.AdamW(network.to(device).parameters(), rate)
+    for _ in range(steps):
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            loss = F.cross_entropy(network(images).float(), truth, ignore_index=dataset.ignore)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def real_images(shared: Path, size: tuple[int, int]) -> list[Sample]:
+    samples = Fitted(camvid(shared, "val"), size)
     return [samples[index] for index in range(0, 9, 3)]
 
 
 @pytest.fixture(scope="module")
+def validation(shared: Path) -> list[Sample]:
+    return real_images(shared, SIZE)
+
+
+@pytest.fixture(scope="module")
 def checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained for seconds: labels of random weights are near ties, and then 16 bits decide nothing."""
-    dataset = open_dataset("camvid", shared / "data" / "camvid", "train")
-    samples = [Fitted(dataset, SIZE)[index] for index in range(0, 64, 8)]
     torch.manual_seed(0)
-    config = small_config(classes=dataset.classes, image_size=SIZE, drop_path=0.0, distilled=True)
-    config = replace(config, preprocess=IMAGENET)
-    network = Segmenter(config)
-    images = normalize(np.stack([sample.image for sample in samples]), config.preprocess)
-    truth = torch.from_numpy(np.stack([sample.labels for sample in samples]).astype(np.int64))
-    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
-    for _ in range(TRAINING_STEPS):
-        loss = F.cross_entropy(network(images), truth, ignore_index=dataset.ignore)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    classes = camvid(shared, "train").classes
+    config = small_config(classes=classes, image_size=SIZE, drop_path=0.0, distilled=True)
     folder = tmp_path_factory.mktemp("trained")
-    save_model(network, folder)
+    save_model(fit(Segmenter(replace(config, preprocess=IMAGENET)), shared, 3e-3, TRAINING_STEPS), folder)
     return folder
 
 
@@ -78,6 +93,24 @@ def test_real_images_are_labelled_as_in_fp32(
         assert (labels == truth).mean() >= wanted
         # other batch sizes take other products
         assert (session(images[0]) != labels[0]).mean() <= LIMITS[precision].rows
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device: the interpreter would take days")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_network_of_the_paper_labels_real_images_as_in_fp32(shared: Path, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    network = Segmenter(variant(name, camvid(shared, "train").classes, image_size=PAPER_SIZE, drop_path=0.0))
+    fit(network, shared, 5e-4, PAPER_STEPS, DEVICE)
+    images = np.stack([sample.image for sample in real_images(shared, PAPER_SIZE)])
+    with torch.inference_mode():
+        truth = network.labels(normalize(images, network.config.preprocess).to(DEVICE)).cpu().numpy()
+    assert len(np.unique(truth)) > 2
+    save_model(network, tmp_path / "checkpoint")
+    with open_session(tmp_path / "checkpoint", "triton", threads=1) as session:
+        agreement = float((session(images) == truth).mean())
+    print(f"{name}: {agreement:.5f} of {truth.size} pixels, {len(np.unique(truth))} classes")
+    assert agreement >= 0.999
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
