@@ -3,8 +3,8 @@
 Softmax is online (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1), in base 2, in float32.
 Keys come in tiles of BLOCK_N, and what is left in steps of BLOCK_T; whole tiles are never masked. Query rows come in
 tiles of BLOCK_M; with SMALL a rest of at most BLOCK_T rows gets a small program of its own, the last of the grid, and
-without it a whole tile, which is faster where tiles are small. One machine code serves every N, though from LONG tokens
-on other tiles are faster.
+without it a whole tile, which is faster where tiles are small. One machine code serves every N, though for few, short
+and long sequences other tiles are faster.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from segmenter_kernels import checks, tiles
+from segmenter_kernels import checks, dependent, tiles
 from segmenter_kernels.attention_backward import gradients
 from segmenter_kernels.packed import HEAD_DIMS, LOG2_E, case, parts, piece
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
 
 OP = "attention"
-LONG = 2048  # tokens
+SHORT, LONG = 640, 1700  # tokens
+FEW = 264  # programs of 64 rows, two on each multiprocessor of an H100: then each may have more shared memory
+KINDS = ("", "_few", "_short", "_long")  # of 16-bit sequences, in the tile data
 _SOURCES = ("query", "query_rest", "keys", "keys_rest", "narrow", "narrow_rest")
 
 
@@ -134,8 +136,9 @@ def _program(
 def _from_pointers(
     qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    SMALL: tl.constexpr,
+    SMALL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    dependent.begin(EARLY)
     _program(
         qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
         D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, SMALL, False,
@@ -146,8 +149,9 @@ def _from_pointers(
 def _from_descriptors(
     query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    SMALL: tl.constexpr,
+    SMALL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    dependent.begin(EARLY)
     _program(
         query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
         D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, SMALL, True,
@@ -218,13 +222,17 @@ def _head_dim(qkv: Tensor, heads: int) -> int:
     return D
 
 
-def case_of(dtype: torch.dtype, D: int, N: int) -> str:
-    """The name in the tile data; float32, which is for checking, has one for all lengths."""
-    return case(dtype, D) + ("_long" if N >= LONG and dtype.itemsize == 2 else "")
+def case_of(dtype: torch.dtype, D: int, N: int, sequences: int) -> str:
+    """The name in the tile data of `sequences` (images times heads) of N tokens; float32, for checking, has but one."""
+    kind = "_long" if N >= LONG else "_short" if N <= SHORT else ""
+    if sequences * triton.cdiv(N, 64) <= FEW:
+        kind = "_few"
+    return case(dtype, D) + (kind if dtype.itemsize == 2 else "")
 
 
 def _tile(qkv: Tensor, D: int) -> Tile:
-    return tiles.of_device(OP, case_of(qkv.dtype, D, qkv.shape[1]), qkv.device)
+    B, N, width = qkv.shape
+    return tiles.of_device(OP, case_of(qkv.dtype, D, N, B * width // (3 * D)), qkv.device)
 
 
 def _with_sums(qkv: Tensor, A: int, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -270,6 +278,7 @@ def _run(qkv: Tensor, A: int, tile: Tile, lse: Tensor | None) -> Tensor:
         *(out, lse, N, A, tiles_a_head, B * A * tiles_a_head),
         **{"D": D, "D_REST": D_REST, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_T": BLOCK_T},
         SMALL=tile["SMALL"],
+        **dependent.options(qkv.device),
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
     )
@@ -282,14 +291,14 @@ def _descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), [N * width, width, 1], [1, rows, columns])
 
 
-def specialisations(architecture: int, N: int = 0) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture, one for each dtype and head dimension, with the tiles of N tokens.
+def specialisations(architecture: int, kind: str = "") -> Iterator[Specialisation]:
+    """The forms engines launch on an architecture, one for each dtype and head dimension, with the tiles of a kind.
 
-    Plugins launch those of the default, short ones, whatever N.
+    Plugins launch those of the default whatever they are given.
     """
     for dtype in DEPLOYED:
         for head_dim in HEAD_DIMS:
-            tile = tiles.of_architecture(OP, case_of(dtype, head_dim, N), architecture)
+            tile = tiles.of_architecture(OP, case(dtype, head_dim) + kind, architecture)
             D, D_REST = parts(head_dim)
             sizes = {name: tile[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_T")}
             sources, absent = {"qkv_ptr": f"*{TYPE_NAMES[dtype]}"}, {}
@@ -308,7 +317,10 @@ def specialisations(architecture: int, N: int = 0) -> Iterator[Specialisation]:
                     "out_ptr": f"*{TYPE_NAMES[dtype]}",
                     **dict.fromkeys(("N", "A", "tiles_a_head", "whole_tiles"), "i32"),
                 },
-                constants={**absent, "lse_ptr": None, "D": D, "D_REST": D_REST, **sizes, "SMALL": tile["SMALL"]},
+                constants={
+                    **{**absent, "lse_ptr": None, "D": D, "D_REST": D_REST, **sizes, "SMALL": tile["SMALL"]},
+                    **dependent.NOT_EARLY,
+                },
                 aligned=frozenset({"qkv_ptr", "out_ptr"} & {*sources, "out_ptr"}),
                 num_warps=tile["num_warps"],
                 num_stages=tile["num_stages"],

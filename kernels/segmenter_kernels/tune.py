@@ -47,7 +47,7 @@ def _eight_bit_candidates(architecture: int, workload: Workload) -> Iterator[Til
 
 _CANDIDATES: dict[str, Callable[[int, Workload], Iterable[Tile]]] = {
     "attention": lambda architecture, workload: attention_candidates(
-        architecture, workload.dtype, int(workload.case.removesuffix("_long").split("-")[1])
+        architecture, workload.dtype, int(workload.case.split("_")[0].split("-")[1])
     ),
     "patch_embed": lambda architecture, workload: patch_embed_candidates(architecture, workload.case),
     "add_layernorm": lambda architecture, workload: add_layernorm_candidates(architecture, workload.case),

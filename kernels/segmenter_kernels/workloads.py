@@ -39,7 +39,7 @@ def attention(B: int, N: int, A: int, D: int, dtype: torch.dtype) -> Workload:
         flops=4 * B * A * N * N * D,
         traffic_bytes=4 * B * N * A * D * dtype.itemsize,
         key="attention",
-        case=attention_case(dtype, D, N),
+        case=attention_case(dtype, D, N, B * A),
     )
 
 

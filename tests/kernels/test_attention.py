@@ -7,7 +7,7 @@ from torch import Tensor
 
 from segmenter import ops
 from segmenter_kernels import attention, attention_backward, tiles
-from segmenter_kernels.attention import LONG, candidates, case_of
+from segmenter_kernels.attention import FEW, KINDS, LONG, SHORT, candidates, case_of
 from segmenter_kernels.packed import HEAD_DIMS, case, parts
 from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge, judge_gradients, poisoned
@@ -16,8 +16,8 @@ NAN = float("nan")
 every_kind = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-def tile_of(dtype: torch.dtype, D: int, architecture: int, N: int = 1) -> tiles.Tile:
-    return tiles.of_architecture("attention", case_of(dtype, D, N), architecture)
+def tile_of(dtype: torch.dtype, D: int, architecture: int, kind: str = "") -> tiles.Tile:
+    return tiles.of_architecture("attention", case(dtype, D) + kind, architecture)
 
 
 def check(shape: tuple[int, int, int, int], dtype: torch.dtype, architecture: int) -> None:
@@ -190,9 +190,9 @@ def test_any_stride_along_an_axis_of_one_is_contiguous(architecture: int) -> Non
 @pytest.mark.parametrize("N", [1, 64, 133])
 @pytest.mark.parametrize("D", [64, 80])
 @every_kind
-def test_tiles_of_long_images_and_rests_of_their_own_or_none(architecture: int, D: int, N: int) -> None:
-    for small in (0, 1):
-        tile = {**tile_of(torch.float16, D, architecture, LONG), "SMALL": small}
+def test_tiles_of_every_kind_and_rests_of_their_own_or_none(architecture: int, D: int, N: int) -> None:
+    for kind, small in itertools.product(KINDS[1:], (0, 1)):
+        tile = {**tile_of(torch.float16, D, architecture, kind), "SMALL": small}
         judge(partial(attention, tile=tile), ops.attention, inputs((2, N, 3 * D), dtype=torch.float16), 1)
 
 
@@ -207,11 +207,25 @@ def test_two_parts_make_a_head(D: int) -> None:
     assert all(size & (size - 1) == 0 for size in parts(D))
 
 
+def test_few_short_and_long_sequences_have_tiles_of_their_own() -> None:
+    most = FEW // 2  # sequences of two programs each
+    assert [case_of(torch.float16, 64, 128, n) for n in (1, most, most + 1)] == [
+        "16-64_few",
+        "16-64_few",
+        "16-64_short",
+    ]
+    assert [case_of(torch.bfloat16, 80, N, 4096) for N in (SHORT, SHORT + 1, LONG - 1, LONG)] == [
+        *("16-80_short", "16-80", "16-80", "16-80_long"),
+    ]
+    assert case_of(torch.float32, 64, LONG, 4096) == case_of(torch.float32, 64, 1, 1) == "32-64"
+
+
 @pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
 def test_every_head_dimension_has_a_tile(architecture: int) -> None:
-    for dtype, D, N in itertools.product(DTYPES, HEAD_DIMS, (LONG - 1, LONG)):
-        assert case_of(dtype, D, N) == case(dtype, D) + ("_long" if N == LONG and dtype != torch.float32 else "")
-        tile = tile_of(dtype, D, architecture, N)
+    for dtype, D, kind in itertools.product(DTYPES, HEAD_DIMS, KINDS):
+        if kind and dtype == torch.float32:
+            continue
+        tile = tile_of(dtype, D, architecture, kind)
         # a rest of keys is taken in steps of BLOCK_T; a rest of queries is one tile of it
         assert tile["BLOCK_N"] % tile["BLOCK_T"] == 0
         assert tile["BLOCK_M"] % tile["BLOCK_T"] == 0
