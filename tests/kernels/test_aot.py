@@ -289,8 +289,8 @@ def test_attentions_tiles_of_every_kind_keep_their_budget() -> None:
         from segmenter_kernels.tiles import ARCHITECTURES
 
         for architecture, kind in product(ARCHITECTURES, KINDS[1:]):
-            for form in specialisations(architecture, kind):
-                if form.name.startswith("attention_fp16"):
+            for form, default in zip(specialisations(architecture, kind), specialisations(architecture)):
+                if form.name.startswith("attention_fp16") and form != default:
                     assert faults(compile_kernel(form, architecture)) == [], (architecture, kind, form.name)
         """
     )
