@@ -36,7 +36,10 @@ def _step(
     q, q_rest, x, x_rest, image, row, column, N, A, top, total, mixed, mixed_rest,
     D: tl.constexpr, D_REST: tl.constexpr, COLUMNS: tl.constexpr, INSIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Takes COLUMNS more keys into the running maximum, the sum and the mix of values."""
+    """Takes COLUMNS more keys into the running maximum, the sums and the mix of values.
+
+    `total` [rows, 8] sums every eighth key, which a thread does without the others; they meet once, at the end.
+    """
     SCALE: tl.constexpr = LOG2_E * (D + D_REST) ** -0.5
     C = A * (D + D_REST)
     k = piece(x, image, row, C + column, N, 3 * C, COLUMNS, D, INSIDE, DESCRIPTORS)
@@ -53,7 +56,7 @@ def _step(
     higher = tl.maximum(top, tl.max(scores, 1) * SCALE)
     p = tl.exp2(scores * SCALE - higher[:, None])
     rescale = tl.exp2(top - higher)
-    total = total * rescale + tl.sum(p, 1)
+    total = total * rescale[:, None] + tl.sum(tl.reshape(p, [p.shape[0], COLUMNS // 8, 8]), 1)
     v = piece(x, image, row, 2 * C + column, N, 3 * C, COLUMNS, D, INSIDE, DESCRIPTORS)
     p = p.to(v.dtype)
     mixed = tl.dot(p, v, mixed * rescale[:, None], input_precision="ieee")
@@ -79,7 +82,7 @@ def _rows(
         q_rest = piece(query_rest, image, first, column + D, N, 3 * C, ROWS, D_REST, False, DESCRIPTORS)
         mixed_rest = tl.zeros([ROWS, D_REST], tl.float32)
     top = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS, 8], tl.float32)
     mixed = tl.zeros([ROWS, D], tl.float32)
     whole = N // BLOCK_N * BLOCK_N
     for s in tl.range(0, whole, BLOCK_N):
@@ -93,6 +96,7 @@ def _rows(
             q, q_rest, narrow, narrow_rest, image, s, column, N, A, top, total, mixed, mixed_rest,
             D, D_REST, BLOCK_T, False, DESCRIPTORS,
         )  # fmt: skip
+    total = tl.sum(total, 1)
     keep = row < N
     to = out_ptr + (tl.cast(image, tl.int64) * N + row[:, None]) * C + column  # [ROWS, 1]
     mixed = mixed / total[:, None]
