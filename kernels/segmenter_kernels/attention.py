@@ -32,6 +32,26 @@ _SOURCES = ("query", "query_rest", "keys", "keys_rest", "narrow", "narrow_rest")
 
 
 @triton.jit
+def _halves(x):
+    """The first and the second half of a block's columns."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
+
+
+@triton.jit
+def _products(q, k, one):
+    """q k^T. In float32 every 16 channels are summed apart, as one long sum loses more.
+
+    `one`, which must be known only at run time, keeps the compiler from joining the sums.
+    """
+    if q.dtype == tl.float32 and q.shape[1] > 16:
+        q_left, q_right = _halves(q)
+        k_left, k_right = _halves(k)
+        return _products(q_left, k_left, one) + _products(q_right, k_right, one) * one
+    else:
+        return tl.dot(q, k.T, input_precision="ieee")
+
+
+@triton.jit
 def _step(
     q, q_rest, x, x_rest, image, row, column, N, A, top, total, mixed, mixed_rest,
     D: tl.constexpr, D_REST: tl.constexpr, COLUMNS: tl.constexpr, INSIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -43,12 +63,12 @@ def _step(
     SCALE: tl.constexpr = LOG2_E * (D + D_REST) ** -0.5
     C = A * (D + D_REST)
     k = piece(x, image, row, C + column, N, 3 * C, COLUMNS, D, INSIDE, DESCRIPTORS)
-    scores = tl.dot(q, k.T, input_precision="ieee")
+    one = tl.where(N > 0, 1.0, 0.0)
+    scores = _products(q, k, one)
     if D_REST:
         k_rest = piece(x_rest, image, row, C + column + D, N, 3 * C, COLUMNS, D_REST, INSIDE, DESCRIPTORS)
         if k.dtype == tl.float32:
-            # summed apart, as one long sum loses more; a factor known only at run time keeps the sums from being joined
-            scores += tl.dot(q_rest, k_rest.T, input_precision="ieee") * tl.where(N > 0, 1.0, 0.0)
+            scores += _products(q_rest, k_rest, one) * one
         else:
             scores = tl.dot(q_rest, k_rest.T, scores)
     if not INSIDE:
