@@ -64,7 +64,7 @@ def launched_by_python(
     """Grid and arguments of a launch by `segmenter_kernels.<op>` with the tile of an architecture."""
     module = importlib.import_module(f"segmenter_kernels.{op}")
     tile = tiles.of_architecture(op, case, architecture)
-    kernels = [name for name in ("_kernel", "_from_pointers", "_from_descriptors") if hasattr(module, name)]
+    kernels = [name for name in ("_kernel", "from_pointers", "from_descriptors") if hasattr(module, name)]
     with monkeypatch.context() as patch:
         recorders = [Recorder(getattr(module, name)) for name in kernels]
         for name, recorder in zip(kernels, recorders, strict=True):

@@ -61,7 +61,7 @@ TEST_F(LauncherTest, OnAnAmpereGpuAttentionReadsByPointers) {
   launcher.launch(attention(), reinterpret_cast<Stream>(0x77));
   const auto launched = fake::launched();
   ASSERT_EQ(launched.size(), 1U);
-  EXPECT_EQ(launched[0].symbol, "_from_pointers");
+  EXPECT_EQ(launched[0].symbol, "from_pointers");
   EXPECT_EQ(launched[0].config.stream, reinterpret_cast<Stream>(0x77));
   const Form& form = image("attention_fp16_d64").forms[0];
   EXPECT_EQ(launched[0].config.block_x, form.threads);
@@ -75,7 +75,7 @@ TEST_F(LauncherTest, OnHopperItReadsByTensorMaps) {
   launcher.launch(attention(), nullptr);
   const auto launched = fake::launched();
   ASSERT_EQ(launched.size(), 1U);
-  EXPECT_EQ(launched[0].symbol, "_from_descriptors");
+  EXPECT_EQ(launched[0].symbol, "from_descriptors");
   ASSERT_EQ(launched[0].parameters[0].size(), 128U);
   EXPECT_EQ(fake::map(launched[0].parameters[0]).sides, (std::vector<std::uint64_t>{576, 197, 2}));
 }
@@ -136,7 +136,7 @@ TEST_F(LauncherTest, WhatTheDriverTookDecides) {
 }
 
 TEST_F(LauncherTest, CodeThatIsNotInTheTableIsRefused) {
-  fake::add_image(image("attention_fp16_d64").code, {{"_from_pointers", 86, false, false, {}}});
+  fake::add_image(image("attention_fp16_d64").code, {{"from_pointers", 86, false, false, {}}});
   fake::set_gpus({86});
   EXPECT_EQ(failure(launcher, attention()),
             "attention_fp16_d64: the driver took code for 8.6 on a GPU of 8.6, wanted 8.0");
