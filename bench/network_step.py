@@ -3,14 +3,15 @@
 The official way, PyTorch's own and our kernels take turns in one process, on the same random weights and images, each
 judged before it is timed: in fp32 by its labels, below by its class masks, whose error in fp16 may be twice what
 PyTorch's costs, and by its labels against those of its masks. On a GPU the `triton` engine runs too, where safetensors
-is installed, and with `--way compiled-fp16` what torch.compile makes of the network with everything it can tune. What
-an export, a build or the compiled routines would add is named as missing. The ways are in
-`segmenter_bench.network_ways`.
+is installed, and with `--way compiled-fp16` what torch.compile makes of the network with everything it can tune; with
+`--way triton-fp16-stream` batches follow each other through the engine's stream. What an export, a build or the
+compiled routines would add is named as missing. The ways are in `segmenter_bench.network_ways`.
 """
 
 import argparse
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from segmenter.preprocess import normalize
 from segmenter_bench.kernel_race import error_of
 from segmenter_bench.ladder import LADDERS
 from segmenter_bench.machine import Neighbours, busy_note, process_seconds
-from segmenter_bench.network_ways import COMPILED, EIGHT_BITS, Way, network, ways
+from segmenter_bench.network_ways import COMPILED, EIGHT_BITS, STREAMED, STREAMS, Way, network, ways
 from segmenter_bench.rivals import labels_by_logits
 from segmenter_bench.runs import command_of, new_run, write_run
 from segmenter_bench.timing import Burst, Timing, burst, each_round, ratio
@@ -42,6 +43,10 @@ LABELS_OF_MASKS = 0.99  # share of pixels whose label PyTorch gives them too, fr
 BURST_SECONDS, MIN_CALLS = 0.3, 2
 TIMED = {"labels": "uint8 RGB images [B, H, W, 3] in host memory to uint8 labels [B, H, W] in host memory"}
 NOTE = "Random weights: engines below fp32 are judged by their class masks, their labels by PyTorch's of these masks."
+STREAM_NOTE = (
+    f"Rows named -stream: a reading is {STREAMED} batches in a row, and ms are one batch's share of it: what a batch"
+    " adds, not how long its labels take. Percentiles are over readings, not over batches. Labels were those of calls."
+)
 HOW = (
     "All are in one process: memory is not told apart. Labels in fp32 were compared with PyTorch's in the same run;"
     " below that the class masks were, and labels with those PyTorch makes of the masks."
@@ -104,7 +109,7 @@ def measured(
             raise ValueError(f"--way {' '.join(chosen)}: none of them runs here; leave it out")
         settings = {"threads": usable_cores(), "reference": raced[0].name, "truth": "PyTorch in fp32", "rounds": rounds}
         settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
-        run = new_run("throughput", command, model, settings) | {"timed": TIMED, "how": HOW, "notes": [NOTE]}
+        run = new_run("throughput", command, model, settings) | {"timed": TIMED, "how": HOW, "notes": _notes(raced)}
         run["unavailable"] = missing
         truth = network(config, None, torch.float32, device)
         for batch in batches:
@@ -141,9 +146,13 @@ def _race(
     neighbours = Neighbours(lambda: process_seconds(os.getpid()))
     for bursts in each_round(turns, rounds):
         _time(rows, bursts, batch, raced[0].name, neighbours.share())
-        note = busy_note(max(row["others_busy"] or 0.0 for row in run["rows"]))
-        run["notes"] = [NOTE, note] if note else [NOTE]
+        run["notes"] = _notes(raced, max(row["others_busy"] or 0.0 for row in run["rows"]))
         keep(run)
+
+
+def _notes(raced: Sequence[Way], others_busy: float = 0.0) -> list[str]:
+    notes = [NOTE, STREAM_NOTE if any(way.stream for way in raced) else None, busy_note(others_busy)]
+    return [note for note in notes if note]
 
 
 def _time(
@@ -184,6 +193,7 @@ def _judged(way: Way, images: np.ndarray, masks: Tensor, labels: np.ndarray, err
         row["agreement"] = float((called == labels).mean())
         row["error"] = _error(made, masks)
         row["of_masks"] = float((called == _labels(made, images.shape[1:3])).mean())
+        _require_same_labels(way, images)
     except Exception as error:  # a kernel may not compile here; whatever it is, the others are still measured
         row |= {"status": "failed", "reason": error_of(error)}
         return row
@@ -205,8 +215,32 @@ def _judged(way: Way, images: np.ndarray, masks: Tensor, labels: np.ndarray, err
     return row
 
 
+def _batches(images: np.ndarray) -> list[np.ndarray]:
+    """What one reading of a stream labels: the images and their mirror images in turn, which labels would tell."""
+    return [images, np.ascontiguousarray(images[:, :, ::-1])] * (STREAMED // 2)
+
+
+def _require_same_labels(way: Way, images: np.ndarray) -> None:
+    """Raises ValueError where a stream gives other labels than calls do."""
+    if way.stream is None:
+        return
+    batches = _batches(images)
+    called = [way.call(batch) for batch in batches[:2]] * (STREAMED // 2)
+    streamed = list(way.stream(batches))
+    if not np.array_equal(np.stack(streamed), np.stack(called)):
+        raise ValueError("labels of the stream are not those of calls")
+
+
 def _turn(way: Way, images: np.ndarray) -> Callable[[], Burst]:
-    return lambda: burst(lambda: way.call(images), BURST_SECONDS, MIN_CALLS)
+    stream, batches = way.stream, _batches(images)
+    if stream is None:
+        return lambda: burst(lambda: way.call(images), BURST_SECONDS, MIN_CALLS)
+
+    def streamed() -> Burst:
+        found = burst(lambda: deque(stream(batches), maxlen=0), BURST_SECONDS, MIN_CALLS)
+        return Burst([ms / STREAMED for ms in found.ms], found.cpu_ms / STREAMED)
+
+    return streamed
 
 
 def _name(device: torch.device) -> str:
@@ -219,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", required=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--way", nargs="+", default=[], help=f"ways by name; without it all but {COMPILED}")
+    but = ", ".join((COMPILED, *STREAMS))
+    parser.add_argument("--way", nargs="+", default=[], help=f"ways by name; without it all but {but}")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,9 +6,9 @@ The engines of `segmenter_bench.rungs` are the same rungs as sessions on a check
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -34,17 +34,23 @@ from segmenter_bench.rivals import (
 
 COMPILED = "compiled-fp16"
 EIGHT_BITS = ("int8", "fp8")
+STREAMED = 8  # batches in one reading of a stream, from the first one's upload to the last one's labels
+STREAMS = tuple(f"triton-{precision}-stream" for precision in ("fp16", *EIGHT_BITS))
 
 
 @dataclass(frozen=True)
 class Way:
-    """How labels are made: `call` of uint8 images [B, H, W, 3] on the host, and the class masks [B, K, h, w] behind."""
+    """How labels are made: `call` of uint8 images [B, H, W, 3] on the host, and the class masks [B, K, h, w] behind.
+
+    stream: the same of one batch after another, where that is what is timed.
+    """
 
     name: str
     precision: str
     call: Callable[[np.ndarray], np.ndarray]
     masks: Callable[[np.ndarray], Tensor]
     does: str
+    stream: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]] | None = None
 
 
 class Graphed:
@@ -118,14 +124,15 @@ def _on_gpu(config: SegmenterConfig, device: torch.device, chosen: Sequence[str]
         _kernels("gpu-kernels", ours, segmenter_kernels, False, False, "our kernels, logits, argmax"),
         _kernels("gpu-kernels-labels", ours, segmenter_kernels, True, False, "our kernels, upsample_argmax"),
         _kernels("gpu-kernels-graph", ours, segmenter_kernels, True, True, "the same in one CUDA graph"),
-        *_engines(config, stack),
+        # streams where they are asked for: their times are not those of calls
+        *(way for way in _engines(config, stack) if way.name not in STREAMS or way.name in chosen),
     ]
     # only where it is asked for: tuning takes minutes
     return [*found, _compiled(plain)] if COMPILED in chosen else found
 
 
 def _engines(config: SegmenterConfig, stack: ExitStack) -> list[Way]:
-    """The `triton` engine in every precision; none where a package it needs is not installed."""
+    """The `triton` engine in every precision, then its streams; none where a package it needs is not installed."""
     try:
         from segmenter.checkpoint import save_model
         from segmenter_engines.sessions.triton import TritonSession
@@ -135,22 +142,27 @@ def _engines(config: SegmenterConfig, stack: ExitStack) -> list[Way]:
     checkpoint = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
     save_model(network(config, None, torch.float32, torch.device("cpu")), checkpoint)
 
-    def way(precision: str) -> Way:
-        # opened when it is first called, so that one that cannot be is a row of its own
-        @cache
-        def session() -> TritonSession:
-            with torch.inference_mode(False):
-                opened = TritonSession(checkpoint, usable_cores(), precision)
-            stack.callback(opened.close)
-            return opened
+    # opened when it is first called, so that one that cannot be is a row of its own
+    @cache
+    def session(precision: str) -> TritonSession:
+        with torch.inference_mode(False):
+            opened = TritonSession(checkpoint, usable_cores(), precision)
+        stack.callback(opened.close)
+        return opened
 
+    def way(precision: str) -> Way:
         def masks(images: np.ndarray) -> Tensor:
-            return session()._scores(torch.from_numpy(images).to(session()._device))
+            return session(precision)._scores(torch.from_numpy(images).to(session(precision)._device))
 
         does = "the engine: one CUDA graph, pinned memory, every score checked to be a number"
-        return Way(f"triton-{precision}", precision, lambda images: session()(images), masks, does)
+        return Way(f"triton-{precision}", precision, lambda images: session(precision)(images), masks, does)
 
-    return [way(precision) for precision in ("fp16", *EIGHT_BITS)]
+    def streamed(name: str, called: Way) -> Way:
+        does = f"the engine's stream: copies beside the graph; the time of {STREAMED} batches in a row over {STREAMED}"
+        return replace(called, name=name, does=does, stream=lambda batches: session(called.precision).stream(batches))
+
+    calls = [way(precision) for precision in ("fp16", *EIGHT_BITS)]
+    return [*calls, *(streamed(name, called) for name, called in zip(STREAMS, calls, strict=True))]
 
 
 def _compiled(model: Segmenter) -> Way:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from segmenter_bench.page import page
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import write_run
 from segmenter_bench.sections import Line, sections
+from segmenter_bench.timing import Burst
 from segmenter_engines.limits import LIMITS
 from segmenter_kernels.checks import INTERPRETED
 from tests.kernels.interpreter import install
@@ -135,6 +137,30 @@ def test_wrong_labels_and_errors_past_fp16s_own_fail(monkeypatch: pytest.MonkeyP
     assert rows["as-good"]["timing"] is not None
 
 
+def test_a_stream_is_timed_a_batch_and_judged_by_the_labels_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    real = ways(config)[2]
+    given = [
+        replace(real, name="calls"),
+        replace(real, name="stream", stream=lambda batches: (real.call(batch) for batch in batches)),
+        # as from a buffer that the next batch writes over
+        replace(real, name="mixed", stream=lambda batches: (real.call(batch) for batch in [*batches[1:], batches[0]])),
+        replace(real, name="short", stream=lambda batches: (real.call(batch) for batch in batches[1:])),
+    ]
+    given_instead(monkeypatch, given)
+    monkeypatch.setattr(network_step, "burst", lambda *_: Burst([80.0, 160.0], 16.0))
+    run = measured(config, (1,), 1, CPU, "")
+    rows = {row["engine"]: row for row in run["rows"]}
+    assert {name: row["reason"] for name, row in rows.items() if row["status"] != "ok"} == dict.fromkeys(
+        ("mixed", "short"), "ValueError: labels of the stream are not those of calls"
+    )
+    assert rows["calls"]["rounds_ms"] == [[80.0, 160.0]]
+    assert rows["stream"]["rounds_ms"] == [[10.0, 20.0]]  # a batch's share of eight
+    assert rows["stream"]["timing"]["cpu_ms"] == 2.0
+    assert rows["stream"]["timing"]["images_per_s"] == 1000.0 / 15.0
+    assert run["notes"][1] == network_step.STREAM_NOTE
+
+
 @pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="neither a GPU nor Triton's interpreter")
 @pytest.mark.parametrize("fused_labels", [False, True])
 def test_our_kernels_label_as_pytorch_does(fused_labels: bool) -> None:
@@ -177,12 +203,13 @@ def test_a_gpus_ways_are_right_as_far_as_the_interpreter_shows(
     monkeypatch.setattr(network_ways, "Graphed", Launched)
     monkeypatch.setattr(network_step, "BURST_SECONDS", 0.0)
     monkeypatch.setattr(network_step, "MIN_CALLS", 1)
+    monkeypatch.setattr(network_step, "STREAMED", 2)
     install()
 
     @contextmanager
     def on_gpu(config: Any, device: torch.device, chosen: Any) -> Iterator[list[Way]]:
         with network_ways.ExitStack() as stack:
-            yield network_ways._on_gpu(config, device, RIVALS, stack)
+            yield network_ways._on_gpu(config, device, (*RIVALS, "triton-int8-stream"), stack)
 
     monkeypatch.setattr(network_step, "ways", on_gpu)
     kept: list[int] = []
@@ -190,10 +217,12 @@ def test_a_gpus_ways_are_right_as_far_as_the_interpreter_shows(
     rows = {row["engine"]: row for row in run["rows"]}
     assert list(rows) == [
         *("gpu-explicit", "gpu-sdpa", "gpu-kernels", "gpu-kernels-labels", "gpu-kernels-graph"),
-        *("triton-fp16", "triton-int8", "triton-fp8", "compiled-fp16"),
+        *("triton-fp16", "triton-int8", "triton-fp8", "triton-int8-stream", "compiled-fp16"),
     ]
     assert {name: row["reason"] for name, row in rows.items() if row["status"] != "ok"} == {}
-    assert kept == [*range(1, 10), 9]
+    assert kept == [*range(1, 11), 10]
+    assert "8 batches in a row" in rows["triton-int8-stream"]["describe"]["does"]
+    assert run["notes"][1].startswith("Rows named -stream: a reading is 8 batches in a row")
     assert rows["triton-fp16"]["error"] < 0.01
     assert rows["triton-fp16"]["error"] < rows["triton-int8"]["error"] < rows["triton-fp8"]["error"]
     assert rows["triton-fp8"]["error_limit"] == LARGEST_8_BIT_ERROR

@@ -1,93 +1,46 @@
-"""CUDA graphs without a GPU: what is asked of a stand-in for CUDA, and in which order."""
+"""CUDA graphs and lanes through them without a GPU, on streams that do nothing before they must."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from segmenter_engines.sessions import cuda_graph
+from segmenter_engines.sessions.cuda_graph import Graphs
+from tests.kernels.late_cuda import LateCuda, cuda_fixture  # noqa: F401 - a fixture
 
 
-class FakeStream:
-    def __init__(self, events: list[str]) -> None:
-        self._events = events
-
-    def wait_stream(self, other: str) -> None:
-        self._events.append(f"waits for {other}")
-
-    def synchronize(self) -> None:
-        self._events.append("synchronizes")
-
-
-class Cuda:
-    """As much of `torch.cuda` as capturing needs; counts captures that are under way at once."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.modes: list[str] = []
-        self.capturing = self.most_capturing = 0
-        self.meeting = threading.Barrier(2)  # where a capture waits a moment for another
-
-    def CUDAGraph(self) -> Any:
-        return SimpleNamespace(replay=lambda: self.events.append("replays"))
-
-    def Stream(self) -> FakeStream:
-        return FakeStream(self.events)
-
-    def graph_pool_handle(self) -> None:
-        return None
-
-    def current_stream(self) -> str:
-        return "the current stream"
-
-    @contextmanager
-    def stream(self, stream: FakeStream) -> Iterator[None]:
-        yield
-
-    @contextmanager
-    def graph(self, graph: Any, pool: Any, stream: FakeStream, capture_error_mode: str = "global") -> Iterator[None]:
-        self.modes.append(capture_error_mode)
-        self.capturing += 1
-        self.most_capturing = max(self.most_capturing, self.capturing)
-        self.events.append("captures")
-        with suppress(threading.BrokenBarrierError):
-            self.meeting.wait(0.3)
-        yield
-        self.capturing -= 1
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    fake = Cuda()
-
-    def empty_like(x: Tensor, device: str = "cpu") -> Tensor:
-        return torch.empty_like(x)
-
-    monkeypatch.setattr(cuda_graph, "torch", SimpleNamespace(cuda=fake, empty_like=empty_like))
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    return fake
-
-
-def test_warm_ups_wait_for_what_the_caller_has_begun(cuda: Cuda) -> None:
+def doubling(cuda: LateCuda) -> Callable[[Tensor], tuple[Tensor, ...]]:
     def double(x: Tensor) -> tuple[Tensor, ...]:
-        cuda.events.append("computes")
-        return (2 * x,)
+        y = cuda.empty_like(x)
+        cuda.launch(lambda: torch.mul(x, 2, out=y))
+        return (y,)
 
-    (answer,) = cuda_graph.Graphs(double)(torch.ones(3))
+    return double
+
+
+def images(count: int, length: int = 3) -> list[Tensor]:
+    return [torch.arange(length) + 10 * turn for turn in range(count)]
+
+
+def test_warm_ups_wait_for_what_the_caller_has_begun(cuda: LateCuda) -> None:
+    (answer,) = Graphs(doubling(cuda))(torch.ones(3))
     assert cuda.events == [
-        *("waits for the current stream", "computes", "computes", "synchronizes"),
-        *("captures", "computes", "replays", "synchronizes"),
+        *(
+            "the graphs' stream waits for the caller's stream",
+            "computes",
+            "computes",
+            "synchronizes the graphs' stream",
+        ),
+        *("captures", "computes", "replays", "synchronizes the graphs' stream"),
     ]
     assert answer.tolist() == [2, 2, 2]
 
 
-def test_one_thread_captures_at_a_time_and_others_may_allocate(cuda: Cuda) -> None:
-    graphs = [cuda_graph.Graphs(lambda x: (x,)) for _ in range(2)]
+def test_one_thread_captures_at_a_time_and_others_may_allocate(cuda: LateCuda) -> None:
+    graphs = [Graphs(doubling(cuda)) for _ in range(2)]
     threads = [threading.Thread(target=each, args=(torch.ones(3),)) for each in graphs]
     for thread in threads:
         thread.start()
@@ -95,3 +48,84 @@ def test_one_thread_captures_at_a_time_and_others_may_allocate(cuda: Cuda) -> No
         thread.join()
     assert cuda.modes == ["thread_local"] * 2
     assert cuda.most_capturing == 1
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 1 << 20])
+def test_images_go_up_in_pieces(cuda: LateCuda, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(cuda_graph, "PIECE", piece)
+    graphs = Graphs(doubling(cuda))
+    answers = [graphs(x.view(5, 1))[0] for x in images(3, 5)]
+    # each is the caller's own
+    assert [answer.flatten().tolist() for answer in answers] == [(2 * x).tolist() for x in images(3, 5)]
+
+
+def test_lanes_overlap_and_keep_apart(cuda: LateCuda) -> None:
+    graphs, given = Graphs(doubling(cuda)), images(7)
+    lanes, answers = graphs.lanes(), []
+    for turn, x in enumerate(given):
+        if turn >= 2:
+            answers += lanes[turn % 2].collect()
+        lanes[turn % 2].submit(x.clone())
+        if turn == 3:  # a call between, through the same graph
+            assert graphs(torch.full((3,), turn))[0].tolist() == [2 * turn] * 3
+    for turn in (7, 8):
+        answers += lanes[turn % 2].collect()
+    assert [answer.tolist() for answer in answers] == [(2 * x).tolist() for x in given]
+
+
+def test_a_lane_waits_for_no_more_than_its_own_batch(cuda: LateCuda) -> None:
+    graphs = Graphs(doubling(cuda))
+    one, other = graphs.lanes()
+    one.submit(torch.ones(3))
+    cuda.events.clear()
+    other.submit(torch.ones(3))
+    one.collect()
+    assert cuda.events == [
+        *("the graphs' stream waits for up", "replays", "down waits for the graphs' stream", "waits for a batch")
+    ]
+    assert not cuda.idle
+    other.collect()
+
+
+def test_shapes_that_come_and_go_while_batches_are_under_way(cuda: LateCuda) -> None:
+    graphs = Graphs(doubling(cuda), capacity=1)
+    lanes = graphs.lanes()
+    given = [torch.arange(length) for length in (3, 4, 4, 4, 3, 5)]
+    answers = []
+    for turn, x in enumerate(given):
+        if turn >= 2:
+            answers += lanes[turn % 2].collect()
+        lanes[turn % 2].submit(x)
+    for lane in lanes:
+        answers += lane.collect()
+    assert [answer.tolist() for answer in answers] == [(2 * x).tolist() for x in given]
+    assert cuda.events.count("captures") == 4
+    assert not cuda.dropped_early
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_closing_waits_for_what_is_under_way(cuda: LateCuda, broken: bool) -> None:
+    graphs = Graphs(doubling(cuda))
+    lanes = graphs.lanes()
+    for lane in lanes:
+        lane.submit(torch.ones(3))
+    cuda.broken = broken
+    graphs.close()
+    for lane in lanes:
+        lane.free()
+    if not broken:
+        assert cuda.idle
+        assert not cuda.dropped_early
+
+
+def test_a_lane_that_was_freed_leaves_the_graphs_usable(cuda: LateCuda) -> None:
+    graphs = Graphs(doubling(cuda))
+    one, other = graphs.lanes()
+    one.submit(torch.ones(3))
+    other.submit(torch.ones(3))
+    one.free()
+    other.free()
+    assert cuda.idle
+    one.submit(torch.full((3,), 4.0))
+    assert one.collect()[0].tolist() == [8, 8, 8]
+    assert graphs(torch.ones(3))[0].tolist() == [2, 2, 2]

@@ -1,6 +1,7 @@
 """The `triton` engine: a small trained network on real images, labelled as PyTorch labels them in fp32."""
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,51 @@ def test_a_call_leaves_earlier_labels_alone(tmp_path: Path) -> None:
         assert session.describe()["precision"] == "fp16"
         with pytest.raises(EngineError, match="wanted uint8 RGB"):
             session(np.zeros((64, 64), np.uint8))
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_stream_labels_as_calls_do_and_ends_with_the_error_of_its_images(tmp_path: Path, count: int) -> None:
+    save_model(small_network(), tmp_path / "checkpoint")
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((32, 48), (2, 32, 32), (32, 48))]
+
+    def source() -> Iterator[np.ndarray]:
+        yield from images[:count]
+        raise OSError("no such picture")
+
+    with open_session(tmp_path / "checkpoint", "triton", threads=1) as session:
+        labels = []
+        with pytest.raises(OSError, match="no such picture"):
+            labels.extend(session.stream(source()))
+        assert len(labels) == count
+        assert all(np.array_equal(one, session(image)) for one, image in zip(labels, images, strict=False))
+        with pytest.raises(EngineError, match="wanted uint8 RGB"):
+            labels.extend(session.stream([images[0], images[0][..., :2]]))
+        assert len(labels) == count + 1
+    with pytest.raises(EngineError, match="this session is closed"):
+        list(session.stream([]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device: in Triton's interpreter streams are calls")
+def test_a_stream_of_many_batches_labels_as_calls_do(tmp_path: Path) -> None:
+    save_model(small_network(), tmp_path / "checkpoint")
+    random = np.random.default_rng(0)
+    shapes = [(8, 512, 512, 3), (3, 320, 480, 3)]  # several pieces of an upload, and a part of one
+    images = [random.integers(0, 256, shapes[turn // 3 % 2], dtype=np.uint8) for turn in range(20)]
+    with open_session(tmp_path / "checkpoint", "triton") as session:
+        for _ in range(2):  # in the first the graphs are captured
+            streamed = list(session.stream(images))
+            assert len(streamed) == len(images)
+            assert all(np.array_equal(labels, session(x)) for labels, x in zip(streamed, images, strict=True))
+        for labels in session.stream(images):
+            assert np.array_equal(labels, streamed[0])
+            break
+        assert np.array_equal(session(images[1]), streamed[1])
+        left = session.stream(images)
+        next(left)
+    with pytest.raises(EngineError, match="this session is closed"):
+        next(left)
 
 
 def test_closing_gives_back_the_network_at_once(tmp_path: Path) -> None:

@@ -103,12 +103,15 @@ class Session(ABC):
             return np.array(self._masks(x), order="C")  # the caller's own: engines may write the next over theirs
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Labels of one image or batch after another, see `TensorRTSession`. Raises Unavailable where it is no plan."""
-        raise self._without_device("stream")
+        """Labels of one image or batch after another, see `TensorRTSession` and `TritonSession`.
+
+        Raises Unavailable where it is neither a plan nor the `triton` engine.
+        """
+        raise self._without_device("stream", "plans and the engine triton")
 
     def run_device(self, images: Any, stream: Any = None) -> Any:
         """Labels of images on the device, see `TensorRTSession`. Raises Unavailable where it is no plan."""
-        raise self._without_device("run_device")
+        raise self._without_device("run_device", "plans")
 
     def describe(self) -> dict[str, Any]:
         """Facts for people and reports: engine, precision, threads, sizes, where labels are made."""
@@ -192,10 +195,10 @@ class Session(ABC):
         if self._closed:
             raise EngineError(f"{self.name}, {self.spec.model}: this session is closed; open it again")
 
-    def _without_device(self, method: str) -> Unavailable:
+    def _without_device(self, method: str, engines: str) -> Unavailable:
         return Unavailable(
-            f"{self.name}, {self.spec.model}: {method} is for plans on a GPU; call session(images), or open a .plan,"
-            " which `segmenter build` makes"
+            f"{self.name}, {self.spec.model}: {method} is for {engines} on a GPU; call session(images), or open a"
+            " .plan, which `segmenter build` makes"
         )
 
     def _refuse(self, precision: str | None) -> None:

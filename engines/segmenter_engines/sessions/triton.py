@@ -1,6 +1,6 @@
 """Our Triton kernels: uint8 images in, labels out, all between them one CUDA graph a shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from segmenter.errors import EngineError, Unavailable
 from segmenter.ops import label_dtype
 from segmenter.preprocess import normalize
 from segmenter.window import anchors, segment
-from segmenter_engines.sessions.cuda_graph import Graphs
+from segmenter_engines.sessions.cuda_graph import Graphs, Lane
 from segmenter_engines.sessions.eight_bits import KINDS, quantize_blocks
+from segmenter_engines.sessions.overlap import overlapped
 from segmenter_engines.sessions.session import Session
 from segmenter_engines.sessions.spec import Spec
 from segmenter_kernels import tiles
@@ -53,6 +54,24 @@ class TritonSession(Session):
         labels = self._through(self._run, self._checked(images))
         return labels[0] if images.ndim == 3 else labels
 
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Labels of images or batches, in their order, while later ones are being uploaded and computed.
+
+        An error, of `images` or of the engine, comes after the labels of what came before it, and ends the stream.
+        Without graphs, as in Triton's interpreter, they are calls.
+        """
+        self._require_open()
+        if not isinstance(self._run, Graphs):
+            for image in images:
+                yield self(image)
+            return
+        lanes = self._run.lanes()
+        try:
+            yield from overlapped(images, lanes, self._submit, self._arrived)
+        finally:
+            for lane in lanes:
+                lane.free()
+
     @torch.inference_mode()
     def sliding_window(self, image: np.ndarray, *, window: int, stride: int = 0, batch: int = 1) -> np.ndarray:
         """Labels of one image of any size, through square windows: uint8 RGB [H, W, 3] -> [H, W], as those of a call.
@@ -79,15 +98,27 @@ class TritonSession(Session):
 
     def _through(self, run: Any, images: np.ndarray) -> np.ndarray:
         with self._named():
-            labels, finite = run(torch.from_numpy(np.ascontiguousarray(images)))
-            if not finite:
-                raise EngineError(
-                    f"{self.name}, {self.spec.model}: scores that are no numbers; try another precision, or its weights"
-                    " are broken"
-                )
-        # the caller's own: the next call writes over this memory
-        result: np.ndarray = labels.numpy().copy()
-        return result
+            return self._finite(*run(torch.from_numpy(np.ascontiguousarray(images))))
+
+    @torch.inference_mode()
+    def _submit(self, lane: Lane, image: np.ndarray) -> None:
+        images = self._checked(image)
+        with self._named():
+            lane.submit(torch.from_numpy(np.ascontiguousarray(images)))
+
+    @torch.inference_mode()
+    def _arrived(self, lane: Lane, image: np.ndarray) -> np.ndarray:
+        with self._named():
+            labels = self._finite(*lane.collect())
+        return labels[0] if image.ndim == 3 else labels
+
+    def _finite(self, labels: Tensor, finite: Tensor) -> np.ndarray:
+        if not finite:
+            raise EngineError(
+                f"{self.name}, {self.spec.model}: scores that are no numbers; try another precision, or its weights"
+                " are broken"
+            )
+        return labels.numpy()
 
     @torch.inference_mode()
     def _masks(self, x: np.ndarray) -> np.ndarray:
@@ -134,6 +165,8 @@ class TritonSession(Session):
 
     def close(self) -> None:
         super().close()
+        if isinstance(self._run, Graphs):
+            self._run.close()
         # each holds the other, and memory of the device
         self._model = self._run = None
 
