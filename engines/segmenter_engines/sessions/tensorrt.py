@@ -1,7 +1,6 @@
 """Plans of TensorRT 10 and 11 and of TensorRT-RTX: images from the host or on the device, labels made by the plan."""
 
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -17,6 +16,7 @@ from segmenter_engines.manifest import PIXELS, read_manifest
 from segmenter_engines.sessions.device import LIBRARIES, Device, open_device, require_driver
 from segmenter_engines.sessions.device.array import DeviceArray, view_of
 from segmenter_engines.sessions.lane import Lane
+from segmenter_engines.sessions.overlap import overlapped
 from segmenter_engines.sessions.plan import INPUT, acquire, release
 from segmenter_engines.sessions.runner import Runner
 from segmenter_engines.sessions.session import Session
@@ -86,33 +86,9 @@ class TensorRTSession(Session):
         with self._at_work():
             up, down = self._device.stream(), self._device.stream()
             lanes = [Lane(self._runner, up, down) for _ in range(2)]
-        waiting: deque[tuple[Lane, np.ndarray]] = deque()
-        source, failure = iter(images), None
         try:
-            for index in range(1 << 62):
-                try:
-                    image = next(source)
-                except StopIteration:
-                    break
-                except Exception as error:  # whatever the caller's code raises
-                    failure = error
-                    break
-                if len(waiting) == len(lanes):
-                    yield self._arrived(*waiting.popleft())
-                try:
-                    batch = self._checked(image)
-                    with self._at_work():
-                        lanes[index % 2].submit(self._feed(batch), self._needed)
-                except EngineError as error:
-                    failure = error
-                    break
-                waiting.append((lanes[index % 2], image))
-            while waiting:
-                yield self._arrived(*waiting.popleft())
-            if failure is not None:
-                raise failure
+            yield from overlapped(images, lanes, self._submit, self._arrived)
         finally:
-            failure = None  # or the error and this frame hold each other, and with them the plan
             if not self._runner.closed:
                 with self._device.current():
                     for lane in lanes:
@@ -197,6 +173,11 @@ class TensorRTSession(Session):
     def _through(self, x: np.ndarray, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
         self._lane.submit(x, wanted)
         return self._lane.collect()
+
+    def _submit(self, lane: Lane, image: np.ndarray) -> None:
+        batch = self._checked(image)
+        with self._at_work():
+            lane.submit(self._feed(batch), self._needed)
 
     def _arrived(self, lane: Lane, image: np.ndarray) -> np.ndarray:
         with self._at_work():
