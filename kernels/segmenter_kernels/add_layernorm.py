@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segmenter_kernels import checks, dependent, tiles
+from segmenter_kernels import checks, tiles
 from segmenter_kernels.quantize import LARGEST, divided, row_scales, saturated
 from segmenter_kernels.rounded import inverse_root, mean
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
@@ -31,9 +31,8 @@ _PARTIAL_ROWS = 128  # programs of the backward pass, each summing weight gradie
 @triton.jit
 def _forward(
     x_ptr, r_ptr, weight_ptr, bias_ptr, z_ptr, y_ptr, scale_ptr, M, C, eps, LARGEST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    dependent.begin(EARLY)
     # r_ptr and z_ptr are None together; scale_ptr is None unless y is in 8 bits
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     col = tl.arange(0, BLOCK_C)
@@ -170,7 +169,6 @@ def run(
             LARGEST=0 if kind is None else LARGEST[kind],
             BLOCK_M=tile["BLOCK_M"],
             BLOCK_C=BLOCK_C,
-            **dependent.options(x.device),
             num_warps=tile["num_warps"],
         )
     return z, y, scale
@@ -227,10 +225,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                     **dict.fromkeys(("x_ptr", "r_ptr", "weight_ptr", "bias_ptr", "z_ptr", "y_ptr"), pointer),
                     **{"M": "i32", "C": "i32", "eps": "fp32"},
                 },
-                constants={
-                    **{"scale_ptr": None, "LARGEST": 0, "BLOCK_M": tile["BLOCK_M"], "BLOCK_C": BLOCK_C},
-                    **dependent.NOT_EARLY,
-                },
+                constants={"scale_ptr": None, "LARGEST": 0, "BLOCK_M": tile["BLOCK_M"], "BLOCK_C": BLOCK_C},
                 aligned=frozenset(("x_ptr", "r_ptr", "weight_ptr", "bias_ptr", "z_ptr", "y_ptr", "C")),
                 num_warps=tile["num_warps"],
                 num_stages=1,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from segmenter_kernels import checks, dependent, tiles
+from segmenter_kernels import checks, tiles
 from segmenter_kernels.attention_backward import gradients
 from segmenter_kernels.attention_forward import from_descriptors, from_pointers
 from segmenter_kernels.packed import HEAD_DIMS, case, parts
@@ -153,7 +153,6 @@ def _run(qkv: Tensor, A: int, tile: Tile, lse: Tensor | None) -> Tensor:
         **{"D": D, "D_REST": D_REST, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_T": BLOCK_T},
         SMALL=tile["SMALL"],
         PARTIAL=tile["PARTIAL"],
-        **dependent.options(qkv.device),
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
     )
@@ -194,7 +193,7 @@ def specialisations(architecture: int, kind: str = "") -> Iterator[Specialisatio
                 },
                 constants={
                     **{**absent, "lse_ptr": None, "D": D, "D_REST": D_REST, **sizes},
-                    **{"SMALL": tile["SMALL"], "PARTIAL": tile["PARTIAL"], **dependent.NOT_EARLY},
+                    **{"SMALL": tile["SMALL"], "PARTIAL": tile["PARTIAL"]},
                 },
                 aligned=frozenset({"qkv_ptr", "out_ptr"} & {*sources, "out_ptr"}),
                 num_warps=tile["num_warps"],

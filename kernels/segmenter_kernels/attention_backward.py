@@ -6,7 +6,8 @@ delta and dQ; the second owns tiles of keys and writes dK and dV. P is computed 
 atomically, so two runs give the same bits. Both read by plain pointers.
 
 On Hopper 96 channels a head take tiles of 32 rows, which single warps multiply: in tiles of 64 (wgmma) what Triton 3.6
-makes of their pieces of 64 and 32 channels reads shared memory out of range, and is wrong (seen on an H200).
+makes of their pieces of 64 and 32 channels reads shared memory out of range, and is wrong (seen on an H200). The
+kernels are not compiled anew for N = 1: those of 96 channels were wrong there on an H100, and right at 17 and 97.
 """
 
 import torch
@@ -48,7 +49,7 @@ def _for_queries(
     return grad_q, grad_q_rest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "tiles_a_head"])
 def _queries(
     qkv_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, N, A, tiles_a_head,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -121,7 +122,7 @@ def _for_keys(
     return grad_k, grad_k_rest, grad_v, grad_v_rest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "tiles_a_head"])
 def _keys(
     qkv_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, N, A, tiles_a_head,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,

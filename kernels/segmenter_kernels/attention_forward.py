@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from segmenter_kernels import dependent
 from segmenter_kernels.packed import LOG2_E, piece
 
 
@@ -142,9 +141,8 @@ def _program(
 def from_pointers(
     qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    SMALL: tl.constexpr, PARTIAL: tl.constexpr, EARLY: tl.constexpr,
+    SMALL: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
-    dependent.begin(EARLY)
     _program(
         qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
         D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, SMALL, PARTIAL, False,
@@ -155,9 +153,8 @@ def from_pointers(
 def from_descriptors(
     query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    SMALL: tl.constexpr, PARTIAL: tl.constexpr, EARLY: tl.constexpr,
+    SMALL: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
-    dependent.begin(EARLY)
     _program(
         query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
         D, D_REST, BLOCK_M, BLOCK_N, BLOCK_T, SMALL, PARTIAL, True,

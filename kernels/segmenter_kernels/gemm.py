@@ -43,8 +43,9 @@ def product(
 ):  # fmt: skip
     """One [BLOCK_M, BLOCK_N] tile of x weight^T in int32 (INTEGER) or float32.
 
-    With SPLIT it is `scale x weight^T`, each BLOCK_K summed apart: the matrix units of some GPUs keep 13 bits of a sum
-    of float8 products. The scale, which must be known only at run time, keeps the compiler from joining the sums.
+    With SPLIT it is `scale x weight^T`, each BLOCK_K summed apart: one long sum in float32 loses more than PyTorch's,
+    and the matrix units of some GPUs keep 13 bits of a sum of float8 products. The scale, which must be known only at
+    run time, keeps the compiler from joining the sums.
     """
     kind: tl.constexpr = tl.int32 if INTEGER else tl.float32
     total = tl.zeros([BLOCK_M, BLOCK_N], kind)
@@ -55,7 +56,7 @@ def product(
             a = x.load([start_m, k])
             b = weight.load([start_n, k])
             if SPLIT:
-                total += tl.dot(a, b.T) * scale
+                total += tl.dot(a, b.T, input_precision="ieee") * scale
             else:
                 total = tl.dot(a, b.T, total, input_precision="ieee", out_dtype=kind)
     else:
@@ -71,7 +72,7 @@ def product(
                 keep = depth < K - k
                 a, b = tl.load(a_at, keep[None, :], 0.0), tl.load(b_at, keep[:, None], 0.0)
             if SPLIT:
-                total += tl.dot(a, b) * scale
+                total += tl.dot(a, b, input_precision="ieee") * scale
             else:
                 total = tl.dot(a, b, total, input_precision="ieee", out_dtype=kind)
             a_at += BLOCK_K

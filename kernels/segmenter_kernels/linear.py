@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segmenter_kernels import checks, dependent, gemm, tiles
+from segmenter_kernels import checks, gemm, tiles
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
 
@@ -28,8 +28,9 @@ def _tile(
     DESCRIPTORS: tl.constexpr, OUT_DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     start_m, start_n = gemm.place(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    one = tl.where(M > 0, 1.0, 0.0)
     y = gemm.product(
-        x, weight, 1.0, start_m, start_n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS, False, False
+        x, weight, one, start_m, start_n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS, False, EXACT
     )
     y += gemm.load_row(bias_ptr, start_n, N, BLOCK_N)
     if EPILOGUE == "gelu":
@@ -45,9 +46,8 @@ def _tile(
 def _linear(
     x, weight, bias_ptr, extra, out, M, N, K, EPILOGUE: tl.constexpr, EXACT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, OUT_DESCRIPTORS: tl.constexpr, PERSISTENT: tl.constexpr, EARLY: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, OUT_DESCRIPTORS: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
-    dependent.begin(EARLY)
     if PERSISTENT:
         for tile in tl.range(
             tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N), tl.num_programs(0), flatten=True
@@ -154,7 +154,6 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None, epilogue
         EVEN_K=K % BLOCK_K == 0,
         OUT_DESCRIPTORS=results,
         **{key: tile[key] for key in gemm.TILE_KEYS} | {"DESCRIPTORS": operands},
-        **dependent.options(x.device),
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
     )
@@ -212,7 +211,6 @@ def _specialisation(kind: str, epilogue: str, size: str, tile: Tile) -> Speciali
         constants={
             **{key: tile[key] for key in gemm.TILE_KEYS},
             **{"EPILOGUE": epilogue, "EXACT": False, "EVEN_K": True, "OUT_DESCRIPTORS": described},
-            **dependent.NOT_EARLY,
         },
         aligned=frozenset({"bias_ptr", "N", "K"} | pointers),
         num_warps=tile["num_warps"],

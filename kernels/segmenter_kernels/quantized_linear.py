@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks, dependent, gemm, tiles
+from segmenter_kernels import checks, gemm, tiles
 from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE, LARGEST, float8_supported, one_scale, saturated
 from segmenter_kernels.specialisation import TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
@@ -60,9 +60,8 @@ def _quantized_linear(
     INTEGER: tl.constexpr, PER_ROW: tl.constexpr, GELU: tl.constexpr, EXACT: tl.constexpr, RESIDUAL: tl.constexpr,
     LARGEST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTORS: tl.constexpr,
-    PERSISTENT: tl.constexpr, EARLY: tl.constexpr,
+    PERSISTENT: tl.constexpr,
 ):  # fmt: skip
-    dependent.begin(EARLY)
     if PERSISTENT:
         for tile in tl.range(
             tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N), tl.num_programs(0), flatten=True
@@ -219,7 +218,6 @@ def _run(
         EVEN_K=K % BLOCK_K == 0,
         OUT_DESCRIPTORS=results,
         **{key: tile[key] for key in TILE_KEYS} | {"DESCRIPTORS": operands},
-        **dependent.options(x.device),
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
     )
@@ -286,7 +284,6 @@ def _specialisation(kind: torch.dtype, form: _Form, size: str, tile: Tile) -> Sp
             **{"INTEGER": kind == torch.int8, "PER_ROW": form.per_row, "GELU": form.gelu, "EXACT": False},
             **{"RESIDUAL": form.residual, "LARGEST": LARGEST[kind] if form.requantised else 0},
             **{"EVEN_K": True, "OUT_DESCRIPTORS": described},
-            **dependent.NOT_EARLY,
         },
         aligned=frozenset({*scales, "bias_ptr", "N", "K"} | pointers),
         num_warps=tile["num_warps"],

@@ -250,32 +250,6 @@ def test_rows_overwritten_under_a_running_product_are_seen() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_kernel_that_begins_early_waits_before_it_touches_memory() -> None:
-    result = script(
-        """
-        import re
-        from dataclasses import replace
-
-        from segmenter_kernels.compiling import compile_kernel, specialisations
-
-        touches = re.compile(r"(?:ld|st|red|atom)[.a-z]*[.]global|cp[.]async|prefetch")
-        seen = set()
-        for form in specialisations(90):
-            # one form of each kernel: what comes first is the same in all
-            if "EARLY" not in form.constants or form.kernel in seen:
-                continue
-            seen.add(form.kernel)
-            assert "griddepcontrol" not in compile_kernel(form, 90).ptx
-            early = compile_kernel(replace(form, constants={**form.constants, "EARLY": True}), 90)
-            code = early.ptx[early.ptx.index(".entry") :]
-            wait, launch = code.index("griddepcontrol.wait"), code.index("griddepcontrol.launch_dependents")
-            assert wait < launch < touches.search(code).start(), form.name
-        print(len(seen))
-        """
-    )
-    assert result.stdout == "4\n", result.stderr
-
-
 @pytest.mark.slow
 @JUDGED
 def test_attentions_tiles_of_every_kind_keep_their_budget() -> None:

@@ -29,15 +29,17 @@ from tests.networks import rotary_network, small_config, small_network
 SIZE = (96, 128)
 TRAINING_STEPS = 60
 PAPER_SIZE = (256, 256)  # of the paper's networks here: time for all of them, patches of 32 for the coarsest
-PAPER_STEPS = 100
+PAPER_STEPS, PAPER_SHARE = 600, 0.9  # at most, of their pixels right
 
 
 def camvid(shared: Path, split: str) -> SegmentationDataset:
     return open_dataset("camvid", shared / "data" / "camvid", split)
 
 
-def fit(network: Segmenter, shared: Path, rate: float, steps: int, device: str = "cpu") -> Segmenter:
-    """Train for seconds: labels of random weights are near ties, and then 16 bits decide nothing."""
+def fit(
+    network: Segmenter, shared: Path, rate: float, steps: int, device: str = "cpu", enough: float = 1.0
+) -> Segmenter:
+    """Train for seconds, till a share of its pixels is labelled right: of near ties 16 bits decide nothing."""
     dataset, config = camvid(shared, "train"), network.config
     samples = [Fitted(dataset, config.encoder.image_size)[index] for index in range(0, 64, 8)]
     images = normalize(np.stack([sample.image for sample in samples]), config.preprocess).to(device)
@@ -45,7 +47,10 @@ def fit(network: Segmenter, shared: Path, rate: float, steps: int, device: str =
     optimizer = torch.optim.AdamW(network.to(device).parameters(), rate)
     for _ in range(steps):
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            loss = F.cross_entropy(network(images).float(), truth, ignore_index=dataset.ignore)
+            logits = network(images).float()
+        loss, judged = F.cross_entropy(logits, truth, ignore_index=dataset.ignore), truth != dataset.ignore
+        if (logits.argmax(1) == truth)[judged].float().mean() > enough:
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -102,11 +107,11 @@ def test_real_images_are_labelled_as_in_fp32(
 def test_every_network_of_the_paper_labels_real_images_as_in_fp32(shared: Path, tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     network = Segmenter(variant(name, camvid(shared, "train").classes, image_size=PAPER_SIZE, drop_path=0.0))
-    fit(network, shared, 5e-4, PAPER_STEPS, DEVICE)
+    fit(network, shared, 0.2 / network.config.encoder.width, PAPER_STEPS, DEVICE, PAPER_SHARE)
     images = np.stack([sample.image for sample in real_images(shared, PAPER_SIZE)])
     with torch.inference_mode():
         truth = network.labels(normalize(images, network.config.preprocess).to(DEVICE)).cpu().numpy()
-    assert len(np.unique(truth)) > 1
+    assert len(np.unique(truth)) > 2
     save_model(network, tmp_path / "checkpoint")
     with open_session(tmp_path / "checkpoint", "triton", threads=1) as session:
         agreement = float((session(images) == truth).mean())
