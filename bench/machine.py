@@ -40,7 +40,8 @@ def facts() -> dict[str, Any]:
         "cpu": _cpu(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average": [round(load, 2) for load in os.getloadavg()],
-        "system": f"{platform.system()} {platform.release()}",
+        # what follows the version says who built it
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": platform.python_version(),
         "versions": versions(),
         "gpus": gpus(),

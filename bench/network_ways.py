@@ -167,6 +167,8 @@ def _engines(config: SegmenterConfig, stack: ExitStack) -> list[Way]:
 
 def _compiled(model: Segmenter) -> Way:
     """The rival that PyTorch makes of the whole way, pixels normalised on the device as in ours."""
+    import torch._inductor.config as inductor  # takes a second
+
     weight = model.encoder.patch_embed.proj.weight
     # outside, for a copy from the host would keep it from being a CUDA graph
     scale, shift = (torch.from_numpy(x).to(weight.device)[:, None, None] for x in affine(model.config.preprocess))
@@ -176,6 +178,8 @@ def _compiled(model: Segmenter) -> Way:
         size = (images.shape[1], images.shape[2])
         return labels_by_logits(masks, size, size), masks
 
+    # with threads: candidates compiled by its processes are compiled once more when they are timed, a minute in all
+    inductor.compile_threads = 1
     run = torch.compile(both, mode="max-autotune", dynamic=False)
 
     def call(images: np.ndarray) -> np.ndarray:
