@@ -14,7 +14,7 @@ import pytest
 
 from segmenter_bench import acceptance
 from segmenter_bench.acceptance import PAGE, STEPS, Acceptance, Outcome, environment, outcomes
-from segmenter_bench.acceptance_steps import EXPORTED, KERNELS, RUNS, TESTED, Step, plan
+from segmenter_bench.acceptance_steps import ATTENTION_CASES, EXPORTED, KERNELS, RUNS, TESTED, Step, plan
 from segmenter_bench.engines import choose
 from tests.bench_samples import miou_run, throughput_run
 
@@ -210,9 +210,9 @@ def test_the_plan_puts_what_matters_first() -> None:
     assert groups[:2] == ["machine", "accuracy"]
     assert groups.index("kernels") < groups.index("engines", 3)
     names = [one.name for one in plan(options(), gpu=True)]
-    assert names[:7] == [
-        *("machine", "kernels judged", "kernels attention", "kernels bound by memory"),
-        *("network Seg-B-Mask/16", "compiled Seg-B-Mask/16", "kernels products"),
+    assert names[:8] == [
+        *("machine", "kernels judged", "kernels attention", "kernels bound by memory", "network Seg-B-Mask/16"),
+        *("compiled Seg-B-Mask/16, batch 8", "compiled Seg-B-Mask/16, batch 1", "kernels products"),
     ]
     assert "engines Seg-B/8" in names
     assert len(set(names)) == len(names)
@@ -232,6 +232,12 @@ def test_the_plan_puts_what_matters_first() -> None:
     assert all(
         one.needs == ("torch", "triton") for one in plan(options(), True, True) if one.name.startswith("network")
     )
+
+
+def test_attention_is_tuned_for_every_kind_of_sequence() -> None:
+    from segmenter_kernels.attention import KINDS
+
+    assert list(ATTENTION_CASES) == [f"16-64{kind}" for kind in KINDS]
 
 
 def test_every_op_is_judged_timed_and_tested() -> None:
