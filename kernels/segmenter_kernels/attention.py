@@ -26,7 +26,9 @@ from segmenter_kernels.tiles import Tile
 
 OP = "attention"
 SHORT, LONG = 640, 1700  # tokens
-FEW = 264  # programs of 64 rows, two on each multiprocessor of an H100: then each may have more shared memory
+# programs of 64 rows, two on each multiprocessor of an H100: then each may have more shared memory. On other
+# architectures the tiles of few sequences are the default's so far, wherever the line is
+FEW = 264
 KINDS = ("", "_few", "_short", "_long")  # of 16-bit sequences, in the tile data
 HOPPER = 90
 _SOURCES = ("query", "query_rest", "keys", "keys_rest", "narrow", "narrow_rest")
@@ -180,9 +182,10 @@ def specialisations(architecture: int, kind: str = "") -> Iterator[Specialisatio
                 boxes = zip(
                     _SOURCES, [(rows, columns) for rows in sizes.values() for columns in (D, D_REST)], strict=True
                 )
-                kinds = {name: f"tensordesc<{TYPE_NAMES[dtype]}[1, {r}, {c}]>" if c else None for name, (r, c) in boxes}
-                sources = {name: kind for name, kind in kinds.items() if kind}
-                absent = {name: None for name, kind in kinds.items() if not kind}
+                of_type = f"tensordesc<{TYPE_NAMES[dtype]}[1, "
+                described = {name: f"{of_type}{r}, {c}]>" if c else None for name, (r, c) in boxes}
+                sources = {name: each for name, each in described.items() if each}
+                absent = {name: None for name, each in described.items() if not each}
             yield Specialisation(
                 name=f"{OP}_{TYPE_NAMES[dtype]}_d{head_dim}",
                 kernel=from_descriptors if tile["DESCRIPTORS"] else from_pointers,

@@ -16,12 +16,13 @@ def _halves(x):
 def _products(q, k, one):
     """q k^T. In float32 every 16 channels are summed apart, as one long sum loses more.
 
-    `one`, which must be known only at run time, keeps the compiler from joining the sums.
+    `one`, which must be known only at run time, keeps the compiler from joining the sums; a side without it would be
+    what the other's product begins from.
     """
     if q.dtype == tl.float32 and q.shape[1] > 16:
         q_left, q_right = _halves(q)
         k_left, k_right = _halves(k)
-        return _products(q_left, k_left, one) + _products(q_right, k_right, one) * one
+        return _products(q_left, k_left, one) * one + _products(q_right, k_right, one) * one
     else:
         return tl.dot(q, k.T, input_precision="ieee")
 

@@ -66,9 +66,9 @@ def for_tuning(op: str) -> list[Workload]:
     dtype, batches = torch.float16, (1, 8)
     found = workloads.of_op(op, dtype, batches)
     if op == "attention":
-        found += [
-            workloads.attention(B, 1025, 768 // D, D, dtype) for B in batches for D in packed.HEAD_DIMS if D != 64
-        ]
+        # few, short, middling and long sequences, as 64 channels have among Segmenter's
+        shapes = [(1, 577), *((8, N) for N in (577, 1025, 1750))]
+        found += [workloads.attention(B, N, 768 // D, D, dtype) for B, N in shapes for D in packed.HEAD_DIMS if D != 64]
     return found
 
 

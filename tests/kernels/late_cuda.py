@@ -72,6 +72,7 @@ class LateEvent:
 class LateGraph:
     def __init__(self, cuda: "LateCuda") -> None:
         self._cuda, self.nodes, self._key = cuda, [], object()
+        cuda.graphs.add(self)
         weakref.finalize(self, cuda.dropped, self._key)
 
     def replay(self) -> None:
@@ -91,6 +92,8 @@ class LateCuda:
         self.broken = False
         self.dropped_early = 0  # graphs that were still to run
         self.streams: list[LateStream] = []
+        self.graphs: weakref.WeakSet[LateGraph] = weakref.WeakSet()
+        self.made_on: dict[int, str] = {}  # the stream that was current, by address of what was allocated on the device
         self._default = LateStream(self, "the caller's stream")
         self._memory: dict[int, Tensor] = {}
         self._pinned: dict[int, Tensor] = {}
@@ -102,7 +105,8 @@ class LateCuda:
     def Event(self) -> LateEvent:
         return LateEvent(self)
 
-    def Stream(self) -> LateStream:
+    def Stream(self, priority: int = 0) -> LateStream:
+        assert (priority < 0) == (len(self.streams) % 3 == 0)  # captures have a pool of their own
         self.streams.append(LateStream(self, ("the graphs' stream", "up", "down")[len(self.streams) % 3]))
         return self.streams[-1]
 
@@ -144,17 +148,18 @@ class LateCuda:
         """Filled, so that memory nobody wrote to shows."""
         made = torch.empty_like(x).fill_(77)
         if pin_memory:
-            self._pinned[_address(made)] = made
-        elif device == "cuda" or (device is None and _address(x) in self._memory):
-            self._memory[_address(made)] = made
+            self._pinned[address(made)] = made
+        elif device == "cuda" or (device is None and address(x) in self._memory):
+            self._memory[address(made)] = made
+            self.made_on[address(made)] = self.current_stream().name
         return made
 
     def copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         """`Tensor.copy_`: at once between tensors of the host, else on the current stream."""
-        host = [x for x in (target, source) if _address(x) not in self._memory]
+        host = [x for x in (target, source) if address(x) not in self._memory]
         if len(host) == 2:
             return _copy(target, source)
-        if not host or (non_blocking and _address(host[0]) in self._pinned):
+        if not host or (non_blocking and address(host[0]) in self._pinned):
             self.current_stream().enqueue(lambda: _copy(target, source))
         else:
             assert host[0] is source, "a copy to the host that waits is nowhere wanted"
@@ -170,7 +175,7 @@ class LateCuda:
         self.dropped_early += any(owner is key for stream in self.streams for _, owner in stream.queue)
 
 
-def _address(x: Tensor) -> int:
+def address(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
 
 

@@ -1,6 +1,7 @@
 """CUDA graphs and lanes through them without a GPU, on streams that do nothing before they must."""
 
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from segmenter_engines.sessions import cuda_graph
 from segmenter_engines.sessions.cuda_graph import Graphs
-from tests.kernels.late_cuda import LateCuda, cuda_fixture  # noqa: F401 - a fixture
+from tests.kernels.late_cuda import LateCuda, address, cuda_fixture  # noqa: F401 - a fixture
 
 
 def doubling(cuda: LateCuda) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -103,14 +104,46 @@ def test_shapes_that_come_and_go_while_batches_are_under_way(cuda: LateCuda) -> 
     assert not cuda.dropped_early
 
 
+def test_memory_of_a_lane_belongs_to_the_stream_that_writes_to_it(cuda: LateCuda) -> None:
+    (lane,) = Graphs(doubling(cuda)).lanes(1)
+    lane.submit(torch.ones(3))
+    assert lane._memory is not None
+    assert cuda.made_on[address(lane._memory.images)] == "up"
+    assert [cuda.made_on[address(x)] for x in lane._memory.outputs] == ["the graphs' stream"]
+
+
+def test_a_call_that_fails_leaves_nothing_under_way(cuda: LateCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(doubling(cuda))
+    graphs(torch.ones(3))
+
+    def full(self: cuda_graph.Pinned) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_graph.Pinned, "download", full)
+        with pytest.raises(MemoryError):
+            graphs(torch.ones(3))
+    assert cuda.idle
+    assert graphs(torch.full((3,), 4.0))[0].tolist() == [8, 8, 8]
+
+
 @pytest.mark.parametrize("broken", [False, True])
-def test_closing_waits_for_what_is_under_way(cuda: LateCuda, broken: bool) -> None:
+def test_closing_waits_for_what_is_under_way_and_gives_memory_back(cuda: LateCuda, broken: bool) -> None:
     graphs = Graphs(doubling(cuda))
     lanes = graphs.lanes()
     for lane in lanes:
         lane.submit(torch.ones(3))
+    memory = [weakref.ref(lane._memory) for lane in lanes if lane._memory is not None]
+    assert len(memory) == len(lanes)
+    assert len(cuda.graphs) == 1
     cuda.broken = broken
     graphs.close()
+    if broken:
+        # what a failed device never does here holds the memory too
+        for stream in cuda.streams:
+            stream.queue.clear()
+    assert [kept() for kept in memory] == [None, None]
+    assert not cuda.graphs
     for lane in lanes:
         lane.free()
     if not broken:

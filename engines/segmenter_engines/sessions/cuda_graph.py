@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _WARMUPS = 2  # compiling kernels and choosing cuBLAS algorithms must not be captured
-PIECE = 1 << 20  # bytes; of fewer, beginning a copy takes as long as the copy
+PIECE = 1 << 20  # bytes of uint8 images; of fewer, beginning a copy takes as long as the copy
 CAPTURE = Lock()  # beginning one waits for the whole device, which a capture in another thread would not survive
 
 
@@ -77,11 +77,14 @@ class Captured:
         self._graph.replay()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        with torch.cuda.stream(self._stream):
-            self._pinned.upload(images)
-            self.replay()
-            self._pinned.download()
-        self._stream.synchronize()
+        try:
+            with torch.cuda.stream(self._stream):
+                self._pinned.upload(images)
+                self.replay()
+                self._pinned.download()
+        finally:
+            # after an error too: the next call writes to memory that copies may be reading
+            self._stream.synchronize()
         return self._pinned.take()
 
 
@@ -94,11 +97,13 @@ class Graphs:
 
     def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], capacity: int = 8) -> None:
         self._function, self._capacity = function, capacity
-        # those for copies belong to it too: PyTorch deals out 32 in turn, and the 33rd is the first again
-        self.stream, self.up, self.down = (torch.cuda.Stream() for _ in range(3))
+        # PyTorch deals out 32 of a priority in turn, and the 33rd is the first again: of another priority, no capture
+        # meets the copies of another engine
+        self.stream = torch.cuda.Stream(priority=-1)
+        self.up, self.down = torch.cuda.Stream(), torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: OrderedDict[tuple[int, ...], Captured] = OrderedDict()
-        self._lanes: WeakSet[Lane] = WeakSet()
+        self._lanes: WeakSet[GraphLane] = WeakSet()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.of(images)(images)
@@ -115,9 +120,9 @@ class Graphs:
         self._captured.move_to_end(shape)
         return self._captured[shape]
 
-    def lanes(self, count: int = 2) -> "list[Lane]":
+    def lanes(self, count: int = 2) -> "list[GraphLane]":
         """New ones, to be freed by whom they are for."""
-        lanes = [Lane(self) for _ in range(count)]
+        lanes = [GraphLane(self) for _ in range(count)]
         self._lanes.update(lanes)
         return lanes
 
@@ -125,13 +130,15 @@ class Graphs:
         """Give back all memory, that of lanes too, once nothing is under way in it."""
         for lane in list(self._lanes):
             lane.free()
+        with suppress(RuntimeError):  # of a device that has failed there is nothing to wait for
+            self.stream.synchronize()
         self._captured.clear()
 
 
-class Lane:
-    """One batch on its way through the graphs and back, in memory of its own that is kept for the next of its shape.
+class GraphLane:
+    """What a `Lane` is to plans, around captured graphs: a batch on its way up and back, in memory of its own.
 
-    Two of them overlap: while one computes, the other is emptied and filled.
+    It is kept for the next batch of its shape. Two lanes overlap: while one computes, the other is emptied and filled.
     """
 
     def __init__(self, graphs: Graphs) -> None:

@@ -16,7 +16,7 @@ from segmenter.errors import EngineError, Unavailable
 from segmenter.ops import label_dtype
 from segmenter.preprocess import normalize
 from segmenter.window import anchors, segment
-from segmenter_engines.sessions.cuda_graph import Graphs, Lane
+from segmenter_engines.sessions.cuda_graph import GraphLane, Graphs
 from segmenter_engines.sessions.eight_bits import KINDS, quantize_blocks
 from segmenter_engines.sessions.overlap import overlapped
 from segmenter_engines.sessions.session import Session
@@ -97,17 +97,19 @@ class TritonSession(Session):
         return self._through(partial(self._windows, window=window, stride=stride, batch=batch), images)
 
     def _through(self, run: Any, images: np.ndarray) -> np.ndarray:
+        torch.set_num_threads(self.threads)
         with self._named():
             return self._finite(*run(torch.from_numpy(np.ascontiguousarray(images))))
 
     @torch.inference_mode()
-    def _submit(self, lane: Lane, image: np.ndarray) -> None:
+    def _submit(self, lane: GraphLane, image: np.ndarray) -> None:
         images = self._checked(image)
+        torch.set_num_threads(self.threads)
         with self._named():
             lane.submit(torch.from_numpy(np.ascontiguousarray(images)))
 
     @torch.inference_mode()
-    def _arrived(self, lane: Lane, image: np.ndarray) -> np.ndarray:
+    def _arrived(self, lane: GraphLane, image: np.ndarray) -> np.ndarray:
         with self._named():
             labels = self._finite(*lane.collect())
         return labels[0] if image.ndim == 3 else labels
