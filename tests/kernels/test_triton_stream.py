@@ -63,6 +63,31 @@ def test_labels_come_in_order_whatever_the_shapes(session: Session) -> None:
     assert list(session.stream([])) == []
 
 
+def test_few_threads_copy_and_the_callers_are_as_many_as_before(
+    session: Session, cuda: LateCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, copied_by = torch.get_num_threads(), []
+    copy = cuda.copy
+
+    def counted(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        copied_by.append(torch.get_num_threads())
+        return copy(target, source, non_blocking)
+
+    monkeypatch.setattr(cuda, "copy", counted)
+    torch.set_num_threads(7)
+    try:
+        for threads in (1, 99):
+            session.threads = threads
+            copied_by.clear()
+            session(picture(1))
+            list(session.stream([picture(2), picture(3)]))
+            assert copied_by
+            assert set(copied_by) == {min(threads, module.COPIERS)}
+            assert torch.get_num_threads() == 7
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_stream_computes_while_the_caller_prepares(session: Session, cuda: LateCuda) -> None:
     asked = []
 

@@ -1,6 +1,7 @@
 """Our Triton kernels: uint8 images in, labels out, all between them one CUDA graph a shape."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from segmenter_kernels import tiles
 from segmenter_kernels.checks import INTERPRETED
 from segmenter_kernels.quantize import float8_supported
 
+COPIERS = 4
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16, "fp8": torch.float16}
 
 
@@ -97,20 +99,28 @@ class TritonSession(Session):
         return self._through(partial(self._windows, window=window, stride=stride, batch=batch), images)
 
     def _through(self, run: Any, images: np.ndarray) -> np.ndarray:
-        torch.set_num_threads(self.threads)
-        with self._named():
+        with self._copying(), self._named():
             return self._finite(*run(torch.from_numpy(np.ascontiguousarray(images))))
+
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
+        """Few threads copy pixels and labels: more are no quicker than the bus, and spin between calls."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(min(self.threads, COPIERS))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @torch.inference_mode()
     def _submit(self, lane: GraphLane, image: np.ndarray) -> None:
         images = self._checked(image)
-        torch.set_num_threads(self.threads)
-        with self._named():
+        with self._copying(), self._named():
             lane.submit(torch.from_numpy(np.ascontiguousarray(images)))
 
     @torch.inference_mode()
     def _arrived(self, lane: GraphLane, image: np.ndarray) -> np.ndarray:
-        with self._named():
+        with self._copying(), self._named():
             labels = self._finite(*lane.collect())
         return labels[0] if image.ndim == 3 else labels
 
