@@ -3,13 +3,8 @@
 import triton
 import triton.language as tl
 
+from segmenter_kernels.blocks import halves
 from segmenter_kernels.packed import LOG2_E, piece
-
-
-@triton.jit
-def _halves(x):
-    """The first and the second half of a block's columns."""
-    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
 
 
 @triton.jit
@@ -20,8 +15,8 @@ def _products(q, k, one):
     what the other's product begins from.
     """
     if q.dtype == tl.float32 and q.shape[1] > 16:
-        q_left, q_right = _halves(q)
-        k_left, k_right = _halves(k)
+        q_left, q_right = halves(q)
+        k_left, k_right = halves(k)
         return _products(q_left, k_left, one) * one + _products(q_right, k_right, one) * one
     else:
         return tl.dot(q, k.T, input_precision="ieee")

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segmenter_kernels import checks, patch_products, tiles
+from segmenter_kernels.blocks import halves
 from segmenter_kernels.patch_tiles import SMALL, case_of, registers
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
@@ -28,12 +29,6 @@ DEPLOYED_FORMS = (
     *((8, 0, True), (14, 0, True), (16, 0, True), (32, 0, True)),
     *((8, 4, True), (16, 4, True), (16, 4, False), (32, 4, True), (14, 1, False)),
 )
-
-
-@triton.jit
-def _halves(x):
-    """A block's left and right half."""
-    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
 
 
 @triton.jit
@@ -101,8 +96,8 @@ def _kernel(
 
     # in quarters, for all at once would want more registers than the product; the next positions are on their way
     QUARTER: tl.constexpr = BLOCK_C // 4
-    left, right = _halves(total)
-    quarters = _halves(left) + _halves(right)
+    left, right = halves(total)
+    quarters = halves(left) + halves(right)
     position = _positions(first, start_c, position_ptr, M, grid, C, E, BLOCK_M, QUARTER)
     for quarter in tl.static_range(4):
         here = start_c + quarter * QUARTER
