@@ -1,22 +1,17 @@
 """Ahead-of-time compilation, in processes of its own: this one may be interpreting kernels."""
 
 import json
-import os
 import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import triton
 
 import segmenter_kernels
 from segmenter_kernels import aot, cubin
 from segmenter_kernels.add_layernorm import DEPLOYED_WIDTHS
 from segmenter_kernels.aot import table
 from segmenter_kernels.compiling import (
-    JUDGED_WITH,
     OPS,
     Compiled,
     compile_kernel,
@@ -26,11 +21,8 @@ from segmenter_kernels.compiling import (
 from segmenter_kernels.parameters import parameters
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import ARCHITECTURES
+from tests.kernels.uninterpreted import JUDGED, python
 
-JUDGED = pytest.mark.skipif(
-    not triton.__version__.startswith(f"{JUDGED_WITH}."),
-    reason=f"machine code is judged as Triton {JUDGED_WITH} makes it; this is {triton.__version__}",
-)
 SPECIALISATION = Specialisation(
     name="toy",
     kernel=None,
@@ -68,17 +60,6 @@ GOOD = Compiled(
 
 def compiler(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return python("-m", "segmenter_kernels.aot", *map(str, arguments))
-
-
-def script(text: str) -> subprocess.CompletedProcess[str]:
-    return python("-c", textwrap.dedent(text))
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = (Path(segmenter_kernels.__file__).parents[1], Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    return subprocess.run([sys.executable, *arguments], env=environment, text=True, capture_output=True, check=False)
 
 
 @pytest.mark.slow
@@ -173,131 +154,6 @@ def test_widths_are_whole_tiles_where_no_mask_guards_them() -> None:
             for width in DEPLOYED_WIDTHS:
                 assert width % step == 0, f"{each.name} on {architecture}: {width} in steps of {step}"
                 assert 4 * width % step == 0
-
-
-def test_integers_of_one_compile() -> None:
-    # the compiler takes an integer that is 1 at a launch for a constant
-    result = script(
-        """
-        from dataclasses import replace
-        from segmenter_kernels.compiling import compile_kernel, faults, specialisations
-
-        for op, some in (
-            ("upsample_argmax", (("H", "W"), ("h", "w"), ("K",))),
-            ("merge_windows", (("stride", "rows"),)),
-        ):
-            form = next(form for form in specialisations(80) if form.name.startswith(op))
-            integers = tuple(name for name, kind in form.types.items() if kind == "i32")
-            for ones in (*some, integers):
-                types = {name: kind for name, kind in form.types.items() if name not in ones}
-                few = {"GROUP": 1} if "K" in ones and "GROUP" in form.constants else {}
-                constants = {**form.constants, **dict.fromkeys(ones, 1), **few}
-                assert faults(compile_kernel(replace(form, types=types, constants=constants), 80)) == [], (op, ones)
-        """
-    )
-    assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.slow
-@JUDGED
-def test_the_slope_of_gelu_keeps_its_budget() -> None:
-    # only training launches it, so no specialisation is its own
-    result = script(
-        """
-        from segmenter_kernels.compiling import compile_kernel, faults
-        from segmenter_kernels.gemm import SIZES
-        from segmenter_kernels.linear import _specialisation
-        from segmenter_kernels.tiles import ARCHITECTURES, of_architecture
-
-        for architecture in ARCHITECTURES:
-            for size in SIZES:
-                tile = of_architecture("linear", f"gelu_grad_{size}", architecture)
-                form = _specialisation("fp16", "gelu_grad", size, tile)
-                assert faults(compile_kernel(form, architecture)) == [], (architecture, size)
-        """
-    )
-    assert result.returncode == 0, result.stderr
-
-
-def test_rows_overwritten_under_a_running_product_are_seen() -> None:
-    result = script(
-        """
-        from dataclasses import replace
-        from segmenter_kernels.compiling import compile_kernel, faults
-        from segmenter_kernels.specialisation import Specialisation
-        from tests.kernels.mixed_use import product_and_squares
-
-        pointers = dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), "*fp16")
-        form = Specialisation(
-            name="toy", kernel=product_and_squares, types={**pointers, "K": "i32"}, constants={"WAITS": False},
-            aligned=frozenset((*pointers, "K")), num_warps=4, num_stages=4, matrix=True, asynchronous=True,
-        )
-        found = faults(compile_kernel(form, 90))
-        assert len(found) == 2 and all("overwritten while a product still reads it" in each for each in found), found
-        assert faults(compile_kernel(replace(form, constants={"WAITS": True}), 90)) == []
-        assert faults(compile_kernel(form, 80)) == []
-
-        import importlib
-        mask_scores = importlib.import_module("segmenter_kernels.mask_scores")
-        form = next(each for each in mask_scores.specialisations(90) if each.name == "mask_scores_fp16_k160")
-        types = {name: kind for name, kind in form.types.items() if name != "N"}
-        one = replace(form, types=types, constants={**form.constants, "N": 1})
-        assert compile_kernel(form, 90).overwritten == ()
-        # a number of patches known when compiling undoes what waits for products: it must not become one
-        assert len(compile_kernel(one, 90).overwritten) == 3 and form.kernel.do_not_specialize == ["N"]
-        """
-    )
-    assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.slow
-@JUDGED
-def test_attentions_tiles_of_every_kind_keep_their_budget() -> None:
-    # plugins launch the others
-    result = script(
-        """
-        from itertools import product
-
-        from segmenter_kernels.attention import KINDS, specialisations
-        from segmenter_kernels.compiling import compile_kernel, faults
-        from segmenter_kernels.tiles import ARCHITECTURES
-
-        compiled = 0
-        for architecture, kind in product(ARCHITECTURES, KINDS[1:]):
-            for form, default in zip(specialisations(architecture, kind), specialisations(architecture), strict=True):
-                if form.name.startswith("attention_fp16") and form != default:
-                    compiled += 1
-                    assert faults(compile_kernel(form, architecture)) == [], (architecture, kind, form.name)
-        print(compiled)
-        """
-    )
-    assert int(result.stdout or 0) > 0, result.stderr
-
-
-def test_float32_sums_of_sixteen_channels_are_not_joined() -> None:
-    result = script(
-        r"""
-        import re
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-        from segmenter_kernels.attention_forward import from_pointers
-        from segmenter_kernels.tiles import of_architecture
-
-        names = from_pointers.arg_names
-        tile = of_architecture("attention", "32-64", 80)
-        sizes = {name: tile[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_T", "PARTIAL")}
-        constants = {"lse_ptr": None, "D": 64, "D_REST": 0, **sizes, "SMALL": 0}
-        types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names if name not in constants}
-        signature = {name: types.get(name, "constexpr") for name in names}
-        source = ASTSource(from_pointers, signature, {(names.index(name),): value for name, value in constants.items()})
-        code = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ttir"]
-        begins = re.findall(r"tt[.]dot %\S+ %\S+ (%\w+)", code)
-        # four of scores in either loop, and one of values each, which goes on
-        print(sum(at.startswith("%cst") for at in begins), len(begins))
-        """
-    )
-    assert result.stdout == "8 10\n", result.stderr
 
 
 def test_compiling_while_interpreting_is_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from segmenter_kernels import checks, dry_run, tune
 from segmenter_kernels.tiles import Tile
 from segmenter_kernels.workload import Workload
-from tests.kernels.test_aot import python, script
+from tests.kernels.uninterpreted import python, script
 
 
 def test_tiles_are_compiled_as_a_launch_would_and_the_impossible_told_why() -> None:

@@ -1,6 +1,6 @@
 """Buffers filled again under a running product: found in Triton's code as text, and in kernels compiled here.
 
-test_aot.py has more of them, which Triton itself makes wrong.
+test_compiled_forms.py has more of them, which Triton itself makes wrong.
 """
 
 import pytest
@@ -8,7 +8,7 @@ import pytest
 from segmenter_kernels import compiling
 from segmenter_kernels.overwritten import overwritten
 from segmenter_kernels.ttgir import NotFollowedError
-from tests.kernels.test_aot import script
+from tests.kernels.uninterpreted import script
 
 NEXT = [
     "%more = arith.addi %at, %c1 : i32",
