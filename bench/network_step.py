@@ -24,6 +24,7 @@ from torch import Tensor
 
 from segmenter.config import SegmenterConfig, variant
 from segmenter.cores import usable_cores
+from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter_bench.kernel_race import error_of
@@ -89,7 +90,7 @@ def measured(
     """The run, see `segmenter_bench.runs`; rows as those of `segmenter_bench.throughput`.
 
     keep: called with the run as far as it is after each check and each round. chosen: ways by name; all when empty.
-    Raises ValueError for one that is neither a way of this machine nor named as missing, and when all are missing.
+    Raises ConfigError for one that is neither a way of this machine nor named as missing, and when all are missing.
     """
     size = config.encoder.image_size
     model = {
@@ -104,9 +105,9 @@ def measured(
         known = {way.name for way in raced} | {one["engine"] for one in missing}
         unknown = [name for name in chosen if name not in known]
         if unknown:
-            raise ValueError(f"--way {' '.join(unknown)}: no way of this machine; leave it out")
+            raise ConfigError(f"--way {' '.join(unknown)}: no way of this machine; leave it out")
         if not raced:
-            raise ValueError(f"--way {' '.join(chosen)}: none of them runs here; leave it out")
+            raise ConfigError(f"--way {' '.join(chosen)}: none of them runs here; leave it out")
         settings = {"threads": usable_cores(), "reference": raced[0].name, "truth": "PyTorch in fp32", "rounds": rounds}
         settings |= {"burst_seconds": BURST_SECONDS, "min_calls": MIN_CALLS, "warmup": 1}
         run = new_run("throughput", command, model, settings) | {"timed": TIMED, "how": HOW, "notes": _notes(raced)}
@@ -261,12 +262,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(usable_cores())
     torch.backends.cudnn.allow_tf32 = False  # the truth is float32, by convolutions too
     command = command_of("python -m segmenter_bench.network_step", argv)
-    config = variant(options.variant)
 
     def keep(run: dict[str, Any]) -> None:
         write_run(run, options.out)
 
-    run = measured(config, options.batch, options.rounds, device, command, keep, options.way)
+    try:
+        config = variant(options.variant)
+        run = measured(config, options.batch, options.rounds, device, command, keep, options.way)
+    except ConfigError as error:
+        parser.error(str(error))
     print(write_run(run, options.out))
     return int(any(row["status"] != "ok" for row in run["rows"]))
 

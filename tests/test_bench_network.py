@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from segmenter.errors import ConfigError
 from segmenter_bench import network_step, network_ways
 from segmenter_bench.acceptance_steps import RIVALS
 from segmenter_bench.network_step import (
@@ -237,8 +238,21 @@ def test_ways_that_are_none_are_refused() -> None:
         (("compiled-fp16",), "--way compiled-fp16: no way of this machine"),
         (("eager", "triton-fp16", "typo"), "--way typo: no way of this machine"),
     ):
-        with pytest.raises(ValueError, match=why):
+        with pytest.raises(ConfigError, match=why):
             measured(small_config(), (1,), 1, CPU, "", chosen=chosen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [(("Seg-X/16",), "variant 'Seg-X/16' is unknown"), (("Seg-Ti/16", "--way", "typo"), "--way typo: no way of this")],
+)
+def test_a_wrong_name_is_one_line(
+    arguments: tuple[str, ...], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        network_step.main(["--out", str(tmp_path), "--variant", *arguments])
+    assert stopped.value.code == 2
+    assert f"error: {why}" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_bare_checkout_measures_what_it_can_and_names_the_rest(tmp_path: Path) -> None:
