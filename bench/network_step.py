@@ -233,9 +233,10 @@ def _require_same_labels(way: Way, images: np.ndarray) -> None:
 
 
 def _turn(way: Way, images: np.ndarray) -> Callable[[], Burst]:
-    stream, batches = way.stream, _batches(images)
+    stream = way.stream
     if stream is None:
         return lambda: burst(lambda: way.call(images), BURST_SECONDS, MIN_CALLS)
+    batches = _batches(images)
 
     def streamed() -> Burst:
         found = burst(lambda: deque(stream(batches), maxlen=0), BURST_SECONDS, MIN_CALLS)

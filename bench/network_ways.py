@@ -178,18 +178,16 @@ def _compiled(model: Segmenter) -> Way:
         size = (images.shape[1], images.shape[2])
         return labels_by_logits(masks, size, size), masks
 
-    compiled = torch.compile(both, mode="max-autotune", dynamic=False)
-
+    compiled: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(both, mode="max-autotune", dynamic=False)
     tuned: set[torch.Size] = set()
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        if images.shape not in tuned:
-            # in threads: candidates that processes of its own have compiled are compiled once more when they are timed
-            with inductor.patch(compile_threads=1):
-                compiled(images)
-            tuned.add(images.shape)
-        made: tuple[Tensor, Tensor] = compiled(images)
-        return made
+        if images.shape in tuned:
+            return compiled(images)
+        tuned.add(images.shape)
+        # in threads: candidates that processes of its own have compiled are compiled once more when they are timed
+        with inductor.patch(compile_threads=1):
+            return compiled(images)
 
     def call(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode(False), torch.no_grad():

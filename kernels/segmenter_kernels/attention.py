@@ -30,7 +30,6 @@ SHORT, LONG = 640, 1700  # tokens
 # architectures the tiles of few sequences are the default's so far, wherever the line is
 FEW = 264
 KINDS = ("", "_few", "_short", "_long")  # of 16-bit sequences, in the tile data
-HOPPER = 90
 _SOURCES = ("query", "query_rest", "keys", "keys_rest", "narrow", "narrow_rest")
 
 
@@ -233,7 +232,7 @@ def candidates(architecture: int, dtype: torch.dtype, D: int) -> Iterator[Tile]:
                 "BLOCK_N": BLOCK_N,
                 "BLOCK_T": BLOCK_T,
                 "SMALL": SMALL,
-                "PARTIAL": int(architecture == HOPPER and descriptors),
+                "PARTIAL": int(architecture == tiles.HOPPER and descriptors),
                 "DESCRIPTORS": int(descriptors),
                 "num_warps": num_warps,
                 "num_stages": num_stages,

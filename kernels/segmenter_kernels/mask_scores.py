@@ -26,7 +26,6 @@ from segmenter_kernels.tiles import Tile
 OP = "mask_scores"
 MAX_K = 1024
 SMALLEST = 16  # side of a matrix product
-HOPPER = 90
 DEPLOYED_CLASSES = (19, 60, 150)  # Cityscapes, Pascal Context, ADE20K
 
 
@@ -175,7 +174,7 @@ def mask_scores(
             REST_K=REST_K,
             BLOCK_C=tile["BLOCK_C"],
             EVEN=C % tile["BLOCK_C"] == 0,
-            WAITS=tiles.architecture_of(patches.device) == HOPPER,
+            WAITS=tiles.architecture_of(patches.device) == tiles.HOPPER,
             num_warps=tile["num_warps"],
             num_stages=tile["num_stages"],
         )
@@ -228,7 +227,7 @@ def specialisations(architecture: int) -> Iterator[Specialisation]:
                 },
                 constants={
                     **{"BLOCK_N": tile["BLOCK_N"], "BLOCK_K": BLOCK_K, "REST_K": REST_K, "BLOCK_C": tile["BLOCK_C"]},
-                    **{"EVEN": True, "WAITS": architecture == HOPPER},
+                    **{"EVEN": True, "WAITS": architecture == tiles.HOPPER},
                 },
                 aligned=frozenset((*pointers, "C", *strides)),
                 num_warps=tile["num_warps"],

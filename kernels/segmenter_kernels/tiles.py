@@ -17,6 +17,7 @@ from segmenter_kernels.checks import INTERPRETED
 
 Tile = Mapping[str, int]
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+HOPPER = 90
 FOLDER = Path(__file__).parent / "configs"
 # opt-in shared memory of one program, bytes (CUDA C++ Programming Guide, table of compute capabilities)
 SHARED_MEMORY_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}

@@ -130,8 +130,7 @@ class Graphs:
         """Give back all memory, that of lanes too, once nothing is under way in it."""
         for lane in list(self._lanes):
             lane.free()
-        with suppress(RuntimeError):  # of a device that has failed there is nothing to wait for
-            self.stream.synchronize()
+        _settle(self.stream)
         self._captured.clear()
 
 
@@ -170,9 +169,7 @@ class GraphLane:
 
     def free(self) -> None:
         """Give its memory back once nothing is under way in it; twice is as good as once."""
-        for stream in (self._graphs.up, self._graphs.stream, self._graphs.down):
-            with suppress(RuntimeError):  # of a device that has failed there is nothing to wait for
-                stream.synchronize()
+        _settle(self._graphs.up, self._graphs.stream, self._graphs.down)
         self._memory = None
 
     def _fitted(self, graph: Captured) -> Pinned:
@@ -186,3 +183,9 @@ class GraphLane:
                 outputs = tuple(torch.empty_like(output) for output in graph.outputs)
             self._memory = Pinned(images, outputs)
         return self._memory
+
+
+def _settle(*streams: Any) -> None:
+    for stream in streams:
+        with suppress(RuntimeError):  # of a device that has failed there is nothing to wait for
+            stream.synchronize()
