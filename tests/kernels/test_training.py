@@ -16,7 +16,11 @@ from tests.kernels.harness import DEVICE
 
 
 def gradient(
-    module: ModuleType, dtype: torch.dtype, autocast: bool, positions: Literal["learnt", "rotary"] = "learnt"
+    module: ModuleType,
+    dtype: torch.dtype,
+    autocast: bool,
+    positions: Literal["learnt", "rotary"] = "learnt",
+    seed: int = 1,
 ) -> torch.Tensor:
     """The gradient of a loss with respect to all parameters, one float64 vector."""
     size = {"width": 64, "depth": 2, "heads": 2, "mlp_width": 128}
@@ -27,8 +31,7 @@ def gradient(
         name="tiny",
     )
     with torch.random.fork_rng():
-        # seed 0 draws classes that nearly coincide: the LayerNorm over their scores makes any rounding a hundredfold
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         network = Segmenter(config, ops=module).to(DEVICE, dtype).train()
         image = torch.randn(2, 3, 32, 40).to(DEVICE, dtype)
         target = torch.randint(0, 3, (2, 32, 40)).to(DEVICE)
@@ -42,10 +45,18 @@ def gradient(
 @pytest.mark.parametrize("positions", ["learnt", "rotary"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast-bf16"])
 def test_a_training_steps_gradient(autocast: bool, positions: Literal["learnt", "rotary"]) -> None:
-    truth = gradient(ops, torch.float64, False, positions)
-    eager, ours = (gradient(each, torch.float32, autocast, positions) for each in (ops, segmenter_kernels.training))
-    floor = truth.norm() * torch.finfo(torch.float32).eps
-    assert (ours - truth).norm() <= 2 * torch.maximum((eager - truth).norm(), floor)
+    ratios = []
+    # seed 0 draws classes that nearly coincide: the LayerNorm over their scores makes any rounding a hundredfold. In
+    # bf16 others do some of that, and one network's ratio is anything from 0.4 to 3.3, whichever rounds better
+    for seed in range(1, 5):
+        truth = gradient(ops, torch.float64, False, positions, seed)
+        eager, ours = (
+            gradient(each, torch.float32, autocast, positions, seed) for each in (ops, segmenter_kernels.training)
+        )
+        floor = truth.norm() * torch.finfo(torch.float32).eps
+        ratios.append((ours - truth).norm() / torch.maximum((eager - truth).norm(), floor))
+    print(f"errors are {[f'{float(ratio):.2f}' for ratio in ratios]} of eager's")
+    assert torch.stack(ratios).log().mean().exp() <= 2
 
 
 def test_attention_with_dropout_is_pytorchs() -> None:
