@@ -23,10 +23,10 @@ def test_tiles_are_compiled_as_a_launch_would_and_the_impossible_told_why() -> N
         workload = workloads.linear("linear_residual", 8, 1025, 768, half)
         committed = tiles.of_architecture(workload.key, workload.case, 90)
         assert compiled_in_vain(workload, committed, 90) == []
-        (deep,) = compiled_in_vain(workload, {**committed, "num_stages": 12}, 90)
-        assert deep.endswith("bytes of shared memory, limit 232448"), deep
+        deep = compiled_in_vain(workload, {**committed, "num_stages": 12}, 90)
+        assert deep[-1].endswith("bytes of shared memory, limit 232448"), deep
         # the same tile again, and for another GPU, from which nothing is left in this process
-        assert compiled_in_vain(workload, {**committed, "num_stages": 12}, 90) == [deep]
+        assert compiled_in_vain(workload, {**committed, "num_stages": 12}, 90) == deep
         other = tiles.of_architecture(workload.key, workload.case, 80)
         assert compiled_in_vain(workload, other, 80) == []
         """

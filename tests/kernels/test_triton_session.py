@@ -15,8 +15,8 @@ from segmenter.checkpoint import load_model, save_model
 from segmenter.config import IMAGENET, VARIANTS, variant
 from segmenter.datasets import Sample, SegmentationDataset, open_dataset
 from segmenter.datasets.fitted import Fitted
-from segmenter.errors import EngineError, Unavailable
 from segmenter.decoder import MaskDecoder
+from segmenter.errors import EngineError, Unavailable
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter.window import segment
