@@ -7,7 +7,7 @@ atomically, so two runs give the same bits. Both read by plain pointers.
 
 On Hopper 96 channels a head take tiles of 32 rows, which single warps multiply: in tiles of 64 (wgmma) what Triton 3.6
 makes of their pieces of 64 and 32 channels reads shared memory out of range, and is wrong (seen on an H200). The
-kernels are not compiled anew for N = 1: those of 96 channels were wrong there on an H100, and right at 17 and 97.
+kernels are not compiled anew for N = 1, which nothing needs.
 """
 
 import torch

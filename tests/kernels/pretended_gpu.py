@@ -93,7 +93,7 @@ def front_end(source: Any, target: Any = None, options: Any = None, **_: Any) ->
 def main() -> int:
     """Launch everything; the number of launches that failed, and one more where a kernel has more forms than it should.
 
-    Attention has one for any number of tokens: one of its own for a single token was wrong on an H100.
+    Attention has one for any number of tokens, so that what is tested at one is what runs at another.
     """
     calls = dict(SMALLEST)
     for op in workloads.OPS:
