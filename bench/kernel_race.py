@@ -31,6 +31,7 @@ SDPA = {
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-math": SDPBackend.MATH,
 }
 _FP8_LARGEST = 448
 Measure = Callable[[Callable[..., Any], Sequence[Sequence[Any]]], "Quantiles"]

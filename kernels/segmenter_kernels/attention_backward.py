@@ -6,8 +6,7 @@ delta and dQ; the second owns tiles of keys and writes dK and dV. P is computed 
 atomically, so two runs give the same bits. Both read by plain pointers.
 
 On Hopper 96 channels a head take tiles of 32 rows, which single warps multiply: in tiles of 64 (wgmma) what Triton 3.6
-makes of their pieces of 64 and 32 channels reads shared memory out of range, and is wrong (seen on an H200). The
-kernels are not compiled anew for N = 1, which nothing needs.
+makes of their pieces of 64 and 32 channels reads shared memory out of range, and is wrong (seen on an H200).
 """
 
 import torch

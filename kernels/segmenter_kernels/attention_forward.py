@@ -133,7 +133,7 @@ def _program(
         )  # fmt: skip
 
 
-# not compiled anew for an N, or a count of tiles, of 1 or of a multiple of 16: one machine code serves all
+# not compiled anew for an N, or a count of tiles, of 1 or of a multiple of 16
 @triton.jit(do_not_specialize=["N", "tiles_a_head", "whole_tiles"])
 def from_pointers(
     qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,

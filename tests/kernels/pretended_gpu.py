@@ -93,7 +93,7 @@ def front_end(source: Any, target: Any = None, options: Any = None, **_: Any) ->
 def main() -> int:
     """Launch everything; the number of launches that failed, and one more where a kernel has more forms than it should.
 
-    Attention has one for any number of tokens, so that what is tested at one is what runs at another.
+    Attention has one for any number of tokens that takes the same tile.
     """
     calls = dict(SMALLEST)
     for op in workloads.OPS:
@@ -111,12 +111,14 @@ def main() -> int:
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             print(f"{name}: {type(error).__name__}: {' '.join(str(cause).split())[-200:]}")
-    forms: set[str] = set()
-    with pretended.gpu(ARCHITECTURE, lambda source, **_: forms.add(source.hash())):
-        for N in (1, 16, 97, 1024):
-            k.attention_backward(t(2, N, 192), t(2, N, 576), 2)
-    print(f"{len(forms)} forms of attention and its gradients, whatever the number of tokens")
-    failed += len(forms) != 3
+    for dtype in (torch.float16, F32):  # by descriptors and by pointers
+        forms: set[str] = set()
+        with pretended.gpu(ARCHITECTURE, lambda source, found=forms, **_: found.add(source.hash())):
+            for N in (1, 16, 97, 1024):
+                k.attention_backward(t(2, N, 192, dtype=dtype), t(2, N, 576, dtype=dtype), 2)
+        if len(forms) != 3:
+            failed += 1
+            print(f"attention, {dtype}: {len(forms)} forms, wanted 3: forward, and gradients of queries and of keys")
     print(f"{len(calls)} launches, {failed} failed")
     return failed
 

@@ -24,7 +24,8 @@ def test_tiles_are_compiled_as_a_launch_would_and_the_impossible_told_why() -> N
         committed = tiles.of_architecture(workload.key, workload.case, 90)
         assert compiled_in_vain(workload, committed, 90) == []
         deep = compiled_in_vain(workload, {**committed, "num_stages": 12}, 90)
-        assert deep[-1].endswith("bytes of shared memory, limit 232448"), deep
+        assert len(deep) == 2 and "registers spilt" in deep[0], deep
+        assert deep[1].endswith("bytes of shared memory, limit 232448"), deep
         # the same tile again, and for another GPU, from which nothing is left in this process
         assert compiled_in_vain(workload, {**committed, "num_stages": 12}, 90) == deep
         other = tiles.of_architecture(workload.key, workload.case, 80)

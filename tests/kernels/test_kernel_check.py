@@ -14,6 +14,7 @@ from segmenter_bench.kernel_check import BATCHES, check, jobs, judged
 from segmenter_bench.runs import read_run
 from segmenter_kernels import tiles, timing, workers, workloads
 from segmenter_kernels.checks import INTERPRETED
+from segmenter_kernels.judging import budget
 from segmenter_kernels.workload import Workload
 from segmenter_kernels.workloads import OPS
 from tests.kernels.conftest import DEVICE
@@ -52,6 +53,15 @@ def test_right_kernels_are_right(op: str) -> None:
     assert (found["status"], found["reason"]) == ("ok", None)
     assert found["error"] <= found["budget"]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_is_no_number_is_no_measure() -> None:
+    truth, half = torch.tensor([3.0, -4.0], dtype=torch.float64), torch.float16
+    ulp = 4 * torch.finfo(half).eps
+    assert budget(0.5, truth, half) == 1.0
+    assert budget(float("nan"), truth, half) == ulp
+    assert budget(float("inf"), truth, half) == float("inf")  # out of its range, as the kernel may be
+    assert budget(float("nan"), truth / 0, half) == 0.0
 
 
 def changed(op: str, change: Callable[[torch.Tensor], object], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

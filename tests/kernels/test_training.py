@@ -46,8 +46,8 @@ def gradient(
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast-bf16"])
 def test_a_training_steps_gradient(autocast: bool, positions: Literal["learnt", "rotary"]) -> None:
     ratios = []
-    # seed 0 draws classes that nearly coincide: the LayerNorm over their scores makes any rounding a hundredfold. In
-    # bf16 others do some of that, and one network's ratio is anything from 0.4 to 3.3, whichever rounds better
+    # seed 0 draws classes that nearly coincide: the LayerNorm over their scores makes any rounding a hundredfold. Other
+    # networks do some of that: whichever rounds better, the ratio of one is anything from 0.4 to 3.3
     for seed in range(1, 5):
         truth = gradient(ops, torch.float64, False, positions, seed)
         eager, ours = (
@@ -56,7 +56,8 @@ def test_a_training_steps_gradient(autocast: bool, positions: Literal["learnt", 
         floor = truth.norm() * torch.finfo(torch.float32).eps
         ratios.append((ours - truth).norm() / torch.maximum((eager - truth).norm(), floor))
     print(f"errors are {[f'{float(ratio):.2f}' for ratio in ratios]} of eager's")
-    assert torch.stack(ratios).log().mean().exp() <= 2
+    # of several, whose geometric mean a single lucky one does not pull down
+    assert torch.stack(ratios).clamp(min=0.1).log().mean().exp() <= 2
 
 
 def test_attention_with_dropout_is_pytorchs() -> None:

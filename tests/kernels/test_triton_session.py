@@ -39,8 +39,11 @@ def camvid(shared: Path, split: str) -> SegmentationDataset:
 
 def fit(
     network: Segmenter, shared: Path, rate: float, steps: int, device: str = "cpu", enough: float = 1.0
-) -> Segmenter:
-    """Train for seconds, till a share of its pixels is labelled right: of near ties 16 bits decide nothing."""
+) -> tuple[Segmenter, float]:
+    """Train for seconds, at most till a share of its pixels is labelled right: of near ties 16 bits decide nothing.
+
+    Returns the share of the last step too.
+    """
     dataset, config = camvid(shared, "train"), network.config
     samples = [Fitted(dataset, config.encoder.image_size)[index] for index in range(0, 64, 8)]
     images = normalize(np.stack([sample.image for sample in samples]), config.preprocess).to(device)
@@ -51,13 +54,14 @@ def fit(
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             logits = network(images).float()
         loss, judged = F.cross_entropy(logits, truth, ignore_index=dataset.ignore), truth != dataset.ignore
-        if (logits.argmax(1) == truth)[judged].float().mean() > enough:
+        share = float((logits.argmax(1) == truth)[judged].float().mean())
+        if share > enough:
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         warm.step()
-    return network.eval()
+    return network.eval(), share
 
 
 def real_images(shared: Path, size: tuple[int, int]) -> list[Sample]:
@@ -76,7 +80,8 @@ def checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes = camvid(shared, "train").classes
     config = small_config(classes=classes, image_size=SIZE, drop_path=0.0, distilled=True)
     folder = tmp_path_factory.mktemp("trained")
-    save_model(fit(Segmenter(replace(config, preprocess=IMAGENET)), shared, 3e-3, TRAINING_STEPS), folder)
+    network, _ = fit(Segmenter(replace(config, preprocess=IMAGENET)), shared, 3e-3, TRAINING_STEPS)
+    save_model(network, folder)
     return folder
 
 
@@ -112,7 +117,7 @@ def test_every_network_of_the_paper_labels_real_images_as_in_fp32(shared: Path, 
     network = Segmenter(variant(name, camvid(shared, "train").classes, image_size=PAPER_SIZE, drop_path=0.0))
     if isinstance(network.decoder, MaskDecoder):
         network.decoder.cls_emb.data.mul_(50)  # classes that differ from the start are learnt in fewer steps
-    fit(network, shared, 0.2 / network.config.encoder.width, PAPER_STEPS, DEVICE, PAPER_SHARE)
+    _, share = fit(network, shared, 0.2 / network.config.encoder.width, PAPER_STEPS, DEVICE, PAPER_SHARE)
     save_model(network, tmp_path / "checkpoint")
     images = np.stack([sample.image for sample in real_images(shared, PAPER_SIZE)])
     x = normalize(images, network.config.preprocess).to(DEVICE)
@@ -121,7 +126,8 @@ def test_every_network_of_the_paper_labels_real_images_as_in_fp32(shared: Path, 
         own = float((network.half().labels(x.half()).cpu().numpy() == truth).mean())
     with open_session(tmp_path / "checkpoint", "triton", threads=1) as session:
         agreement = float((session(images) == truth).mean())
-    print(f"{name}: {agreement:.5f} of {truth.size} pixels, PyTorch {own:.5f}, {len(np.unique(truth))} classes")
+    agreed = f"{agreement:.5f} of {truth.size} pixels, PyTorch {own:.5f}"
+    print(f"{name}: {agreed}, {len(np.unique(truth))} classes, {share:.2f} of its training pixels right")
     assert len(np.unique(truth)) > 2
     assert agreement >= 0.999
 
