@@ -35,7 +35,7 @@ class Options:
     architectures: tuple[int, ...] = ()
     """Without a GPU: architectures to compile for (80, 86, 89, 90, 100, 120); all when left out."""
     out: Path = Path("runs/kernels")
-    """Folder for the JSON of the run."""
+    """Folder for the JSON of the run; without a GPU nothing is timed, and none is written."""
 
     def __post_init__(self) -> None:
         if not self.batch or min(self.batch) < 1:

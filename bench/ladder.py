@@ -1,7 +1,8 @@
 """The ablation ladder: from the official way to the fastest engine one change at a time, and what each change gained.
 
 All rungs are engines of one run and took turns in it. A gain is the median over rounds of how much faster a rung was
-than the one it builds on, so a machine that slows down for a while moves it little.
+than the one it builds on, so a machine that slows down for a while moves it little; of few rounds it is the ratio of
+the images per second, as in the tables.
 """
 
 from collections.abc import Sequence
@@ -96,10 +97,9 @@ def climb(rungs: Sequence[Rung], section: Section) -> list[Step]:
         if below is None:
             steps.append(Step(rung, row, None, total=1.0))
         else:
-            each, whole = _times(below, row), _times(measured[0], row)
-            spread = quantiles(each, n=4, method="inclusive") if len(each) >= ENOUGH_ROUNDS else None
-            quartiles = (spread[0], spread[2]) if spread else None
-            steps.append(Step(rung, row, None, below["engine"], median(each), quartiles, median(whole), above))
+            gain, spread = _times(below, row)
+            total, _ = _times(measured[0], row)
+            steps.append(Step(rung, row, None, below["engine"], gain, spread, total, above))
         measured.append(row)
         above = rung.engine
     return steps
@@ -116,10 +116,14 @@ def _measured(row: Row | None) -> bool:
     return row is not None and row["status"] == "ok" and bool(row.get("rounds_ms"))
 
 
-def _times(slow: Row, fast: Row) -> list[float]:
-    """How many times faster one was than another, by round."""
+def _times(slow: Row, fast: Row) -> tuple[float, tuple[float, float] | None]:
+    """How many times faster one was than another, with quartiles over rounds where there were enough of them."""
     pairs = zip(slow["rounds_ms"], fast["rounds_ms"], strict=False)
-    return [median(theirs) / median(mine) for theirs, mine in pairs]
+    each = [median(theirs) / median(mine) for theirs, mine in pairs]
+    if len(each) < ENOUGH_ROUNDS:
+        return fast["timing"]["images_per_s"] / slow["timing"]["images_per_s"], None
+    low, middle, high = quantiles(each, n=4, method="inclusive")
+    return middle, (low, high)
 
 
 def climbs(section: Section) -> dict[str, list[Step]]:

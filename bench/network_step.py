@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
         for rung in ladder:
             reason = "needs more than PyTorch, Triton and NumPy: install segmenter-trt with its extras"
             if name == "on a GPU":
-                away = "not among the ways of this run; the triton engine needs safetensors"
+                away = "not among the ways of this run"
+                if rung.engine.startswith("triton") and find_spec("safetensors") is None:
+                    away = "the triton engine needs safetensors, which is not installed"
                 reason = away if device.type == "cuda" else "no CUDA device here"
             elif name != "on a GPU" and device.type == "cuda":
                 reason = "a rung on a CPU: where there is a GPU, only those on it are timed with these packages"

@@ -63,10 +63,13 @@ def _section(section: Section) -> str:
     sizes: list[int | None] = [*section.batches] or [None]
     for size in sizes:
         title = "Results" if len(section.batches) < 2 else f"Results, batch {size}"
-        parts.append(_part(title, results(section.lines(size), section.best)))
+        parts.append(_part(title, _apart(section.apart(size)) + results(section.lines(size), section.best)))
     if section.has_region("network"):
         hint = '<p class="hint">From normalised images to class masks on the patch grid; nothing before or after.</p>'
-        tables = "".join(results(section.lines(size, "network"), None) for size in section.batches)
+        tables = "".join(
+            _apart(section.apart(size, "network")) + results(section.lines(size, "network"), None)
+            for size in section.batches
+        )
         parts.append(_part("The network alone", hint + tables))
     parts += [
         _part("The ablation ladder", ladders(section)),
@@ -76,6 +79,10 @@ def _section(section: Section) -> str:
         _timed(section),
     ]
     return f'<section class="model">{"".join(parts)}</section>'
+
+
+def _apart(told: str) -> str:
+    return f'<p class="hint">{escape(told)}</p>' if told else ""
 
 
 def _hardware(runs: Sequence[dict[str, Any]], steps: Sequence[Outcome]) -> str:

@@ -11,7 +11,8 @@ from segmenter_bench.sheets import quantity
 
 HINT = (
     "One change a rung, all measured in turns in one run; a gain is over the rung before or the one named, the median"
-    " of the rounds' own ratios, with their quartiles where there were rounds enough. Bars are times the first rung."
+    " of the rounds' own ratios with their quartiles, or of images/s where there were too few rounds. Bars are times"
+    " the first rung."
 )
 
 

@@ -135,6 +135,25 @@ class Section:
             lines.append(Line(name, batch, row, accuracy.get(name), reference, rounds, against))
         return lines
 
+    def races(self, batch: int | None, region: str = "labels") -> list[tuple[dict[str, Any], list[str]]]:
+        """The speed runs that the lines of a table are of, each with its engines there: those were raced together."""
+        found: dict[int, tuple[dict[str, Any], list[str]]] = {}
+        for (engine, *place), (row, run) in self._speed_rows().items():
+            if place == [batch, region] and row.get("timing"):
+                found.setdefault(id(run), (run, []))[1].append(engine)
+        return list(found.values())
+
+    def apart(self, batch: int | None, region: str = "labels") -> str:
+        """What a reader of a table of several runs must know; empty for that of one."""
+        races = self.races(batch, region)
+        if len(races) < 2:
+            return ""
+        each = (f"{', '.join(engines)} ({_made(run)})" for run, engines in races)
+        return (
+            f"Raced apart, in {len(races)} runs: {'; '.join(each)}. How many times faster an engine is, is against the"
+            f" {times_of(self.lines(batch, region))} of its own run; images/s of different runs are no race."
+        )
+
     def has_region(self, region: str) -> bool:
         return any(each == region for _, _, each in self._speed_rows())
 
@@ -199,10 +218,21 @@ def counted_rounds(row: Row, planned: int) -> int:
     return len(row.get("rounds_ms") or ()) or planned
 
 
-def times_head(lines: Iterable[Line]) -> str:
-    """Head of the column of how many times faster: than the engine that every ratio there is against."""
+def times_of(lines: Iterable[Line]) -> str:
+    """The engine that every ratio of some lines is against, where it is one."""
     against = {line.against for line in lines if line.speed}
-    return f"x {against.pop() if len(against) == 1 else 'reference'}"
+    return against.pop() if len(against) == 1 else "reference"
+
+
+def times_head(lines: Iterable[Line]) -> str:
+    """Head of the column of how many times faster."""
+    return f"x {times_of(lines)}"
+
+
+def _made(run: dict[str, Any]) -> str:
+    """When a run was made and of which commit."""
+    git = run["machine"].get("git")
+    return run["created"].removesuffix("Z").replace("T", " ") + (f", commit {git['commit'][:7]}" if git else "")
 
 
 def speedup(row: Row, reference: Row | None, rounds: int) -> float | None:
@@ -279,7 +309,9 @@ def network_markdown(section: Section) -> str:
     """The table of a network, for a README."""
     run = section.of("throughput") or section.of("miou")
     assert run is not None
-    return f"**{section.name}**, {section.size}, {machine_name(run['machine'])}\n\n{_markdown_table(section)}"
+    told = section.apart(section.batches[0]) if section.batches else ""
+    table = f"**{section.name}**, {section.size}, {machine_name(run['machine'])}\n\n{_markdown_table(section)}"
+    return f"{table}\n\n{told}" if told else table
 
 
 def _markdown_table(section: Section) -> str:

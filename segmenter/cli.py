@@ -68,6 +68,8 @@ COMMANDS = {
     "report": ("segmenter_bench.report", "one HTML page from the benchmark results"),
 }
 
+# what the package itself needs, for who installed it without
+_NEEDED = ("numpy", "torch", "safetensors", "PIL", "yaml", "tyro", "rich")
 # which extra of the package brings a module; anything else missing is no user's mistake
 _EXTRAS = {
     "tensorboard": "train",
@@ -266,6 +268,8 @@ def _how_to_install(module: str) -> str | None:
     top = module.partition(".")[0]
     if top in _EXTRAS:
         return f"{top} is not installed; run: pip install 'segmenter-trt[{_EXTRAS[top]}]'"
+    if top in _NEEDED and find_spec(top) is None:
+        return f"{top} is not installed, which this command needs; run: pip install segmenter-trt"
     if any(top == home.partition(".")[0] for home, _ in COMMANDS.values()) and find_spec(top) is None:
         return f"{top} is not part of this installation; install segmenter-trt whole: pip install segmenter-trt"
     return None

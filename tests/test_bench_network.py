@@ -81,10 +81,12 @@ def test_every_way_is_judged_and_timed(run: dict[str, Any], tmp_path: Path) -> N
     assert "Each runs in a process of its own" not in text
 
 
-def test_what_is_no_way_here_says_why() -> None:
+def test_what_is_no_way_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_step, "find_spec", lambda name: None)
     reasons = {one["engine"]: one["reason"] for one in absent({"gpu-sdpa"}, torch.device("cuda"))}
     assert reasons["official"].startswith("a rung on a CPU: where there is a GPU")
-    assert reasons["triton-int8"] == "not among the ways of this run; the triton engine needs safetensors"
+    assert reasons["triton-int8"] == "the triton engine needs safetensors, which is not installed"
+    assert reasons["gpu-explicit"] == "not among the ways of this run"
     assert reasons["openvino-int8"].startswith("a rung on a CPU")
     assert "gpu-sdpa" not in reasons
 

@@ -178,6 +178,21 @@ def test_a_second_run_of_other_engines_hides_none_of_the_first():
     assert "6 rounds of at least" in text
 
 
+def test_engines_of_different_runs_are_not_shown_as_one_race():
+    first, second = throughput_run(), throughput_run()
+    first["created"], second["created"] = "2026-01-01T10:00:00Z", "2026-01-02T10:00:00Z"
+    second["machine"] = second["machine"] | {"git": {"commit": "abcdef0123", "dirty": False}}
+    second["rows"] = [row for row in second["rows"] if row["engine"] in ("official", "openvino-int8")]
+    _, outline = rendered(first, second)
+    told = "openvino-int8 (2026-01-02 10:00:00, commit abcdef0)"
+    assert "Raced apart, in 2 runs" in outline.text
+    assert told in outline.text
+    assert "against the official of its own run" in outline.text
+    assert told in report.markdown(sections([first, second]), [])
+    assert "Raced apart" not in rendered(first)[1].text
+    assert "Raced apart" not in rendered(first, first | {"created": "2026-01-03T10:00:00Z"})[1].text
+
+
 def test_ratios_are_named_after_the_engine_they_are_against():
     run = throughput_run(trained=False, batches=(1,))
     run["rows"] = [row | {"engine": row["engine"].replace("official", "gpu-explicit")} for row in run["rows"]]

@@ -145,6 +145,16 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
             run(raising(error), Options, ["--count", "1"])
 
 
+def test_what_the_package_needs_and_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("segmenter.cli.find_spec", lambda name: None)
+    error = ModuleNotFoundError("No module named 'torch'", name="torch.nn")
+    assert run(raising(error), Options, ["--count", "1"]) == 2
+    wanted = "error: torch is not installed, which this command needs; run: pip install segmenter-trt\n"
+    assert capsys.readouterr().err == wanted
+
+
 def test_dispatch_passes_arguments_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("segmenter.train")
     module.main = lambda argv: len(argv)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,17 @@ def test_labels_are_the_engines(engine_folder: Path, photos: Path, tmp_path: Pat
         assert found["deep/c.png"].shape == (2 * H, W)
         assert (found["deep/c.png"][::2] == expected).all()
         assert (found["deep/c.png"][1::2] == expected).all()
+
+
+def test_an_engine_that_was_not_verified_is_told_in_a_line(
+    engine_folder: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # or this file's mark hides it
+        assert label(engine_folder / FP32, photos, tmp_path / "out") == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if "verified" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: ")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -8,6 +8,7 @@ made again.
 import os
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,10 +120,14 @@ def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], float]
         from segmenter_engines.label_ray import label_by_ray
 
         return label_by_ray(where, todo, options.ray, options.ray_gpus), 0.0
-    labeller = Labeller(*where)
+    console = Console(stderr=True)
+    with warnings.catch_warnings(record=True) as told:
+        labeller = Labeller(*where)
+    for warning in told:
+        console.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
     began = time.process_time()
     try:
-        names = track(todo, "labelling", console=Console(stderr=True), transient=True)
+        names = track(todo, "labelling", console=console, transient=True)
         errors = [line for name in names if (line := attempt(labeller, name))]
         return errors, time.process_time() - began
     finally:

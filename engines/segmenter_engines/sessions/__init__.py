@@ -119,7 +119,8 @@ def _choices(path: Path) -> tuple[str, ...]:
         return ("eager", "compiled", "triton")
     if path.is_dir():
         return ()
-    raise EngineError(f"{path}: no such artifact; wanted a checkpoint folder, an .onnx or a .plan")
+    what = "is no artifact" if path.exists() else "no such artifact"
+    raise EngineError(f"{path}: {what}; wanted a checkpoint folder, an .onnx or a .plan")
 
 
 def _in_folder(path: Path, engine: str | None) -> str:
