@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,14 @@ HOW = (
 )
 
 
+def installed(package: str) -> bool:
+    try:
+        import_module(package)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
     """The rungs of the ladder that are no way of this machine, each with the reason."""
     reasons: dict[str, str] = {}
@@ -63,7 +71,7 @@ def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
             reason = "needs more than PyTorch, Triton and NumPy: install segmenter-trt with its extras"
             if name == "on a GPU":
                 away = "not among the ways of this run"
-                if rung.engine.startswith("triton") and find_spec("safetensors") is None:
+                if rung.engine.startswith("triton") and not installed("safetensors"):
                     away = "the triton engine needs safetensors, which is not installed"
                 reason = away if device.type == "cuda" else "no CUDA device here"
             elif name != "on a GPU" and device.type == "cuda":
