@@ -232,7 +232,8 @@ def times_head(lines: Iterable[Line]) -> str:
 def _made(run: dict[str, Any]) -> str:
     """When a run was made and of which commit."""
     git = run["machine"].get("git")
-    return run["created"].removesuffix("Z").replace("T", " ") + (f", commit {git['commit'][:7]}" if git else "")
+    commit = f", commit {git['commit'][:7]}{' with local changes' if git.get('dirty') else ''}" if git else ""
+    return run["created"].removesuffix("Z").replace("T", " ") + commit
 
 
 def speedup(row: Row, reference: Row | None, rounds: int) -> float | None:
