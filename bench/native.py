@@ -21,8 +21,9 @@ from segmenter.cli import run
 from segmenter.cores import usable_cores
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, EngineError
+from segmenter.files import require_writable
 from segmenter.images import read_image
-from segmenter_bench.runs import wide_console
+from segmenter_bench.runs import wide_console, write_record
 from segmenter_bench.timing import burst, take_turns
 from segmenter_engines.sessions import Session, open_engine
 from segmenter_trt.runtimes import folder
@@ -48,6 +49,8 @@ class Options:
     """Timed calls in a turn."""
     threads: int | None = None
     """CPU threads; every core when left out."""
+    json: Path | None = None
+    """Also write the result to this file."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "calls", *(("threads",) if self.threads is not None else ())):
@@ -107,6 +110,8 @@ def require_same_labels(
 
 
 def native(options: Options) -> None:
+    if options.json is not None:
+        require_writable(options.json)
     threads = options.threads or usable_cores()
     with tempfile.TemporaryDirectory() as name, open_engine(options.engine, "openvino", threads=threads) as session:
         module = segmenter_trt.Session(segmenter_trt.Engine(options.engine, threads=threads))
@@ -128,6 +133,8 @@ def native(options: Options) -> None:
             options.rounds,
         )
     report(options, ms, f"{width}x{height}, {threads} threads, {options.rounds} rounds of {options.calls} calls")
+    if options.json is not None:
+        write_record(options.json, options, {"p50_ms_by_round": ms, "timed": TIMED})
 
 
 def report(options: Options, ms: dict[str, list[float]], how: str) -> None:

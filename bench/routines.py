@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from rich.table import Table
 import segmenter_trt
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, VerificationError
+from segmenter.files import require_writable
 from segmenter_bench.machine import Neighbours, busy_note, process_seconds
-from segmenter_bench.runs import wide_console
+from segmenter_bench.runs import wide_console, write_record
 from segmenter_bench.timing import burst, take_turns
 
 
@@ -33,6 +35,8 @@ class Options:
     """Times each is called; they take turns, and the median counts."""
     classes: int = 150
     """Classes of the masks."""
+    json: Path | None = None
+    """Also write the result to this file."""
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("classes", 2)):  # of two classes, the nearer decides what is a tie
@@ -96,6 +100,8 @@ def resize_row(name: str, old: tuple[int, int], new: tuple[int, int], rounds: in
 
 
 def measure(options: Options) -> int:
+    if options.json is not None:
+        require_writable(options.json)
     torch.set_num_threads(1)
     neighbours = Neighbours(lambda: process_seconds(os.getpid()))
     masks, rounds = f"{options.classes} classes, 32x32 to 512x512", options.rounds
@@ -113,6 +119,9 @@ def measure(options: Options) -> int:
     console.print(table)
     if note := busy_note(busy or 0.0):
         console.print(note, style="yellow", soft_wrap=True)
+    if options.json is not None:
+        each = [{"what": name, "theirs_ms": theirs, "ours_ms": mine} for name, theirs, mine in rows]
+        write_record(options.json, options, {"rows": each, "others_busy": busy})
     return 0
 
 

@@ -1,5 +1,6 @@
 """bench-native: three ways to one network, compared before they are timed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,17 @@ native = pytest.importorskip("segmenter_bench.native", reason="segmenter_trt is 
 pytestmark = pytest.mark.slow
 
 
-def test_all_three_are_timed(sdk: Path, engine_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program, engine = sdk / "bin" / "segmenter_trt_cli", engine_folder / FP32
-    arguments = ("--engine", str(engine), "--threads", "1", "--rounds", "2", "--calls", "5")
+def test_all_three_are_timed(
+    sdk: Path, engine_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, engine, path = sdk / "bin" / "segmenter_trt_cli", engine_folder / FP32, tmp_path / "r.json"
+    arguments = ("--engine", str(engine), "--threads", "1", "--rounds", "2", "--calls", "5", "--json", str(path))
     assert native.main([*arguments, "--program", str(program)]) == 0
+    assert {name: len(each) for name, each in json.loads(path.read_text())["p50_ms_by_round"].items()} == {
+        native.PYTHON: 2,
+        native.MODULE: 2,
+        native.PROGRAM: 2,
+    }
     shown = capsys.readouterr().out
     assert "72x56, 1 threads, 2 rounds of 5 calls" in shown
     assert all(name in shown for name in (native.PYTHON, native.MODULE, native.PROGRAM))

@@ -1,6 +1,8 @@
 """bench-routines: its figures, and what it prints beside them."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,17 @@ routines = pytest.importorskip("segmenter_bench.routines", reason="segmenter_trt
 
 @pytest.mark.parametrize(("share", "warned"), [(0.01, False), (0.62, True), (None, False)])
 def test_a_busy_machine_is_told_beside_the_figures(
-    share: float | None, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    share: float | None,
+    warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(routines.Neighbours, "share", lambda _: share)
-    assert routines.main(["--rounds", "1", "--classes", "2"]) == 0
+    path = tmp_path / "r.json"
+    assert routines.main(["--rounds", "1", "--classes", "2", "--json", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert (len(record["rows"]), record["classes"], record["others_busy"]) == (4, 2, share)
     printed = capsys.readouterr().out
     assert "times faster" in printed
     assert ("Other programs took up to 62% of the CPU cores" in printed) == warned
