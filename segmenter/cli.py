@@ -261,6 +261,11 @@ def _mistake(box: str) -> str:
     near = [words for first, *words in advice if first.startswith(("Perhaps", "Similar")) and words]
     # tyro leaves marks of its own for bold text in some messages
     mistake = re.sub(r"\[/?bold\]", "", " ".join(message)).rstrip(".") or "the options cannot be read"
+    if choice := re.match(r"Error parsing (\S+): no type matching (.+) could be instantiated from \[(.*?)\]", mistake):
+        # of a value or several that may be left out; what follows is in the words of Python's types
+        option, wanted, given = choice.groups()
+        wanted = re.sub(r"^\{([^{}]*)\}$", r"\1", wanted.replace("{None}|", ""))
+        mistake = f"{option} {given.replace(chr(39), '').replace(',', '')}: wanted {wanted}"
     return f"{mistake}; did you mean {near[0][0]}?" if near else mistake
 
 

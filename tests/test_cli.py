@@ -78,7 +78,7 @@ def test_commands_alone_import_the_command_line() -> None:
         (["--count", "3", "--nmae", "y"], ["--nmae", "did you mean --name STR?"]),
         (["--count"], ["--count"]),
         (["--count", "3", "more"], ["more"]),
-        (["--count", "3", "--span", "1", "2"], ["--span", "of `INT INT INT`"]),
+        (["--count", "3", "--span", "1", "2"], ["--span 1 2: wanted INT|{INT INT INT};"]),
     ],
 )
 def test_bad_options_are_one_line_and_exit_with_2(
