@@ -51,9 +51,15 @@ def open_session(
 
         require(path, Path(require_signature))
     session = open_engine(path, engine, threads=threads, precision=precision, mode=mode)
-    reason = None if _is_checkpoint(path) else unverified(read_manifest(path, check_hash=False), session.name)
+    if _is_checkpoint(path):
+        return session
+    manifest = read_manifest(path, check_hash=False)
+    reason = unverified(manifest, session.name)
     if reason is not None:
         advice = f"{path}: {reason}; run `segmenter verify --engine {session.engine}` on this machine"
+        passed = (name.rpartition("-")[0] for name in manifest.verification or {} if not unverified(manifest, name))
+        if others := [name for name in passed if name in ENGINES]:
+            advice += f", or open it in {' or '.join(sorted(others))}, where it is verified"
         if require_verified:
             session.close()
             raise EngineError(advice)
