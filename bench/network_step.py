@@ -14,7 +14,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from segmenter.preprocess import normalize
 from segmenter_bench.kernel_race import error_of
 from segmenter_bench.ladder import LADDERS
 from segmenter_bench.machine import Neighbours, busy_note, process_seconds
-from segmenter_bench.network_ways import COMPILED, EIGHT_BITS, STREAMED, STREAMS, Way, network, ways
+from segmenter_bench.network_ways import COMPILED, EIGHT_BITS, STREAMED, STREAMS, Way, network, triton_lacks, ways
 from segmenter_bench.rivals import labels_by_logits
 from segmenter_bench.runs import command_of, new_run, write_run
 from segmenter_bench.timing import Burst, Timing, burst, each_round, ratio
@@ -55,25 +54,17 @@ HOW = (
 )
 
 
-def installed(package: str) -> bool:
-    try:
-        import_module(package)
-    except ModuleNotFoundError:
-        return False
-    return True
-
-
 def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
     """The rungs of the ladder that are no way of this machine, each with the reason."""
     reasons: dict[str, str] = {}
+    lacking = triton_lacks() if device.type == "cuda" else None
     for name, ladder in LADDERS.items():
         for rung in ladder:
             reason = "needs more than PyTorch, Triton and NumPy: install segmenter-trt with its extras"
             if name == "on a GPU":
-                away = "not among the ways of this run"
-                if rung.engine.startswith("triton") and not installed("safetensors"):
-                    away = "the triton engine needs safetensors, which is not installed"
-                reason = away if device.type == "cuda" else "no CUDA device here"
+                reason = "not among the ways of this run" if device.type == "cuda" else "no CUDA device here"
+                if lacking is not None and rung.engine.startswith("triton"):
+                    reason = f"the triton engine needs {lacking}, which is not installed"
             elif name != "on a GPU" and device.type == "cuda":
                 reason = "a rung on a CPU: where there is a GPU, only those on it are timed with these packages"
             if rung.engine not in raced:

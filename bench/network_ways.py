@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -131,14 +132,24 @@ def _on_gpu(config: SegmenterConfig, device: torch.device, chosen: Sequence[str]
     return [*found, _compiled(plain)] if COMPILED in chosen else found
 
 
+def triton_lacks() -> str | None:
+    """The module that is not installed and the `triton` engine needs; None where it has all."""
+    try:
+        import_module("segmenter.checkpoint")
+        import_module("segmenter_engines.sessions.triton")
+    except ModuleNotFoundError as error:
+        return str(error.name)
+    return None
+
+
 def _engines(config: SegmenterConfig, stack: ExitStack) -> list[Way]:
     """The `triton` engine in every precision, then its streams; none where a package it needs is not installed."""
-    try:
-        from segmenter.checkpoint import save_model
-        from segmenter_engines.sessions.triton import TritonSession
-    except ModuleNotFoundError as error:
-        print(f"no triton engine: {error}", file=sys.stderr, flush=True)
+    if (lacking := triton_lacks()) is not None:
+        print(f"no triton engine: {lacking} is not installed", file=sys.stderr, flush=True)
         return []
+    from segmenter.checkpoint import save_model
+    from segmenter_engines.sessions.triton import TritonSession
+
     checkpoint = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
     save_model(network(config, None, torch.float32, torch.device("cpu")), checkpoint)
 

@@ -11,7 +11,7 @@ from segmenter_bench.page_figures import examples, figures
 from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_ladder import ladders
 from segmenter_bench.page_tables import heat, missing, results
-from segmenter_bench.sections import OFFICIAL, Section, by_reason, machine_name, rounds_of, signed
+from segmenter_bench.sections import OFFICIAL, Line, Section, by_reason, commit_of, machine_name, rounds_of, signed
 from segmenter_bench.sheets import Cell, Sheet, quantity
 from segmenter_bench.timing import IN_PROCESSES
 
@@ -63,13 +63,10 @@ def _section(section: Section) -> str:
     sizes: list[int | None] = [*section.batches] or [None]
     for size in sizes:
         title = "Results" if len(section.batches) < 2 else f"Results, batch {size}"
-        parts.append(_part(title, _apart(section.apart(size)) + results(section.lines(size), section.best)))
+        parts.append(_part(title, _table(section, size, "labels", section.best)))
     if section.has_region("network"):
         hint = '<p class="hint">From normalised images to class masks on the patch grid; nothing before or after.</p>'
-        tables = "".join(
-            _apart(section.apart(size, "network")) + results(section.lines(size, "network"), None)
-            for size in section.batches
-        )
+        tables = "".join(_table(section, size, "network", None) for size in section.batches)
         parts.append(_part("The network alone", hint + tables))
     parts += [
         _part("The ablation ladder", ladders(section)),
@@ -81,8 +78,10 @@ def _section(section: Section) -> str:
     return f'<section class="model">{"".join(parts)}</section>'
 
 
-def _apart(told: str) -> str:
-    return f'<p class="hint">{escape(told)}</p>' if told else ""
+def _table(section: Section, batch: int | None, region: str, best: Line | None) -> str:
+    told = section.apart(batch, region)
+    hint = f'<p class="hint">{escape(told)}</p>' if told else ""
+    return hint + results(section.lines(batch, region), best)
 
 
 def _hardware(runs: Sequence[dict[str, Any]], steps: Sequence[Outcome]) -> str:
@@ -159,7 +158,7 @@ def _made_on(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _machine_facts(machine: dict[str, Any]) -> dict[str, str]:
-    cpu, git = machine.get("cpu") or {}, machine.get("git")
+    cpu = machine.get("cpu") or {}
     memory = machine.get("memory_bytes")
     facts = {
         "CPU": f"{cpu.get('model', 'unknown')}, {cpu.get('usable_cores', '?')} of {cpu.get('cores', '?')} cores",
@@ -169,8 +168,8 @@ def _machine_facts(machine: dict[str, Any]) -> dict[str, str]:
         "system": f"{machine.get('system', 'unknown')}, Python {machine.get('python', '?')}",
         "packages": ", ".join(f"{name} {value}" for name, value in (machine.get("versions") or {}).items()),
     }
-    if git:
-        facts["commit"] = f"{git['commit'][:12]}{' with local changes' if git.get('dirty') else ''}"
+    if commit := commit_of(machine, 12):
+        facts["commit"] = commit
     return facts
 
 

@@ -231,9 +231,8 @@ def times_head(lines: Iterable[Line]) -> str:
 
 def _made(run: dict[str, Any]) -> str:
     """When a run was made and of which commit."""
-    git = run["machine"].get("git")
-    commit = f", commit {git['commit'][:7]}{' with local changes' if git.get('dirty') else ''}" if git else ""
-    return run["created"].removesuffix("Z").replace("T", " ") + commit
+    commit = commit_of(run["machine"], 7)
+    return run["created"].removesuffix("Z").replace("T", " ") + (f", commit {commit}" if commit else "")
 
 
 def speedup(row: Row, reference: Row | None, rounds: int) -> float | None:
@@ -304,6 +303,12 @@ def machine_name(machine: dict[str, Any]) -> str:
     parts = [f"{cpu.get('model', 'unknown CPU')}, {cpu.get('usable_cores', '?')} cores"]
     parts += [str(gpu.get("name", "unnamed GPU")) for gpu in machine.get("gpus") or ()]
     return " + ".join(parts)
+
+
+def commit_of(machine: dict[str, Any], digits: int) -> str:
+    """The commit of the checkout that was run, with its local changes told; empty where it is not known."""
+    git = machine.get("git")
+    return f"{git['commit'][:digits]}{' with local changes' if git.get('dirty') else ''}" if git else ""
 
 
 def network_markdown(section: Section) -> str:

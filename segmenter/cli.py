@@ -265,7 +265,8 @@ def _mistake(box: str) -> str:
         # of a value or several that may be left out; what follows is in the words of Python's types
         option, wanted, given = choice.groups()
         wanted = re.sub(r"^\{([^{}]*)\}$", r"\1", wanted.replace("{None}|", ""))
-        mistake = f"{option} {given.replace(chr(39), '').replace(',', '')}: wanted {wanted}"
+        values = " ".join(re.findall("'(.*?)'", given))
+        mistake = f"{option} {values}: wanted {wanted}"
     return f"{mistake}; did you mean {near[0][0]}?" if near else mistake
 
 

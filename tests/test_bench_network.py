@@ -82,7 +82,7 @@ def test_every_way_is_judged_and_timed(run: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_what_is_no_way_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_step, "installed", lambda package: False)
+    monkeypatch.setattr(network_step, "triton_lacks", lambda: "safetensors")
     reasons = {one["engine"]: one["reason"] for one in absent({"gpu-sdpa"}, torch.device("cuda"))}
     assert reasons["official"].startswith("a rung on a CPU: where there is a GPU")
     assert reasons["triton-int8"] == "the triton engine needs safetensors, which is not installed"

@@ -49,7 +49,7 @@ def budget(own: float, truth: Tensor, dtype: torch.dtype, op: str = "") -> float
     peak = float(truth.abs().max())
     ulp = peak * max(torch.finfo(dtype).eps, _LEAST_EPS.get(op, 0.0))
     # nor does a truth that is none, by which everything would be right
-    return max(2 * own if own == own else 0.0, ulp if math.isfinite(ulp) else 0.0, step)
+    return max(0.0 if math.isnan(own) else 2 * own, ulp if math.isfinite(ulp) else 0.0, step)
 
 
 class Judge:

@@ -57,8 +57,8 @@ def open_session(
     reason = unverified(manifest, session.name)
     if reason is not None:
         advice = f"{path}: {reason}; run `segmenter verify --engine {session.engine}` on this machine"
-        passed = (name.rpartition("-")[0] for name in manifest.verification or {} if not unverified(manifest, name))
-        if others := [name for name in passed if name in ENGINES]:
+        passed = {name.rpartition("-")[0] for name in manifest.verification or {} if not unverified(manifest, name)}
+        if others := passed & ENGINES.keys() - {session.engine}:
             advice += f", or open it in {' or '.join(sorted(others))}, where it is verified"
         if require_verified:
             session.close()
