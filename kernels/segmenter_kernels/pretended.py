@@ -37,7 +37,7 @@ class _Driver:
 
 
 @contextmanager
-def gpu(architecture: int, compile: Callable[..., Any]) -> Iterator[None]:
+def gpu(architecture: int, compile: Callable[..., Any], multiprocessors: int = MULTIPROCESSORS) -> Iterator[None]:
     """Within it ops take tensors of `META` and launch nothing. For a process of its own.
 
     compile: takes the place of Triton's compiler, with a source, `target` and `options`, at every launch.
@@ -62,7 +62,7 @@ def gpu(architecture: int, compile: Callable[..., Any]) -> Iterator[None]:
         (checks, "on_gpu", lambda *_, **__: None),
         (tiles, "architecture_of", lambda device: architecture),
         (tiles, "of_device", of_device),
-        (torch.cuda, "get_device_properties", lambda _=None: SimpleNamespace(multi_processor_count=MULTIPROCESSORS)),
+        (torch.cuda, "get_device_properties", lambda _=None: SimpleNamespace(multi_processor_count=multiprocessors)),
     )
     with ExitStack() as stack:
         for place, name, instead in changed:

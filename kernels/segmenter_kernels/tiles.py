@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import triton
 
 from segmenter_kernels.checks import INTERPRETED
 
@@ -26,6 +27,16 @@ SHARED_MEMORY_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 2324
 def has_descriptors(architecture: int) -> bool:
     """Whether tensor descriptors are copied by hardware (TMA); on older GPUs Triton makes plain loads of them."""
     return architecture >= 90
+
+
+def fenced(architecture: int) -> bool:
+    """Whether Triton keeps Hopper's rule that its tensor cores read what a copy brought only after a fence.
+
+    Before 3.7.1 it leaves the fence out where tiles are copied by pointers, as in `mask_scores` and `patch_embed`
+    (triton-lang/triton#9610; seen in 3.6 and 3.7.0 by tests/kernels/emulator).
+    """
+    version = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
+    return architecture != HOPPER or version >= (3, 7, 1)
 
 
 def architecture_of(device: torch.device) -> int:

@@ -55,7 +55,7 @@ def test_rows_overwritten_under_a_running_product_are_seen() -> None:
         from dataclasses import replace
         from segmenter_kernels.compiling import compile_kernel, faults
         from segmenter_kernels.specialisation import Specialisation
-        from tests.kernels.mixed_use import product_and_squares
+        from tests.kernels.wrong_kernels import product_and_squares
 
         pointers = dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), "*fp16")
         form = Specialisation(

@@ -1,5 +1,6 @@
 """The `triton` engine: a small trained network on real images, labelled as PyTorch labels them in fp32."""
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -307,3 +308,28 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(Unavailable, match=r"engine triton: GPU of compute capability 7\.5"):
         open_session(tmp_path / "checkpoint", "triton")
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "told"),
+    [
+        ("3.6.0", (9, 0), True),
+        ("3.7.0", (9, 0), True),
+        ("3.7.1", (9, 0), False),
+        ("3.10.0+git1", (9, 0), False),
+        ("3.6.0", (8, 0), False),
+        ("3.6.0", (10, 0), False),
+    ],
+)
+def test_a_triton_that_leaves_out_fences_is_told_on_hopper(
+    version: str, capability: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (module, module.tiles):
+        monkeypatch.setattr(place, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("triton.__version__", version)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        module._device("fp16")
+    assert [f"Triton {version} leaves out fences" in str(each.message) for each in found] == [True] * told

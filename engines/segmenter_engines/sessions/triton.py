@@ -1,5 +1,6 @@
 """Our Triton kernels: uint8 images in, labels out, all between them one CUDA graph a shape."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 from torch import Tensor
 
 import segmenter_kernels
@@ -196,9 +198,16 @@ def _device(precision: str) -> torch.device:
         raise Unavailable("engine triton: no CUDA device here; use onnxruntime or openvino, or a machine with a GPU")
     device = torch.device("cuda")
     try:
-        tiles.architecture_of(device)
+        architecture = tiles.architecture_of(device)
         if precision == "fp8":
             float8_supported(precision, device)
     except ValueError as error:
         raise Unavailable(f"engine triton: {error}") from error
+    if not tiles.fenced(architecture):
+        warnings.warn(
+            f"engine triton: Triton {triton.__version__} leaves out fences that Hopper's memory model asks for"
+            " (triton-lang/triton#9610). Labels were right in every test on an H100; Triton 3.7.1 and later have them",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     return device

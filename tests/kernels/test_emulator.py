@@ -1,0 +1,215 @@
+"""The emulator itself: programs written by hand, one fault each, and kernels that are known to be wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kernels.emulator import arithmetic, dispatch
+from tests.kernels.emulator.block import Block, Launch
+from tests.kernels.emulator.memory import START, FaultError, Global
+from tests.kernels.emulator.ptx import NotKnownError, parse
+from tests.kernels.uninterpreted import script
+
+HEAD = """
+.version 8.8
+.target sm_90a
+.address_size 64
+.extern .shared .align 16 .b8 global_smem[];
+.visible .entry toy(.param .u64 .ptr .global .align 1 toy_param_0, .param .u32 toy_param_1)
+.reqntid 64
+{
+	.reg .pred 	%p<9>;
+	.reg .b16 	%rs<9>;
+	.reg .b32 	%r<99>;
+	.reg .b64 	%rd<9>;
+	ld.param.b64 	%rd1, [toy_param_0];
+	mov.u32 	%r1, %tid.x;
+	mad.wide.u32 	%rd2, %r1, 4, %rd1;
+	mov.b32 	%r2, global_smem;
+	shl.b32 	%r3, %r1, 2;
+	add.s32 	%r4, %r2, %r3;         // of this thread's word
+	xor.b32 	%r5, %r3, 252;
+	add.s32 	%r6, %r2, %r5;         // of the thread's at the other end
+	setp.eq.b32 	%p1, %r1, 0;
+"""
+WORD = "st.shared.b32 [%r4], %r1;"
+OTHER = "ld.shared.b32 %r10, [%r6];"
+BARRIER = "bar.sync 0;"
+COPY = "cp.async.ca.shared.global [ %r4 + 0 ], [ %rd2 + 0 ], 0x4;"
+RESULT = "st.global.b32 [ %rd2 + 0 ], { %r10 };"
+
+
+def run(*body: str, number: int = 0) -> list[int]:
+    """The 64 words of an array 0, 1, 2, ... after a program of two warps."""
+    kernel = parse(HEAD + "\n".join(body) + "\nret;\n}\n")
+    words = torch.arange(64, dtype=torch.int32)
+    arguments = {"toy_param_0": words.data_ptr(), "toy_param_1": number}
+    memory = Global({"words": words})
+    launch = Launch(kernel, dispatch.steps(kernel), arguments, {}, memory, 512, dispatch.granule(kernel), (1, 1, 1))
+    Block(launch, (0, 0, 0)).run()
+    return words.tolist()
+
+
+REVERSED = list(range(63, -1, -1))
+
+
+def test_threads_see_what_others_wrote_before_a_barrier() -> None:
+    assert run(WORD, BARRIER, OTHER, RESULT) == REVERSED
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ((WORD, OTHER), "a warp reads shared memory that another writes, without a barrier"),
+        ((WORD, BARRIER, OTHER, WORD), "a warp writes shared memory that another reads, without a barrier"),
+        ((WORD, "st.shared.b32 [%r6], %r1;"), "a warp writes shared memory that another writes, without a barrier"),
+        ((COPY, BARRIER, OTHER), "reads shared memory that a copy still brings"),
+        ((COPY, WORD), "writes shared memory that a copy still brings"),
+        ((COPY, "cp.async.wait_group 0;", BARRIER, OTHER), "reads shared memory that a copy still brings"),
+        ((COPY, "cp.async.commit_group;", "cp.async.wait_group 1;", BARRIER, OTHER), "that a copy still brings"),
+        ((COPY, "cp.async.commit_group;", "cp.async.wait_group 0;", OTHER), "without a barrier between"),
+        (("ld.shared.b32 %r10, [%r4+512];",), "reads 4 bytes at byte 512 of 512 bytes of shared memory"),
+        (("ld.shared.b32 %r10, [%r4+2];",), "address that is no multiple of 4"),
+        (("ld.global.b32 { %r10 }, [ %rd2 + 4 ];",), "reads 4 bytes outside of all arrays, at byte 256 of words"),
+        (("st.global.b32 [ %rd2 + 256 ], { %r1 };",), "writes 4 bytes outside of all arrays, at byte 256 of words"),
+        (("ld.global.b32 { %r10 }, [ %rd2 + 1 ];",), "address that is no multiple of 4"),
+        (("add.s32 %r10, %r11, 1;",), "reads a register that nothing was written to"),
+        (("@%p1 bra $end;", "shfl.sync.bfly.b32 %r10, %r1, 1, 31, -1;", "$end:"), "whole warps without some of"),
+        (("@%p1 mbarrier.init.shared::cta.b64 [%r2], 1;", BARRIER, "{", ".reg .pred done;", "wait:",
+          "mbarrier.try_wait.parity.shared::cta.b64 done, [%r2], 0;", "@!done bra.uni wait;", "}"),
+         "waits for an mbarrier that nothing completes"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named(body: tuple[str, ...], message: str) -> None:
+    with pytest.raises(FaultError, match=message):
+        run(*body)
+
+
+def test_copies_that_were_waited_for_are_there() -> None:
+    waited = ("cp.async.commit_group;", "cp.async.wait_group 0;", BARRIER)
+    assert run(COPY, *waited, OTHER, RESULT) == REVERSED
+    # without a source nothing is read: zeros are written
+    assert run("mov.b32 %r10, 0;", COPY.replace("0x4;", "0x4, %r10;"), *waited, OTHER, RESULT) == [0] * 64
+
+
+def test_threads_part_and_meet_again() -> None:
+    found = run(
+        "mov.b32 %r10, 100;",
+        "setp.lt.u32 %p2, %r1, 40;",
+        "@%p2 bra $low;",
+        "add.s32 %r10, %r10, %r1;",
+        "bra.uni $both;",
+        "$low:",
+        "sub.s32 %r10, %r10, %r1;",
+        "$both:",
+        "shl.b32 %r10, %r10, 1;",
+        BARRIER,
+        RESULT,
+    )
+    assert found == [2 * (100 - n) if n < 40 else 2 * (100 + n) for n in range(64)]
+
+
+def test_threads_of_a_loop_leave_it_one_by_one() -> None:
+    found = run(
+        "mov.b32 %r10, 0;",
+        "$loop:",
+        "add.s32 %r10, %r10, 2;",
+        "setp.lt.u32 %p2, %r10, %r1;",
+        "@%p2 bra $loop;",
+        RESULT,
+    )
+    assert found == [max(2, n + n % 2) for n in range(64)]
+
+
+def test_what_is_not_known_is_named() -> None:
+    for line in ("sin.approx.f32 %r10, %r1;", "ld.local.b32 %r10, [%r4];", "mov.u32 %r10, %smid;"):
+        with pytest.raises(NotKnownError):
+            run(line)
+
+
+def of(op: str, *values: np.ndarray) -> np.ndarray:
+    function, kinds = arithmetic.entry(op)
+    with np.errstate(all="ignore"):
+        return function(*(x.view(arithmetic.TYPES[kind]) for x, kind in zip(values, kinds, strict=True)))
+
+
+def test_conversions_agree_with_pytorch() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 4096, dtype=np.uint32)
+    x = np.concatenate([bits.view(np.float32), np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65520, 3.4e38])])
+    one = torch.from_numpy(x)
+    for op, dtype in (("cvt.rn.f16.f32", torch.float16), ("cvt.rn.bf16.f32", torch.bfloat16)):
+        right = one.to(dtype)
+        found = torch.from_numpy(np.ascontiguousarray(of(op, x)).view(np.int16)).view(dtype)
+        assert ((found == right) | (found.isnan() & right.isnan())).all()
+    # of two the first is the upper half
+    both = of("cvt.rn.f16x2.f32", np.float32([1.0]), np.float32([2.0]))
+    assert both.view(np.float16).tolist() == [2.0, 1.0]
+
+
+def test_integers_are_those_of_32_bits() -> None:
+    u32, s32 = np.uint32, np.int32
+    assert of("div.s32", s32([-7, 7, -7]), s32([2, -2, -2])).tolist() == [-3, -3, 3]
+    assert of("rem.s32", s32([-7, 7]), s32([2, -2])).tolist() == [-1, 1]
+    assert of("shl.b32", u32([1, 1, 1]), u32([31, 32, 99])).tolist() == [1 << 31, 0, 0]
+    assert of("shr.u32", u32([1 << 31] * 2), u32([31, 32])).tolist() == [1, 0]
+    assert of("shr.s32", s32([-8, -8]), u32([1, 40])).tolist() == [-4, -1]
+    assert of("mul.lo.s32", s32([1 << 20]), s32([1 << 20])).tolist() == [0]
+    assert of("mul.wide.s32", s32([-1 << 20]), s32([1 << 20])).tolist() == [-1 << 40]
+    assert of("bfe.u32", u32([0xABCD]), u32([4]), u32([8])).tolist() == [0xBC]
+    assert of("bfe.s32", s32([0xABCD]), u32([4]), u32([8])).view(s32).tolist() == [-0x44]
+    assert of("prmt.b32", u32([0x33221100]), u32([0x77665584]), u32([0x0C54])).tolist() == [0x00FF5584]
+    assert of("cvt.rzi.s16.f32", np.float32([1.9, -1.9, 1e9, np.nan])).tolist() == [1, -1, 32767, 0]
+    assert of("cvt.rni.f32.f32", np.float32([0.5, 1.5, -2.5])).tolist() == [0, 2, -2]
+
+
+def test_floats_are_rounded_once_and_flushed_where_asked() -> None:
+    x = np.float32([1 + 2**-12])
+    assert of("fma.rn.f32", x, x, np.float32([-1 - 2**-11])).tolist() == [2**-24]
+    tiny = np.float32([-130.0])
+    assert of("ex2.approx.f32", tiny).tolist() == [2**-130]
+    assert of("ex2.approx.ftz.f32", tiny).tolist() == [0]
+    nan, one = np.float32([np.nan]), np.float32([1])
+    assert of("max.f32", nan, one).tolist() == [1]
+    assert np.isnan(of("max.NaN.f32", nan, one)).all()
+    assert of("setp.gtu.f32", nan, one).all()
+    assert not of("setp.gt.f32", nan, one).any()
+    assert not of("setp.ne.f32", nan, one).any()
+
+
+def test_shared_memory_starts_where_no_swizzle_is_under_way() -> None:
+    assert START > 0
+    assert START % 1024 == 0
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_kernels_that_are_wrong_are_found(architecture: int) -> None:
+    # one that Triton itself makes wrong for Hopper, and one that reads past the end
+    result = script(
+        f"""
+        import torch
+        from tests.kernels.emulator.launch import emulated
+        from tests.kernels.emulator.memory import FaultError
+        from tests.kernels.wrong_kernels import past_the_end, product_and_squares
+
+        def says(kernel, *arguments, **named):
+            try:
+                with emulated({architecture}):
+                    kernel[(1,)](*arguments, **named)
+            except FaultError as error:
+                return str(error)
+            return ""
+
+        a, b = torch.randn(2, 64, 512, generator=torch.Generator().manual_seed(0)).half()
+        right = a.double() @ b.double().T + (a.double() * b.double()).sum(1, keepdim=True)
+        for waits in (True, False):
+            out = torch.full((64, 64), float("nan"), dtype=torch.float16)
+            said = says(product_and_squares, a, b, out, 512, WAITS=waits, num_warps=4, num_stages=4)
+            if {architecture} == 90 and not waits:
+                assert said.startswith("writes shared memory that a copy or product still reads"), said
+            else:
+                assert said == "" and (out.double() - right).abs().max() <= right.abs().max() * 2**-10, said
+        x = torch.ones(100)
+        assert "reads 4 bytes outside of all arrays, at byte 400 of x_ptr" in says(past_the_end, x, x.new_empty(1), 100)
+        """
+    )
+    assert result.returncode == 0, result.stderr
