@@ -15,8 +15,8 @@ HEAD = """
 .target sm_90a
 .address_size 64
 .extern .shared .align 16 .b8 global_smem[];
-.visible .entry toy(.param .u64 .ptr .global .align 1 toy_param_0, .param .u32 toy_param_1)
-.reqntid 64
+.visible .entry toy(.param .u64 .ptr .global .align 1 toy_param_0)
+.reqntid THREADS
 {
 	.reg .pred 	%p<9>;
 	.reg .b16 	%rs<9>;
@@ -39,11 +39,11 @@ COPY = "cp.async.ca.shared.global [ %r4 + 0 ], [ %rd2 + 0 ], 0x4;"
 RESULT = "st.global.b32 [ %rd2 + 0 ], { %r10 };"
 
 
-def run(*body: str, number: int = 0) -> list[int]:
-    """The 64 words of an array 0, 1, 2, ... after a program of two warps."""
-    kernel = parse(HEAD + "\n".join(body) + "\nret;\n}\n")
-    words = torch.arange(64, dtype=torch.int32)
-    arguments = {"toy_param_0": words.data_ptr(), "toy_param_1": number}
+def run(*body: str, threads: int = 64) -> list[int]:
+    """The words of an array 0, 1, 2, ..., one a thread, after a program of one block."""
+    kernel = parse(HEAD.replace("THREADS", f"{threads}") + "\n".join(body) + "\nret;\n}\n")
+    words = torch.arange(threads, dtype=torch.int32)
+    arguments = {"toy_param_0": words.data_ptr()}
     memory = Global({"words": words})
     launch = Launch(kernel, dispatch.steps(kernel), arguments, {}, memory, 512, dispatch.granule(kernel), (1, 1, 1))
     Block(launch, (0, 0, 0)).run()
@@ -125,6 +125,59 @@ def test_what_is_not_known_is_named() -> None:
     for line in ("sin.approx.f32 %r10, %r1;", "ld.local.b32 %r10, [%r4];", "mov.u32 %r10, %smid;"):
         with pytest.raises(NotKnownError):
             run(line)
+
+
+# [64, 8] = ones [64, 16] in registers, times ones [8, 16] in the first 256 bytes of shared memory
+ONES = ("mov.b32 %r20, 0x3C003C00;", "@%p3 st.shared.b32 [%r4], %r20;", BARRIER)
+PROXY = "fence.proxy.async.shared::cta;"
+REGISTERS = "wgmma.fence.sync.aligned;"
+PRODUCT = (
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r30,%r31,%r32,%r33}, {%r20,%r20,%r20,%r20}, %rd4, 0, 1, 1, 0;"
+)
+COMMIT, WAIT = "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
+COPIED = "mov.b32 %r40, %r30;"
+SUM = "st.global.b32 [ %rd2 + 0 ], { %r30 };"
+
+
+def multiply(*body: str) -> list[int]:
+    """As `run`, of four warps that know the descriptor of the matrix: two halves of rows, 128 bytes apart."""
+    descriptor = ("cvt.u64.u32 %rd3, %r2;", "shr.u64 %rd3, %rd3, 4;", "or.b64 %rd4, %rd3, 34360262656;")
+    return run("setp.lt.u32 %p3, %r1, 64;", *descriptor, *body, threads=128)
+
+
+def test_four_warps_multiply() -> None:
+    found = multiply(*ONES, PROXY, REGISTERS, PRODUCT, COMMIT, WAIT, SUM)
+    assert np.array(found, np.int32).view(np.float32).tolist() == [16.0] * 128
+    # a copy before the wait is what Triton 3.9 writes, and the assembler takes both registers for one
+    found = multiply(*ONES, PROXY, REGISTERS, PRODUCT, COMMIT, COPIED, WAIT, SUM.replace("%r30", "%r40"))
+    assert np.array(found, np.int32).view(np.float32).tolist() == [16.0] * 128
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ((*ONES, REGISTERS, PRODUCT), "reads shared memory that was written and not fenced"),
+        ((*ONES, PROXY, PRODUCT), "a product of registers that were written and not fenced"),
+        ((*ONES, PROXY, REGISTERS, "add.s32 %r20, %r20, 0;", PRODUCT), "registers that were written and not fenced"),
+        ((*ONES, PROXY, REGISTERS, PRODUCT, COMMIT, SUM), "reads a register that a product is still writing"),
+        (
+            (*ONES, PROXY, REGISTERS, PRODUCT, COMMIT, COPIED, "add.s32 %r41, %r40, 1;"),
+            "that a product is still writing",
+        ),
+        ((*ONES, PROXY, REGISTERS, PRODUCT, WAIT), "waits for products that were not committed"),
+        (
+            (*ONES, PROXY, REGISTERS, PRODUCT, COMMIT, "mov.b32 %r20, 0;"),
+            "writes a register that a product still needs",
+        ),
+        ((*ONES, PROXY, REGISTERS, PRODUCT, COMMIT, "@%p3 st.shared.b32 [%r4], %r1;"), "a copy or product still reads"),
+        ((*ONES, PROXY, REGISTERS, PRODUCT, COMMIT, WAIT, "@%p3 st.shared.b32 [%r4], %r1;"), "that another reads"),
+        ((*ONES, PROXY, REGISTERS, PRODUCT, COMMIT), "ends while a copy from shared memory or a product still runs"),
+        (("@%p3 bra $end;", PRODUCT, "$end:"), "a product of four warps without all of them"),
+    ],
+)
+def test_a_fault_around_a_product_is_named(body: tuple[str, ...], message: str) -> None:
+    with pytest.raises(FaultError, match=message):
+        multiply(*body)
 
 
 def of(op: str, *values: np.ndarray) -> np.ndarray:

@@ -173,6 +173,7 @@ _FLOATS: dict[str, Callable[..., Array]] = {
     "fma.rn": _fma,
     "div.rn": np.divide,
     "div.full": np.divide,
+    "div.approx": np.divide,
     "neg": np.negative,
     "abs": np.abs,
     "min": np.fmin,

@@ -138,6 +138,14 @@ class Block:
         self.copied.discard(at)
         self.registers[at] = stored
 
+    def follow(self, to: Register, source: Register) -> None:
+        """Copy a register that a product is still writing: the assembler makes one of both, so both are its."""
+        self.replace(to, self.registers[source.index])
+        for each in self.products:
+            if source.index in each.sums:
+                each.sums.add(to.index)
+        self.sums.add(to.index)
+
     def lanes(self) -> Array:
         """The threads that are here."""
         return self.lane if self.mask is None else np.nonzero(self.mask)[0]

@@ -58,6 +58,9 @@ def computed(instruction: Instruction) -> Step:
     ]
 
     def run(block: Block) -> None:
+        if moved and isinstance(operands[1], Register) and operands[1].index in block.sums:
+            block.follow(to, operands[1])
+            return
         values = [block.values(operand, kind)[::part] for (operand, kind), part in zip(read, parts, strict=True)]
         if pairs:
             values = [each.reshape(-1, 2) for each in values]
