@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell's job in the background does not hear Ctrl-C, and what tests start would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if not torch.cuda.is_available() and "EMULATE" not in os.environ:
+if not torch.cuda.is_available() and not os.environ.get("EMULATE"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, which no module above does
 
 CLASSES = ("ground", "wall", "sky")

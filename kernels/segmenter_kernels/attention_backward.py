@@ -5,8 +5,8 @@ dQ = dS k D^-0.5, dK = dS^T q D^-0.5 (Dao et al. 2022, algorithm 4). The first k
 delta and dQ; the second owns tiles of keys and writes dK and dV. P is computed again in both: nothing is added
 atomically, so two runs give the same bits. Both read by plain pointers.
 
-On Hopper 96 channels a head take tiles of 32 rows, which single warps multiply: tiles of 64 (wgmma) were wrong on an H200,
-by Triton 3.6. Its PTX for them is right in tests/kernels/emulator, so what made them wrong is not known.
+On Hopper 96 channels a head take tiles of 32 rows, which single warps multiply: tiles of 64 (wgmma) were wrong on an
+H200, by Triton 3.6. Its PTX for them is right in tests/kernels/emulator, so what made them wrong is not known.
 """
 
 import torch

@@ -38,9 +38,10 @@ class _Driver:
 
 @contextmanager
 def gpu(architecture: int, compile: Callable[..., Any], multiprocessors: int = MULTIPROCESSORS) -> Iterator[None]:
-    """Within it ops take tensors of `META` and launch nothing. For a process of its own.
+    """Within it ops take tensors of `META`, or any, and launch nothing. For a process of its own.
 
     compile: takes the place of Triton's compiler, with a source, `target` and `options`, at every launch.
+    multiprocessors: the GPU's, of which persistent programs fill all.
     """
     right = JITFunction.run
 

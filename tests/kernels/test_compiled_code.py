@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from segmenter_kernels.compiling import OPS
-from tests.kernels.conftest import EMULATED
 from tests.kernels.uninterpreted import JUDGED
 
 FOLDER = Path(__file__).parent
@@ -52,7 +51,6 @@ def chosen(architecture: int) -> list[str]:
 
 @pytest.mark.slow
 @JUDGED
-@pytest.mark.skipif(EMULATED > 0, reason="these tests are run by the emulator already")
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_kernels_are_right_as_they_are_compiled(architecture: int) -> None:
     names = chosen(architecture)

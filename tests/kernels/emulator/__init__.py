@@ -2,5 +2,7 @@
 
 Triton's interpreter runs the source. What it cannot show is here: layouts of tensor-core operands and swizzles, copies
 and products that run beside the program, bytes outside of an array or of shared memory, a missing barrier or fence, and
-assembly written by hand. Only what `segmenter_kernels` compiles to for sm_80 and sm_90 is known; anything else raises.
+assembly written by hand. Only what `segmenter_kernels` compiles to for sm_80, 86, 89 and 90 is known; anything
+else raises `NotKnownError`. Races in global memory or within a warp are not seen, and float8 products are summed in
+float32.
 """

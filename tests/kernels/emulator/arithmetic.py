@@ -34,22 +34,42 @@ def _bf16_to_f32(x: Array) -> Array:
     return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+def _sum(x: Array, y: Array) -> Array:
+    """float64, rounded to odd: rounded once more to fewer bits it is as if rounded once (Boldo and Melquiond 2008)."""
+    near = x + y
+    part = near - x
+    error = (x - (near - part)) + (y - part)
+    bits = np.ascontiguousarray(near).view(np.int64)
+    step = np.where((error > 0) == (near > 0), 1, -1)
+    inexact = (error != 0) & np.isfinite(error)
+    return np.where(inexact & (bits & 1 == 0), bits + step, bits).view(np.float64)
+
+
 def _fma(x: Array, y: Array, z: Array) -> Array:
     # products of float32 are exact in float64
-    return (x.astype(np.float64) * y + z).astype(np.float32)
+    return _sum(x.astype(np.float64) * y, z.astype(np.float64)).astype(np.float32)
+
+
+def _narrowed(x: Array) -> Array:
+    """float64 to float32, rounded to odd."""
+    near = x.astype(np.float32)
+    bits = near.view(np.int32)
+    step = np.where((x > near) == (near > 0), 1, -1).astype(np.int32)
+    return np.where((near != x) & np.isfinite(near) & (bits & 1 == 0), bits + step, bits).view(np.float32)
 
 
 def _fma_bf16(x: Array, y: Array, z: Array) -> Array:
-    x, y, z = (_bf16_to_f32(each) for each in (x, y, z))
-    return to_bf16((x.astype(np.float64) * y + z).astype(np.float32))
+    x, y, z = (_bf16_to_f32(each).astype(np.float64) for each in (x, y, z))
+    return to_bf16(_narrowed(_sum(x * y, z)))
 
 
 def _add_bf16(x: Array, y: Array) -> Array:
-    return to_bf16(_bf16_to_f32(x) + _bf16_to_f32(y))
+    x, y = (_bf16_to_f32(each).astype(np.float64) for each in (x, y))
+    return to_bf16(_narrowed(_sum(x, y)))
 
 
 def _flushed(x: Array) -> Array:
-    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
 def _flushing(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -62,15 +82,15 @@ def _divided(x: Array, y: Array) -> Array:
     return (x - np.fmod(x, y)) // y
 
 
-def _rest(x: Array, y: Array) -> Array:
+def _remainder(x: Array, y: Array) -> Array:
     return np.fmod(x, np.where(y == 0, y.dtype.type(1), y))
 
 
-def _left(x: Array, by: Array) -> Array:
+def _shift_left(x: Array, by: Array) -> Array:
     return np.where(by < 8 * x.itemsize, x << np.minimum(by, 8 * x.itemsize - 1).astype(x.dtype), x.dtype.type(0))
 
 
-def _right(x: Array, by: Array) -> Array:
+def _shift_right(x: Array, by: Array) -> Array:
     most = 8 * x.itemsize - 1
     last = x >> np.minimum(by, most).astype(x.dtype)
     return np.where(by <= most, last, last >> x.dtype.type(1)) if x.dtype.kind == "u" else last
@@ -83,8 +103,11 @@ def _field(x: Array, at: Array, length: Array) -> Array:
     mask = (np.uint64(1) << length.astype(np.uint64)) - np.uint64(1)
     wide = wide & mask
     if x.dtype.kind == "i":
-        sign = (wide >> (length.astype(np.uint64) - np.uint64(1))) & np.uint64(1)
-        wide = np.where(sign == 1, wide | ~mask, wide)
+        # of a field that goes past the last bit, that bit
+        last = np.minimum(at.astype(np.int64) + length - 1, 8 * x.itemsize - 1).astype(np.uint64)
+        sign = (x.view(f"u{x.itemsize}").astype(np.uint64) >> last) & np.uint64(1)
+        known = (np.uint64(1) << np.minimum(length, last - at + np.uint64(1)).astype(np.uint64)) - np.uint64(1)
+        wide = np.where((sign == 1) & (length > 0), wide | ~known, wide)
     return wide.astype(f"u{x.itemsize}")
 
 
@@ -154,7 +177,7 @@ _INTEGERS: dict[str, Callable[..., Array]] = {
     "mul.hi": _high,
     "mad.lo": lambda x, y, z: x * y + z,
     "div": _divided,
-    "rem": _rest,
+    "rem": _remainder,
     "min": np.minimum,
     "max": np.maximum,
     "and": np.bitwise_and,
@@ -191,7 +214,14 @@ _ROUNDED = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 
 def entry(op: str) -> Entry:
-    """What an instruction computes. Raises NotKnownError."""
+    """What an instruction computes (PTX ISA 8.8, 9.7.1 to 9.7.9). Raises NotKnownError."""
+    try:
+        return _entry(op)
+    except KeyError:
+        raise NotKnownError(op) from None
+
+
+def _entry(op: str) -> Entry:
     base, _, rest = op.partition(".")
     stem, _, kind = op.rpartition(".")
     if base == "mov":
@@ -201,17 +231,19 @@ def entry(op: str) -> Entry:
     if base == "cvt":
         return _conversion(rest)
     if base == "setp":
-        how = rest.split(".")[0]
+        how, *more = rest.split(".")
+        if len(more) != 1:
+            raise NotKnownError(op)
         return _COMPARED[how], (kind, kind)
     if base == "selp":
         return lambda x, y, p: np.where(p, x, y), (kind, kind, "pred")
     if base == "shl":
-        return _left, (kind, "u32")
+        return _shift_left, (kind, "u32")
     if base == "shr":
-        return _right, (kind, "u32")
+        return _shift_right, (kind, "u32")
     if base == "bfe":
         return _field, (kind, "u32", "u32")
-    if base == "prmt":
+    if op == "prmt.b32":
         return _permuted, ("u32", "u32", "u32")
     if stem == "mul.wide":
         return _wide, (kind, kind)
@@ -230,7 +262,7 @@ def entry(op: str) -> Entry:
         found = {"not": np.logical_not, "and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}.get(stem)
     else:
         found = _INTEGERS.get(stem)
-    if found is None or kind not in TYPES:
+    if found is None or kind not in TYPES or kind == "f64":
         raise NotKnownError(op)
     return found, (kind,) * _arity(stem)
 
@@ -244,6 +276,8 @@ def _arity(stem: str) -> int:
 
 def _conversion(rest: str) -> Entry:
     *how, to, source = rest.split(".")
+    if how not in ([], ["rn"], ["rn", "satfinite"], *([each] for each in _ROUNDED)):
+        raise NotKnownError(f"cvt.{rest}")
     if to == "e4m3x2":
         return _to_e4m3, ("f32", "f32")
     if to in ("f16x2", "bf16x2"):
@@ -264,6 +298,6 @@ def _conversion(rest: str) -> Entry:
         return _to_integer(_ROUNDED[how[0]], kind), (source,)
     if how and how[0] in _ROUNDED:
         return _ROUNDED[how[0]], (source,)
-    if "sat" in how or to == "bf16" or source == "bf16":
+    if "satfinite" in how or "f64" in (to, source) or to == "bf16" or source == "bf16":
         raise NotKnownError(f"cvt.{rest}")
     return lambda x: x.astype(kind), (source,)

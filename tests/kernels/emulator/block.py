@@ -36,7 +36,7 @@ class Copies:
 
 
 @dataclass
-class Under:
+class AsyncGroup:
     """What runs beside the program, committed together: cells of shared memory that it reads, registers it needs."""
 
     cells: list[tuple[Array, Array]] = field(default_factory=list)  # and the warps for which they are read
@@ -74,12 +74,13 @@ class Block:
         self.committed = np.zeros(self.threads, np.int64)
         self.copies: list[Copies] = []
         self.loads: dict[int, list[Array]] = {}  # cells that copies of tensors bring, by the mbarrier they complete
-        self.stores = [Under()]  # by groups, the last one not committed
-        self.products = [Under()]  # the same
+        self.stores = [AsyncGroup()]  # by groups, the last one not committed
+        self.products = [AsyncGroup()]  # the same
         self.sums: set[int] = set()  # registers that products under way write
         self.factors: set[int] = set()  # and that they read
+        self.fenced = False  # whether registers ever were
         self.changed: set[int] = set()  # registers written since they were last fenced
-        self.copied: set[int] = set()  # those of them that are copies of one that was not, or constants
+        self.copied: set[int] = set()  # those of them that are copies of one that was not
         self.at = np.zeros(self.threads, np.int64)
         self.waits = np.zeros(self.threads, bool)
 
@@ -101,8 +102,8 @@ class Block:
             self.at[mask] = here + 1
             for step in blocks[here]:
                 step(self)
-        if any(each.cells or each.sums for each in (*self.stores, *self.products)):
-            raise FaultError("ends while a copy from shared memory or a product still runs")
+        if self.loads or any(each.cells or each.sums for each in (*self.stores, *self.products)):
+            raise FaultError("ends while a copy of a tensor or a product still runs")
 
     # --- registers
 
@@ -140,6 +141,7 @@ class Block:
 
     def follow(self, to: Register, source: Register) -> None:
         """Copy a register that a product is still writing: the assembler makes one of both, so both are its."""
+        self.all_here()
         self.replace(to, self.registers[source.index])
         for each in self.products:
             if source.index in each.sums:
@@ -159,7 +161,7 @@ class Block:
         bits = address.base.bits if isinstance(address.base, Register) else 32
         return self.of_all(address.base, bits)[lanes].astype(np.int64) + address.offset
 
-    def wait_for(self, groups: list[Under], most: int) -> None:
+    def wait_for(self, groups: list[AsyncGroup], most: int) -> None:
         """Until at most so many groups are under way."""
         while len(groups) - 1 > most:
             for cells, warps in groups.pop(0).cells:
@@ -167,13 +169,18 @@ class Block:
         self.sums = set().union(*(each.sums for each in self.products))
         self.factors = set().union(*(each.factors for each in self.products))
 
+    def all_here(self) -> None:
+        """Raises NotKnownError where threads do alone what Triton has all of them do."""
+        if self.mask is not None:
+            raise NotKnownError("some of the threads alone")
+
     def whole_warps(self) -> Array:
-        """The warps that are here, each with all of its threads."""
+        """The warps that are here, each with all of its threads: raises NotKnownError where others may come later."""
         if self.mask is None:
             return np.arange(self.threads // WARP)
         by_warp = self.mask.reshape(-1, WARP)
         if (by_warp.any(axis=1) != by_warp.all(axis=1)).any():
-            raise FaultError("an instruction of whole warps without some of their threads")
+            raise NotKnownError("an instruction of whole warps without some of their threads")
         return np.nonzero(by_warp.all(axis=1))[0]
 
 

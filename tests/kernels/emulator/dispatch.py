@@ -25,11 +25,11 @@ def _step(kernel: Kernel, instruction: Instruction) -> Step:
     op = re.sub(r"shared::(cta|cluster)", "shared", instruction.op)
     for pattern, make in _MADE:
         if found := re.fullmatch(pattern, op):
-            return threads.guarded(instruction, _told(instruction, make(instruction, found, kernel)))
+            return threads.guarded(instruction, _naming_it(instruction, make(instruction, found, kernel)))
     return threads.guarded(instruction, threads.computed(instruction))
 
 
-def _told(instruction: Instruction, act: Step) -> Step:
+def _naming_it(instruction: Instruction, act: Step) -> Step:
     def run(block: Block) -> None:
         try:
             act(block)
@@ -40,7 +40,7 @@ def _told(instruction: Instruction, act: Step) -> Step:
 
 
 _SIZED = r"(?P<space>global|shared)(?:\.v[24])?\.b(?P<bits>\d+)"
-_TYPED = r"(?P<sum>\w+)\.(?P<kind>\w+)\.\w+"
+_TYPED = r"(?P<sum>[fs]32)\.(?P<kind>\w+)\.(?P=kind)"  # both factors of one type
 _MADE: list[tuple[str, Callable[..., Step]]] = [
     (r"bra(\.uni)?", threads.branch),
     (r"ret", threads.end),

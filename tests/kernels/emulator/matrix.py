@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.kernels.emulator.memory import FaultError
-from tests.kernels.emulator.ptx import WARP
+from tests.kernels.emulator.ptx import WARP, NotKnownError
 
 Array = NDArray[Any]
 KINDS: dict[str, Any] = {
@@ -79,8 +78,10 @@ def product(a: Array, b: Array, added: Array) -> Array:
     if added.dtype == np.int32:
         # exact: the sums of a step are far below 2^53
         whole = np.matmul(a.astype(np.float64), b.astype(np.float64).swapaxes(-1, -2))
-        return (whole.astype(np.int64) + added).astype(np.int32)
-    return np.matmul(a.astype(np.float32), b.astype(np.float32).swapaxes(-1, -2)) + added
+        return np.clip(whole + added, -(2**31), 2**31 - 1).astype(np.int32)  # where they saturate
+    out = np.matmul(a.astype(np.float32), b.astype(np.float32).swapaxes(-1, -2)) + added
+    out[np.isnan(out)] = np.nan  # one for all, as hardware gives; a library's depends on the order of its sums
+    return out
 
 
 def described(descriptor: int, rows: int, kind: Any, transposed: bool) -> Array:
@@ -91,13 +92,13 @@ def described(descriptor: int, rows: int, kind: Any, transposed: bool) -> Array:
     start, leading, stride = ((descriptor >> at & 0x3FFF) << 4 for at in (0, 16, 32))
     span = _SWIZZLED[descriptor >> 62]
     if descriptor >> 49 & 7:
-        raise FaultError("a matrix descriptor with a base offset")
+        raise NotKnownError("a matrix descriptor with a base offset")
     if not transposed:
         row, piece = np.arange(rows), np.arange(2)
         step = leading if span == 16 else 16
         return swizzled(start + (row[:, None] // 8) * stride + (row[:, None] % 8) * span + piece * step, span)
     if kind.itemsize != 2 or span == 16:
-        raise FaultError("a transposed matrix of 8 bits, or one that is not swizzled")
+        raise NotKnownError("a transposed matrix of 8 bits, or one that is not swizzled")
     chunk, depth = np.arange(rows // 8), np.arange(16)
     at = start + (depth[:, None] // 8) * stride + (depth[:, None] % 8) * span
     return swizzled(at + (chunk * 16 // span) * leading + chunk * 16 % span, span)

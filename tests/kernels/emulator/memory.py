@@ -19,7 +19,12 @@ class Global:
     """The arrays that a kernel was given, by their addresses."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        spans = sorted((x.data_ptr(), _end(x), name) for name, x in tensors.items() if x.numel())
+        spans: list[tuple[int, int, str]] = []
+        for start, end, name in sorted((x.data_ptr(), _end(x), name) for name, x in tensors.items() if x.numel()):
+            if spans and start < spans[-1][1]:  # two arguments of one array
+                first, last, names = spans.pop()
+                start, end, name = first, max(last, end), f"{names}, {name}"
+            spans.append((start, end, name))
         self._names = [name for _, _, name in spans]
         self._starts = np.array([start for start, _, _ in spans], np.int64)
         self._ends = np.array([end for _, end, _ in spans], np.int64)
@@ -67,7 +72,8 @@ class Shared:
 
     Between two barriers no warp may read what another wrote, nor write what another read or wrote. What a copy brings
     is nobody's until it was waited for; what a copy or a product reads stays as it is until then, and had to be fenced
-    where the program wrote it (PTX ISA 8.8, 8.7 and 9.7.13.4).
+    where the program wrote it, as had what a copy of a tensor overwrites (PTX ISA 8.8, 8.7 and 9.7.13.4). Lanes of a
+    warp are taken to be in step.
     granule: bytes of which it is known who touched them.
     """
 
@@ -78,21 +84,25 @@ class Shared:
         self._epoch = 1
         self._written, self._writer = np.zeros(cells, np.int32), np.zeros(cells, np.int32)
         self._read, self._readers = np.zeros(cells, np.int32), np.zeros(cells, np.uint32)
-        self._unfenced = np.zeros(cells, bool)
+        self._wrote, self._used = np.zeros(cells, np.int16), np.zeros(cells, np.int16)  # unfenced: warp + 1
         self._brought, self._held = np.zeros(cells, np.int16), np.zeros(cells, np.int16)
 
     def barrier(self) -> None:
         """All threads have come here."""
         self._epoch += 1
 
-    def fence(self) -> None:
-        """What was written is there for copies and matrix units."""
-        self._unfenced[:] = False
+    def fence(self, warps: Array) -> None:
+        """What `warps` wrote, and all that was written before the last barrier, is there for copies and products."""
+        before = self._written < self._epoch
+        for state in (self._wrote, self._used):
+            state[np.isin(state, warps + 1) | before] = 0
 
     def read(self, at: Array, size: int, warps: Array) -> Array:
         """[lanes, size] bytes that lanes of `warps` [lanes] read."""
         index = self._index(at, size, "reads")
-        self._reads(self._cells(index), warps)
+        cells = self._cells(index)
+        self._reads(cells, warps)
+        self._used[cells] = warps[:, None] + 1
         return self._bytes[index]
 
     def write(self, at: Array, data: Array, warps: Array) -> None:
@@ -100,15 +110,26 @@ class Shared:
         index = self._index(at, data.shape[1], "writes")
         cells = self._cells(index)
         self._writes(cells, warps)
-        self._written[cells], self._writer[cells] = self._epoch, warps[:, None]
-        self._unfenced[cells] = True
+        self._wrote_by(cells, warps)
         self._bytes[index] = data
+        if (self._bytes[index] != data).any():
+            raise FaultError("two threads write different values to one byte of shared memory at once")
 
-    def begin_copy(self, at: Array, data: Array, warps: Array) -> Array:
+    def touch_barrier(self, at: Array, warps: Array, *, new: bool = False) -> None:
+        """An mbarrier of 8 bytes is made or given up by a warp (new), or used by warps."""
+        if new:
+            self.write(at, np.zeros((len(at), 8), np.uint8), warps)
+        else:
+            self._reads(self._cells(self._index(at, 8, "reads")), warps)
+        self._wrote[self._cells(self._index(at, 8, "reads"))] = 0
+
+    def begin_copy(self, at: Array, data: Array, warps: Array, *, by_unit: bool = False) -> Array:
         """As `write`, by copies that lanes of `warps` begin; [lanes, n] cells that they bring."""
         index = self._index(at, data.shape[1], "writes")
         cells = self._cells(index)
         self._writes(cells, warps)
+        if by_unit and (self._wrote[cells].any() or self._used[cells].any()):
+            raise FaultError("a copy overwrites shared memory that was read or written and not fenced")
         self._brought[cells] += 1
         self._bytes[index] = data
         return cells
@@ -118,14 +139,17 @@ class Shared:
         self._brought[cells] -= 1
         self._written[cells] = 0
         if warps is not None:
-            self._written[cells], self._writer[cells] = self._epoch, warps[:, None]
-            self._unfenced[cells] = True
+            self._wrote_by(cells, warps)
+
+    def _wrote_by(self, cells: Array, warps: Array) -> None:
+        self._written[cells], self._writer[cells] = self._epoch, warps[:, None]
+        self._wrote[cells] = warps[:, None] + 1
 
     def hold(self, at: Array, size: int, warps: Array) -> tuple[Array, Array]:
         """[lanes, size] bytes that a copy or product of `warps` reads, and the cells to `release` when it is over."""
         index = self._index(at, size, "reads")
         cells = np.unique(self._cells(index))
-        if self._unfenced[cells].any():
+        if self._wrote[cells].any():
             raise FaultError("a copy or product reads shared memory that was written and not fenced")
         for warp in warps:
             self._reads(cells[None], np.array([warp]))

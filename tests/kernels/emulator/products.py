@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tests.kernels.emulator import matrix
-from tests.kernels.emulator.block import Array, Block, Step, Under
+from tests.kernels.emulator.block import Array, AsyncGroup, Block, Step
 from tests.kernels.emulator.memory import FaultError
 from tests.kernels.emulator.ptx import (
     WARP,
@@ -95,14 +95,16 @@ def group_product(instruction: Instruction, found: re.Match[str], _: Kernel) -> 
     def run(block: Block) -> None:
         warps = block.whole_warps()
         if len(warps) % 4 or len(warps) != block.threads // WARP:
-            raise FaultError("a product of four warps without all of them")
+            raise NotKnownError("a product of four warps without all warps of the block")
         given = [block.of_all(each, 64) if isinstance(each, Register) else None for each in (a, b)]
         keep = np.broadcast_to(block.values(scale, np.dtype(bool)), (block.threads,))
         factors = {each.index for each in _registers(a)} if isinstance(a, Vector) else set()
         sums = {each.index for each in _registers(to)}
         # of sums Triton copies some after the fence, which the assembler makes one register of
-        if block.changed & factors or (keep.any() and (block.changed - block.copied) & sums):
+        if not block.fenced or block.changed & factors or (block.changed - block.copied) & sums:
             raise FaultError("a product of registers that were written and not fenced")
+        if factors & block.sums:
+            raise FaultError("a product of registers that another is still writing")
         group = block.products[-1]
         group.sums |= sums
         group.factors |= factors
@@ -152,6 +154,8 @@ def _described(block: Block, given: Array | None, warps: Array, rows: int, kind:
 
 def fence_registers(*_: Any) -> Step:
     def run(block: Block) -> None:
+        block.all_here()
+        block.fenced = True
         block.changed.clear()
         block.copied.clear()
 
@@ -159,7 +163,11 @@ def fence_registers(*_: Any) -> Step:
 
 
 def commit_products(*_: Any) -> Step:
-    return lambda block: block.products.append(Under())
+    def run(block: Block) -> None:
+        block.all_here()
+        block.products.append(AsyncGroup())
+
+    return run
 
 
 def wait_products(instruction: Instruction, *_: Any) -> Step:
@@ -167,8 +175,9 @@ def wait_products(instruction: Instruction, *_: Any) -> Step:
     assert isinstance(most, Constant)
 
     def run(block: Block) -> None:
+        block.all_here()
         if block.products[-1].sums:
-            raise FaultError("waits for products that were not committed")
+            raise NotKnownError("waits for products that were not committed")
         block.wait_for(block.products, most.bits)
 
     return run

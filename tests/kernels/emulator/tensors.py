@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.kernels.emulator.block import Block, Step, Under
+from tests.kernels.emulator.block import AsyncGroup, Block, Step
 from tests.kernels.emulator.memory import FaultError
 from tests.kernels.emulator.ptx import WARP, Address, Constant, Instruction, NotKnownError, Operand
 from tests.kernels.emulator.tensor_maps import Barrier, TensorMap
@@ -18,7 +18,7 @@ def _single(block: Block) -> int:
     """The one thread that is meant."""
     lanes = block.lanes()
     if len(lanes) > 1:
-        raise FaultError("more than one thread does this")
+        raise NotKnownError("more than one thread of an mbarrier")
     return int(lanes[0])
 
 
@@ -26,6 +26,12 @@ def _known(block: Block, at: int) -> Barrier:
     if at not in block.barriers:
         raise FaultError("an mbarrier that was not made")
     return block.barriers[at]
+
+
+def _touch(block: Block, at: int, *, new: bool = False) -> None:
+    """The warps that are here make or use an mbarrier."""
+    warps = np.unique(block.warp[block.lanes()])
+    block.shared.touch_barrier(np.full(len(warps), at), warps, new=new)
 
 
 def make_barrier(instruction: Instruction, *_: Any) -> Step:
@@ -37,6 +43,7 @@ def make_barrier(instruction: Instruction, *_: Any) -> Step:
         if at % 8 or at in block.barriers:
             raise FaultError("an mbarrier over another one, or at an address that is no multiple of 8")
         block.barriers[at] = Barrier(count.bits)
+        _touch(block, at, new=True)
 
     return run
 
@@ -49,6 +56,7 @@ def drop_barrier(instruction: Instruction, *_: Any) -> Step:
         if block.loads.get(at):
             raise FaultError("an mbarrier is given up while a copy will still complete it")
         _known(block, at)
+        _touch(block, at, new=True)
         del block.barriers[at]
 
     return run
@@ -59,7 +67,9 @@ def arrive(instruction: Instruction, *_: Any) -> Step:
     assert isinstance(announced, Constant)
 
     def run(block: Block) -> None:
-        _known(block, _barrier_at(block, address, _single(block))).arrive(announced.bits)
+        at = _barrier_at(block, address, _single(block))
+        _touch(block, at)
+        _known(block, at).arrive(announced.bits)
 
     return run
 
@@ -68,11 +78,12 @@ def try_wait(instruction: Instruction, *_: Any) -> Step:
     to, address, parity = instruction.operands
 
     def run(block: Block) -> None:
-        lanes = block.lanes()
-        at = np.unique(block.addresses(address, lanes))
-        wanted = np.unique(block.of_all(parity, 32)[lanes])
+        block.all_here()
+        at = np.unique(block.addresses(address, block.lane))
+        wanted = np.unique(block.of_all(parity, 32))
         if len(at) > 1 or len(wanted) > 1:
             raise NotKnownError("threads that wait for different mbarriers")
+        _touch(block, int(at[0]))
         barrier = _known(block, int(at[0]))
         if not barrier.over(int(wanted[0])):
             raise FaultError("waits for an mbarrier that nothing completes")
@@ -104,12 +115,13 @@ def load_tensor(instruction: Instruction, *_: Any) -> Step:
         start = int(block.addresses(to, np.array([lane]))[0])
         at = _barrier_at(block, barrier_address, lane)
         barrier = _known(block, at)
+        block.shared.touch_barrier(np.array([at]), np.array([lane // WARP]))
         offset, address, inside = tensor_map.places(start, where)
         size = tensor_map.tensor.element_size()
         data = np.zeros((len(offset), size), np.uint8)
         if inside.any():
             data[inside] = block.launch.memory.read(tensor_map.tensor.data_ptr() + offset[inside] * size, size)
-        cells = block.shared.begin_copy(address, data, np.full(len(address), lane // WARP))
+        cells = block.shared.begin_copy(address, data, np.full(len(address), lane // WARP), by_unit=True)
         block.loads.setdefault(at, []).append(np.unique(cells))
         barrier.complete(data.size)
 
@@ -138,10 +150,19 @@ def store_tensor(instruction: Instruction, *_: Any) -> Step:
 
 
 def commit_stores(*_: Any) -> Step:
-    return lambda block: block.stores.append(Under())
+    def run(block: Block) -> None:
+        block.all_here()
+        block.stores.append(AsyncGroup())
+
+    return run
 
 
 def wait_stores(instruction: Instruction, *_: Any) -> Step:
     (most,) = instruction.operands
     assert isinstance(most, Constant)
-    return lambda block: block.wait_for(block.stores, most.bits)
+
+    def run(block: Block) -> None:
+        block.all_here()
+        block.wait_for(block.stores, most.bits)
+
+    return run

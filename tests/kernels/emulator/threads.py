@@ -65,15 +65,10 @@ def computed(instruction: Instruction) -> Step:
         if pairs:
             values = [each.reshape(-1, 2) for each in values]
         block.put(to, function(*values).ravel())
-        if moved and not _changed(block, operands[1]):
+        if moved and isinstance(operands[1], Register) and operands[1].index not in block.changed - block.copied:
             block.copied.add(to.index)
 
     return run
-
-
-def _changed(block: Block, operand: Operand) -> bool:
-    """Whether something else than a copy was written since registers were last fenced."""
-    return isinstance(operand, Register) and operand.index in block.changed and operand.index not in block.copied
 
 
 def _packed(operands: Sequence[Operand]) -> Step:
@@ -119,6 +114,7 @@ def barrier(instruction: Instruction, *_: Any) -> Step:
         raise NotKnownError(instruction.text)
 
     def run(block: Block) -> None:
+        block.whole_warps()
         block.waits[block.lanes()] = True
 
     return run
@@ -136,8 +132,8 @@ def shuffle(instruction: Instruction, found: re.Match[str], _: Kernel) -> Step:
     def run(block: Block) -> None:
         block.whole_warps()
         values = block.of_all(source, 32)
-        by = block.of_all(which, 32).astype(np.int64)
-        other = block.lane ^ by if found["how"] == "bfly" else block.warp * WARP + by % WARP
+        by = block.of_all(which, 32).astype(np.int64) % WARP
+        other = block.lane ^ by if found["how"] == "bfly" else block.warp * WARP + by
         block.put(to, values[other])
 
     return run
@@ -156,12 +152,14 @@ def elect(instruction: Instruction, *_: Any) -> Step:
 
 
 def reduced(instruction: Instruction, found: re.Match[str], _: Kernel) -> Step:
-    to, source, _members = instruction.operands
+    to, source, members = instruction.operands
     function = {"min": np.min, "max": np.max}[found["how"]]
     kind = arithmetic.TYPES[found["kind"]]
 
     def run(block: Block) -> None:
         block.whole_warps()
+        if (block.of_all(members, 32) != 0xFFFFFFFF).any():
+            raise NotKnownError(instruction.text)
         values = np.broadcast_to(block.values(source, kind), (block.threads,)).reshape(-1, WARP)
         block.put(to, np.repeat(function(values, axis=1), WARP))
 

@@ -127,4 +127,4 @@ def wait_copies(instruction: Instruction, *_: Any) -> Step:
 
 
 def fence(*_: Any) -> Step:
-    return lambda block: block.shared.fence()
+    return lambda block: block.shared.fence(np.unique(block.warp[block.lanes()]))
