@@ -72,6 +72,17 @@ def _flushed(x: Array) -> Array:
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
+def _with_one_nan(function: Callable[..., Array]) -> Callable[..., Array]:
+    """As hardware: there is one NaN for results, where here its bits depend on which operand had it."""
+
+    def run(*given: Array) -> Array:
+        out = function(*given)
+        none = np.isnan(out)
+        return np.where(none, np.float32(np.nan), out) if none.any() else out
+
+    return run
+
+
 def _flushing(function: Callable[..., Array]) -> Callable[..., Array]:
     return lambda *given: _flushed(function(*(_flushed(each) for each in given)))
 
@@ -258,6 +269,8 @@ def _entry(op: str) -> Entry:
         found = _FLOATS.get(stem.removesuffix(".ftz"))
         if found is not None and stem.endswith(".ftz"):
             found = _flushing(found)
+        if found is not None:
+            found = _with_one_nan(found)
     elif kind == "pred":
         found = {"not": np.logical_not, "and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}.get(stem)
     else:
