@@ -92,10 +92,9 @@ class Shared:
         self._epoch += 1
 
     def fence(self, warps: Array) -> None:
-        """What `warps` wrote, and all that was written before the last barrier, is there for copies and products."""
-        before = self._written < self._epoch
-        for state in (self._wrote, self._used):
-            state[np.isin(state, warps + 1) | before] = 0
+        """What `warps` did, and all that was done before the last barrier, comes before later copies and products."""
+        for state, done in ((self._wrote, self._written), (self._used, self._read)):
+            state[np.isin(state, warps + 1) | (done < self._epoch)] = 0
 
     def read(self, at: Array, size: int, warps: Array) -> Array:
         """[lanes, size] bytes that lanes of `warps` [lanes] read."""
