@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from segmenter.cpu import int8_saturates
+from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import CheckpointError, EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
@@ -71,6 +71,8 @@ def test_fp32_engines_label_as_pytorch_does(engine_folder, reference, engine):
 
 @pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", None), ("openvino", None), ("openvino", "fp32")])
 def test_int8_engines_stay_close(engine_folder, reference, engine, precision):
+    if engine == "openvino" and int8_saturates(cpu_flags()):
+        pytest.skip("this CPU has no VNNI: OpenVINO's sums of int8 may overflow, of which it warns")
     images = pictures(4, seed=2)
     with open_session(engine_folder / "model.int8.onnx", engine, threads=1, precision=precision) as session:
         assert session.name == f"{engine}-int8"
