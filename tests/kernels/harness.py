@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from segmenter_kernels import judging, tiles
-from tests.kernels.conftest import DEVICE, EMULATED
+from tests.kernels.conftest import COMPILED, DEVICE, EMULATED
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # one of each kind, as far as the GPU runs it: plain pointers, tensor descriptors
 ARCHITECTURES = tuple(
-    each
-    for each in (80, 90)
-    if (DEVICE == "cpu" and not EMULATED) or each <= (EMULATED or tiles.architecture_of(torch.device(DEVICE)))
+    each for each in (80, 90) if not COMPILED or each <= (EMULATED or tiles.architecture_of(torch.device(DEVICE)))
 )
 
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from tests.kernels.emulator.memory import Array
 from tests.kernels.emulator.ptx import NotKnownError
 
-Array = NDArray[Any]
 # the dtype a register is read as, by the type of an instruction; pairs are two values a thread
 TYPES: dict[str, Any] = {
     **{f"s{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -235,9 +234,7 @@ def entry(op: str) -> Entry:
 def _entry(op: str) -> Entry:
     base, _, rest = op.partition(".")
     stem, _, kind = op.rpartition(".")
-    if base == "mov":
-        return lambda x: x, (kind,)
-    if base == "cvta":
+    if base in ("mov", "cvta"):
         return lambda x: x, (kind,)
     if base == "cvt":
         return _conversion(rest)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tests.kernels.emulator.memory import START, FaultError, Global, Shared
+from tests.kernels.emulator.memory import START, Array, FaultError, Global, Shared
 from tests.kernels.emulator.ptx import (
     END,
     WARP,
@@ -18,10 +17,10 @@ from tests.kernels.emulator.ptx import (
     NotKnownError,
     Operand,
     Register,
+    bits_of,
 )
 from tests.kernels.emulator.tensor_maps import Barrier, TensorMap
 
-Array = NDArray[Any]
 Step = Callable[["Block"], None]
 STORED = {1: np.dtype(bool), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
 
@@ -158,8 +157,7 @@ class Block:
 
     def addresses(self, address: Operand, lanes: Array) -> Array:
         assert isinstance(address, Address)
-        bits = address.base.bits if isinstance(address.base, Register) else 32
-        return self.of_all(address.base, bits)[lanes].astype(np.int64) + address.offset
+        return self.of_all(address.base, bits_of(address.base, 32))[lanes].astype(np.int64) + address.offset
 
     def wait_for(self, groups: list[AsyncGroup], most: int) -> None:
         """Until at most so many groups are under way."""

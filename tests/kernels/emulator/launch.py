@@ -23,13 +23,11 @@ _FIRST_MAP = 1 << 20  # addresses of tensor maps, below those of any array
 
 
 @contextmanager
-def emulated(architecture: int) -> Iterator[list[str]]:
-    """Within it ops take tensors of the CPU; yields the names of the kernels that were launched.
+def emulated(architecture: int) -> Iterator[None]:
+    """Within it ops take tensors of the CPU. For a process of its own, with Triton's interpreter off.
 
-    For a process of its own, with Triton's interpreter off. Raises FaultError where a kernel does what it must not, and
-    NotKnownError where it does what the emulator cannot.
+    Raises FaultError where a kernel does what it must not, and NotKnownError where it does what the emulator cannot.
     """
-    launched: list[str] = []
     compile_kernel = triton.compiler.compile
     kept: dict[str, _Compiled] = {}
 
@@ -49,12 +47,11 @@ def emulated(architecture: int) -> Iterator[list[str]]:
             names = self.signature.parameters
             bound = self.signature.bind(*arguments, **{name: each for name, each in named.items() if name in names})
             bound.apply_defaults()
-            launched.append(kernel.parsed.name)
             kernel.run(dict(bound.arguments), (*grid, 1, 1)[:3])
             return kernel
 
         with patch.object(JITFunction, "run", run), patch.object(checks, "on_gpu", _on_cpu):
-            yield launched
+            yield
 
 
 def _on_cpu(op: str, **tensors: torch.Tensor) -> None:
@@ -68,8 +65,8 @@ class _Compiled:
         most = tiles.SHARED_MEMORY_BYTES[made.metadata.target.arch]
         if made.metadata.shared > most:
             raise FaultError(f"{made.metadata.shared} bytes of shared memory: this GPU has {most}")
-        self.parsed: Kernel = parse(made.asm["ptx"])
-        self._steps, self._granule = dispatch.steps(self.parsed), dispatch.granule(self.parsed)
+        self._parsed: Kernel = parse(made.asm["ptx"])
+        self._steps, self._granule = dispatch.steps(self._parsed), dispatch.granule(self._parsed)
 
     def run(self, arguments: dict[str, Any], grid: tuple[int, int, int]) -> None:
         tensors: dict[str, torch.Tensor] = {}
@@ -93,11 +90,11 @@ class _Compiled:
             if isinstance(given, torch.Tensor):
                 tensors[name] = given
             values.append(_bits(given))
-        values += [0] * (len(self.parsed.parameters) - len(values))  # pointers of Triton's own
+        values += [0] * (len(self._parsed.parameters) - len(values))  # pointers of Triton's own
         launch = Launch(
-            self.parsed,
+            self._parsed,
             self._steps,
-            dict(zip(self.parsed.parameters, values, strict=True)),
+            dict(zip(self._parsed.parameters, values, strict=True)),
             maps,
             Global(tensors),
             self._metadata.shared,

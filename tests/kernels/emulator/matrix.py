@@ -7,11 +7,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from tests.kernels.emulator.memory import Array
 from tests.kernels.emulator.ptx import WARP, NotKnownError
 
-Array = NDArray[Any]
 KINDS: dict[str, Any] = {
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),

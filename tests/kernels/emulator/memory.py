@@ -47,10 +47,12 @@ class Global:
         if (at % size).any():
             raise FaultError(f"{what} {size} bytes of global memory at an address that is no multiple of {size}")
         array = np.searchsorted(self._starts, at, side="right") - 1
-        if not len(self._starts) or (array < 0).any() or (at + size > self._ends[array]).any():
-            wrong = int(at[0]) if not len(self._starts) else int(at[(array < 0) | (at + size > self._ends[array])][0])
-            near = int(np.clip(np.searchsorted(self._starts, wrong, side="right") - 1, 0, None))
-            where = f"{wrong - int(self._starts[near])} of {self._names[near]}" if self._names else f"{wrong}"
+        if not self._names:
+            raise FaultError(f"{what} {size} bytes where there is no array")
+        outside = (array < 0) | (at + size > self._ends[array])
+        if outside.any():
+            near = max(0, int(array[outside][0]))
+            where = f"{int(at[outside][0] - self._starts[near])} of {self._names[near]}"
             raise FaultError(f"{what} {size} bytes outside of all arrays, at byte {where}")
         used = np.unique(array)
         if len(used) == 1:

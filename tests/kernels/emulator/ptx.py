@@ -59,6 +59,11 @@ def parts_of(operand: Operand) -> tuple[Operand, ...]:
     return operand.parts if isinstance(operand, Vector) else (operand,)
 
 
+def bits_of(operand: Operand, otherwise: int) -> int:
+    """Of a register its size; of a constant or a name, which have none, what is said."""
+    return operand.bits if isinstance(operand, Register) else otherwise
+
+
 @dataclass(frozen=True)
 class Instruction:
     op: str
@@ -72,7 +77,6 @@ class Instruction:
 class Kernel:
     """A kernel's blocks in order; a block goes on to the next one."""
 
-    name: str
     threads: int
     parameters: list[str]
     blocks: list[list[Instruction]]
@@ -89,14 +93,14 @@ class _Scope:
 def parse(text: str) -> Kernel:
     """The kernel of a module that has one. Raises NotKnownError."""
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
-    entry = re.search(r"\.entry\s+([\w$]+)\s*\((.*?)\)\s*(.*?)\{", text, re.DOTALL)
+    entry = re.search(r"\.entry\s+[\w$]+\s*\((.*?)\)\s*(.*?)\{", text, re.DOTALL)
     if entry is None or text.count(".entry") != 1:
         raise NotKnownError("want a module of one kernel")
-    threads = re.search(r"\.reqntid\s+(\d+)", entry[3])
+    threads = re.search(r"\.reqntid\s+(\d+)", entry[2])
     if threads is None:
         raise NotKnownError("want the number of threads (.reqntid)")
-    found = re.findall(r"\.param\s[^,]*?([\w$]+)(?:\[\d+\])?\s*(?:,|$)", entry[2].strip())
-    return _Parser(text[entry.end() :], Kernel(entry[1], int(threads[1]), found, [[]], {}, [])).parse()
+    found = re.findall(r"\.param\s[^,]*?([\w$]+)(?:\[\d+\])?\s*(?:,|$)", entry[1].strip())
+    return _Parser(text[entry.end() :], Kernel(int(threads[1]), found, [[]], {}, [])).parse()
 
 
 class _Parser:

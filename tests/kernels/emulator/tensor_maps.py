@@ -5,16 +5,12 @@ PTX ISA 8.8, 5.5 (tensors and their swizzles), 9.7.9.25 (cp.async.bulk.tensor) a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tests.kernels.emulator.matrix import swizzled
-from tests.kernels.emulator.memory import FaultError
-
-Array = NDArray[Any]
+from tests.kernels.emulator.memory import Array, FaultError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.kernels.emulator.block import AsyncGroup, Block, Step
+from tests.kernels.emulator.block import Array, AsyncGroup, Block, Step
 from tests.kernels.emulator.memory import FaultError
 from tests.kernels.emulator.ptx import WARP, Address, Constant, Instruction, NotKnownError, Operand
 from tests.kernels.emulator.tensor_maps import Barrier, TensorMap
@@ -94,13 +94,15 @@ def try_wait(instruction: Instruction, *_: Any) -> Step:
     return run
 
 
-def _map_of(block: Block, address: Operand, lane: int) -> tuple[TensorMap, list[int]]:
+def _box_of(block: Block, address: Operand, shared: Operand, lane: int) -> tuple[TensorMap, Array, Array, Array]:
+    """The map that a thread copies by, and the places of its box there and in shared memory, see `TensorMap.places`."""
     assert isinstance(address, Address)
     at = int(block.addresses(Address(address.base), np.array([lane]))[0])
     if at not in block.launch.maps:
         raise FaultError("an address that is no tensor map's")
     where = [int(block.of_all(each, 32)[lane].view(np.int32)) for each in address.coordinates]
-    return block.launch.maps[at], where
+    start = int(block.addresses(shared, np.array([lane]))[0])
+    return block.launch.maps[at], *block.launch.maps[at].places(start, where)
 
 
 def load_tensor(instruction: Instruction, *_: Any) -> Step:
@@ -111,12 +113,10 @@ def load_tensor(instruction: Instruction, *_: Any) -> Step:
             begin(block, int(lane))
 
     def begin(block: Block, lane: int) -> None:
-        tensor_map, where = _map_of(block, source, lane)
-        start = int(block.addresses(to, np.array([lane]))[0])
+        tensor_map, offset, address, inside = _box_of(block, source, to, lane)
         at = _barrier_at(block, barrier_address, lane)
         barrier = _known(block, at)
         block.shared.touch_barrier(np.array([at]), np.array([lane // WARP]))
-        offset, address, inside = tensor_map.places(start, where)
         size = tensor_map.tensor.element_size()
         data = np.zeros((len(offset), size), np.uint8)
         if inside.any():
@@ -136,9 +136,7 @@ def store_tensor(instruction: Instruction, *_: Any) -> Step:
             begin(block, int(lane))
 
     def begin(block: Block, lane: int) -> None:
-        tensor_map, where = _map_of(block, to, lane)
-        start = int(block.addresses(source, np.array([lane]))[0])
-        offset, address, inside = tensor_map.places(start, where)
+        tensor_map, offset, address, inside = _box_of(block, to, source, lane)
         size = tensor_map.tensor.element_size()
         warps = np.array([lane // WARP])
         data, cells = block.shared.hold(address, size, warps)

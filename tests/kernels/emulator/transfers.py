@@ -15,6 +15,7 @@ from tests.kernels.emulator.ptx import (
     NotKnownError,
     Operand,
     Register,
+    bits_of,
     parts_of,
 )
 
@@ -49,7 +50,7 @@ def store(instruction: Instruction, found: re.Match[str], _: Kernel) -> Step:
 
     def run(block: Block) -> None:
         lanes = block.lanes()
-        words = [block.of_all(each, _bits_of(each, max(8 * size, 16)))[lanes] for each in source]
+        words = [block.of_all(each, bits_of(each, max(8 * size, 16)))[lanes] for each in source]
         data = np.stack(words, axis=-1).astype(f"u{size}").view(np.uint8)
         at = block.addresses(address, lanes)
         if of_global:
@@ -58,10 +59,6 @@ def store(instruction: Instruction, found: re.Match[str], _: Kernel) -> Step:
             block.shared.write(at, data, block.warp[lanes])
 
     return run
-
-
-def _bits_of(operand: Operand, otherwise: int) -> int:
-    return operand.bits if isinstance(operand, Register) else otherwise
 
 
 def parameter(instruction: Instruction, *_: Any) -> Step:
