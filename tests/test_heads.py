@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from segmenter.preprocess import normalize
@@ -10,12 +9,7 @@ from segmenter_engines.heads import split_by_heads
 from segmenter_engines.layer_report import read_report
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.quantize import quantize
-from tests.small_engines import pictures
-
-
-def masks(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(["masks"], {"images": batch})[0]
+from tests.small_engines import masks, pictures
 
 
 def test_values_do_not_change_and_a_second_pass_finds_nothing(engine_folder):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -17,10 +16,9 @@ from segmenter_engines.judge import Judge
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qdq import linears, quantised_layers
 from segmenter_engines.quantize import quantize
-from segmenter_engines.sessions.onnxruntime import session_options
 from segmenter_engines.widen import widened
 from tests.networks import CLASSES, small_network
-from tests.small_engines import H, W, network, pictures
+from tests.small_engines import H, W, masks, network, pictures
 
 
 def test_int8_replaces_the_linear_layers_and_nothing_else(engine_folder):
@@ -69,13 +67,8 @@ def test_smoothing_changes_nothing_in_floating_point_and_tames_outliers(engine_f
     name = norm.output[0]
     assert before[name].max() / np.median(before[name]) > 20
     assert after[name].max() / np.median(after[name]) < 10
-    masks = [
-        onnxruntime.InferenceSession(where, providers=["CPUExecutionProvider"]).run(["masks"], {"images": batches[0]})[
-            0
-        ]
-        for where in (path, tmp_path / "smoothed.onnx")
-    ]
-    np.testing.assert_allclose(masks[0], masks[1], rtol=1e-3, atol=1e-3)
+    whole, smoothed = (masks(where, batches[0]) for where in (path, tmp_path / "smoothed.onnx"))
+    np.testing.assert_allclose(smoothed, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_excluded_layers_stay_in_floating_point(engine_folder, tmp_path):
@@ -201,12 +194,7 @@ def test_fp8_graphs_hold_e4m3_and_run_as_they_are(engine_folder, tmp_path):
     scales = [constants[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"]
     assert {tensor.data_type for tensor in scales} == {onnx.TensorProto.FLOAT16}
     batch = normalize(pictures(1), manifest.preprocess).numpy()
-    runs = [
-        onnxruntime.InferenceSession(where, session_options(1, "fp8"), providers=["CPUExecutionProvider"]).run(
-            ["masks"], {"images": batch}
-        )[0]
-        for where in (engine_folder / "model.fp16.onnx", path)
-    ]
+    runs = [masks(where, batch, "fp8") for where in (engine_folder / "model.fp16.onnx", path)]
     assert (
         sqnr(*runs) > 12
     )  # random weights; three bits of mantissa are 25 dB at best a layer, and 13 follow each other
@@ -234,12 +222,7 @@ def test_bf16_graphs_are_quantised_too(bf16_graph, tmp_path, precision):
     assert {constants[node.input[1]].data_type for node in pairs} == {onnx.TensorProto.BFLOAT16}
     # ONNX Runtime has no bf16 kernels on a CPU: the same weights and Q/DQ nodes, in float32 between them
     batch = normalize(pictures(1), manifest.preprocess).numpy()
-    runs = [
-        onnxruntime.InferenceSession(
-            widened(model).SerializeToString(), session_options(1, precision), providers=["CPUExecutionProvider"]
-        ).run(["masks"], {"images": batch})[0]
-        for model in (onnx.load(bf16_graph), graph)
-    ]
+    runs = [masks(widened(model), batch, precision) for model in (onnx.load(bf16_graph), graph)]
     assert sqnr(*runs) > 12
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from segmenter.checkpoint import save_model
@@ -12,6 +11,7 @@ from segmenter_engines.export import export
 from segmenter_engines.qdq import linears
 from segmenter_engines.smooth import norm_fed, smooth
 from tests.networks import small_network
+from tests.small_engines import masks
 
 
 def test_norms_that_share_their_weights_are_smoothed_each_on_its_own(tmp_path):
@@ -32,8 +32,5 @@ def test_norms_that_share_their_weights_are_smoothed_each_on_its_own(tmp_path):
     smooth(graph.graph, fed, channel_peaks(graph, list(fed), [batch]), 0.5)
     onnx.save(graph, tmp_path / "smoothed.onnx")
     assert len({norm.input[1] for norm, _ in fed.values()}) == len(fed)
-    before, after = (
-        onnxruntime.InferenceSession(where, providers=["CPUExecutionProvider"]).run(["masks"], {"images": batch})[0]
-        for where in (path, tmp_path / "smoothed.onnx")
-    )
+    before, after = (masks(where, batch) for where in (path, tmp_path / "smoothed.onnx"))
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
