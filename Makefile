@@ -11,6 +11,7 @@ CAMVID ?= ../shared/data/camvid
 WEIGHTS ?= ../shared/weights/vit_small_patch14_imgfocus_fp16.safetensors
 RUN ?= runs/camvid
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 
 .PHONY: setup demo camvid speed gpu test lint clean
@@ -62,10 +63,11 @@ gpu: setup
 	$(BIN)/python -m segmenter_kernels.tune
 	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30
 
-# In two processes, for most tests use one core; kernels first, as they say soonest what a new Triton changed.
+# In two processes, for most tests use one core; kernels first, as they say soonest what a new Triton changed. Files keep
+# their order: left to itself, pytest-xdist puts those of few tests last, and they take the longest.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 tests/kernels
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 --ignore tests/kernels
+	$(PYTEST) tests/kernels
+	$(PYTEST) --ignore tests/kernels
 
 lint: setup
 	$(BIN)/ruff check

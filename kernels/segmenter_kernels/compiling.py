@@ -62,7 +62,7 @@ class Compiled:
     scratch_alignment: int
     parameter_bytes: tuple[int, ...]
     descriptors: tuple[dict[str, Any], ...]  # box and swizzle of each tensor map argument
-    instructions: dict[str, int]
+    instructions: dict[str, int]  # how often each occurs; empty where none is wanted, for counting takes long
     warnings: tuple[str, ...]  # of ptxas
     overwritten: tuple[str, ...]  # see `overwritten`
     not_followed: str  # what kept `overwritten` from an answer, empty where nothing did
@@ -126,7 +126,7 @@ def compile_source(
         scratch_alignment=metadata.global_scratch_align,
         parameter_bytes=found.parameter_bytes,
         descriptors=tuple(metadata.tensordesc_meta or ()),
-        instructions=_instructions(cubin),
+        instructions=_instructions(cubin) if specialisation.matrix or specialisation.asynchronous else {},
         warnings=tuple(line for line in log.getvalue().splitlines() if "warning" in line.lower() or "C75" in line),
         overwritten=buffers,
         not_followed=not_followed,
@@ -158,9 +158,8 @@ def _instructions(cubin: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        listing = subprocess.run(
-            [triton.knobs.nvidia.nvdisasm.path, "-c", str(file)], check=True, capture_output=True, text=True
-        ).stdout
+        command = [triton.knobs.nvidia.nvdisasm.path, "--print-code", "--no-dataflow", str(file)]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return dict(Counter(_INSTRUCTION.findall(listing)).most_common())
 
 
