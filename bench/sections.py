@@ -6,6 +6,7 @@ from typing import Any
 
 from segmenter.errors import DataError
 from segmenter_bench.sheets import DASH, Cell, markdown_of, number, quantity
+from segmenter_engines.limits import change
 
 Row = dict[str, Any]
 Place = tuple[str, Any, str]  # of a throughput row: engine, batch, region
@@ -342,8 +343,5 @@ def _ms(line: Line) -> float | None:
 
 
 def signed(drop: float | None) -> str:
-    """A loss of mIoU as it is shown everywhere, engine minus PyTorch: -0.0031 where it lost, 0.0000 without a sign."""
-    if drop is None:
-        return DASH
-    change = f"{-drop:+.4f}"
-    return change[1:] if float(change) == 0 else change
+    """A loss of mIoU as `verify` shows it, a dash where there is none."""
+    return DASH if drop is None else change(drop)

@@ -140,7 +140,7 @@ def test_a_drop_near_its_limit_is_said_to_be_uncertain():
     verdict = Verdict("x-fp16", "fp16", 4, 0.5, 0.5005, 1.0, LIMITS["fp16"], drop_error=0.001)
     assert verdict.faults == []
     assert "4 images are too few" in verdict.line()
-    assert "standard error 0.0010" in verdict.line()
+    assert "mIoU 0.5000, -0.0005 to PyTorch's 0.5005 (standard error 0.0010)" in verdict.line()
     sure = Verdict("x-fp16", "fp16", 4, 0.5, 0.5005, 1.0, LIMITS["fp16"], drop_error=0.0001)
     assert sure.warnings == []
     # the limit holds however uncertain the drop is

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segmenter_engines.invariants import Invariants
-from segmenter_engines.limits import Limit
+from segmenter_engines.limits import Limit, change
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.trade import Trade
 
@@ -81,8 +81,8 @@ class Verdict:
         trade = f", {self.trade.line()}" if self.trade is not None and self.trade.pays else ""
         warnings = "".join(f"; warning: {text}" for text in self.warnings)
         return (
-            f"{self.engine}: mIoU {self.miou:.4f} (PyTorch {self.reference_miou:.4f}, drop {self.miou_drop:.4f}"
-            f"{self._error()}), {self.agreement:.3%} of pixels agree{trade}, {outcome}{warnings}"
+            f"{self.engine}: mIoU {self.miou:.4f}, {change(self.miou_drop)} to PyTorch's {self.reference_miou:.4f}"
+            f"{self._error()}, {self.agreement:.3%} of pixels agree{trade}, {outcome}{warnings}"
         )
 
     def to_dict(self) -> dict[str, Any]:
