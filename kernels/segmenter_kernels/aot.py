@@ -64,12 +64,12 @@ def compile_all(
 
 
 def told(kernels: Iterable[Compiled], total: int) -> Iterator[Compiled]:
-    """The kernels as they come, and on stderr now and then how many of `total` there are."""
-    last = time.monotonic()
+    """The kernels as they come, and on stderr now and then, and then in the end too, how many of `total` there are."""
+    last, waiting = time.monotonic(), False
     for count, kernel in enumerate(kernels, 1):
-        if (now := time.monotonic()) - last >= TOLD_EVERY:
+        if (now := time.monotonic()) - last >= TOLD_EVERY or (waiting and count == total):
             print(f"{count} of {total} kernels compiled", file=sys.stderr, flush=True)
-            last = now
+            last, waiting = now, True
         yield kernel
 
 

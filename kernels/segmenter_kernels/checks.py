@@ -1,6 +1,8 @@
 """What every launcher asks of its arguments before anything is launched; each failure is a ValueError in one line."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -16,14 +18,37 @@ def require(condition: bool, op: str, message: str) -> None:
         raise ValueError(f"{op}: {message}")
 
 
+def tensor(op: str, **given: Any) -> None:
+    """Raises ValueError unless all are tensors."""
+    for name, x in given.items():
+        require(isinstance(x, Tensor), op, f"{name} is of type {type(x).__name__}: want a tensor")
+
+
+def sides(op: str, name: str, given: Any) -> tuple[int, int]:
+    """Height and width of a size. Raises ValueError unless it is a pair of whole numbers."""
+    fits = isinstance(given, tuple | list) and len(given) == 2 and not any(isinstance(each, float) for each in given)
+    require(fits, op, f"{name} {given}: want (height, width) in whole pixels")
+    return given[0], given[1]
+
+
+def colours(op: str, mean: Any, std: Any) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of three colours. Raises ValueError unless pixels can be normalised by them."""
+    fits = all(hasattr(each, "__len__") and len(each) == 3 and all(map(math.isfinite, each)) for each in (mean, std))
+    message = f"mean {mean}, std {std}: uint8 images need 3 finite numbers each, every std above 0"
+    require(fits and min(std) > 0, op, message)
+    return mean, std
+
+
 def shape(op: str, name: str, x: Tensor, wanted: Sequence[int]) -> None:
     """Raises ValueError unless x has the wanted shape; -1 takes any length."""
+    tensor(op, **{name: x})
     fits = x.dim() == len(wanted) and all(b in (-1, a) for a, b in zip(x.shape, wanted, strict=True))
     require(fits, op, f"{name} {list(x.shape)}: want {['any' if n < 0 else n for n in wanted]}")
 
 
 def same_dtype(op: str, allowed: Sequence[torch.dtype], **tensors: Tensor) -> torch.dtype:
     """The dtype all tensors share. Raises ValueError when one differs or the dtype is not allowed."""
+    tensor(op, **tensors)
     (first, x), *others = tensors.items()
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
     require(x.dtype in allowed, op, f"{first} is {x.dtype}; this op takes {names}: convert it with .to()")

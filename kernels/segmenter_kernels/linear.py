@@ -105,6 +105,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, tile: Tile | None = None)
 def _checked(
     op: str, epilogue: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, tile: Tile | None
 ) -> Tensor:
+    checks.tensor(op, x=x)
     checks.require(x.dim() >= 1 and x.shape[-1] > 0, op, f"x {list(x.shape)}: want rows of at least one channel")
     checks.shape(op, "weight", weight, (-1, x.shape[-1]))
     N = weight.shape[0]

@@ -148,6 +148,7 @@ def mask_scores(
     Raises:
         ValueError: shapes, dtypes, devices or strides differ from the above, or a gradient is needed.
     """
+    checks.tensor(OP, patches=patches)
     checks.require(patches.dim() == 3, OP, f"patches {list(patches.shape)}: want [B, N, C]")
     B, N, C = patches.shape
     checks.shape(OP, "classes", classes, (B, -1, C))

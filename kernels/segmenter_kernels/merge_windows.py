@@ -133,9 +133,11 @@ def merge_windows(
     Raises:
         ValueError: shapes, dtype or device differ from the above, or a gradient is needed.
     """
+    checks.tensor(OP, masks=masks)
     checks.require(masks.dim() == 4, OP, f"masks {list(masks.shape)}: want [windows, K, h, w]")
-    (n, K, h, w), (H, W) = masks.shape, size
-    side_y, side_x = side or (window, window)
+    n, K, h, w = masks.shape
+    H, W = checks.sides(OP, "size", size)
+    side_y, side_x = checks.sides(OP, "side", side or (window, window))
     checks.require(0 < K <= MAX_K, OP, f"masks {list(masks.shape)}: want 1 to {MAX_K} classes along axis 1")
     checks.require(0 < stride <= window, OP, f"stride {stride} with window {window}: want 1 to {window}")
     checks.require(window <= min(H, W), OP, f"picture {H}x{W}: want sides of at least the window's {window} pixels")

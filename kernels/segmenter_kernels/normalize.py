@@ -52,12 +52,12 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ti
         fp32 [B, 3, H, W].
 
     Raises:
-        ValueError: shapes, dtype or device differ from the above.
+        ValueError: shapes, dtype or device differ from the above, or mean and std are not 3 numbers, std above 0.
     """
     checks.shape(OP, "images", images, (-1, -1, -1, 3))
     B, H, W, _ = images.shape
     checks.require(3 * H * W < MAX_ELEMENTS, OP, f"images {H}x{W}: too large")
-    checks.require(len(mean) == len(std) == 3, OP, f"mean {list(mean)}, std {list(std)}: want three of each")
+    checks.colours(OP, mean, std)
     checks.same_dtype(OP, (torch.uint8,), images=images)
     checks.on_gpu(OP, images=images)
     checks.contiguous(OP, images=images)

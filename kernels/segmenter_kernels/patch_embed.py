@@ -143,6 +143,7 @@ def patch_embed(
         ValueError: shapes, dtypes, devices or strides differ from the above, mean and std are missing for uint8 or
             given for floats, or a gradient is needed.
     """
+    checks.tensor(OP, image=image, weight=weight)
     checks.require(weight.dim() == 4, OP, f"weight {list(weight.shape)}: want [C, 3, P, P]")
     C, P = weight.shape[0], weight.shape[3]
     checks.shape(OP, "weight", weight, (-1, 3, P, P))
@@ -198,9 +199,8 @@ def _affine(
     if not pixels:
         checks.require(mean is None and std is None, OP, "mean and std are for uint8 images; this one is normalised")
         return (1.0,) * 3, (0.0,) * 3
-    if mean is None or std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"{OP}: mean {mean}, std {std}: a uint8 image needs 3 numbers each, every std above 0")
-    return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    means, deviations = checks.colours(OP, mean, std)
+    return [1 / (255 * s) for s in deviations], [-m / s for m, s in zip(means, deviations, strict=True)]
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:

@@ -97,6 +97,7 @@ def quantize(
     Raises:
         ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, or x needs a gradient.
     """
+    checks.tensor(OP, x=x)
     C = x.shape[-1] if x.dim() else 0
     checks.require(x.dim() >= 1 and 0 < C <= MAX_C, OP, f"x {list(x.shape)}: want rows of 1 to {MAX_C} channels")
     checks.same_dtype(OP, checks.FLOATS, x=x)
@@ -129,6 +130,7 @@ def quantize(
 
 def one_scale(op: str, name: str, scale: Tensor) -> None:
     """Raises ValueError unless the scale is one float32."""
+    checks.tensor(op, **{name: scale})
     checks.require(
         scale.numel() == 1 and scale.dim() <= 1 and scale.dtype == torch.float32,
         op,

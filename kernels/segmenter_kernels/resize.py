@@ -65,7 +65,7 @@ def resize(images: Tensor, size: tuple[int, int], *, tile: Tile | None = None) -
     """
     checks.shape(OP, "images", images, (-1, -1, -1, 3))
     B, H, W, _ = images.shape
-    rows, columns = size
+    rows, columns = checks.sides(OP, "size", size)
     checks.require(min(H, W, rows, columns) > 0, OP, f"images {H}x{W} to {rows}x{columns}: want sides of at least 1")
     checks.require(
         3 * max(H, rows) * max(W, columns) < MAX_ELEMENTS, OP, f"images {H}x{W} to {rows}x{columns}: too large"

@@ -170,9 +170,11 @@ def upsample_argmax(
     Raises:
         ValueError: shapes, dtype or device differ from the above, or a gradient is needed.
     """
+    checks.tensor(OP, masks=masks)
     checks.require(masks.dim() == 4, OP, f"masks {list(masks.shape)}: want [B, K, h, w]")
     B, K, h, w = masks.shape
-    (H, W), (rows, columns) = size, crop or size
+    H, W = checks.sides(OP, "size", size)
+    rows, columns = checks.sides(OP, "crop", crop or size)
     checks.require(0 < K <= MAX_K, OP, f"masks {list(masks.shape)}: want 1 to {MAX_K} classes along axis 1")
     checks.require(min(h, w, H, W) > 0, OP, f"masks {h}x{w} to {H}x{W}: want sides of at least 1")
     checks.require(max(h * H, w * W) < MAX_SIDES, OP, f"masks {h}x{w} to {H}x{W}: too large; do it in parts")

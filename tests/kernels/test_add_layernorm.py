@@ -67,6 +67,8 @@ def test_no_rows_launch_nothing() -> None:
     ("change", "message"),
     [
         (lambda t: t | {"r": t["r"][:, :3]}, r"r \[2, 3, 64\]: want \[2, 5, 64\]"),
+        (lambda t: t | {"x": [1.0]}, "x is of type list: want a tensor"),
+        (lambda t: t | {"bias": None}, "bias is of type NoneType: want a tensor"),
         (lambda t: t | {"weight": t["weight"][:9]}, r"weight \[9\]: want \[64\]"),
         (lambda t: t | {"r": t["r"].double()}, "r is torch.float64 and x torch.float32"),
         (lambda t: {name: x.int() for name, x in t.items()}, "x is torch.int32; this op takes float16"),

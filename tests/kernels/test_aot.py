@@ -203,7 +203,7 @@ def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(aot, "compile_all", lambda *_: [GOOD] * 7)
     monkeypatch.setattr(aot, "jobs_of", lambda *_: [(90, "toy")] * 7)
     assert aot.main([]) == 0
-    progress = "3 of 7 kernels compiled\n6 of 7 kernels compiled\n"
+    progress = "3 of 7 kernels compiled\n6 of 7 kernels compiled\n7 of 7 kernels compiled\n"
     assert capsys.readouterr().err.startswith(progress)
 
 

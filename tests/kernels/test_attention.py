@@ -159,6 +159,7 @@ def strided(x: Tensor) -> Tensor:
     ("change", "heads", "dropout", "message"),
     [
         (lambda x: x[0], 1, 0.0, r"qkv \[5, 192\]: want \['any', 'any', 'any'\]"),
+        (lambda x: x, 2.0, 0.0, r"qkv \[2, 5, 192\] and 2.0 heads: want a width of 3 x heads x head dimension"),
         (lambda x: x, 3, 0.0, r"qkv \[2, 5, 192\] and 3 heads: want a width of 3 x heads x head dimension"),
         (lambda x: x, 0, 0.0, r"qkv \[2, 5, 192\] and 0 heads"),
         (lambda x: x, 4, 0.0, "head dimension 16: want one of 32, 64, 80, 96, 128; use segmenter.ops.attention"),

@@ -153,6 +153,8 @@ def without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         (without("weight"), r"weight \[8, 3\]: want \['any', 64\]"),
         (without("bias"), r"bias \[3\]: want \[8\]"),
         (without("residual"), r"residual \[2, 5, 3\]: want \[2, 5, 8\]"),
+        (lambda t: t | {"x": None}, "x is of type NoneType: want a tensor"),
+        (lambda t: t | {"bias": None}, "bias is of type NoneType: want a tensor"),
         (lambda t: t | {"weight": t["weight"].double()}, "weight is torch.float64 and x torch.float32"),
         (lambda t: {name: x.int() for name, x in t.items()}, "x is torch.int32; this op takes float16"),
         (lambda t: t | {"x": t["x"].mT.contiguous().mT}, r"x has strides .*; call .contiguous\(\)"),

@@ -51,7 +51,10 @@ ones = partial(torch.ones, dtype=torch.uint8, device=DEVICE)
     [
         ({"images": ones(4, 4, 3)}, r"images \[4, 4, 3\]: want \['any', 'any', 'any', 3\]"),
         ({"images": torch.ones(1, 2**15, 2**15, 3, dtype=torch.uint8, device="meta")}, "images 32768x32768: too large"),
-        ({"mean": (0.5,)}, r"mean \[0.5\], std \[1, 1, 1\]: want three of each"),
+        ({"mean": (0.5,)}, r"mean \(0.5,\), std \(1, 1, 1\): uint8 images need 3 finite numbers each, every std"),
+        ({"mean": 0.5}, r"mean 0.5, std \(1, 1, 1\): uint8 images need 3"),
+        ({"std": (1, 0, 1)}, r"mean \(0, 0, 0\), std \(1, 0, 1\): uint8 images need 3"),
+        ({"std": (1, float("nan"), 1)}, r"mean \(0, 0, 0\), std \(1, nan, 1\): uint8 images need 3"),
         ({"images": torch.ones(1, 4, 4, 3, device=DEVICE)}, "images is torch.float32; this op takes uint8"),
         ({"images": torch.ones(1, 4, 4, 3, dtype=torch.uint8, device="meta")}, "images is on meta"),
         ({"images": ones(1, 3, 4, 4).permute(0, 2, 3, 1)}, "images has strides"),

@@ -120,6 +120,8 @@ def test_no_rows_launch_nothing() -> None:
         ({"x": torch.ones(4, 2).mT}, r"x has strides \[1, 2\]; call .contiguous\(\)"),
         ({"x": torch.ones(2, 4, requires_grad=True)}, "x needs a gradient and this kernel has none"),
         ({"dtype": torch.uint8}, "dtype torch.uint8: want torch.int8 or torch.float8_e4m3fn"),
+        ({"x": [1.0]}, "x is of type list: want a tensor"),
+        ({"scale": 0.1}, "scale is of type float: want a tensor"),
         ({"scale": torch.ones(2)}, r"scale is torch.float32 \[2\]: want one torch.float32"),
         ({"scale": torch.ones(()).half()}, r"scale is torch.float16 \[\]: want one torch.float32"),
     ],

@@ -200,6 +200,8 @@ def test_no_rows_launch_nothing() -> None:
         (lambda t: {"weight": t["weight"][:, :3].contiguous()}, r"weight \[8, 3\]: want \['any', 64\]"),
         (lambda t: {"weight_scale": t["weight_scale"][:3]}, r"weight_scale \[3\]: want \[8\]"),
         (lambda t: {"weight_scale": t["weight_scale"].half()}, "weight_scale is torch.float16; this op takes float32"),
+        (lambda t: {"x": None}, "x is of type NoneType: want a tensor"),
+        (lambda t: {"x_scale": 0.1}, "x_scale is of type float: want a tensor"),
         (lambda t: {"x_scale": t["x_scale"].double()}, "x_scale is torch.float64 and weight_scale torch.float32"),
         (lambda t: {"x_scale": torch.ones(3, device=DEVICE)}, r"x_scale \[3\]: want \[2, 5\]"),
         (lambda t: {"bias": t["bias"][:3]}, r"bias \[3\]: want \[8\]"),

@@ -66,6 +66,8 @@ ones = partial(torch.ones, dtype=torch.uint8, device=DEVICE)
         ({"images": ones(4, 4, 3)}, r"images \[4, 4, 3\]: want \['any', 'any', 'any', 3\]"),
         ({"images": ones(1, 4, 4, 4)}, r"images \[1, 4, 4, 4\]: want"),
         ({"images": ones(1, 0, 4, 3)}, "images 0x4 to 8x9: want sides of at least 1"),
+        ({"size": 8}, r"size 8: want \(height, width\) in whole pixels"),
+        ({"size": (4.5, 8)}, r"size \(4.5, 8\): want \(height, width\) in whole pixels"),
         ({"size": (8, 0)}, "images 4x4 to 8x0: want sides of at least 1"),
         ({"size": (2**15, 2**15)}, "images 4x4 to 32768x32768: too large"),
         ({"images": torch.ones(1, 4, 4, 3, device=DEVICE)}, "images is torch.float32; this op takes uint8"),

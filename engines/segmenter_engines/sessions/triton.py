@@ -35,7 +35,8 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float
 class TritonSession(Session):
     """A checkpoint on the current CUDA device, in fp16 (the default), bf16, or fp16 with its blocks in int8 or fp8.
 
-    Triton's interpreter (TRITON_INTERPRET=1) runs it on the CPU, slowly and without graphs, for tests.
+    Triton's interpreter (TRITON_INTERPRET=1) runs it on the CPU, slowly and without graphs, for tests: by itself it
+    cannot round to int8 and is wrong in bf16, which the project's tests mend.
     """
 
     engine = "triton"
