@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segmenter.errors import DataError
+from segmenter.metrics import change
 from segmenter_bench.sheets import DASH, Cell, markdown_of, number, quantity
-from segmenter_engines.limits import change
 
 Row = dict[str, Any]
 Place = tuple[str, Any, str]  # of a throughput row: engine, batch, region

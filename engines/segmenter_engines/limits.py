@@ -36,12 +36,6 @@ def limit_of(name: str) -> Limit:
     return LIMITS[name.rsplit("-", 1)[-1]]
 
 
-def change(drop: float) -> str:
-    """A loss of mIoU as it is shown everywhere, engine minus PyTorch: -0.0031 where it lost, 0.0000 without a sign."""
-    told = f"{-drop:+.4f}"
-    return told[1:] if float(told) == 0 else told
-
-
 def require_drop(max_drop: float) -> None:
     """Raises EngineError for a mIoU drop that is none."""
     if not 0.0 <= max_drop <= 1.0:

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from segmenter.metrics import change
 from segmenter_engines.invariants import Invariants
-from segmenter_engines.limits import Limit, change
+from segmenter_engines.limits import Limit
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.trade import Trade
 
