@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from segmenter_bench import acceptance
-from segmenter_bench.acceptance import PAGE, STEPS, Acceptance, Outcome, environment, outcomes
+from segmenter_bench.acceptance import LOGS, PAGE, STEPS, Acceptance, Outcome, environment, log_name, outcomes
 from segmenter_bench.acceptance_steps import ATTENTION_CASES, EXPORTED, KERNELS, RUNS, TESTED, Step, plan
 from segmenter_bench.engines import choose
 from tests.bench_samples import miou_run, throughput_run
@@ -175,22 +176,25 @@ def test_stopped_from_outside_it_leaves_a_page_and_no_child(tmp_path: Path, end:
 def test_a_run_out_of_time_ends_with_1_and_a_page_and_goes_on_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mark = tmp_path / "mark"
-    slow = f"import pathlib, time; time.sleep(0 if pathlib.Path({str(mark)!r}).exists() else 60)"
+    mark, log = tmp_path / "mark", tmp_path / "out" / LOGS / log_name("slow")
+    slow = f"import pathlib, time; time.sleep(0 if pathlib.Path({str(mark)!r}).exists() else 600)"
     monkeypatch.setattr(
         acceptance, "plan", lambda *_, **__: [step("first", "print(1)"), step("slow", slow), step("last", "")]
     )
     arguments = ["--out", str(tmp_path / "out"), "--minutes"]
-    assert acceptance.main([*arguments, "0.15"]) == 1
+    with monkeypatch.context() as patch:
+        # a clock that only the slow step moves: how long the first one and its page take is the machine's matter
+        patch.setattr(acceptance, "time", SimpleNamespace(monotonic=lambda: 60.0 if log.exists() else 0.0))
+        assert acceptance.main([*arguments, "0.1"]) == 1
     said = capsys.readouterr()
-    assert "--minutes 0.15: little will be done; 2 is the useful minimum" in said.err
+    assert "--minutes 0.1: little will be done; 2 is the useful minimum" in said.err
     assert "not whole: slow, last; the same command goes on there" in said.err
     assert said.out.endswith(f"{PAGE}\n")
     page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
-    assert "stopped after" in page
+    assert "stopped after 5 s" in page
     assert "no time left; the same command goes on here" in page
     mark.touch()
-    assert acceptance.main([*arguments, "2"]) == 0
+    assert acceptance.main([*arguments, "20"]) == 0
     said = capsys.readouterr()
     assert "first: done before" in said.err
     assert "not whole" not in said.err
