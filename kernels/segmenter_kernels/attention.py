@@ -3,8 +3,9 @@
 Softmax is online (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1), in base 2, in float32.
 Keys come in tiles of BLOCK_N, and what is left in steps of BLOCK_T; whole tiles are never masked. Query rows come in
 tiles of BLOCK_M; with SMALL a rest of at most BLOCK_T rows gets a small program of its own, the last of the grid, and
-without it a whole tile, which is faster where tiles are small. One machine code serves every N, so that what is tested
-at one length runs at another, though for few, short and long sequences other tiles are faster.
+without it a whole tile, which is faster where tiles are small. One machine code serves every N and A, so that what is
+tested at one length and number of heads runs at another, though for few, short and long sequences other tiles are
+faster.
 """
 
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ def _for_queries(
     return grad_q, grad_q_rest
 
 
-@triton.jit(do_not_specialize=["N", "tiles_a_head"])
+@triton.jit(do_not_specialize=["N", "A", "tiles_a_head"])
 def _queries(
     qkv_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, N, A, tiles_a_head,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -121,7 +121,7 @@ def _for_keys(
     return grad_k, grad_k_rest, grad_v, grad_v_rest
 
 
-@triton.jit(do_not_specialize=["N", "tiles_a_head"])
+@triton.jit(do_not_specialize=["N", "A", "tiles_a_head"])
 def _keys(
     qkv_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, N, A, tiles_a_head,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,

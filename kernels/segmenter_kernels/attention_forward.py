@@ -133,8 +133,8 @@ def _program(
         )  # fmt: skip
 
 
-# not compiled anew for an N, or a count of tiles, of 1 or of a multiple of 16
-@triton.jit(do_not_specialize=["N", "tiles_a_head", "whole_tiles"])
+# not compiled anew for an N, a number of heads or a count of tiles of 1 or of a multiple of 16
+@triton.jit(do_not_specialize=["N", "A", "tiles_a_head", "whole_tiles"])
 def from_pointers(
     qkv_ptr, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -146,7 +146,7 @@ def from_pointers(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["N", "tiles_a_head", "whole_tiles"])
+@triton.jit(do_not_specialize=["N", "A", "tiles_a_head", "whole_tiles"])
 def from_descriptors(
     query, query_rest, keys, keys_rest, narrow, narrow_rest, out_ptr, lse_ptr, N, A, tiles_a_head, whole_tiles,
     D: tl.constexpr, D_REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,

@@ -93,7 +93,7 @@ def front_end(source: Any, target: Any = None, options: Any = None, **_: Any) ->
 def main() -> int:
     """Launch everything; the number of launches that failed, and one more where a kernel has more forms than it should.
 
-    Attention has one for any number of tokens that takes the same tile.
+    Attention has one for any number of tokens and of heads that takes the same tile.
     """
     calls = dict(SMALLEST)
     for op in workloads.OPS:
@@ -114,8 +114,8 @@ def main() -> int:
     for dtype in (torch.float16, F32):  # by descriptors and by pointers
         forms: set[str] = set()
         with pretended.gpu(ARCHITECTURE, lambda source, found=forms, **_: found.add(source.hash())):
-            for N in (1, 16, 97, 1024):
-                k.attention_backward(t(2, N, 192, dtype=dtype), t(2, N, 576, dtype=dtype), 2)
+            for N, A in ((1, 1), (16, 2), (97, 16), (1024, 3)):
+                k.attention_backward(t(2, N, 96 * A, dtype=dtype), t(2, N, 288 * A, dtype=dtype), A)
         if len(forms) != 3:
             failed += 1
             print(f"attention, {dtype}: {len(forms)} forms, wanted 3: forward, and gradients of queries and of keys")
