@@ -103,9 +103,9 @@ def add_layernorm(
         `x + r` and `LayerNorm(x + r)`, both like x.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, or C > MAX_C.
+        ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, or eps is below 0 or no number.
     """
-    check(OP, x, r, weight, bias)
+    check(OP, x, r, weight, bias, eps)
     if checks.needs_gradient(x, r, weight, bias):
         return _AddLayerNorm.apply(x, r, weight, bias, eps, tile)
     z, y, _ = run(x, r, weight, bias, eps, tile)
@@ -123,16 +123,16 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, tile: Tile
         `LayerNorm(x)`, like x.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, or C > MAX_C.
+        ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, or eps is below 0 or no number.
     """
-    check("layernorm", x, None, weight, bias)
+    check("layernorm", x, None, weight, bias, eps)
     if checks.needs_gradient(x, weight, bias):
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     return run(x, None, weight, bias, eps, tile)[1]
 
 
-def check(op: str, x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor) -> None:
-    """Raises ValueError unless the tensors of an op with this kernel are what it takes."""
+def check(op: str, x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> None:
+    """Raises ValueError unless the arguments of an op with this kernel are what it takes."""
     checks.tensor(op, x=x)
     C = x.shape[-1] if x.dim() else 0
     checks.require(x.dim() >= 1 and 0 < C <= MAX_C, op, f"x {list(x.shape)}: want rows of 1 to {MAX_C} channels")
@@ -145,6 +145,7 @@ def check(op: str, x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor) ->
     checks.same_dtype(op, checks.FLOATS, **tensors)
     checks.on_gpu(op, **tensors)
     checks.contiguous(op, **tensors)
+    checks.epsilon(op, eps)
 
 
 def run(

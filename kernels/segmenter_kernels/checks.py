@@ -32,6 +32,12 @@ def sides(op: str, name: str, given: Any) -> tuple[int, int]:
     return given[0], given[1]
 
 
+def epsilon(op: str, given: Any) -> None:
+    """Raises ValueError unless a variance can be kept from 0 by it."""
+    fits = isinstance(given, int | float) and math.isfinite(given) and given >= 0
+    require(fits, op, f"eps {given}: want a finite number, 0 or above")
+
+
 def colours(op: str, mean: Any, std: Any) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of three colours. Raises ValueError unless pixels can be normalised by them."""
     fits = all(hasattr(each, "__len__") and len(each) == 3 and all(map(math.isfinite, each)) for each in (mean, std))

@@ -39,10 +39,10 @@ def layernorm_quantize(
         `x + r` like x (x itself without r), q like x in `dtype`, and scale [...] in float32.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, C > add_layernorm.MAX_C, or a gradient is
-        needed.
+        ValueError: shapes, dtypes, devices or strides differ from the above, C > add_layernorm.MAX_C, eps is below 0 or
+        no number, or a gradient is needed.
     """
-    check(OP, x, r, weight, bias)
+    check(OP, x, r, weight, bias, eps)
     checks.require(dtype in LARGEST, OP, f"dtype {dtype}: want torch.int8 or torch.float8_e4m3fn")
     checks.inference_only(OP, x=x, weight=weight, bias=bias, **({} if r is None else {"r": r}))
     if dtype == torch.float8_e4m3fn:

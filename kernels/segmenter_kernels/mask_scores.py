@@ -146,7 +146,8 @@ def mask_scores(
         [B, N, K], contiguous. A row (or class) of zeros has no direction and gives NaN, as in PyTorch.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, or a gradient is needed.
+        ValueError: shapes, dtypes, devices or strides differ from the above, eps is below 0 or no number, or a gradient
+            is needed.
     """
     checks.tensor(OP, patches=patches)
     checks.require(patches.dim() == 3, OP, f"patches {list(patches.shape)}: want [B, N, C]")
@@ -163,6 +164,7 @@ def mask_scores(
     for name, x in (("patches", patches), ("classes", classes)):
         fits = x.stride(2) == 1 or C == 1
         checks.require(fits, OP, f"{name} has strides {list(x.stride())}; want its last axis contiguous")
+    checks.epsilon(OP, eps)
     checks.inference_only(OP, patches=patches, classes=classes, weight=weight, bias=bias)
     BLOCK_K, REST_K = split(K)
     tile = tile or tiles.of_device(OP, case_of(K, dtype), patches.device)

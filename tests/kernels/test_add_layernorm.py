@@ -68,6 +68,8 @@ def test_no_rows_launch_nothing() -> None:
     [
         (lambda t: t | {"r": t["r"][:, :3]}, r"r \[2, 3, 64\]: want \[2, 5, 64\]"),
         (lambda t: t | {"x": [1.0]}, "x is of type list: want a tensor"),
+        (lambda t: t | {"eps": -1e-6}, "eps -1e-06: want a finite number, 0 or above"),
+        (lambda t: t | {"eps": "small"}, "eps small: want"),
         (lambda t: t | {"bias": None}, "bias is of type NoneType: want a tensor"),
         (lambda t: t | {"weight": t["weight"][:9]}, r"weight \[9\]: want \[64\]"),
         (lambda t: t | {"r": t["r"].double()}, "r is torch.float64 and x torch.float32"),
@@ -80,11 +82,11 @@ def test_wrong_input_is_named(change, message) -> None:
     tensors = dict(zip(names, inputs((2, 5, 64), (2, 5, 64), (64,), (64,), dtype=torch.float32), strict=True))
     tensors = change(tensors)
     with pytest.raises(ValueError, match=f"add_layernorm: {message}"):
-        segmenter_kernels.add_layernorm(**tensors, eps=1e-6)
+        segmenter_kernels.add_layernorm(**{"eps": 1e-6} | tensors)
     if not message.startswith("r "):
         tensors.pop("r")
         with pytest.raises(ValueError, match=f"layernorm: {message}"):
-            segmenter_kernels.layernorm(**tensors, eps=1e-6)
+            segmenter_kernels.layernorm(**{"eps": 1e-6} | tensors)
 
 
 def test_too_wide_a_row_is_refused() -> None:

@@ -78,6 +78,7 @@ ones = partial(torch.ones, device=DEVICE)
         ({"qkv": ones(3, 48)}, r"qkv \[3, 48\]: want \['any', 'any', 'any'\]"),
         ({"heads": 5}, r"qkv \[2, 3, 48\]: want 3 x 5 heads of an even number of channels"),
         ({"heads": 16}, r"qkv \[2, 3, 48\]: want 3 x 16 heads of an even"),
+        ({"heads": 2.0}, r"qkv \[2, 3, 48\]: want 3 x 2.0 heads"),
         ({"heads": 0}, r"qkv \[2, 3, 48\]: want 3 x 0 heads"),
         ({"cos": ones(4, 4)}, r"cos \[4, 4\]: want \[3, 4\]"),
         ({"sin": ones(3, 8)}, r"sin \[3, 8\]: want \[3, 4\]"),
