@@ -79,11 +79,15 @@ def compare(baseline: dict[str, Any], candidate: dict[str, Any], tolerance: floa
     Raises DataError for runs of another kind, network, size, reference or number of threads, with too few rounds, or
     without their reference.
     """
+    named = ((baseline, "baseline"), (candidate, "candidate"))
+    for run, name in named:
+        if run["kind"] != "throughput":
+            raise DataError(f"{name}: a {run['kind']} run; wanted the JSON of bench-throughput")
     for key, told in (("name", "network"), ("height", "height"), ("width", "width")):
         _require_equal(told, baseline["model"].get(key), candidate["model"].get(key))
     for key in ("reference", "threads"):
         _require_equal(key, baseline["settings"].get(key), candidate["settings"].get(key))
-    sides = [_Side.of(run, name) for run, name in ((baseline, "baseline"), (candidate, "candidate"))]
+    sides = [_Side.of(run, name) for run, name in named]
     generator = np.random.default_rng(seed)
     names = list(dict.fromkeys((*sides[0].speedups, *sides[1].speedups)))
     changes, apart, broken, unlike = [], [], [], []
@@ -149,8 +153,6 @@ class _Side:
 
     @classmethod
     def of(cls, run: dict[str, Any], name: str) -> "_Side":
-        if run["kind"] != "throughput":
-            raise DataError(f"{name}: a {run['kind']} run; wanted the JSON of bench-throughput")
         reference = run["settings"].get("reference")
         timed = [row for row in run["rows"] if row["status"] == "ok" and row.get("rounds_ms")]
         references = {(row["batch"], row["region"]): row for row in timed if row["engine"] == reference}

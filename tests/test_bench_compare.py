@@ -11,7 +11,7 @@ import pytest
 from segmenter.errors import DataError
 from segmenter_bench import compare as command
 from segmenter_bench.comparison import compare
-from tests.bench_samples import throughput_run
+from tests.bench_samples import miou_run, throughput_run
 
 ROUNDS, CALLS = 12, 5
 
@@ -98,11 +98,12 @@ def test_runs_that_do_not_compare_are_named() -> None:
         ("model.height", 512, "height 360 in the baseline and 512"),
         ("settings.threads", 1, "threads 8 in the baseline and 1"),
         ("settings.reference", "eager", "reference 'official' in the baseline and 'eager'"),
-        ("kind", "miou", "candidate: a miou run"),
         ("rows", [], "official, which speeds are measured against, was not timed"),
     ):
         with pytest.raises(DataError, match=message):
             compare(run, changed(run, path, value), 0.1)
+    with pytest.raises(DataError, match="candidate: a miou run; wanted the JSON of bench-throughput"):
+        compare(run, miou_run(), 0.1)
     short = copy.deepcopy(run)
     for row in short["rows"]:
         row["rounds_ms"] = row["rounds_ms"][:2]
