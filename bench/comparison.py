@@ -80,14 +80,14 @@ def compare(baseline: dict[str, Any], candidate: dict[str, Any], tolerance: floa
     without their reference.
     """
     named = ((baseline, "baseline"), (candidate, "candidate"))
-    for run, name in named:
+    for run, which in named:
         if run["kind"] != "throughput":
-            raise DataError(f"{name}: a {run['kind']} run; wanted the JSON of bench-throughput")
+            raise DataError(f"{which}: a {run['kind']} run; wanted the JSON of bench-throughput")
     for key, told in (("name", "network"), ("height", "height"), ("width", "width")):
         _require_equal(told, baseline["model"].get(key), candidate["model"].get(key))
     for key in ("reference", "threads"):
         _require_equal(key, baseline["settings"].get(key), candidate["settings"].get(key))
-    sides = [_Side.of(run, name) for run, name in named]
+    sides = [_Side.of(run, which) for run, which in named]
     generator = np.random.default_rng(seed)
     names = list(dict.fromkeys((*sides[0].speedups, *sides[1].speedups)))
     changes, apart, broken, unlike = [], [], [], []

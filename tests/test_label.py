@@ -14,9 +14,10 @@ from segmenter.errors import ConfigError
 from segmenter_engines import open_session
 from segmenter_engines.export import export
 from segmenter_engines.folder import CHECKPOINT, FP32, INT8
-from segmenter_engines.label import main, share
+from segmenter_engines.label import main, pictures, share
 from segmenter_engines.labeller import Labeller
 from segmenter_engines.sessions import ENGINES
+from segmenter_engines.store import Store
 from tests.labelling import NAMES, label, labels, photos_fixture  # noqa: F401 - the last is a fixture
 from tests.small_engines import H, W
 
@@ -96,6 +97,17 @@ def test_shares_make_up_the_whole_and_go_on_where_they_stopped(
     whole, parts = labels(tmp_path / "whole"), labels(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all((whole[name] == parts[name]).all() for name in whole)
+
+
+def test_a_share_that_no_picture_falls_to_is_done_and_says_so(
+    engine_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = pictures(Store(str(photos)))
+    every = [f"{index}/{2 * len(names)}" for index in range(2 * len(names))]
+    shard = next(each for each in every if not share(names, each))
+    assert label(engine_folder / FP32, photos, tmp_path / "out", "--shard", shard) == 0
+    assert f"none of the {len(names)} images falls to share {shard}" in capsys.readouterr().out
+    assert not labels(tmp_path / "out")
 
 
 def test_labels_of_two_engines_do_not_mix(

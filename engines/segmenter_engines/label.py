@@ -42,7 +42,7 @@ class Options:
     out: str
     """Folder or URL for the labels, a PNG of class indices a picture, under its name; those of one engine alone."""
     shard: str = "0/1"
-    """This machine's share: 0/8, 1/8, ... 7/8 are the shares of eight."""
+    """This machine's share: 0/8, 1/8, ... 7/8 are the shares of eight, alike in size where pictures are many."""
     engine: Annotated[str | None, one_of(ENGINES)] = None
     """Runtime to open it with; the first that fits when left out."""
     threads: int | None = None
@@ -91,7 +91,8 @@ def label(options: Options) -> int:
     images, out = Store(options.images), Store(options.out)
     if out.lies_in(images):
         raise ConfigError(f"--out {out.url}: lies in --images, whose pictures labels would mix with; choose another")
-    own = share(pictures(images), options.shard)
+    every = pictures(images)
+    own = share(every, options.shard)
     require_labels_of(options.artifact, out)
     there = set(out.names((".png",)))
     todo = [name for name in own if label_name(name) not in there]
@@ -99,7 +100,10 @@ def label(options: Options) -> int:
     console = Console(stderr=True)
     for error in errors:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-    if own and not todo:
+    if not own:
+        print(f"none of the {len(every)} images falls to share {options.shard}: a hash of its name says whose each is")
+        return 0
+    if not todo:
         print(f"all {len(own)} images of this share were labelled already, in {options.out}")
         return 0
     done = len(todo) - len(errors)
