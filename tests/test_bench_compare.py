@@ -104,6 +104,8 @@ def test_runs_that_do_not_compare_are_named() -> None:
             compare(run, changed(run, path, value), 0.1)
     with pytest.raises(DataError, match="candidate: a miou run; wanted the JSON of bench-throughput"):
         compare(run, miou_run(), 0.1)
+    with pytest.raises(DataError, match="baseline: a miou run"):
+        compare(miou_run(), run, 0.1)
     short = copy.deepcopy(run)
     for row in short["rows"]:
         row["rounds_ms"] = row["rounds_ms"][:2]

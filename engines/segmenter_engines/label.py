@@ -101,7 +101,7 @@ def label(options: Options) -> int:
     for error in errors:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     if not own:
-        print(f"none of the {len(every)} images falls to share {options.shard}: a hash of its name says whose each is")
+        print(f"none of the {len(every)} images falls to share {options.shard}, by the hashes of their names")
         return 0
     if not todo:
         print(f"all {len(own)} images of this share were labelled already, in {options.out}")

@@ -96,14 +96,14 @@ def add_layernorm(
     Args:
         x, r: [..., C], contiguous, fp16, bf16 or fp32.
         weight, bias: [C], of the same dtype.
-        eps: added to the variance.
+        eps: added to the variance, a float, 0 or above.
         tile: BLOCK_M rows a program, num_warps; None takes the committed one.
 
     Returns:
         `x + r` and `LayerNorm(x + r)`, both like x.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, or eps is below 0 or no number.
+        ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, eps is below 0 or not finite.
     """
     check(OP, x, r, weight, bias, eps)
     if checks.needs_gradient(x, r, weight, bias):
@@ -123,7 +123,7 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, tile: Tile
         `LayerNorm(x)`, like x.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, or eps is below 0 or no number.
+        ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, eps is below 0 or not finite.
     """
     check("layernorm", x, None, weight, bias, eps)
     if checks.needs_gradient(x, weight, bias):

@@ -33,9 +33,9 @@ def sides(op: str, name: str, given: Any) -> tuple[int, int]:
 
 
 def epsilon(op: str, given: Any) -> None:
-    """Raises ValueError unless a variance can be kept from 0 by it."""
-    fits = isinstance(given, int | float) and math.isfinite(given) and given >= 0
-    require(fits, op, f"eps {given}: want a finite number, 0 or above")
+    """Raises ValueError unless it is a finite float, 0 or above; for an integer Triton would compile another form."""
+    fits = isinstance(given, float) and math.isfinite(given) and given >= 0
+    require(fits, op, f"eps {given!r}: want a finite float, 0 or above")
 
 
 def colours(op: str, mean: Any, std: Any) -> tuple[Sequence[float], Sequence[float]]:

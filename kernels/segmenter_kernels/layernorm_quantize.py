@@ -30,7 +30,7 @@ def layernorm_quantize(
     Args:
         x: [..., C], contiguous, fp16, bf16 or fp32.
         weight, bias: [C], of the same dtype.
-        eps: added to the variance.
+        eps: added to the variance, a float, 0 or above.
         r: like x, added to it first.
         dtype: torch.int8, or torch.float8_e4m3fn on GPUs of compute capability 8.9 or newer.
         tile: as `add_layernorm` takes it.
@@ -39,8 +39,8 @@ def layernorm_quantize(
         `x + r` like x (x itself without r), q like x in `dtype`, and scale [...] in float32.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, C > add_layernorm.MAX_C, eps is below 0 or
-        no number, or a gradient is needed.
+        ValueError: shapes, dtypes, devices or strides differ from the above, C > add_layernorm.MAX_C, eps is negative
+            or not finite, or a gradient is needed.
     """
     check(OP, x, r, weight, bias, eps)
     checks.require(dtype in LARGEST, OP, f"dtype {dtype}: want torch.int8 or torch.float8_e4m3fn")

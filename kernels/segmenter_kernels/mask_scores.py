@@ -139,14 +139,14 @@ def mask_scores(
         patches: [B, N, C], fp16, bf16 or fp32; any strides but a contiguous last axis, as slices of [B, N + K, C] have.
         classes: [B, K, C] likewise, 0 < K <= MAX_K.
         weight, bias: [K], contiguous.
-        eps: added to the variance over the classes.
+        eps: added to the variance over the classes, a float, 0 or above.
         tile: BLOCK_N patches by BLOCK_C channels a step, num_warps, num_stages; None takes the committed one.
 
     Returns:
         [B, N, K], contiguous. A row (or class) of zeros has no direction and gives NaN, as in PyTorch.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, eps is below 0 or no number, or a gradient
+        ValueError: shapes, dtypes, devices or strides differ from the above, eps is below 0 or not finite, or a gradient
             is needed.
     """
     checks.tensor(OP, patches=patches)

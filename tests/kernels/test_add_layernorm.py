@@ -68,8 +68,9 @@ def test_no_rows_launch_nothing() -> None:
     [
         (lambda t: t | {"r": t["r"][:, :3]}, r"r \[2, 3, 64\]: want \[2, 5, 64\]"),
         (lambda t: t | {"x": [1.0]}, "x is of type list: want a tensor"),
-        (lambda t: t | {"eps": -1e-6}, "eps -1e-06: want a finite number, 0 or above"),
-        (lambda t: t | {"eps": "small"}, "eps small: want"),
+        (lambda t: t | {"eps": -1e-6}, "eps -1e-06: want a finite float, 0 or above"),
+        (lambda t: t | {"eps": 1}, "eps 1: want a finite float"),
+        (lambda t: t | {"eps": "small"}, "eps 'small': want a finite float"),
         (lambda t: t | {"bias": None}, "bias is of type NoneType: want a tensor"),
         (lambda t: t | {"weight": t["weight"][:9]}, r"weight \[9\]: want \[64\]"),
         (lambda t: t | {"r": t["r"].double()}, "r is torch.float64 and x torch.float32"),

@@ -79,7 +79,7 @@ def test_no_rows_launch_nothing() -> None:
         ({"weight": torch.ones(9)}, r"weight \[9\]: want \[64\]"),
         ({"bias": torch.ones(64).half()}, "bias is torch.float16 and x torch.float32"),
         ({"x": torch.ones(2, 64, 5).mT}, r"x has strides .*; call .contiguous\(\)"),
-        ({"eps": -1.0}, "eps -1.0: want a finite number, 0 or above"),
+        ({"eps": -1.0}, "eps -1.0: want a finite float, 0 or above"),
         ({"dtype": torch.uint8}, "dtype torch.uint8: want torch.int8 or torch.float8_e4m3fn"),
         ({"r": torch.ones(2, 5, 64, requires_grad=True)}, "r needs a gradient and this kernel has none"),
         ({"weight": torch.ones(64, requires_grad=True)}, "weight needs a gradient and this kernel has none"),

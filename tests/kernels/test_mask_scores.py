@@ -103,7 +103,7 @@ ones = partial(torch.ones, device=DEVICE)
         (lambda t: t | {"classes": t["classes"][:1]}, r"classes \[1, 5, 16\]: want \[2, 'any', 16\]"),
         (lambda t: t | {"classes": t["classes"][:, :0]}, r"classes \[2, 0, 16\]: want 1 to 1024 classes"),
         (lambda t: t | {"classes": ones(2, 1025, 16)}, "classes .*: want 1 to 1024 classes"),
-        (lambda t: t | {"eps": float("nan")}, "eps nan: want a finite number, 0 or above"),
+        (lambda t: t | {"eps": float("nan")}, "eps nan: want a finite float, 0 or above"),
         (lambda t: t | {"patches": None}, "patches is of type NoneType: want a tensor"),
         (lambda t: t | {"weight": t["weight"][:4]}, r"weight \[4\]: want \[5\]"),
         (lambda t: t | {"bias": t["bias"].half()}, "bias is torch.float16 and patches torch.float32"),
