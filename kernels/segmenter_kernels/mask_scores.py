@@ -146,8 +146,8 @@ def mask_scores(
         [B, N, K], contiguous. A row (or class) of zeros has no direction and gives NaN, as in PyTorch.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, eps is below 0 or not finite, or a gradient
-            is needed.
+        ValueError: shapes, dtypes, devices or strides differ from the above, eps is below 0 or not finite, or a
+            gradient is needed.
     """
     checks.tensor(OP, patches=patches)
     checks.require(patches.dim() == 3, OP, f"patches {list(patches.shape)}: want [B, N, C]")
