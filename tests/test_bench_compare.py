@@ -98,6 +98,7 @@ def test_runs_that_do_not_compare_are_named() -> None:
         ("model.height", 512, "height 360 in the baseline and 512"),
         ("settings.threads", 1, "threads 8 in the baseline and 1"),
         ("settings.reference", "eager", "reference 'official' in the baseline and 'eager'"),
+        ("kind", "miou", "candidate: a miou run"),
         ("rows", [], "official, which speeds are measured against, was not timed"),
     ):
         with pytest.raises(DataError, match=message):

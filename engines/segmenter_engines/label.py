@@ -94,15 +94,15 @@ def label(options: Options) -> int:
     every = pictures(images)
     own = share(every, options.shard)
     require_labels_of(options.artifact, out)
+    if not own:
+        print(f"none of the {len(every)} images falls to share {options.shard}, by the hashes of their names")
+        return 0
     there = set(out.names((".png",)))
     todo = [name for name in own if label_name(name) not in there]
     errors, seconds = _label_all(options, todo)
     console = Console(stderr=True)
     for error in errors:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-    if not own:
-        print(f"none of the {len(every)} images falls to share {options.shard}, by the hashes of their names")
-        return 0
     if not todo:
         print(f"all {len(own)} images of this share were labelled already, in {options.out}")
         return 0

@@ -133,9 +133,7 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, tile: Tile
 
 def check(op: str, x: Tensor, r: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> None:
     """Raises ValueError unless the arguments of an op with this kernel are what it takes."""
-    checks.tensor(op, x=x)
-    C = x.shape[-1] if x.dim() else 0
-    checks.require(x.dim() >= 1 and 0 < C <= MAX_C, op, f"x {list(x.shape)}: want rows of 1 to {MAX_C} channels")
+    C = checks.rows(op, x, MAX_C)
     tensors = {"x": x, "weight": weight, "bias": bias}
     if r is not None:
         checks.shape(op, "r", r, x.shape)

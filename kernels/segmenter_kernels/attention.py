@@ -88,7 +88,7 @@ def _head_dim(qkv: Tensor, heads: int) -> int:
     checks.shape(OP, "qkv", qkv, (-1, -1, -1))
     checks.same_dtype(OP, checks.FLOATS, qkv=qkv)
     width = qkv.shape[2]
-    divides = not isinstance(heads, float) and heads > 0 and width % (3 * heads) == 0
+    divides = checks.whole(heads) and heads > 0 and width % (3 * heads) == 0
     checks.require(divides, OP, f"qkv {list(qkv.shape)} and {heads} heads: want a width of 3 x heads x head dimension")
     D = width // (3 * heads)
     sizes = ", ".join(map(str, HEAD_DIMS))

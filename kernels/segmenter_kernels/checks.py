@@ -25,9 +25,22 @@ def tensor(op: str, **given: Any) -> None:
             raise ValueError(f"{op}: {name} is of type {type(x).__name__}: want a tensor")
 
 
+def rows(op: str, x: Tensor, most: int) -> int:
+    """How many channels the rows of x [..., C] have. Raises ValueError unless 1 to `most`."""
+    tensor(op, x=x)
+    channels = x.shape[-1] if x.dim() else 0
+    require(0 < channels <= most, op, f"x {list(x.shape)}: want rows of 1 to {most} channels")
+    return channels
+
+
+def whole(*given: Any) -> bool:
+    """Whether none is a float: 2.0 heads would divide a width, and fail at the launch."""
+    return not any(isinstance(each, float) for each in given)
+
+
 def sides(op: str, name: str, given: Any) -> tuple[int, int]:
     """Height and width of a size. Raises ValueError unless it is a pair of whole numbers."""
-    fits = isinstance(given, tuple | list) and len(given) == 2 and not any(isinstance(each, float) for each in given)
+    fits = isinstance(given, tuple | list) and len(given) == 2 and whole(*given)
     require(fits, op, f"{name} {given}: want (height, width) in whole pixels")
     return given[0], given[1]
 

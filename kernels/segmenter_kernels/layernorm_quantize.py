@@ -39,7 +39,7 @@ def layernorm_quantize(
         `x + r` like x (x itself without r), q like x in `dtype`, and scale [...] in float32.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides differ from the above, C > add_layernorm.MAX_C, eps is negative
+        ValueError: shapes, dtypes, devices or strides differ from the above, C > add_layernorm.MAX_C, eps is below 0
             or not finite, or a gradient is needed.
     """
     check(OP, x, r, weight, bias, eps)

@@ -97,9 +97,7 @@ def quantize(
     Raises:
         ValueError: shapes, dtypes, devices or strides differ from the above, C > MAX_C, or x needs a gradient.
     """
-    checks.tensor(OP, x=x)
-    C = x.shape[-1] if x.dim() else 0
-    checks.require(x.dim() >= 1 and 0 < C <= MAX_C, OP, f"x {list(x.shape)}: want rows of 1 to {MAX_C} channels")
+    C = checks.rows(OP, x, MAX_C)
     checks.same_dtype(OP, checks.FLOATS, x=x)
     checks.require(dtype in LARGEST, OP, f"dtype {dtype}: want torch.int8 or torch.float8_e4m3fn")
     checks.on_gpu(OP, x=x)

@@ -150,9 +150,7 @@ def _checked(
     tile: Tile | None,
 ) -> Tensor:
     op = OPS[kind]
-    checks.tensor(op, x=x)
-    K = x.shape[-1] if x.dim() else 0
-    checks.require(0 < K <= MAX_K, op, f"x {list(x.shape)}: want rows of 1 to {MAX_K} channels")
+    K = checks.rows(op, x, MAX_K)
     checks.same_dtype(op, (kind,), x=x, weight=weight)
     checks.shape(op, "weight", weight, (-1, K))
     N = weight.shape[0]

@@ -59,7 +59,7 @@ def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, *, tile: Tile | No
     """
     checks.shape(OP, "qkv", qkv, (-1, -1, -1))
     _, N, C3 = qkv.shape
-    whole = not isinstance(heads, float) and heads > 0 and C3 > 0 and C3 % (6 * max(heads, 1)) == 0
+    whole = checks.whole(heads) and heads > 0 and C3 > 0 and C3 % (6 * max(heads, 1)) == 0
     checks.require(whole, OP, f"qkv {list(qkv.shape)}: want 3 x {heads} heads of an even number of channels")
     half = C3 // (6 * heads)
     checks.same_dtype(OP, checks.FLOATS, qkv=qkv)
