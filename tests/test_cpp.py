@@ -10,6 +10,7 @@ import pytest
 from tests.cpp_build import (
     ROOT,
     SANITIZERS,
+    UNITY,
     build_sanitized,
     clang,
     configure,
@@ -69,21 +70,12 @@ def test_fuzzing_the_manifest_finds_nothing(engine_folder: Path, tmp_path: Path)
     assert fuzzed.returncode == 0, fuzzed.stderr[-4000:]
 
 
-def test_clang_tidy_finds_nothing(cpp_library: Path) -> None:
-    # those that read what others wrote, or share memory between threads; the rest is arithmetic, and would take minutes
-    names = ("backends", "engine", "manifest", "manifest_fields", "manifest_json", "onnx_outputs", "openvino_api")
-    names += ("openvino_backend", "session", "verified", "workers")
-    programs = (*(ROOT / "csrc" / "cli").glob("*.cc"), ROOT / "csrc" / "bindings" / "c_api.cc")
-    require_tidy(cpp_library, *(ROOT / "csrc" / "src" / f"{name}.cc" for name in names), *programs)
-
-
-def test_clang_tidy_finds_nothing_in_the_extension(tmp_path: Path) -> None:
+def test_clang_tidy_finds_nothing(tmp_path: Path) -> None:
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
     # pybind11 has others optimised while they are linked, with a flag of g++'s that clang does not take
     options = ("-DSEGMENTER_TRT_PYTHON=ON", "-DCMAKE_BUILD_TYPE=Debug", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-    configure(tmp_path, *options)
-    bindings = (ROOT / "csrc" / "bindings").glob("*.cc")
-    require_tidy(tmp_path, *(path for path in bindings if path.name != "c_api.cc"))
+    configure(tmp_path, *UNITY, *options)
+    require_tidy(tmp_path, "bindings", "cli", "src")
 
 
 def test_clang_format_changes_nothing() -> None:

@@ -30,7 +30,7 @@ py::tuple as_tuple(const Items& items) {
 
 py::object from_json(const std::string& text) { return py::module_::import("json").attr("loads")(text); }
 
-py::dict as_dict(const Manifest& manifest) {
+py::dict facts_of(const Manifest& manifest) {
   py::tuple palette(manifest.palette.size());
   for (std::size_t k = 0; k < manifest.palette.size(); ++k) palette[k] = as_tuple(manifest.palette[k]);
   py::dict preprocess;
@@ -82,10 +82,10 @@ void find_libraries(const fs::path& artifact, EngineOptions& options) {
   if (options.plugins.empty() && plugins) options.plugins = found(places.attr("plugins")());
 }
 
-std::unique_ptr<PyEngine> open(const fs::path& path, const std::optional<std::string>& backend,
-                               const std::optional<std::string>& precision, int threads, int streams, int device,
-                               const std::optional<fs::path>& runtime, const std::optional<fs::path>& plugins,
-                               bool require_verified) {
+std::unique_ptr<PyEngine> open_engine(const fs::path& path, const std::optional<std::string>& backend,
+                                      const std::optional<std::string>& precision, int threads, int streams, int device,
+                                      const std::optional<fs::path>& runtime, const std::optional<fs::path>& plugins,
+                                      bool require_verified) {
   EngineOptions options = {
       .backend = backend.value_or(""),
       .precision = precision.value_or(""),
@@ -148,11 +148,11 @@ for, None takes the one installed with this module; require_verified: refuse an 
 that it passed `segmenter verify` in this engine, which `describe()["warning"]` tells otherwise.
 With `with`, or when `close` is called, it is closed at once. Raises ManifestError, ArtifactError, Unavailable, and
 InputError for options that are none.)")
-      .def(py::init(&open), py::arg("path"), py::kw_only(), py::arg("backend") = py::none(),
+      .def(py::init(&open_engine), py::arg("path"), py::kw_only(), py::arg("backend") = py::none(),
            py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,
            py::arg("runtime") = py::none(), py::arg("plugins") = py::none(), py::arg("require_verified") = false)
       .def_property_readonly(
-          "manifest", [](const PyEngine& self) { return as_dict(self.engine()->manifest()); },
+          "manifest", [](const PyEngine& self) { return facts_of(self.engine()->manifest()); },
           "What the artifact's manifest says, under the names it has there: classes, palette, height, ...")
       .def(
           "describe", [](const PyEngine& self) { return as_dict(self.engine()->describe()); },

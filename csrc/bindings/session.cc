@@ -241,7 +241,7 @@ class PySession {
   std::atomic_flag held_ = ATOMIC_FLAG_INIT;
 };
 
-std::unique_ptr<PySession> open(const py::object& engine, int threads, bool graphs, bool shared_workspace) {
+std::unique_ptr<PySession> open_session(const py::object& engine, int threads, bool graphs, bool shared_workspace) {
   if (!py::isinstance<PyEngine>(engine)) {
     throw py::type_error("engine " + py::repr(engine).cast<std::string>() + ": wanted a segmenter_trt.Engine");
   }
@@ -261,7 +261,7 @@ Host arrays are NumPy arrays, buffers or DLPack tensors, C-contiguous, and are n
 call while another one runs raises RunError. Ctrl-C is heard between calls of the network, and leaves `out` half
 written. With `with`, or when `close` is called, its memory, and the GPU's, is given back at once; other calls then
 raise RunError.)")
-      .def(py::init(&open), py::arg("engine"), py::kw_only(), py::arg("threads") = 0, py::arg("graphs") = true,
+      .def(py::init(&open_session), py::arg("engine"), py::kw_only(), py::arg("threads") = 0, py::arg("graphs") = true,
            py::arg("shared_workspace") = false)
       .def_property_readonly("engine", &PySession::engine, "The engine this session is of.")
       .def("run", &PySession::run, py::arg("images"), py::arg("out") = py::none(),

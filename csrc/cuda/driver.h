@@ -25,6 +25,11 @@ using EventHandle = CUevent_st*;
 using GraphHandle = CUgraph_st*;
 using GraphExecHandle = CUgraphExec_st*;
 
+// The driver's addresses are numbers, TensorRT's and those of a launch's arguments are pointers.
+inline void* pointer(Address address) {
+  return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
 // CUDA_MEMCPY3D
 struct Copy3D {
   struct Place {

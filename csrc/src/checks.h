@@ -10,12 +10,9 @@
 #include "segmenter_trt/manifest.h"
 #include "segmenter_trt/normalize.h"
 #include "segmenter_trt/upsample_argmax.h"
+#include "sides.h"
 
 namespace segmenter_trt {
-
-inline std::string sides(std::int64_t height, std::int64_t width) {
-  return std::to_string(height) + "x" + std::to_string(width);
-}
 
 // Throws InputError for images of a size the engine does not take.
 inline void check_size(std::int64_t H, std::int64_t W, const Manifest& manifest) {

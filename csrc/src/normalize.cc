@@ -3,27 +3,25 @@
 #include <algorithm>
 #include <atomic>
 #include <stdexcept>
-#include <string>
 
 #include "dispatch.h"
 #include "normalize_planes.h"
+#include "sides.h"
 #include "workers.h"
 
 namespace segmenter_trt {
 namespace {
 
-constexpr std::int64_t kPixelsPerThread = 1 << 18;
-
-std::string shape(std::int64_t H, std::int64_t W) { return std::to_string(H) + "x" + std::to_string(W); }
+constexpr std::int64_t kNormalizedPerThread = 1 << 18;
 
 }  // namespace
 
 void check_sizes(const ImagesView& images, std::int64_t H, std::int64_t W) {
   if (images.B < 0 || images.H < 1 || images.W < 1) {
-    throw std::invalid_argument("images " + shape(images.H, images.W) + ": wanted at least one pixel");
+    throw std::invalid_argument("images " + sides(images.H, images.W) + ": wanted at least one pixel");
   }
   if (H < images.H || W < images.W) {
-    throw std::invalid_argument("output " + shape(H, W) + " is smaller than the " + shape(images.H, images.W) +
+    throw std::invalid_argument("output " + sides(H, W) + " is smaller than the " + sides(images.H, images.W) +
                                 " images; pad only makes larger, crop or resize first");
   }
 }
@@ -34,7 +32,7 @@ void normalize_planes(const ImagesView& images, const float scale[3], const floa
   const auto normalize_row = kernels(simd).normalize_row;
   const std::int64_t plane = planes.H * planes.W;
   const std::int64_t tasks = images.B * planes.H;
-  threads = choose_threads(threads, tasks, images.B * plane, kPixelsPerThread);
+  threads = choose_threads(threads, tasks, images.B * plane, kNormalizedPerThread);
   std::atomic<std::int64_t> next = 0;
   workers.run(threads, [&](int) {
     for (std::int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {

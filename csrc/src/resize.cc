@@ -8,14 +8,15 @@
 #include <vector>
 
 #include "resize_filter.h"
+#include "sides.h"
 #include "workers.h"
 
 namespace segmenter_trt {
 namespace {
 
 constexpr std::int32_t kHalf = 1 << (kResizePrecision - 1);
-constexpr std::int64_t kLargestSide = 1 << 24;
-constexpr std::int64_t kPixelsPerThread = 1 << 17;
+constexpr std::int64_t kLargestResizedSide = 1 << 24;
+constexpr std::int64_t kResizedPerThread = 1 << 17;
 
 std::uint8_t rounded(std::int32_t sum) {
   return static_cast<std::uint8_t>(std::clamp(sum >> kResizePrecision, 0, 255));
@@ -50,10 +51,9 @@ void blend_rows(const std::uint8_t* rows, const Tap& tap, std::int64_t width, st
 }
 
 void check_side(std::int64_t H, std::int64_t W) {
-  if (H < 1 || W < 1 || H > kLargestSide || W > kLargestSide) {
-    throw std::invalid_argument("size " + std::to_string(H) + "x" + std::to_string(W) +
-                                ": images can be resized from and to sides of 1 to " + std::to_string(kLargestSide) +
-                                " pixels");
+  if (H < 1 || W < 1 || H > kLargestResizedSide || W > kLargestResizedSide) {
+    throw std::invalid_argument("size " + sides(H, W) + ": images can be resized from and to sides of 1 to " +
+                                std::to_string(kLargestResizedSide) + " pixels");
   }
 }
 
@@ -73,7 +73,7 @@ void check_sizes(const ImagesView& images, Size size) {
 void resize(const ImagesView& images, const PixelsView& resized, int threads) {
   check_sizes(images, {resized.H, resized.W});
   const std::int64_t most_rows = images.B * std::max(images.H, resized.H);
-  threads = choose_threads(threads, most_rows, most_rows * std::max(images.W, resized.W), kPixelsPerThread);
+  threads = choose_threads(threads, most_rows, most_rows * std::max(images.W, resized.W), kResizedPerThread);
   Workers workers;
   // calls work(row, index) for rows [0, count), whichever thread comes first
   const auto share = [&](std::int64_t count, const auto& work) {

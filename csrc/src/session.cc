@@ -23,16 +23,16 @@ namespace {
 // Shapes a session remembers what it has made for; a stream of images has one, a folder a few.
 constexpr std::size_t kShapes = 8;
 
-// How masks of one shape of images become labels, or scores.
-struct Shaped {
-  ImageShape images;
-  std::unique_ptr<LabelPlan> labels;
-  std::unique_ptr<ScoreRows> scores;
-};
-
 }  // namespace
 
 struct Session::State {
+  // How masks of one shape of images become labels, or scores.
+  struct Shaped {
+    ImageShape images;
+    std::unique_ptr<LabelPlan> labels;
+    std::unique_ptr<ScoreRows> scores;
+  };
+
   State(const Engine& of, const SessionOptions& options)
       : engine(of),
         manifest(of.state_->manifest),
@@ -267,7 +267,7 @@ MasksView Session::masks(const NormalizedView& images) {
 void Session::logits(const ImagesView& pixels, float* logits) {
   if (logits == nullptr) throw InputError("logits that are nowhere: wanted a pointer to float32 [B, K, H, W]");
   const MasksView masks = this->masks(pixels);
-  Shaped& made = state_->shaped({pixels.B, pixels.H, pixels.W});
+  State::Shaped& made = state_->shaped({pixels.B, pixels.H, pixels.W});
   if (!made.scores) {
     const Size kept = {pixels.H, pixels.W};
     made.scores = std::make_unique<ScoreRows>(masks.h, masks.w, state_->padded(masks), kept);

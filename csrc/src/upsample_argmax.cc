@@ -5,33 +5,31 @@
 #include <string>
 
 #include "label_plan.h"
+#include "sides.h"
 #include "workers.h"
 
 namespace segmenter_trt {
 namespace {
 
 // float32 holds pixel + 0.5 exactly up to here.
-constexpr std::int64_t kLargestSide = 1 << 23;
-
-std::string shape(std::int64_t height, std::int64_t width) {
-  return std::to_string(height) + "x" + std::to_string(width);
-}
+constexpr std::int64_t kLargestUpsampledSide = 1 << 23;
 
 }  // namespace
 
 void check_sizes(const MasksView& masks, Size size, Size kept) {
-  if (masks.B < 0 || masks.K < 1 || masks.h < 1 || masks.w < 1 || masks.h > kLargestSide || masks.w > kLargestSide) {
+  if (masks.B < 0 || masks.K < 1 || masks.h < 1 || masks.w < 1 || masks.h > kLargestUpsampledSide ||
+      masks.w > kLargestUpsampledSide) {
     throw std::invalid_argument("masks [" + std::to_string(masks.B) + ", " + std::to_string(masks.K) + ", " +
                                 std::to_string(masks.h) + ", " + std::to_string(masks.w) +
                                 "]: wanted [B, K, h, w] with K, h and w at least 1");
   }
-  if (size.height < 1 || size.width < 1 || size.height > kLargestSide || size.width > kLargestSide) {
-    throw std::invalid_argument("size " + shape(size.height, size.width) + ": wanted sides from 1 to " +
-                                std::to_string(kLargestSide) + " pixels");
+  if (size.height < 1 || size.width < 1 || size.height > kLargestUpsampledSide || size.width > kLargestUpsampledSide) {
+    throw std::invalid_argument("size " + sides(size.height, size.width) + ": wanted sides from 1 to " +
+                                std::to_string(kLargestUpsampledSide) + " pixels");
   }
   if (kept.height < 1 || kept.width < 1 || kept.height > size.height || kept.width > size.width) {
-    throw std::invalid_argument("crop " + shape(kept.height, kept.width) + ": wanted a part of the " +
-                                shape(size.height, size.width) + " pixels upsampled to");
+    throw std::invalid_argument("crop " + sides(kept.height, kept.width) + ": wanted a part of the " +
+                                sides(size.height, size.width) + " pixels upsampled to");
   }
 }
 

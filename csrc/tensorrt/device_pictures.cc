@@ -14,14 +14,12 @@ namespace segmenter_trt::tensorrt {
 namespace {
 
 namespace launch = segmenter_launch;
+using cuda::pointer;
 
 constexpr std::size_t kMostMaskBytes = std::size_t{1} << 30;
 constexpr std::int64_t kMostPixels = std::int64_t{1} << 31;
 constexpr std::size_t kMostFilters = 16;  // two a size
-constexpr std::size_t kAlignment = 256;
-
-// the driver's addresses are numbers, a launch's are pointers
-void* pointer(cuda::Address address) { return reinterpret_cast<void*>(address); }  // NOLINT(performance-no-int-to-ptr)
+constexpr std::size_t kFilterAlignment = 256;
 
 std::size_t mask_bytes(const WindowGrid& grid) { return static_cast<std::size_t>(grid.K * grid.h * grid.w) * 4; }
 
@@ -184,7 +182,7 @@ const DevicePictures::Filter& DevicePictures::filter(std::int64_t from, std::int
   }
   const ResizeFilter made(from, to);
   const std::size_t first = made.first().size() * sizeof(std::int32_t);
-  const std::size_t behind = (first + kAlignment - 1) / kAlignment * kAlignment;
+  const std::size_t behind = (first + kFilterAlignment - 1) / kFilterAlignment * kFilterAlignment;
   const std::size_t bytes = behind + made.weights().size() * sizeof(std::int32_t);
   Filter kept{from, to, made.taps(), cuda::device_memory(driver_, bytes), cuda::pinned_memory(driver_, bytes), 0};
   kept.weights = kept.device.get() + behind;

@@ -21,9 +21,6 @@ void require_aligned(const void* address, const char* what) {
                    std::to_string(kAlignment) + ", which TensorRT does not take; copy them to memory of their own");
 }
 
-// the driver's addresses are numbers, TensorRT's are pointers
-void* pointer(cuda::Address address) { return reinterpret_cast<void*>(address); }  // NOLINT(performance-no-int-to-ptr)
-
 // TensorRT-RTX can tell, from 1.2 on; TensorRT cannot.
 template <class Context>
 bool can_be_captured(const Context& context, [[maybe_unused]] cudaStream_t stream) {
@@ -75,7 +72,7 @@ void PlanRunner::release() noexcept {
 std::unique_ptr<nvinfer1::IExecutionContext> PlanRunner::make_context() const {
   auto made = plan_.make_context(graphs_);
   const cuda::DeviceMemory& memory = shared_ == nullptr ? scratch_ : shared_->memory;
-  made->setDeviceMemoryV2(pointer(memory.get()), plan_.scratch_bytes());
+  made->setDeviceMemoryV2(cuda::pointer(memory.get()), plan_.scratch_bytes());
   return made;
 }
 
@@ -136,7 +133,7 @@ Place& PlanRunner::place(const ImageShape& shape) {
 void PlanRunner::bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels,
                       void* labels) const {
   for (const Port& one : place.ports) {
-    void* address = pointer(one.device.get());
+    void* address = cuda::pointer(one.device.get());
     if (one.tensor->input && pixels != nullptr) address = const_cast<void*>(pixels);
     if (one.tensor->name == kLabels && labels != nullptr) address = labels;
     require(context.setTensorAddress(one.tensor->name.c_str(), address), "binding memory");

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp_build import ROOT, succeed, tensorrt_headers
+from tests.cpp_build import ROOT, UNITY, succeed, tensorrt_headers
 
 SOURCES = ROOT / "csrc" / "plugins"
 OPS = ("SegmenterAttention", "SegmenterMaskScores", "SegmenterPatchEmbed", "SegmenterUpsampleArgmax")
@@ -59,6 +59,6 @@ def build(folder: Path, cubins: Path, flags: str, *targets: str) -> None:
         f"-DTENSORRT_INCLUDE_DIR={headers}",
         f"-DPython_EXECUTABLE={sys.executable}",
     )
-    options = ("-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS={flags}", *checks, *places)
+    options = (*UNITY, "-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS={flags}", *checks, *places)
     succeed("cmake", "-S", SOURCES, "-B", folder, "-G", "Ninja", *options)
     succeed("cmake", "--build", folder, "--target", *targets)

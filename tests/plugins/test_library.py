@@ -29,8 +29,7 @@ def test_cpp_under_thread_sanitizer(thread: Path) -> None:
 
 
 def test_clang_tidy_finds_nothing(address: Path) -> None:
-    launch = ("calls.cc", "driver.cc", "launcher.cc")
-    require_tidy(address.parent, *SOURCES.glob("*.cc"), *(SOURCES.parent / "launch" / name for name in launch))
+    require_tidy(address.parent, "plugins")
 
 
 def test_plugins_that_were_asked_for_and_cannot_be_built_end_the_configuration(tmp_path: Path) -> None:
