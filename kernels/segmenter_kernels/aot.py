@@ -7,6 +7,7 @@ budget.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from segmenter_kernels.parameters import parameters
 
 FORMAT = 2
 TOLD_EVERY = 10.0  # seconds from one line of progress to the next
+AT_ONCE = 8  # kernels compiled, and then disassembled together
 
 
 def names(architecture: int) -> list[str]:
@@ -41,10 +43,9 @@ def jobs_of(architectures: Sequence[int], only: str = "") -> list[tuple[int, str
     return [(each, name) for each in architectures for name in names(each) if only in name]
 
 
-def _compile_named(job: tuple[int, str]) -> Compiled:
-    architecture, name = job
-    found = {each.name: each for each in compiling.specialisations(architecture)}
-    return compiling.compile_kernel(found[name], architecture)
+def _compile_named(jobs: Sequence[tuple[int, str]]) -> list[Compiled]:
+    found = {(sm, each.name): each for sm in {sm for sm, _ in jobs} for each in compiling.specialisations(sm)}
+    return compiling.compile_kernels([(found[job], job[0]) for job in jobs])
 
 
 def compile_all(
@@ -56,11 +57,13 @@ def compile_all(
     """
     jobs = jobs_of(architectures, only)
     count = workers or min(len(jobs), os.cpu_count() or 1) or 1
+    each = max(1, min(AT_ONCE, len(jobs) // count))
+    parts = [jobs[at : at + each] for at in range(0, len(jobs), each)]
     if count == 1:
-        yield from map(_compile_named, jobs)
+        yield from itertools.chain.from_iterable(map(_compile_named, parts))
         return
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_compile_named, jobs)
+        yield from itertools.chain.from_iterable(pool.map(_compile_named, parts))
 
 
 def told(kernels: Iterable[Compiled], total: int) -> Iterator[Compiled]:

@@ -1,14 +1,16 @@
 """A specialisation to machine code, without a GPU: the same bytes each time, and what is in them."""
 
+import bisect
 import contextlib
 import hashlib
 import importlib
 import io
+import itertools
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from segmenter_kernels import tiles
-from segmenter_kernels.cubin import resources
+from segmenter_kernels.cubin import machine_code, resources
 from segmenter_kernels.overwritten import overwritten
 from segmenter_kernels.parameters import parameters
 from segmenter_kernels.specialisation import Specialisation
@@ -40,7 +42,7 @@ OPS = (
 )
 JUDGED_WITH = "3.8"  # other versions of Triton allocate other registers: some forms spill with them, and stay right
 PTX_FALLBACK = 80  # PTX of the oldest architecture runs on every newer one, those not known yet included
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Compiled:
     scratch_alignment: int
     parameter_bytes: tuple[int, ...]
     descriptors: tuple[dict[str, Any], ...]  # box and swizzle of each tensor map argument
-    instructions: dict[str, int]  # how often each occurs; empty where none is wanted, for counting takes long
+    instructions: dict[str, int]  # how often each occurs; empty where none is wanted, for counting takes time
     warnings: tuple[str, ...]  # of ptxas
     overwritten: tuple[str, ...]  # see `overwritten`
     not_followed: str  # what kept `overwritten` from an answer, empty where nothing did
@@ -84,6 +86,22 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
 
     Raises RuntimeError under TRITON_INTERPRET=1, in which kernels cannot be compiled.
     """
+    return compile_kernels([(specialisation, architecture)])[0]
+
+
+def compile_kernels(forms: Iterable[tuple[Specialisation, int]]) -> list[Compiled]:
+    """The same of several, each for its architecture: quicker than one by one, for they are disassembled together."""
+    return _counted([_compile(*form) for form in forms])
+
+
+def compile_source(
+    source: ASTSource, options: Mapping[str, Any], specialisation: Specialisation, architecture: int
+) -> Compiled:
+    """Compile what Triton is given, past any cache; what it is a form of is kept beside it."""
+    return _counted([_compile_source(source, options, specialisation, architecture)])[0]
+
+
+def _compile(specialisation: Specialisation, architecture: int) -> Compiled:
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
     names = list(specialisation.kernel.arg_names)
@@ -95,13 +113,12 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
         attrs={index[name]: [["tt.divisibility", 16]] for name in sorted(specialisation.aligned)},
     )
     options = {name: getattr(specialisation, name) for name in ("num_warps", "num_stages", "maxnreg")}
-    return compile_source(source, options, replace(specialisation, kernel=None), architecture)
+    return _compile_source(source, options, replace(specialisation, kernel=None), architecture)
 
 
-def compile_source(
+def _compile_source(
     source: ASTSource, options: Mapping[str, Any], specialisation: Specialisation, architecture: int
 ) -> Compiled:
-    """Compile what Triton is given, past any cache; what it is a form of is kept beside it."""
     log = io.StringIO()
     with _uncached(), contextlib.redirect_stdout(log):
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(options))
@@ -126,7 +143,7 @@ def compile_source(
         scratch_alignment=metadata.global_scratch_align,
         parameter_bytes=found.parameter_bytes,
         descriptors=tuple(metadata.tensordesc_meta or ()),
-        instructions=_instructions(cubin) if specialisation.matrix or specialisation.asynchronous else {},
+        instructions={},
         warnings=tuple(line for line in log.getvalue().splitlines() if "warning" in line.lower() or "C75" in line),
         overwritten=buffers,
         not_followed=not_followed,
@@ -153,14 +170,32 @@ def _uncached() -> Iterator[None]:
         yield
 
 
-def _instructions(cubin: bytes) -> dict[str, int]:
-    """How often each machine instruction occurs in a cubin, by the disassembler Triton brings."""
+def _counted(kernels: Sequence[Compiled]) -> list[Compiled]:
+    """The kernels with their instructions counted, where some are wanted, by the disassembler Triton brings.
+
+    It takes half a second to start, so it is given all machine code of a target at once.
+    """
+    wanted = [each for each in kernels if each.specialisation.matrix or each.specialisation.asynchronous]
+    counts: dict[int, dict[str, int]] = {}
+    for target in sorted({each.target for each in wanted}):
+        same = [each for each in wanted if each.target == target]
+        codes = [machine_code(each.cubin) for each in same]
+        ends = list(itertools.accumulate(map(len, codes)))
+        found: list[Counter[str]] = [Counter() for _ in same]
+        for address, name in _INSTRUCTION.findall(_disassembled(b"".join(codes), target)):
+            found[bisect.bisect_right(ends, int(address, 16))][name] += 1
+        counts |= {id(each): dict(count.most_common()) for each, count in zip(same, found, strict=True)}
+    return [replace(each, instructions=counts.get(id(each), {})) for each in kernels]
+
+
+def _disassembled(code: bytes, target: str) -> str:
+    """A line for each machine instruction, its address in front."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        command = [triton.knobs.nvidia.nvdisasm.path, "--print-code", "--no-dataflow", str(file)]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(Counter(_INSTRUCTION.findall(listing)).most_common())
+        file = Path(folder) / "code"
+        file.write_bytes(code)
+        binary = target.replace("sm_", "SM")
+        command = [triton.knobs.nvidia.nvdisasm.path, "--binary", binary, "--no-dataflow", str(file)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def faults(kernel: Compiled) -> list[str]:

@@ -56,6 +56,11 @@ def resources(cubin: bytes) -> Resources:
     )
 
 
+def machine_code(cubin: bytes) -> bytes:
+    """The instructions of the one kernel a cubin holds, 16 bytes each. Raises ValueError as `resources` does."""
+    return _sections(cubin)[f".text.{resources(cubin).symbol}"][1]
+
+
 def _sections(cubin: bytes) -> dict[str, tuple[int, bytes]]:
     """Size and bytes of each section by name."""
     (start,) = struct.unpack_from("<Q", cubin, 40)

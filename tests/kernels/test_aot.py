@@ -64,7 +64,7 @@ def compiler(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @JUDGED
-@pytest.mark.timeout(1500)  # 7 minutes of two slow cores alone (2026-11-27); other tests run beside it
+@pytest.mark.timeout(1500)  # 6:30 of two slow cores alone (2026-11-27); other tests run beside it
 def test_every_kernel_keeps_its_budget_on_every_architecture(capsys: pytest.CaptureFixture[str]) -> None:
     result = compiler()
     with capsys.disabled():

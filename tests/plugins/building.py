@@ -40,8 +40,8 @@ def compile_kernels(folder: Path) -> None:
         from pathlib import Path
         from segmenter_kernels import aot, compiling
         found = {{(sm, each.name): each for sm in (80, 90) for each in compiling.specialisations(sm)}}
-        tested = [compiling.compile_kernel(found[key], key[0]) for key in {COMPILED}]
-        deployed = tested + [compiling.compile_kernel(found[key], key[0]) for key in {LARGE}]
+        tested = compiling.compile_kernels((found[key], key[0]) for key in {COMPILED})
+        deployed = tested + compiling.compile_kernels((found[key], key[0]) for key in {LARGE})
         assert not any(map(compiling.faults, deployed)) or not aot.triton.__version__.startswith("3.8.")
         aot.write(tested, Path({str(folder)!r}) / "tested")
         aot.write(deployed, Path({str(folder)!r}) / "deployed")
