@@ -161,7 +161,7 @@ def run(
     z, y = x if r is None else torch.empty_like(x), torch.empty_like(x, dtype=kind or x.dtype)
     scale = None if kind is None else x.new_empty(x.shape[:-1], dtype=torch.float32)
     BLOCK_C = triton.next_power_of_2(C)
-    tile = tile or tiles.of_device(OP, str(BLOCK_C), x.device)
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, str(BLOCK_C), x.device))
     if M:
         grid = (triton.cdiv(M, tile["BLOCK_M"]),)
         _forward[grid](

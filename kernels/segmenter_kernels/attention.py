@@ -54,7 +54,7 @@ def attention(qkv: Tensor, heads: int, dropout: float = 0.0, *, tile: Tile | Non
     """
     D = _head_dim(qkv, heads)
     checks.require(dropout == 0.0, OP, f"dropout {dropout}: this kernel has none; pass 0, or use segmenter.ops")
-    tile = tile or _tile(qkv, D)
+    tile = tiles.chosen(OP, tile, _tile(qkv, D))
     if checks.needs_gradient(qkv):
         return _Attention.apply(qkv, heads, tile)
     return _run(qkv, heads, tile, None)

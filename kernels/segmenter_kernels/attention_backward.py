@@ -180,7 +180,7 @@ def gradients(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, A: int, tile:
     B, N, width = qkv.shape
     head_dim = width // (3 * A)
     D, D_REST = parts(head_dim)
-    tile = tile or tiles.of_device(OP, case(qkv.dtype, head_dim), qkv.device)
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case(qkv.dtype, head_dim), qkv.device))
     grad_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
     if qkv.numel() == 0:
         return grad_qkv

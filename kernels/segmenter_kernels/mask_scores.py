@@ -167,7 +167,7 @@ def mask_scores(
     checks.epsilon(OP, eps)
     checks.inference_only(OP, patches=patches, classes=classes, weight=weight, bias=bias)
     BLOCK_K, REST_K = split(K)
-    tile = tile or tiles.of_device(OP, case_of(K, dtype), patches.device)
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(K, dtype), patches.device))
     out = torch.empty(B, N, K, dtype=dtype, device=patches.device)
     if out.numel():
         _kernel[(triton.cdiv(N, tile["BLOCK_N"]), B)](

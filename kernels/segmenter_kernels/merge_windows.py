@@ -155,7 +155,7 @@ def merge_windows(
         checks.same_dtype(OP, (torch.int32,), odd=odd)
         checks.on_gpu(OP, odd=odd)
     labels = torch.empty(H, W, dtype=torch.uint8 if K <= 256 else torch.int16, device=masks.device)
-    tile = tile or tiles.of_device(OP, case_of(K), masks.device)
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(K), masks.device))
     _kernel[(triton.cdiv(W, tile["BLOCK_X"]) * H,)](
         *(masks, labels, odd, K, h, w, side_y, side_x, H, W, window, stride, rows, columns, *masks.stride()),
         LARGEST=LARGEST,

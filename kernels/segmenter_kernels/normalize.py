@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks
+from segmenter_kernels import checks, tiles
 from segmenter_kernels.resize import MAX_ELEMENTS
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import Tile
@@ -61,7 +61,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ti
     checks.same_dtype(OP, (torch.uint8,), images=images)
     checks.on_gpu(OP, images=images)
     checks.contiguous(OP, images=images)
-    tile = tile or TILE
+    tile = tiles.chosen(OP, tile, TILE)
     planes = torch.empty(B, 3, H, W, dtype=torch.float32, device=images.device)
     if planes.numel():
         table = _table(tuple(mean), tuple(std), images.device)

@@ -169,7 +169,7 @@ def patch_embed(
     checks.inference_only(OP, image=image, **parameters)
     out = torch.empty(B, E + h * w, C, dtype=dtype, device=image.device)
     M = B * h * w
-    tile = tile or tiles.of_device(OP, case_of(P, dtype, pixels, M * C), image.device)
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(P, dtype, pixels, M * C), image.device))
     even = not (H % P or W % P)
     words = pixels and W % 4 == 0 and P % 4 == 0 and P % tile["ROWS"] == 0 and image.data_ptr() % 4 == 0
     if M:

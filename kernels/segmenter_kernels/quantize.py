@@ -112,7 +112,7 @@ def quantize(
     q = torch.empty_like(x, dtype=dtype)
     scales = x.new_empty(x.shape[:-1], dtype=torch.float32) if scale is None else scale
     BLOCK_C = triton.next_power_of_2(C)
-    tile = tile or tiles.of_device(OP, str(BLOCK_C), x.device)
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, str(BLOCK_C), x.device))
     if M:
         _quantize[(triton.cdiv(M, tile["BLOCK_M"]),)](
             *(x, q, scales, M, C),

@@ -195,7 +195,7 @@ def _run(
     out = x.new_empty(*x.shape[:-1], N, dtype=dtype if out_scale is None else x.dtype)
     if not M:
         return out
-    tile = tile or _tile_of(x.dtype, gemm.size_of(M, N), x.device)
+    tile = tiles.chosen(OPS[x.dtype], tile, _tile_of(x.dtype, gemm.size_of(M, N), x.device))
     rows, result = x.view(M, K), out.view(M, N)
     other = result if residual is None else residual.view(M, N)
     BLOCK_M, BLOCK_N, BLOCK_K = tile["BLOCK_M"], tile["BLOCK_N"], tile["BLOCK_K"]

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks
+from segmenter_kernels import checks, tiles
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import Tile
 
@@ -73,7 +73,7 @@ def resize(images: Tensor, size: tuple[int, int], *, tile: Tile | None = None) -
     checks.same_dtype(OP, (torch.uint8,), images=images)
     checks.on_gpu(OP, images=images)
     checks.contiguous(OP, images=images)
-    tile = tile or TILE
+    tile = tiles.chosen(OP, tile, TILE)
     if not B:
         return images.new_empty(0, rows, columns, 3)
     # the order decides how the first pass rounds, so it is part of the result

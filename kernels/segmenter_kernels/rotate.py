@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segmenter_kernels import checks
+from segmenter_kernels import checks, tiles
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
 from segmenter_kernels.tiles import Tile
 
@@ -80,7 +80,7 @@ def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, *, tile: Tile | No
 
 def _run(qkv: Tensor, cos: Tensor, sin: Tensor, half: int, tile: Tile | None) -> Tensor:
     B, N, C3 = qkv.shape
-    out, tile = torch.empty_like(qkv), tile or TILE
+    out, tile = torch.empty_like(qkv), tiles.chosen(OP, tile, TILE)
     pairs = C3 // 2
     if B * N:
         _kernel[(triton.cdiv(pairs, tile["BLOCK"]) * B * N,)](

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import triton
 
-from segmenter_kernels.checks import INTERPRETED
+from segmenter_kernels import checks
 
 Tile = Mapping[str, int]
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -44,7 +44,7 @@ def architecture_of(device: torch.device) -> int:
 
     Raises ValueError for a GPU older than any known.
     """
-    if INTERPRETED:
+    if checks.INTERPRETED:
         return ARCHITECTURES[0]
     major, minor = torch.cuda.get_device_capability(device)
     known = [architecture for architecture in ARCHITECTURES if architecture <= major * 10 + minor]
@@ -77,3 +77,21 @@ def of_device(op: str, case: str, device: torch.device) -> Tile:
         if tuned is not None and tuned.keys() >= committed.keys():
             return tuned
     return committed
+
+
+def chosen(op: str, given: Tile | None, committed: Tile) -> Tile:
+    """The tile a caller gave, or the committed one.
+
+    Raises ValueError where what was given has other names, or values that are no sizes.
+    """
+    if given is None:
+        return committed
+    checks.require(isinstance(given, Mapping), op, f"tile of type {type(given).__name__}: want a dictionary of sizes")
+    names = f"tile {dict(given)}: want {', '.join(committed)}"
+    checks.require(given.keys() == committed.keys(), op, names)
+    for name, size in given.items():
+        fits = isinstance(size, int) and size >= 0
+        if name.startswith("BLOCK") or name == "num_warps":  # threads and tensors of Triton's come in such numbers
+            checks.require(fits and size.bit_count() == 1, op, f"tile {name} {size!r}: want a power of two")
+        checks.require(fits, op, f"tile {name} {size!r}: want a whole number, 0 or above")
+    return given

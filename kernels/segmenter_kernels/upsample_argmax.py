@@ -185,7 +185,7 @@ def upsample_argmax(
     labels = torch.empty(B, rows, columns, dtype=torch.uint8 if K <= 256 else torch.int16, device=masks.device)
     probability = torch.empty(labels.shape, dtype=torch.float32, device=masks.device) if confidence else None
     between = -(-H // h)
-    tile = tile or tiles.of_device(OP, case_of(between), masks.device)
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(between), masks.device))
     # those up to the one that holds the last row kept
     intervals = max(((2 * rows - 1) * h - H) // (2 * H), -1) + 2
     chunks = triton.cdiv(between, tile["BLOCK_Y"])
