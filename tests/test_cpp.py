@@ -10,10 +10,8 @@ import pytest
 from tests.cpp_build import (
     ROOT,
     SANITIZERS,
-    UNITY,
     build_sanitized,
     clang,
-    configure,
     json_headers,
     require_tidy,
     run,
@@ -74,8 +72,7 @@ def test_clang_tidy_finds_nothing(tmp_path: Path) -> None:
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
     # pybind11 has others optimised while they are linked, with a flag of g++'s that clang does not take
     options = ("-DSEGMENTER_TRT_PYTHON=ON", "-DCMAKE_BUILD_TYPE=Debug", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-    configure(tmp_path, *UNITY, *options)
-    require_tidy(tmp_path, "bindings", "cli", "src")
+    require_tidy(tmp_path, ("bindings", "cli", "src"), *options)
 
 
 def test_clang_format_changes_nothing() -> None:

@@ -13,10 +13,8 @@ from segmenter_engines.manifest import PIXELS, Manifest
 from tests.cpp_build import (
     LIBRARIES,
     SANITIZERS,
-    UNITY,
     backend_kernels,
     build_sanitized,
-    configure,
     require_tidy,
     run,
     tensorrt_headers,
@@ -66,8 +64,7 @@ def test_graphs_of_tensorrt_rtx(headers: Path, tmp_path_factory: pytest.TempPath
 
 
 def test_clang_tidy_finds_nothing(headers: Path, tmp_path: Path) -> None:
-    configure(tmp_path, *UNITY, f"-DTENSORRT_INCLUDE_DIR={headers}")
-    require_tidy(tmp_path, "cuda", "launch", "tensorrt")
+    require_tidy(tmp_path, ("cuda", "launch", "tensorrt"), f"-DTENSORRT_INCLUDE_DIR={headers}")
 
 
 def write_plan(path: Path, version: str, words: str = "masks") -> Path:

@@ -206,10 +206,11 @@ def kill_at_random(out: Path, kills: int) -> None:
         began = time.monotonic()
         while child.is_alive() and not _step(out / "killed") > done and time.monotonic() - began < 60:
             time.sleep(0.005)
-        # any moment of some updates, and few enough of them for all kills to come before the last
-        end = time.monotonic() + choose.uniform(0, 0.3)
-        while (left := end - time.monotonic()) > 0 and _step(out / "killed") < done + 8:
-            time.sleep(min(left, 0.005))
+        # some updates later, at any moment of one; few enough for all kills to come before the last update
+        first, updates = time.monotonic(), choose.randint(1, 5)
+        while child.is_alive() and _step(out / "killed") <= done + updates and time.monotonic() - first < 60:
+            time.sleep(0.002)
+        time.sleep(choose.uniform(0, (time.monotonic() - first) / updates))
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()

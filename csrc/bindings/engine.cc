@@ -30,7 +30,7 @@ py::tuple as_tuple(const Items& items) {
 
 py::object from_json(const std::string& text) { return py::module_::import("json").attr("loads")(text); }
 
-py::dict facts_of(const Manifest& manifest) {
+py::dict manifest_dict(const Manifest& manifest) {
   py::tuple palette(manifest.palette.size());
   for (std::size_t k = 0; k < manifest.palette.size(); ++k) palette[k] = as_tuple(manifest.palette[k]);
   py::dict preprocess;
@@ -152,7 +152,7 @@ InputError for options that are none.)")
            py::arg("precision") = py::none(), py::arg("threads") = 0, py::arg("streams") = 1, py::arg("device") = 0,
            py::arg("runtime") = py::none(), py::arg("plugins") = py::none(), py::arg("require_verified") = false)
       .def_property_readonly(
-          "manifest", [](const PyEngine& self) { return facts_of(self.engine()->manifest()); },
+          "manifest", [](const PyEngine& self) { return manifest_dict(self.engine()->manifest()); },
           "What the artifact's manifest says, under the names it has there: classes, palette, height, ...")
       .def(
           "describe", [](const PyEngine& self) { return as_dict(self.engine()->describe()); },

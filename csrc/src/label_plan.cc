@@ -15,7 +15,7 @@
 namespace segmenter_trt {
 namespace {
 
-constexpr std::int64_t kLabelsPerThread = 1 << 16;
+constexpr std::int64_t kLabelledPixelsPerThread = 1 << 16;
 
 // Differences of two scores must not overflow, and kPaddingScore must lie below every score.
 constexpr float kLargestScore = 8e37f;
@@ -98,7 +98,7 @@ LabelPlan::LabelPlan(const MasksView& masks, Size size, Size kept, int threads, 
       classes_(static_cast<std::size_t>(padded_)) {
   std::iota(classes_.begin(), classes_.end(), 0);
   const auto tasks = masks.B * static_cast<std::int64_t>(rows_.cells.size());
-  threads = choose_threads(threads, tasks, masks.B * kept.height * kept.width, kLabelsPerThread);
+  threads = choose_threads(threads, tasks, masks.B * kept.height * kept.width, kLabelledPixelsPerThread);
   workers_.reserve(static_cast<std::size_t>(threads));
   for (int i = 0; i < threads; ++i) workers_.emplace_back(masks.w, padded_);
 }

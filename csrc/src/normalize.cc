@@ -12,7 +12,7 @@
 namespace segmenter_trt {
 namespace {
 
-constexpr std::int64_t kNormalizedPerThread = 1 << 18;
+constexpr std::int64_t kNormalizedPixelsPerThread = 1 << 18;
 
 }  // namespace
 
@@ -32,7 +32,7 @@ void normalize_planes(const ImagesView& images, const float scale[3], const floa
   const auto normalize_row = kernels(simd).normalize_row;
   const std::int64_t plane = planes.H * planes.W;
   const std::int64_t tasks = images.B * planes.H;
-  threads = choose_threads(threads, tasks, images.B * plane, kNormalizedPerThread);
+  threads = choose_threads(threads, tasks, images.B * plane, kNormalizedPixelsPerThread);
   std::atomic<std::int64_t> next = 0;
   workers.run(threads, [&](int) {
     for (std::int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {

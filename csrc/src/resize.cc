@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::int32_t kHalf = 1 << (kResizePrecision - 1);
 constexpr std::int64_t kLargestResizedSide = 1 << 24;
-constexpr std::int64_t kResizedPerThread = 1 << 17;
+constexpr std::int64_t kResizedPixelsPerThread = 1 << 17;
 
 std::uint8_t rounded(std::int32_t sum) {
   return static_cast<std::uint8_t>(std::clamp(sum >> kResizePrecision, 0, 255));
@@ -73,7 +73,7 @@ void check_sizes(const ImagesView& images, Size size) {
 void resize(const ImagesView& images, const PixelsView& resized, int threads) {
   check_sizes(images, {resized.H, resized.W});
   const std::int64_t most_rows = images.B * std::max(images.H, resized.H);
-  threads = choose_threads(threads, most_rows, most_rows * std::max(images.W, resized.W), kResizedPerThread);
+  threads = choose_threads(threads, most_rows, most_rows * std::max(images.W, resized.W), kResizedPixelsPerThread);
   Workers workers;
   // calls work(row, index) for rows [0, count), whichever thread comes first
   const auto share = [&](std::int64_t count, const auto& work) {

@@ -14,6 +14,7 @@ namespace segmenter_trt::tensorrt {
 namespace {
 
 namespace launch = segmenter_launch;
+
 using cuda::pointer;
 
 constexpr std::size_t kMostMaskBytes = std::size_t{1} << 30;

@@ -11,6 +11,8 @@
 namespace segmenter_trt::tensorrt {
 namespace {
 
+using cuda::pointer;
+
 constexpr std::size_t kMostShapes = 8;      // each keeps its memory and its graph
 constexpr std::uintptr_t kAlignment = 256;  // of every address a plan is given, as TensorRT demands
 
@@ -72,7 +74,7 @@ void PlanRunner::release() noexcept {
 std::unique_ptr<nvinfer1::IExecutionContext> PlanRunner::make_context() const {
   auto made = plan_.make_context(graphs_);
   const cuda::DeviceMemory& memory = shared_ == nullptr ? scratch_ : shared_->memory;
-  made->setDeviceMemoryV2(cuda::pointer(memory.get()), plan_.scratch_bytes());
+  made->setDeviceMemoryV2(pointer(memory.get()), plan_.scratch_bytes());
   return made;
 }
 
@@ -133,7 +135,7 @@ Place& PlanRunner::place(const ImageShape& shape) {
 void PlanRunner::bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels,
                       void* labels) const {
   for (const Port& one : place.ports) {
-    void* address = cuda::pointer(one.device.get());
+    void* address = pointer(one.device.get());
     if (one.tensor->input && pixels != nullptr) address = const_cast<void*>(pixels);
     if (one.tensor->name == kLabels && labels != nullptr) address = labels;
     require(context.setTensorAddress(one.tensor->name.c_str(), address), "binding memory");

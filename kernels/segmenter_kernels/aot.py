@@ -29,8 +29,8 @@ from segmenter_kernels.compiling import JUDGED_WITH, PTX_FALLBACK, Compiled, fau
 from segmenter_kernels.parameters import parameters
 
 FORMAT = 2
-TOLD_EVERY = 10.0  # seconds from one line of progress to the next
-AT_ONCE = 8  # kernels compiled, and then disassembled together
+TOLD_EVERY = 10.0  # seconds, at least, from one line of progress to the next
+AT_ONCE = 8  # kernels compiled, then disassembled together
 
 
 def names(architecture: int) -> list[str]:
@@ -57,8 +57,8 @@ def compile_all(
     """
     jobs = jobs_of(architectures, only)
     count = workers or min(len(jobs), os.cpu_count() or 1) or 1
-    each = max(1, min(AT_ONCE, len(jobs) // count))
-    parts = [jobs[at : at + each] for at in range(0, len(jobs), each)]
+    size = max(1, min(AT_ONCE, len(jobs) // (4 * count)))  # small enough for all processes to end together
+    parts = [jobs[at : at + size] for at in range(0, len(jobs), size)]
     if count == 1:
         yield from itertools.chain.from_iterable(map(_compile_named, parts))
         return

@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from segmenter_kernels import checks, tiles
 from segmenter_kernels.attention_backward import gradients
+from segmenter_kernels.attention_backward import tile_of as backward_tile
 from segmenter_kernels.attention_forward import from_descriptors, from_pointers
 from segmenter_kernels.packed import HEAD_DIMS, case, parts
 from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisation
@@ -79,6 +80,7 @@ def attention_backward(grad: Tensor, qkv: Tensor, heads: int, *, tile: Tile | No
     checks.same_dtype(OP, checks.FLOATS, grad=grad, qkv=qkv)
     checks.on_gpu(OP, grad=grad, qkv=qkv)
     checks.contiguous(OP, grad=grad)
+    tile = backward_tile(qkv, D, tile)
     out, lse = _with_sums(qkv, heads, _tile(qkv, D))
     return gradients(grad, qkv, out, lse, heads, tile)
 
@@ -129,7 +131,8 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         qkv, out, lse = ctx.saved_tensors
-        return gradients(grad.contiguous(), qkv, out, lse, ctx.A), None, None
+        tile = backward_tile(qkv, out.shape[2] // ctx.A)
+        return gradients(grad.contiguous(), qkv, out, lse, ctx.A, tile), None, None
 
 
 def _run(qkv: Tensor, A: int, tile: Tile, lse: Tensor | None) -> Tensor:

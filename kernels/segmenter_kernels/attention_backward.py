@@ -170,17 +170,21 @@ def _store(
         tl.store(to + D + tl.arange(0, D_REST)[None, :], (grad_rest * scale).to(kind), keep)
 
 
-def gradients(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, A: int, tile: Tile | None = None) -> Tensor:
+def tile_of(qkv: Tensor, head_dim: int, given: Tile | None = None) -> Tile:
+    """The tile a caller gave, or the committed one. Raises ValueError where what was given is none of these kernels."""
+    return tiles.chosen(OP, given, tiles.of_device(OP, case(qkv.dtype, head_dim), qkv.device))
+
+
+def gradients(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, A: int, tile: Tile) -> Tensor:
     """The gradient of qkv [B, N, 3C], from that of the output [B, N, C], the output, and `lse` [B, A, N].
 
     `lse` is the base-2 logarithm of the sum of a row's exponentials, float32; the others are of one dtype, and all are
-    contiguous. The tile has BLOCK_M rows that a program owns, BLOCK_N rows
-    of the other side in a step, BLOCK_T of a rest, num_warps and num_stages.
+    contiguous. The tile has BLOCK_M rows that a program owns, BLOCK_N rows of the other side in a step, BLOCK_T of a
+    rest, num_warps and num_stages.
     """
     B, N, width = qkv.shape
     head_dim = width // (3 * A)
     D, D_REST = parts(head_dim)
-    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case(qkv.dtype, head_dim), qkv.device))
     grad_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
     if qkv.numel() == 0:
         return grad_qkv

@@ -90,7 +90,10 @@ def compile_kernel(specialisation: Specialisation, architecture: int) -> Compile
 
 
 def compile_kernels(forms: Iterable[tuple[Specialisation, int]]) -> list[Compiled]:
-    """The same of several, each for its architecture: quicker than one by one, for they are disassembled together."""
+    """Compile several, each for its architecture: quicker than one by one, for they are disassembled together.
+
+    Raises RuntimeError as `compile_kernel` does.
+    """
     return _counted([_compile(*form) for form in forms])
 
 
@@ -175,17 +178,16 @@ def _counted(kernels: Sequence[Compiled]) -> list[Compiled]:
 
     It takes half a second to start, so it is given all machine code of a target at once.
     """
-    wanted = [each for each in kernels if each.specialisation.matrix or each.specialisation.asynchronous]
-    counts: dict[int, dict[str, int]] = {}
-    for target in sorted({each.target for each in wanted}):
-        same = [each for each in wanted if each.target == target]
-        codes = [machine_code(each.cubin) for each in same]
+    wanted = [at for at, each in enumerate(kernels) if each.specialisation.matrix or each.specialisation.asynchronous]
+    found: list[Counter[str]] = [Counter() for _ in kernels]
+    for target in sorted({kernels[at].target for at in wanted}):
+        same = [at for at in wanted if kernels[at].target == target]
+        codes = [machine_code(kernels[at].cubin) for at in same]
         ends = list(itertools.accumulate(map(len, codes)))
-        found: list[Counter[str]] = [Counter() for _ in same]
         for address, name in _INSTRUCTION.findall(_disassembled(b"".join(codes), target)):
-            found[bisect.bisect_right(ends, int(address, 16))][name] += 1
-        counts |= {id(each): dict(count.most_common()) for each, count in zip(same, found, strict=True)}
-    return [replace(each, instructions=counts.get(id(each), {})) for each in kernels]
+            found[same[bisect.bisect_right(ends, int(address, 16))]][name] += 1
+    pairs = zip(kernels, found, strict=True)
+    return [replace(each, instructions=dict(counts.most_common())) for each, counts in pairs]
 
 
 def _disassembled(code: bytes, target: str) -> str:

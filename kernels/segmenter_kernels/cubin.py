@@ -58,7 +58,8 @@ def resources(cubin: bytes) -> Resources:
 
 def machine_code(cubin: bytes) -> bytes:
     """The instructions of the one kernel a cubin holds, 16 bytes each. Raises ValueError as `resources` does."""
-    return _sections(cubin)[f".text.{resources(cubin).symbol}"][1]
+    symbol = resources(cubin).symbol
+    return _sections(cubin)[f".text.{symbol}"][1]
 
 
 def _sections(cubin: bytes) -> dict[str, tuple[int, bytes]]:

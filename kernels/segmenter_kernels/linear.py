@@ -135,10 +135,10 @@ def case_of(epilogue: str, M: int, N: int, dtype: torch.dtype) -> str:
 def _run(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None, epilogue: str, tile: Tile | None) -> Tensor:
     N, K = weight.shape
     M = x.numel() // K
+    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(epilogue, M, N, x.dtype), x.device))
     out = x.new_empty(*x.shape[:-1], N)
     if not M:
         return out
-    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(epilogue, M, N, x.dtype), x.device))
     rows, result = x.view(M, K), out.view(M, N)
     other = result if extra is None else extra.view(M, N)
     BLOCK_M, BLOCK_N, BLOCK_K = tile["BLOCK_M"], tile["BLOCK_N"], tile["BLOCK_K"]

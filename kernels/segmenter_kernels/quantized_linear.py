@@ -20,6 +20,7 @@ from segmenter_kernels.tiles import Tile
 
 OPS = {torch.int8: "linear_int8", torch.float8_e4m3fn: "linear_fp8"}
 TILE_KEYS = (*gemm.TILE_KEYS, "SPLIT")
+FLAGS = (*tiles.FLAGS, "SPLIT")
 MAX_K = 2**17  # 127 * 127 * MAX_K still fits an int32
 
 
@@ -192,10 +193,11 @@ def _run(
 ) -> Tensor:
     N, K = weight.shape
     M = x.numel() // K
+    committed = _tile_of(x.dtype, gemm.size_of(M, N), x.device)
+    tile = tiles.chosen(OPS[x.dtype], tile, committed, flags=FLAGS)
     out = x.new_empty(*x.shape[:-1], N, dtype=dtype if out_scale is None else x.dtype)
     if not M:
         return out
-    tile = tiles.chosen(OPS[x.dtype], tile, _tile_of(x.dtype, gemm.size_of(M, N), x.device))
     rows, result = x.view(M, K), out.view(M, N)
     other = result if residual is None else residual.view(M, N)
     BLOCK_M, BLOCK_N, BLOCK_K = tile["BLOCK_M"], tile["BLOCK_N"], tile["BLOCK_K"]

@@ -7,19 +7,22 @@ kernel's tile sizes, `num_warps` and `num_stages`.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 import triton
 
-from segmenter_kernels import checks
+from segmenter_kernels.checks import INTERPRETED, require
 
 Tile = Mapping[str, int]
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 HOPPER = 90
 FOLDER = Path(__file__).parent / "configs"
+FLAGS = ("DESCRIPTORS", "PARTIAL", "PERSISTENT", "SMALL")  # 0 or 1
+COUNTS = ("GROUP", "GROUP_M", "num_stages")  # any from 1 on; other sizes are powers of two
+MOST_REGISTERS = "maxnreg"  # a tile may be without, or say 0
 # opt-in shared memory of one program, bytes (CUDA C++ Programming Guide, table of compute capabilities)
 SHARED_MEMORY_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 
@@ -44,7 +47,7 @@ def architecture_of(device: torch.device) -> int:
 
     Raises ValueError for a GPU older than any known.
     """
-    if checks.INTERPRETED:
+    if INTERPRETED:
         return ARCHITECTURES[0]
     major, minor = torch.cuda.get_device_capability(device)
     known = [architecture for architecture in ARCHITECTURES if architecture <= major * 10 + minor]
@@ -73,25 +76,34 @@ def of_device(op: str, case: str, device: torch.device) -> Tile:
     committed = of_architecture(op, case, architecture_of(device))
     if device.type == "cuda":
         tuned = _read(file_of(torch.cuda.get_device_name(device))).get(op, {}).get(case)
-        # one that an older version tuned may lack what the kernel takes now
-        if tuned is not None and tuned.keys() >= committed.keys():
+        # one that another version tuned may have other names than the kernel takes now
+        if tuned is not None and _names(tuned) == _names(committed):
             return tuned
     return committed
 
 
-def chosen(op: str, given: Tile | None, committed: Tile) -> Tile:
+def chosen(op: str, given: Tile | None, committed: Tile, flags: Sequence[str] = FLAGS) -> Tile:
     """The tile a caller gave, or the committed one.
 
     Raises ValueError where what was given has other names, or values that are no sizes.
     """
     if given is None:
         return committed
-    checks.require(isinstance(given, Mapping), op, f"tile of type {type(given).__name__}: want a dictionary of sizes")
-    names = f"tile {dict(given)}: want {', '.join(committed)}"
-    checks.require(given.keys() == committed.keys(), op, names)
+    require(isinstance(given, Mapping), op, f"tile of type {type(given).__name__}: want a dictionary of sizes")
+    names = _names(committed)
+    require(_names(given) == names, op, f"tile {dict(given)}: want {', '.join(sorted(names))}")
     for name, size in given.items():
-        fits = isinstance(size, int) and size >= 0
-        if name.startswith("BLOCK") or name == "num_warps":  # threads and tensors of Triton's come in such numbers
-            checks.require(fits and size.bit_count() == 1, op, f"tile {name} {size!r}: want a power of two")
-        checks.require(fits, op, f"tile {name} {size!r}: want a whole number, 0 or above")
+        whole = type(size) is int
+        if name in flags:
+            require(whole and size in (0, 1), op, f"tile {name} {size!r}: want 0 or 1")
+        elif name == MOST_REGISTERS:
+            require(whole and size >= 0, op, f"tile {name} {size!r}: want a whole number, 0 for any")
+        elif name in COUNTS:
+            require(whole and size > 0, op, f"tile {name} {size!r}: want a whole number, 1 or above")
+        else:
+            require(whole and size > 0 and size.bit_count() == 1, op, f"tile {name} {size!r}: want a power of two")
     return given
+
+
+def _names(tile: Tile) -> set[str]:
+    return set(tile) - {MOST_REGISTERS}

@@ -217,3 +217,5 @@ def test_a_kernel_nobody_knows_is_named() -> None:
 def test_bytes_that_are_no_cubin_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a cubin"):
         cubin.resources(data)
+    with pytest.raises(ValueError, match="not a cubin"):
+        cubin.machine_code(data)

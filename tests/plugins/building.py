@@ -59,6 +59,8 @@ def build(folder: Path, cubins: Path, flags: str, *targets: str) -> None:
         f"-DTENSORRT_INCLUDE_DIR={headers}",
         f"-DPython_EXECUTABLE={sys.executable}",
     )
-    options = (*UNITY, "-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS={flags}", *checks, *places)
+    # elsewhere each source by itself, as users compile them
+    unity = UNITY if "address" in flags else ()
+    options = (*unity, "-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS={flags}", *checks, *places)
     succeed("cmake", "-S", SOURCES, "-B", folder, "-G", "Ninja", *options)
     succeed("cmake", "--build", folder, "--target", *targets)

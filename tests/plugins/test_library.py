@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import segmenter_trt
-from tests.cpp_build import require_tidy, run, succeed
+from tests.cpp_build import require_tidy, run, succeed, tensorrt_headers
 from tests.plugins.building import SOURCES, needs_tools
 
 pytest.importorskip("triton", reason="triton is not installed; kernels cannot be compiled")
@@ -28,8 +28,9 @@ def test_cpp_under_thread_sanitizer(thread: Path) -> None:
     assert "[  PASSED  ]" in succeed(thread / "launcher_tests")
 
 
-def test_clang_tidy_finds_nothing(address: Path) -> None:
-    require_tidy(address.parent, "plugins")
+def test_clang_tidy_finds_nothing(cubins: Path, tmp_path: Path) -> None:
+    places = (f"-DSEGMENTER_TRT_CUBINS={cubins}", f"-DTENSORRT_INCLUDE_DIR={tensorrt_headers()}")
+    require_tidy(tmp_path, ("plugins",), *places)
 
 
 def test_plugins_that_were_asked_for_and_cannot_be_built_end_the_configuration(tmp_path: Path) -> None:
