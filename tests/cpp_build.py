@@ -54,7 +54,8 @@ def require_tidy(folder: Path, parts: tuple[str, ...], *options: str) -> None:
     read: dict[Path, set[Path]] = {}
     for entry in json.loads((folder / "compile_commands.json").read_text("utf-8")):
         file = Path(entry["file"])
-        sources = set(map(Path, _INCLUDED.findall(file.read_text("utf-8")))) if folder in file.parents else {file}
+        joined = "Unity" in file.parts and folder in file.parents
+        sources = set(map(Path, _INCLUDED.findall(file.read_text("utf-8")))) if joined else {file}
         # some tests are made of the same sources
         tests = (path for path in sources if path.is_relative_to(ROOT) and "tests" in path.relative_to(ROOT).parts)
         if wanted & sources and not any(tests):

@@ -35,5 +35,7 @@ function(segmenter_trt_embed target)
     DEPENDS "${segmenter_trt_launch}/embed.py" "${cubins}/manifest.json"
     VERBATIM)
   set_source_files_properties("${generated}/fatbins.S" PROPERTIES OBJECT_DEPENDS "${fatbins}")
+  # so that a unity build's other sources can be read, by clang-tidy say, before anything is built
+  set_source_files_properties("${generated}/kernels.cc" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   target_sources(${target} PRIVATE "${generated}/kernels.cc" "${generated}/fatbins.S")
 endfunction()
