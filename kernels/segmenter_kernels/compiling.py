@@ -97,13 +97,6 @@ def compile_kernels(forms: Iterable[tuple[Specialisation, int]]) -> list[Compile
     return _counted([_compile(*form) for form in forms])
 
 
-def compile_source(
-    source: ASTSource, options: Mapping[str, Any], specialisation: Specialisation, architecture: int
-) -> Compiled:
-    """Compile what Triton is given, past any cache; what it is a form of is kept beside it."""
-    return _counted([_compile_source(source, options, specialisation, architecture)])[0]
-
-
 def _compile(specialisation: Specialisation, architecture: int) -> Compiled:
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
@@ -116,12 +109,13 @@ def _compile(specialisation: Specialisation, architecture: int) -> Compiled:
         attrs={index[name]: [["tt.divisibility", 16]] for name in sorted(specialisation.aligned)},
     )
     options = {name: getattr(specialisation, name) for name in ("num_warps", "num_stages", "maxnreg")}
-    return _compile_source(source, options, replace(specialisation, kernel=None), architecture)
+    return compile_source(source, options, replace(specialisation, kernel=None), architecture)
 
 
-def _compile_source(
+def compile_source(
     source: ASTSource, options: Mapping[str, Any], specialisation: Specialisation, architecture: int
 ) -> Compiled:
+    """Compile what Triton is given, past any cache; what it is a form of is kept beside it. Counts no instructions."""
     log = io.StringIO()
     with _uncached(), contextlib.redirect_stdout(log):
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(options))

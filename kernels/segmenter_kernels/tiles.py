@@ -73,13 +73,17 @@ def of_architecture(op: str, case: str, architecture: int) -> Tile:
 
 def of_device(op: str, case: str, device: torch.device) -> Tile:
     """The tile of a case on a device: tuned on that very GPU, where it was by this version, else its architecture's."""
-    committed = of_architecture(op, case, architecture_of(device))
+    architecture = architecture_of(device)
     if device.type == "cuda":
-        tuned = _read(file_of(torch.cuda.get_device_name(device))).get(op, {}).get(case)
-        # one that another version tuned may have other names than the kernel takes now
-        if tuned is not None and _names(tuned) == _names(committed):
-            return tuned
-    return committed
+        return _of_gpu(file_of(torch.cuda.get_device_name(device)), op, case, architecture)
+    return of_architecture(op, case, architecture)
+
+
+@cache
+def _of_gpu(tuned_file: Path, op: str, case: str, architecture: int) -> Tile:
+    committed, tuned = of_architecture(op, case, architecture), _read(tuned_file).get(op, {}).get(case)
+    # one that another version tuned may have other names than the kernel takes now
+    return tuned if tuned is not None and _names(tuned) == _names(committed) else committed
 
 
 def chosen(op: str, given: Tile | None, committed: Tile, flags: Sequence[str] = FLAGS) -> Tile:

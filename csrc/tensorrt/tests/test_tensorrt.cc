@@ -153,10 +153,10 @@ TEST_F(Tensorrt, ImagesOnTheDeviceAreLabelledThere) {
   const Bytes pixels = picture(kShape, 5), other = picture(kShape, 6);
   const cuda::DeviceMemory images = cuda::device_memory(driver, pixels.size());
   const cuda::DeviceMemory labels = cuda::device_memory(driver, pixels.size() / 3);
-  std::memcpy(reinterpret_cast<void*>(images.get()), pixels.data(), pixels.size());
+  std::memcpy(cuda::pointer(images.get()), pixels.data(), pixels.size());
   const cuda::Stream stream = cuda::stream(driver);
   const auto enqueue = [&] {
-    runner->enqueue(kShape, reinterpret_cast<void*>(images.get()), reinterpret_cast<void*>(labels.get()), stream.get());
+    runner->enqueue(kShape, cuda::pointer(images.get()), cuda::pointer(labels.get()), stream.get());
     const auto* const found = reinterpret_cast<const std::uint8_t*>(labels.get());
     return Bytes(found, found + pixels.size() / 3);
   };
@@ -166,14 +166,15 @@ TEST_F(Tensorrt, ImagesOnTheDeviceAreLabelledThere) {
     EXPECT_EQ(labels_of(runner->run(kShape, other.data(), Wanted::labels), kShape), expected(other));
     EXPECT_EQ(enqueue(), expected(pixels));
   }
-  const auto at = [](cuda::Address address) { return reinterpret_cast<void*>(address); };
   alignas(256) static std::uint8_t host[1];
   expect_told("an address that is not the device's",
-              [&] { runner->enqueue(kShape, host, at(labels.get()), stream.get()); });
-  expect_told("images on the GPU begin 3 bytes past a multiple of 256",
-              [&] { runner->enqueue(kShape, at(images.get() + 3), at(labels.get()), stream.get()); });
-  expect_told("labels on the GPU begin 16 bytes past a multiple of 256",
-              [&] { runner->enqueue(kShape, at(images.get()), at(labels.get() + 16), stream.get()); });
+              [&] { runner->enqueue(kShape, host, cuda::pointer(labels.get()), stream.get()); });
+  expect_told("images on the GPU begin 3 bytes past a multiple of 256", [&] {
+    runner->enqueue(kShape, cuda::pointer(images.get() + 3), cuda::pointer(labels.get()), stream.get());
+  });
+  expect_told("labels on the GPU begin 16 bytes past a multiple of 256", [&] {
+    runner->enqueue(kShape, cuda::pointer(images.get()), cuda::pointer(labels.get() + 16), stream.get());
+  });
 }
 
 TEST_F(Tensorrt, SessionsShareAWorkspaceByTakingTurns) {
