@@ -11,7 +11,7 @@ CAMVID ?= ../shared/data/camvid
 WEIGHTS ?= ../shared/weights/vit_small_patch14_imgfocus_fp16.safetensors
 RUN ?= runs/camvid
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 
 .PHONY: setup demo camvid speed gpu test lint clean
@@ -63,8 +63,9 @@ gpu: setup
 	$(BIN)/python -m segmenter_kernels.tune
 	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30
 
-# In two processes, for most tests use one core; kernels first, as they say soonest what a new Triton changed. Files keep
-# their order: left to itself, pytest-xdist puts those of few tests last, and they take the longest.
+# In two processes of a thread each: more would wait for each other on two cores. Kernels first, as they say soonest what
+# a new Triton changed. Files keep their order: left to itself, pytest-xdist puts those of few tests last, and they take
+# the longest.
 test: lint
 	$(PYTEST) tests/kernels
 	$(PYTEST) --ignore tests/kernels

@@ -215,8 +215,8 @@ def test_a_gpus_ways_are_right_as_far_as_the_interpreter_shows(
             yield network_ways._on_gpu(config, device, (*RIVALS, "triton-int8-stream"), stack)
 
     monkeypatch.setattr(network_step, "ways", on_gpu)
-    kept: list[int] = []
-    run = measured(small_config(depth=1), (1,), 1, CPU, "", lambda run: kept.append(len(run["rows"])))
+    config, kept = small_config(depth=1, image_size=(32, 48)), []
+    run = measured(config, (1,), 1, CPU, "", lambda run: kept.append(len(run["rows"])))
     rows = {row["engine"]: row for row in run["rows"]}
     assert list(rows) == [
         *("gpu-explicit", "gpu-sdpa", "gpu-kernels", "gpu-kernels-labels", "gpu-kernels-graph"),

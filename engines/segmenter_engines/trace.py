@@ -1,5 +1,6 @@
 """A module to a slim ONNX graph that explains itself."""
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translat
     free = {
         axes[name]: torch.export.Dim(name, min=span[0], max=span[2]) for name, span in spans.items() if is_range(span)
     }
-    with _quiet(), torch.no_grad(), _enough_memory(f"{B} images of {H}x{W}"):
+    with _quiet(), _uncollected(), torch.no_grad(), _enough_memory(f"{B} images of {H}x{W}"):
         sample = torch.zeros(B, H, W, 3, dtype=torch.uint8) if pixels else torch.zeros(B, 3, H, W)
         program = torch.onnx.export(
             module.eval(),
@@ -130,6 +131,18 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which looks at all that tracing keeps to its end, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _describe(graph: onnx.ModelProto, config: SegmenterConfig, kind: str) -> None:

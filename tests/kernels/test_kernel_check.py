@@ -31,7 +31,7 @@ def small(op: str, B: int) -> Workload:
         "layernorm_quantize": lambda: workloads.norm("layernorm_quantize", B, 5, 64, HALF),
         "mask_scores": lambda: workloads.mask_scores(B, 5, 64, HALF),
         "upsample_argmax": lambda: workloads.upsample_argmax(B, 32, HALF),
-        "merge_windows": lambda: workloads.merge_windows((40, 56), 32, 16, HALF),
+        "merge_windows": lambda: workloads.merge_windows((32, 40), 32, 16, HALF),
         "patch_embed": lambda: workloads.patch_embed(B, 32, 64, HALF),
         "quantize": lambda: workloads.quantize(B, 5, 64, HALF),
         "rotate": lambda: workloads.rotate(B, 5, 2, 32, HALF),

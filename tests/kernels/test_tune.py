@@ -31,7 +31,7 @@ SMALL = {
     "linear_residual": workloads.linear("linear_residual", 2, 5, 64, HALF),
     "mask_scores": workloads.mask_scores(2, 5, 64, HALF),
     "upsample_argmax": workloads.upsample_argmax(2, 32, HALF),
-    "merge_windows": workloads.merge_windows((40, 56), 32, 16, HALF),
+    "merge_windows": workloads.merge_windows((32, 40), 32, 16, HALF),
     "quantize": workloads.quantize(2, 5, 64, HALF),
     "rotate": workloads.rotate(2, 5, 2, 32, HALF),
     "resize": workloads.resize(2, 16, (40, 24)),
