@@ -60,7 +60,8 @@ def trace(module: Graph, batch: Span, height: Span, width: Span, table: Translat
         )
         if program is None:
             raise EngineError("torch.onnx.export gave no program; report this with the checkpoint's config.json")
-        graph = onnxslim.slim(program.model_proto, skip_fusion_patterns=KEPT_APART)
+        # the exporter wrote every tensor's type; to infer them again, node by node, takes a quarter of exporting Seg-L
+        graph = onnxslim.slim(program.model_proto, no_shape_infer=True, skip_fusion_patterns=KEPT_APART)
     _cut_before_cast(graph.graph)
     name_weights(graph.graph, module)
     _name_sizes(graph.graph, spans)
