@@ -87,7 +87,7 @@ def check_split(layout: Layout, split: str, progress: bool = True) -> Report:
 def check_pair(layout: Layout, image_path: Path, mask_path: Path) -> tuple[list[Problem], np.ndarray]:
     """What is wrong with an image and its mask, and the pixels of each label, int64 [256]."""
     problems: list[Problem] = []
-    counts = np.zeros(256, np.int64)
+    counts: np.ndarray = np.zeros(256, np.int64)
     image = mask = None
     try:
         image = layout.read_picture(image_path)

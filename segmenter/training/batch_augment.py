@@ -82,7 +82,7 @@ def _side(raw: Raw, side: int, places: int, device: torch.device) -> _Side:
     weight, inside = np.zeros(shape, np.float32), np.zeros(shape, bool)
     for index, (drawn, size) in enumerate(zip(raw.draws, raw.sizes, strict=True)):
         length, resized = size[side], drawn.resized[side]
-        pixels = np.arange(drawn.box[1 - side], drawn.box[3 - side])
+        pixels: np.ndarray = np.arange(drawn.box[1 - side], drawn.box[3 - side])
         if side == 1 and drawn.mirrored:
             pixels = pixels[::-1]
         count = len(pixels)

@@ -38,7 +38,8 @@ class Order(Sampler[list[Place]]):
         self.images, self.batch, self.seed, self.first, self.steps = images, batch, seed, first, steps
 
     def __iter__(self) -> Iterator[list[Place]]:
-        step, epoch, permutation = self.first, -1, np.empty(0, np.int64)
+        step, epoch = self.first, -1
+        permutation: np.ndarray = np.empty(0, np.int64)
         while self.steps is None or step < self.steps:
             places = []
             for number in range(step * self.batch, (step + 1) * self.batch):
