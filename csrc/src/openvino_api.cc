@@ -94,7 +94,8 @@ OpenVino::OpenVino(const fs::path& runtime) : library_(open_library(runtime)) {
   find(library_, "ov_infer_request_get_input_tensor_by_index", infer_request_get_input_tensor_by_index);
   find(library_, "ov_infer_request_set_input_tensor_by_index", infer_request_set_input_tensor_by_index);
   find(library_, "ov_infer_request_get_output_tensor_by_index", infer_request_get_output_tensor_by_index);
-  find(library_, "ov_infer_request_infer", infer_request_infer);
+  find(library_, "ov_infer_request_start_async", infer_request_start_async);
+  find(library_, "ov_infer_request_wait", infer_request_wait);
   find(library_, "ov_infer_request_free", infer_request_free);
   find(library_, "ov_tensor_create_from_host_ptr", tensor_create_from_host_ptr);
   find(library_, "ov_tensor_get_element_type", tensor_get_element_type);

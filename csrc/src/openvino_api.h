@@ -66,7 +66,9 @@ class OpenVino {
   int (*infer_request_get_input_tensor_by_index)(const ov_infer_request*, std::size_t, ov_tensor**);
   int (*infer_request_set_input_tensor_by_index)(ov_infer_request*, std::size_t, const ov_tensor*);
   int (*infer_request_get_output_tensor_by_index)(const ov_infer_request*, std::size_t, ov_tensor**);
-  int (*infer_request_infer)(ov_infer_request*);
+  // with one thread, ov_infer_request_infer says that all went well where it did not (2026.4); waiting does not
+  int (*infer_request_start_async)(ov_infer_request*);
+  int (*infer_request_wait)(ov_infer_request*);
   void (*infer_request_free)(ov_infer_request*);
   // numbers of element types differ between releases: they are asked for, never written
   int (*tensor_create_from_host_ptr)(int element_type, ov_shape, void*, ov_tensor**);

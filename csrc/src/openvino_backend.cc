@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <iterator>
 #include <sstream>
 #include <string>
@@ -37,11 +38,11 @@ class Owned {
     return &object_;
   }
 
- private:
   void reset() {
     if (object_ != nullptr) free_(std::exchange(object_, nullptr));
   }
 
+ private:
   Free free_;
   Object* object_ = nullptr;
 };
@@ -68,25 +69,41 @@ std::string text_of(const std::vector<ov_dimension>& sides) {
   return text + "]";
 }
 
+// A compiled graph, shared by the sessions of an engine.
+struct Compiled {
+  Owned<ov_compiled_model> model;
+  // A call has failed: OpenVINO leaves some layers at its shapes and others at those before, for every request.
+  std::atomic<bool> failed = false;
+};
+
 class OpenVinoRunner final : public Runner {
  public:
-  OpenVinoRunner(const OpenVino& api, const ov_compiled_model* compiled, const Manifest& manifest)
+  OpenVinoRunner(const OpenVino& api, Compiled& compiled, const Manifest& manifest)
       : api_(api),
+        compiled_(compiled),
         manifest_(manifest),
         request_(api.infer_request_free),
         staged_(api.tensor_free),
         lent_(api.tensor_free),
         output_(api.tensor_free) {
-    check(api_.compiled_model_create_infer_request(compiled, request_.made()));
-    check(api_.infer_request_get_input_tensor_by_index(request_.get(), 0, staged_.made()));
+    require_request();
     check(api_.tensor_get_element_type(staged_.get(), &element_type_));
   }
 
   // The runtime's own memory: what is written there is where the network reads it.
   void* stage(const ImageShape& shape) override {
     if (shape != staged_shape_) {
+      require_request();
+      staged_shape_ = {};
+      staged_data_ = nullptr;
+      used_ = nullptr;
       auto sides = dimensions(shape, manifest_.input);
-      check(api_.tensor_set_shape(staged_.get(), {4, sides.data()}));
+      if (api_.tensor_set_shape(staged_.get(), {4, sides.data()}) != 0) {
+        const RunError error = failure();
+        // it has freed the memory before, and keeps its address
+        request_.reset();
+        throw error;
+      }
       std::size_t bytes = 0;
       check(api_.tensor_get_byte_size(staged_.get(), &bytes));
       const std::size_t wanted = input_bytes(shape);
@@ -101,8 +118,14 @@ class OpenVinoRunner final : public Runner {
   }
 
   HostOutputs run(const ImageShape& shape, const void* input, Wanted) override {
+    if (compiled_.failed) {
+      throw RunError("OpenVINO: a call failed before and has left its graph half changed; open the engine again");
+    }
     use(shape, input);
-    check(api_.infer_request_infer(request_.get()));
+    int status = api_.infer_request_start_async(request_.get());
+    if (status == 0) status = api_.infer_request_wait(request_.get());
+    if (status != 0) compiled_.failed = true;
+    check(status);
     check(api_.infer_request_get_output_tensor_by_index(request_.get(), 0, output_.made()));
     return {checked_masks(shape), nullptr};
   }
@@ -113,8 +136,17 @@ class OpenVinoRunner final : public Runner {
   }
 
  private:
+  RunError failure() const { return RunError("OpenVINO: " + api_.told()); }
+
   void check(int status) const {
-    if (status != 0) throw RunError("OpenVINO: " + api_.told());
+    if (status != 0) throw failure();
+  }
+
+  // Makes a request where there is none, at first or any more.
+  void require_request() {
+    if (request_.get() != nullptr) return;
+    check(api_.compiled_model_create_infer_request(compiled_.model.get(), request_.made()));
+    check(api_.infer_request_get_input_tensor_by_index(request_.get(), 0, staged_.made()));
   }
 
   std::size_t input_bytes(const ImageShape& shape) const {
@@ -126,6 +158,8 @@ class OpenVinoRunner final : public Runner {
   void use(const ImageShape& shape, const void* input) {
     const bool own = input == staged_data_;
     if (input == used_ && shape == used_shape_) return;
+    require_request();
+    used_ = nullptr;
     if (!own) {
       auto sides = dimensions(shape, manifest_.input);
       // the runtime only reads inputs, though its interface does not say so
@@ -158,6 +192,7 @@ class OpenVinoRunner final : public Runner {
   }
 
   const OpenVino& api_;
+  Compiled& compiled_;
   const Manifest& manifest_;
   Owned<ov_infer_request> request_;
   Owned<ov_tensor> staged_;  // the request's own
@@ -176,7 +211,7 @@ class OpenVinoBackend final : public Backend {
       : api_(request.options.runtime),
         manifest_(request.manifest),
         threads_(request.options.threads),
-        compiled_(api_.compiled_model_free) {
+        compiled_{Owned<ov_compiled_model>(api_.compiled_model_free)} {
     const std::string name = request.artifact.string();
     if (!manifest_.plugins.empty()) {
       throw ArtifactError(name + ": holds " + manifest_.plugins.front() +
@@ -199,7 +234,7 @@ class OpenVinoBackend final : public Backend {
     require_promised_input(model.get(), name);
     const std::string threads = std::to_string(threads_);
     const std::string streams = std::to_string(request.options.streams);
-    check(api_.core_compile_model(core, model.get(), kDevice, 8, compiled_.made(), "INFERENCE_NUM_THREADS",
+    check(api_.core_compile_model(core, model.get(), kDevice, 8, compiled_.model.made(), "INFERENCE_NUM_THREADS",
                                   threads.c_str(), "INFERENCE_PRECISION_HINT", floats_ == "bf16" ? "bf16" : "f32",
                                   "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", streams.c_str()),
           name);
@@ -224,7 +259,7 @@ class OpenVinoBackend final : public Backend {
   }
 
   std::unique_ptr<Runner> make_runner(const SessionOptions&) const override {
-    return std::make_unique<OpenVinoRunner>(api_, compiled_.get(), manifest_);
+    return std::make_unique<OpenVinoRunner>(api_, compiled_, manifest_);
   }
 
  private:
@@ -275,7 +310,7 @@ class OpenVinoBackend final : public Backend {
   const int threads_;
   std::string version_;
   std::string floats_;
-  Owned<ov_compiled_model> compiled_;
+  mutable Compiled compiled_;  // running changes it
 };
 
 }  // namespace

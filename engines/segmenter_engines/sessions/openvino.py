@@ -82,6 +82,7 @@ class OpenVinoSession(Session):
                 stacklevel=2,
             )
         self._request: Any = compiled.create_infer_request()
+        self._failed = False  # a failed call leaves some of OpenVINO's layers at its shapes, others at those before
         self._queue: Any = openvino.AsyncInferQueue(compiled) if mode == "throughput" else None
 
     @property
@@ -89,9 +90,20 @@ class OpenVinoSession(Session):
         return f"openvino-{'bf16' if self.spec.precision == 'fp32' and self._floats == 'bf16' else self.spec.precision}"
 
     def _masks(self, x: np.ndarray) -> np.ndarray:
-        if self._queue is not None and len(x) > 1:
-            return self._queued(self._queue, x)
-        self._request.infer([openvino.Tensor(x, shared_memory=True)])
+        if self._failed:
+            raise EngineError(
+                "OpenVINO: a call failed before and has left its graph half changed; open the session again"
+            )
+        try:
+            return self._requested(x) if self._queue is None or len(x) == 1 else self._queued(self._queue, x)
+        except Exception:
+            self._failed = True
+            raise
+
+    def _requested(self, x: np.ndarray) -> np.ndarray:
+        # with one thread, `infer` says that all went well where it did not (2026.4); waiting does not
+        self._request.start_async([openvino.Tensor(x, shared_memory=True)])
+        self._request.wait()
         # the runtime's own buffer, read before the next call and never handed out
         masks: np.ndarray = self._request.get_output_tensor(0).data
         return masks
