@@ -18,7 +18,7 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, EngineError, VerificationError
-from segmenter.evaluation import evaluate_labels, require_same_classes, summary
+from segmenter.evaluation import evaluate_labels, number, require_same_classes, summary
 from segmenter_bench.engines import REFERENCE, RIVALS, RUNGS, TABLE, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder
@@ -174,10 +174,12 @@ def _row(judged: _Judged, dataset: SegmentationDataset, truth: dict[str, Any] | 
         "drop_limit": drop_limit,
     }
     try:
-        measures = summary(evaluate_labels(judged, dataset), dataset.classes)
+        matrix = evaluate_labels(judged, dataset)
     except EngineError as error:
         return row | {"status": "failed", "reason": str(error)}
-    row |= measures | {"iou": list(measures["iou"].values()), "agreement": judged.same / max(judged.total, 1)}
+    measures = summary(matrix, dataset.classes)
+    row |= measures | {"miou": number(matrix.miou_in_truth), "iou": list(measures["iou"].values())}
+    row["agreement"] = judged.same / max(judged.total, 1)
     if truth is None or truth["miou"] is None or row["miou"] is None:
         return row
     row["drop"] = truth["miou"] - row["miou"]

@@ -51,6 +51,14 @@ class ConfusionMatrix:
         return mean_of_present(self.iou)
 
     @property
+    def miou_in_truth(self) -> float:
+        """Mean of `iou` over the classes in the truth: what engines are compared by.
+
+        Of a class that no truth shows, one pixel would be an IoU of 0 in the mean of the engine that gives it alone.
+        """
+        return mean_of_present(np.where(self.matrix.sum(1) > 0, self.iou, np.nan))
+
+    @property
     def pixel_accuracy(self) -> float:
         """Share of counted pixels labelled right; NaN before the first."""
         return float(ratio(np.diag(self.matrix).sum(), self.matrix.sum()))

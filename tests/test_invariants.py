@@ -136,6 +136,21 @@ def test_the_error_of_a_drop_is_that_of_its_images():
         assert error == pytest.approx(wanted(count), rel=0.2)  # of 200 draws: 5 % a standard deviation
 
 
+def test_one_pixel_of_a_class_that_no_truth_shows_is_one_pixel():
+    def image(rare, wrong):  # of 3 classes, the last in the truth of one image alone
+        one = ConfusionMatrix(3)
+        one.matrix[:] = [[8000 - wrong, 0, wrong], [0, 8000, 0], [0, 0, 400 * rare]]
+        return one
+
+    reference = [image(index == 0, 0) for index in range(8)]
+    mine = [*reference[:7], image(False, 1)]
+    error = drop_error(mine, reference)
+    assert 0 < error < 0.001  # where class 2 is not drawn, its IoU is no part of either mean
+    alone = mine[7]
+    assert alone.miou < 0.67
+    assert alone.miou_in_truth > 0.9999
+
+
 def test_a_drop_near_its_limit_is_said_to_be_uncertain():
     verdict = Verdict("x-fp16", "fp16", 4, 0.5, 0.5005, 1.0, LIMITS["fp16"], drop_error=0.001)
     assert verdict.faults == []

@@ -37,6 +37,7 @@ def test_against_sets_of_pixels():
     assert iou[4] == 0
     assert math.isnan(accuracy[4])
     assert matrix.miou == pytest.approx(sum(iou[:6]) / 6)
+    assert matrix.miou_in_truth == pytest.approx(sum(iou[k] for k in (0, 1, 2, 3, 5)) / 5)
     assert matrix.mean_accuracy == pytest.approx(sum(accuracy[k] for k in (0, 1, 2, 3, 5)) / 5)
     assert matrix.pixel_accuracy == sum(t == p for t, p in pixels) / len(pixels)
 

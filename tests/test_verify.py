@@ -106,6 +106,26 @@ def test_verify_passes_what_is_equal_and_catches_what_is_not(engine_folder, refe
         assert verdict.faults[1].startswith("scores that are no numbers")  # of a row it never looks at
 
 
+def test_a_pixel_of_a_class_that_no_image_shows_costs_a_pixel(engine_folder, reference):
+    samples = Pictures(reference)
+    never = int(np.bincount(samples.labels.ravel(), minlength=len(CLASSES)).argmin())
+    samples.labels[samples.labels == never] = samples.ignore
+    assert (samples.labels[:, 0, 0] != samples.ignore).any()
+    with open_session(engine_folder / "model.fp32.onnx", threads=1) as session:
+        before = verify(session, reference, samples)
+        honest = session._labels
+
+        def but_one_pixel(x, size):
+            labels = honest(x, size).copy()
+            labels[:, 0, 0] = never
+            return labels
+
+        session._labels = but_one_pixel
+        after = verify(session, reference, samples)
+    assert after.miou < before.miou
+    assert after.miou_drop < 0.01
+
+
 def test_a_verdict_of_nan_fails():
     verdict = Verdict("x", "fp32", 1, float("nan"), 0.5, float("nan"), LIMITS["fp32"])
     assert len(verdict.faults) == 2

@@ -85,7 +85,7 @@ class Judge:
             matrix.update(self._labels(masks), sample.labels)
             signal += float(np.square(self._masks[index], dtype=np.float64).sum())
             noise += float(np.square(masks - self._masks[index], dtype=np.float64).sum())
-        return Score(matrix.miou, 10.0 * float(np.log10(signal / noise)) if noise else float("inf"))
+        return Score(matrix.miou_in_truth, 10.0 * float(np.log10(signal / noise)) if noise else float("inf"))
 
     def _run_checkpoint(self, checkpoint: Path) -> float:
         matrix = self._matrix()
@@ -94,7 +94,7 @@ class Judge:
                 sample = self.samples[index]
                 self._masks.append(session.masks(normalize(sample.image, self.base.preprocess).numpy()))
                 matrix.update(self._labels(self._masks[-1]), sample.labels)
-        return matrix.miou
+        return matrix.miou_in_truth
 
     def _matrix(self) -> ConfusionMatrix:
         return ConfusionMatrix(len(self.samples.classes), self.samples.ignore)

@@ -166,7 +166,7 @@ def qat(options: Options) -> int:
 
 
 def _miou(model: Segmenter, val: SegmentationDataset, device: str) -> float:
-    return evaluate_labels(predictor(model, Inference(device=device)), val, progress=False).miou
+    return evaluate_labels(predictor(model, Inference(device=device)), val, progress=False).miou_in_truth
 
 
 def main(argv: Sequence[str] | None = None) -> int:

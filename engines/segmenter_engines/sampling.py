@@ -38,4 +38,4 @@ def drop_error(mine: Sequence[ConfusionMatrix], reference: Sequence[ConfusionMat
 def _miou(matrix: np.ndarray) -> float:
     counted = ConfusionMatrix(len(matrix))
     counted.matrix = matrix
-    return counted.miou
+    return counted.miou_in_truth

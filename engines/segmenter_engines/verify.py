@@ -41,7 +41,7 @@ class Judged:
 
     labels: list[np.ndarray]
     matrices: list[ConfusionMatrix]  # one an image
-    miou: float  # of all together
+    miou: float  # of all together, over the classes in their truth
 
 
 def judge(session: Session, samples: SegmentationDataset) -> Judged:
@@ -56,7 +56,8 @@ def judge(session: Session, samples: SegmentationDataset) -> Judged:
         labels.append(found)
         matrices.append(matrix)
 
-    return Judged(labels, matrices, evaluate_labels(one_at_a_time(session), samples, progress=False, each=keep).miou)
+    whole = evaluate_labels(one_at_a_time(session), samples, progress=False, each=keep)
+    return Judged(labels, matrices, whole.miou_in_truth)
 
 
 def at_size_of(session: Session, samples: SegmentationDataset) -> SegmentationDataset:
