@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image
 from rich import box
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from segmenter.datasets.fitted import fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, EngineError, VerificationError
 from segmenter.evaluation import evaluate_labels, number, require_same_classes, summary
+from segmenter.images import resize_labels
 from segmenter_bench.engines import REFERENCE, RIVALS, RUNGS, TABLE, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder
@@ -93,7 +93,7 @@ class _Judged:
         self.images = self.same = self.total = 0
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        labels = _resized(self.one.worker.labels(fit(image, self.size)[None])[0], image.shape[:2])
+        labels = resize_labels(self.one.worker.labels(fit(image, self.size)[None])[0], image.shape[0], image.shape[1])
         if self.truth is None:
             self.packed.append(zlib.compress(labels.tobytes(), 1))
             expected = labels
@@ -106,14 +106,6 @@ class _Judged:
         self.same += int((labels == expected).sum())
         self.total += labels.size
         return labels
-
-
-def _resized(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Labels [h, w] at another size, each pixel the nearest one's."""
-    if labels.shape == size:
-        return labels
-    picture = Image.fromarray(labels.astype(np.int32)).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(picture).astype(labels.dtype)
 
 
 def miou(options: Options, command: str = "miou") -> dict[str, Any]:

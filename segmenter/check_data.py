@@ -24,7 +24,7 @@ from segmenter.datasets import IGNORE, ON_DISK, SPLITS, layout_of, require_known
 from segmenter.datasets.option import DATASET_ON_DISK
 from segmenter.datasets.pairs import Layout, list_files, require_same_size
 from segmenter.errors import ConfigError, DataError, ImageError, SegmenterError
-from segmenter.images import read_labels
+from segmenter.images import orientation, read_labels
 
 _SMALLEST_SIDE = 16  # pixels: most networks' patch, and no network takes an image smaller than its own
 
@@ -59,6 +59,10 @@ def check_split(layout: Layout, split: str, progress: bool = True) -> Report:
         *(
             Problem("missing image", f"{path}: no image of this name in {layout.images}")
             for path in listing.without_image
+        ),
+        *(
+            Problem("unread image", f"{path}: neither JPEG nor PNG by its name, and left out; convert it")
+            for path in listing.unread
         ),
         *(Problem("name used twice", f"{path}: another image has this name; rename one") for path in listing.ambiguous),
     ]
@@ -100,6 +104,9 @@ def check_pair(layout: Layout, image_path: Path, mask_path: Path) -> tuple[list[
         problems.append(Problem("unusable mask", str(error)))
     except DataError as error:
         problems.append(Problem("label out of range", str(error)))
+    if image is not None and (turn := orientation(image_path)) != 1:
+        advice = "not turned as EXIF says; see that its mask fits the pixels as stored, or turn them"
+        problems.append(Problem("turned image", f"{image_path}: orientation {turn}, {advice}", warning=True))
     if image is not None and min(image.shape[:2]) < _SMALLEST_SIDE:
         size = f"{image.shape[1]}x{image.shape[0]}"
         advice = f"smaller than a patch of {_SMALLEST_SIDE} pixels; leave it out, or use a larger one"

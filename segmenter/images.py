@@ -67,9 +67,26 @@ def orientation(path: Path) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
 
 
+def turned_warning(turned: Sequence[Path | str]) -> str:
+    """What to say of pictures that were labelled and whose `orientation` is not 1."""
+    more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
+    return f"{turned[0]}{more}: labelled as stored, not turned as EXIF says; turn the pixels first"
+
+
 def picture_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """The files of a folder (not below it) with one of the suffixes, in any case, sorted; hidden ones are left out."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
+
+
+def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Labels [h, w] at another size [height, width], each the one its pixel's centre falls into.
+
+    In whole numbers, as `segmenter_trt_cli` does: Pillow's NEAREST rounds a centre on an edge now here, now there.
+    """
+    (h, w), y, x = labels.shape, np.arange(height), np.arange(width)
+    if (h, w) == (height, width):
+        return labels
+    return labels[((2 * y + 1) * h // (2 * height))[:, None], (2 * x + 1) * w // (2 * width)]
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

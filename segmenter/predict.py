@@ -22,6 +22,7 @@ from segmenter.images import (
     orientation,
     overlay,
     read_image,
+    turned_warning,
     with_legend,
     write_image,
     write_labels,
@@ -96,9 +97,7 @@ def predict(options: Options) -> int:
             failed += 1
             console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     if turned:
-        more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
-        advice = "labelled and drawn as stored, not turned as EXIF says; turn the pixels first"
-        console.print(f"warning: {turned[0]}{more}: {advice}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"warning: {turned_warning(turned)}", markup=False, highlight=False, soft_wrap=True)
     print(f"{len(files) - failed} of {len(files)} images labelled into {options.out}")
     return 1 if failed else 0
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmenter.config import Preprocess
-from segmenter.errors import ConfigError
+from segmenter.errors import ConfigError, ImageError
 from segmenter.preprocess import normalize
 
 
@@ -17,13 +17,24 @@ def anchors(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, max(length - window, 0), stride), length - window]
 
 
+MOST_PIXELS = 89_478_485  # of an enlarged image: what Pillow takes for a bomb
+
+
 def enlarge(image: Tensor, window: int) -> Tensor:
-    """[1, 3, h, w] enlarged so that its shorter side is `window`; larger images come back as they are."""
+    """[1, 3, h, w] enlarged so that its shorter side is `window`; larger images come back as they are.
+
+    Raises ImageError for an image so narrow that it would become one of more than `MOST_PIXELS`.
+    """
     h, w = image.shape[-2:]
     if min(h, w) >= window:
         return image
     # int() of a float product, as the official code rounds
     size = (window, int(w / h * window)) if h < w else (int(h / w * window), window)
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ImageError(
+            f"image {h}x{w}: its shorter side enlarged to the window's {window} makes it larger than {MOST_PIXELS}"
+            " pixels; take a smaller window, or leave it out"
+        )
     return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 

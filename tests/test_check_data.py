@@ -36,6 +36,7 @@ def test_every_problem_is_named(picture_root: Path, capsys: pytest.CaptureFixtur
     Image.new("L", (10, 10)).save(val_masks / "p0.png")
     Image.new("RGB", (56, 40)).save(val_masks / "p1.png")
     Image.new("RGBA", (56, 40)).save(val_images / "p1.png")
+    Image.new("RGB", (56, 40)).save(val_images / "p9.webp")
     assert main([str(picture_root)]) == 1
     out = capsys.readouterr().out
     assert out.index("(ignored)") < out.index("missing mask")  # a table of many classes is longer than a screen
@@ -46,10 +47,23 @@ def test_every_problem_is_named(picture_root: Path, capsys: pytest.CaptureFixtur
         ("unusable mask: 1", "masks/val/p1.png"),
         ("label out of range: 1", "holds label 9"),
         ("sizes differ: 1", "is 10x10 where the image"),
+        ("unread image: 1", "p9.webp: neither JPEG nor PNG by its name"),
     ):
         assert kind in out
         assert file in out
-    assert "7 problems" in out
+    assert "8 problems" in out
+
+
+def test_images_that_exif_turns_are_named(picture_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((picture_root / "images" / "train").glob("*.jpg"))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # by 180 degrees, which leaves its size
+    Image.open(path).save(path, exif=exif)
+    assert main([str(picture_root)]) == 0
+    out = capsys.readouterr().out
+    assert "warning: turned image: 1" in out
+    assert f"{path}: orientation 3, not turned as EXIF says" in out
+    assert "no problems" in out
 
 
 def test_long_lists_are_capped_with_a_count(picture_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,30 @@ def test_labels_are_the_engines(engine_folder: Path, photos: Path, tmp_path: Pat
         assert found["deep/c.png"].shape == (2 * H, W)
         assert (found["deep/c.png"][::2] == expected).all()
         assert (found["deep/c.png"][1::2] == expected).all()
+
+
+def test_a_pixel_has_the_label_its_centre_falls_into_at_any_size(
+    engine_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    height, width = 5 * H // 4, 5 * W // 2 + 1  # some centres fall on an edge
+    Image.open(photos / "a.png").resize((width, height)).save(photos / "a.png")
+    assert label(engine_folder / FP32, photos, tmp_path / "out") == 0
+    found = labels(tmp_path / "out")["a.png"]
+    with open_session(engine_folder / FP32, threads=1) as session:
+        small = session(np.asarray(Image.open(photos / "a.png").resize((W, H), Image.Resampling.BILINEAR)))
+    rows = [int(Fraction(2 * y + 1, 2 * height) * H) for y in range(height)]
+    columns = [int(Fraction(2 * x + 1, 2 * width) * W) for x in range(width)]
+    assert (found == small[np.ix_(rows, columns)]).all()
+
+
+def test_pictures_that_exif_turns_are_told(
+    engine_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photos / "b.jpg").save(photos / "b.jpg", exif=exif)
+    assert label(engine_folder / FP32, photos, tmp_path / "out") == 0
+    assert "warning: b.jpg: labelled as stored, not turned as EXIF says" in capsys.readouterr().err
 
 
 def test_an_engine_that_was_not_verified_is_told_in_a_line(

@@ -29,7 +29,7 @@ def test_predict_warns_of_pictures_that_exif_turns(
     assert predict.main(arguments) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert f"{tmp_path / 'photos' / 'b.jpg'} and 1 more: labelled and drawn as stored" in warnings[0]
+    assert f"{tmp_path / 'photos' / 'b.jpg'} and 1 more: labelled as stored" in warnings[0]
     assert Image.open(tmp_path / "out" / "labels" / "b.png").size == (40, 24)
 
 

@@ -5,6 +5,8 @@ import re
 import shutil
 import struct
 import subprocess
+import threading
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +139,56 @@ def test_frames_become_labels(cli: Any, session: Any, engine_folder: Path, tmp_p
     assert b"stdin: frame 3 ends after 12095 of 12096 bytes" in cut.stderr
     assert len(cut.stdout) == 3 * H * W
     assert cli("--raw", f"{W}x{H}", "--batch", "8", input=frames.tobytes()[:-1], text=False).stdout == cut.stdout
+
+
+def test_a_pause_between_frames_is_not_their_end(cli: Any, session: Any) -> None:
+    frames = pictures(2, seed=3)
+    source, sink = os.pipe()
+    os.set_blocking(source, False)
+
+    def write() -> None:
+        with os.fdopen(sink, "wb", buffering=0) as pipe:
+            for part in (frames[0].tobytes(), frames[1].tobytes()[:100], frames[1].tobytes()[100:]):
+                pipe.write(part)
+                time.sleep(0.3)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(source, "rb") as stdin:
+        result = cli("--raw", f"{W}x{H}", stdin=stdin, text=False)
+    writer.join()
+    assert (result.returncode, result.stderr) == (0, b"")
+    np.testing.assert_array_equal(np.frombuffer(result.stdout, np.uint8).reshape(2, H, W), session(frames))
+
+
+def test_a_stdin_that_cannot_be_read_is_named(cli: Any, tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        refused(cli("--raw", f"{W}x{H}", stdin=folder), r"stdin: cannot be read \(Is a directory\)")
+    finally:
+        os.close(folder)
+
+
+def test_two_pictures_never_become_one_file(cli: Any, tmp_path: Path) -> None:
+    for name in ("a.pgm", "a.mask.ppm", "a.ppm"):  # the two of one name do not follow each other
+        Image.fromarray(pictures(1)[0]).convert("L" if name == "a.pgm" else "RGB").save(tmp_path / name)
+    refused(cli(tmp_path, "--out", tmp_path / "out"), r"a\.ppm and a\.pgm would both become one file; rename one")
+
+
+def test_a_line_of_pixels_costs_nothing_and_others_are_labelled(sdk: Path, ranged_folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((1, 60_000, 3), np.uint8)).save(tmp_path / "line.ppm")
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "well.ppm")
+    program = sdk / "bin" / "segmenter_trt_cli"
+    result = call(program, ranged_folder / RANGED, tmp_path, "--out", tmp_path / "out", "--window=48", "--threads=1")
+    refused(result, "line.ppm: image 1x60000: its shorter side", status=1)
+    assert [path.stem for path in (tmp_path / "out" / "labels").iterdir()] == ["well"]
+
+
+def test_a_name_may_be_as_long_as_names_get(cli: Any, tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".ppm")
+    Image.fromarray(pictures(1)[0]).save(path)
+    assert cli(path, "--out", tmp_path / "out").returncode == 0
+    assert [file.stem for file in (tmp_path / "out" / "labels").iterdir()] == [path.stem]
 
 
 def test_times(cli: Any) -> None:

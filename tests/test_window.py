@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from segmenter.config import HALF
-from segmenter.errors import ConfigError
+from segmenter.errors import ConfigError, ImageError
 from segmenter.protocol import PAPER_SCALES
 from segmenter.window import anchors, enlarge, scaled_views, segment, view_size, window_logits
 
@@ -52,6 +52,9 @@ def test_small_views_are_enlarged_to_the_window():
     assert enlarge(torch.zeros(1, 3, 30, 45), 64).shape == (1, 3, 64, 96)
     assert enlarge(torch.zeros(1, 3, 45, 30), 64).shape == (1, 3, 96, 64)
     assert enlarge(torch.zeros(1, 3, 64, 80), 64).shape == (1, 3, 64, 80)
+    # a line of 4000 pixels would be 1 by 4000 windows, 12.6 GB
+    with pytest.raises(ImageError, match=r"image 1x4000: .* the window's 512 makes it larger than 89478485 pixels"):
+        enlarge(torch.zeros(1, 3, 1, 4000), 512)
 
 
 def test_views_of_several_scales():

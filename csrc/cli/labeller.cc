@@ -41,6 +41,10 @@ Labeller::Labeller(const Options& options)
   }
 }
 
+void Labeller::require(const Picture& picture) const {
+  if (window_.window != 0) require_enlargeable(picture.H, picture.W, window_.window);
+}
+
 // What the network is given of a picture.
 Size Labeller::fitted_size(const Picture& picture) const {
   const Range &height = manifest().height, &width = manifest().width;

@@ -19,6 +19,9 @@ class Labeller {
   // Pictures in one call of `run`; 1 through windows, which fill a batch of the network themselves.
   std::size_t batch() const noexcept { return batch_; }
 
+  // Throws InputError for a picture that cannot be labelled where others can.
+  void require(const Picture& picture) const;
+
   // Through windows where there are any, and else resized to the engine's size, with labels resized back. Consecutive
   // pictures that come to one size go into a call together, up to `batch` of them.
   const std::vector<Labels>& label(std::span<const Picture> pictures);

@@ -1,9 +1,12 @@
 // segmenter_trt_cli: pictures or video frames in, labels out, and how long that takes.
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <random>
 #include <string>
@@ -13,6 +16,7 @@
 #include "labeller.h"
 #include "options.h"
 #include "pictures.h"
+#include "segmenter_trt/errors.h"
 #include "segmenter_trt/version.h"
 
 namespace segmenter_trt::cli {
@@ -58,8 +62,13 @@ int label_files(const Options& options, Labeller& labeller) {
     Picture picture;
     try {
       picture = read_picture(file);
+      labeller.require(picture);
     } catch (const PictureError& error) {
       tell(error);
+      ++failed;
+      continue;
+    } catch (const InputError& error) {
+      say("error", (file.string() + ": " + error.what()).c_str());
       ++failed;
       continue;
     }
@@ -102,6 +111,24 @@ void put_frame(const Options& options, const Labeller& labeller, long number, co
   }
 }
 
+// Fills `bytes` from stdin, waiting where it does not; how many came before its end.
+std::size_t read_frame(Bytes& bytes) {
+  std::size_t got = 0;
+  while (got < bytes.size()) {
+    const ssize_t more = read(STDIN_FILENO, bytes.data() + got, bytes.size() - got);
+    if (more == 0) break;
+    if (more > 0) {
+      got += static_cast<std::size_t>(more);
+    } else if (errno == EAGAIN) {
+      pollfd input = {STDIN_FILENO, POLLIN, 0};
+      static_cast<void>(poll(&input, 1, -1));  // an error of its own is told by the next read
+    } else if (errno != EINTR) {
+      throw Mistake(std::string("stdin: cannot be read (") + std::strerror(errno) + "); pipe the frames in");
+    }
+  }
+  return got;
+}
+
 int label_frames(const Options& options, Labeller& labeller) {
   if (options.out.empty() && isatty(STDOUT_FILENO) != 0) {
     throw Mistake("stdout is a terminal: pipe the labels somewhere, or pass --out FOLDER");
@@ -116,7 +143,7 @@ int label_frames(const Options& options, Labeller& labeller) {
     frames.clear();
   };
   for (long count = 0;; ++count) {
-    const std::size_t bytes = std::fread(frame.pixels.data(), 1, frame.pixels.size(), stdin);
+    const std::size_t bytes = read_frame(frame.pixels);
     if (bytes == 0 && count > 0) {
       put_all();
       return 0;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cctype>
 #include <fstream>
+#include <map>
 #include <system_error>
 
 namespace segmenter_trt::cli {
@@ -66,7 +67,8 @@ void write_file(const fs::path& path, const Bytes& bytes) {
     throw PictureError(path.parent_path().string() + ": no folder can be made there (" + fault.message() +
                        "); choose another --out");
   }
-  const fs::path temporary = path.string() + "." + std::to_string(getpid()) + ".tmp";
+  // a name of its own: the picture's may be as long as names get
+  const fs::path temporary = path.parent_path() / (".segmenter_trt." + std::to_string(getpid()) + ".tmp");
   std::ofstream stream(temporary, std::ios::binary);
   stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   stream.close();
@@ -99,9 +101,11 @@ std::vector<fs::path> find_pictures(const fs::path& path) {
     throw PictureError(path.string() + ": holds no pictures (" + formats() + "); name a folder that does");
   }
   std::sort(found.begin(), found.end());
-  for (std::size_t i = 1; i < found.size(); ++i) {
-    if (found[i].stem() == found[i - 1].stem()) {
-      throw PictureError(found[i].string() + " and " + found[i - 1].filename().string() +
+  std::map<fs::path, const fs::path*> stems;
+  for (const fs::path& file : found) {
+    const auto [other, first] = stems.emplace(file.stem(), &file);
+    if (!first) {
+      throw PictureError(file.string() + " and " + other->second->filename().string() +
                          " would both become one file; rename one");
     }
   }

@@ -227,6 +227,7 @@ void run(Session& session, const ImagesView& pixels, const LabelsView<Label>& la
     throw InputError("images [" + std::to_string(pixels.B) + ", " + std::to_string(pixels.H) + ", " +
                      std::to_string(pixels.W) + ", 3]: wanted one image with a pixel at least");
   }
+  require_enlargeable(pixels.H, pixels.W, options.window);
   check_labels(labels, pixels, manifest.K());
   if (std::min(pixels.H, pixels.W) < options.window) {
     label_enlarged(session, pixels, labels.data, options);
@@ -237,6 +238,15 @@ void run(Session& session, const ImagesView& pixels, const LabelsView<Label>& la
 }
 
 }  // namespace
+
+void require_enlargeable(std::int64_t H, std::int64_t W, std::int64_t window) {
+  if (std::min(H, W) >= window) return;
+  const Size size = enlarged_size(H, W, window);
+  if (size.width <= kMostEnlarged / size.height) return;
+  throw InputError("image " + std::to_string(H) + "x" + std::to_string(W) +
+                   ": its shorter side enlarged to the window's " + std::to_string(window) + " makes it larger than " +
+                   std::to_string(kMostEnlarged) + " pixels; take a smaller window, or leave it out");
+}
 
 std::vector<std::int64_t> anchors(std::int64_t length, std::int64_t window, std::int64_t stride) {
   if (window < 1 || length < window || stride < 1) {

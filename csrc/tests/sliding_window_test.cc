@@ -113,6 +113,22 @@ TEST_F(SlidingWindowTest, EnlargesWhatIsSmallerThanAWindow) {
   }
 }
 
+TEST_F(SlidingWindowTest, RefusesWhatWouldBecomeGigabytes) {
+  Session session(open({}));
+  Bytes line(std::size_t{1'000'000} * 3), labels(1'000'000);
+  for (const Size size : {Size{1, 1'000'000}, Size{1'000'000, 1}}) {
+    const ImagesView images = {line.data(), 1, size.height, size.width};
+    const std::string message = told<InputError>([&] {
+      run_sliding_window(session, images, LabelsView<std::uint8_t>{labels.data(), size}, {32});
+    });
+    EXPECT_NE(message.find("makes it larger than 89478485 pixels; take a smaller window"), std::string::npos)
+        << message;
+  }
+  require_enlargeable(1, 87'381, 32);  // the last that fits
+  EXPECT_THROW(require_enlargeable(1, 87'382, 32), InputError);
+  require_enlargeable(32, 100'000'000, 32);  // nothing is enlarged
+}
+
 TEST_F(SlidingWindowTest, RefusesWindowsThatLeaveGaps) {
   Session session(open({}));
   const Bytes pixels = picture(40, 50);

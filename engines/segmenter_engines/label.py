@@ -21,7 +21,7 @@ from rich.progress import track
 
 from segmenter.cli import run
 from segmenter.errors import ConfigError, DataError
-from segmenter.images import IMAGE_SUFFIXES
+from segmenter.images import IMAGE_SUFFIXES, turned_warning
 from segmenter.option import one_of
 from segmenter_engines.labeller import Labeller, attempt, label_name, require_labels_of
 from segmenter_engines.sessions import ENGINES
@@ -133,7 +133,11 @@ def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], float]
     try:
         names = track(todo, "labelling", console=console, transient=True)
         errors = [line for name in names if (line := attempt(labeller, name))]
-        return errors, time.process_time() - began
+        seconds = time.process_time() - began
+        if labeller.turned:
+            line = f"warning: {turned_warning(labeller.turned)}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return errors, seconds
     finally:
         labeller.close()
 

@@ -4,13 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image
-
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, DataError, ImageError
 from segmenter.files import sha256
-from segmenter.images import label_picture, read_image
+from segmenter.images import label_picture, orientation, read_image, resize_labels
 from segmenter_engines.invariants import one_at_a_time
 from segmenter_engines.manifest import weights_of
 from segmenter_engines.sessions import Session, open_session
@@ -31,6 +28,7 @@ class Labeller:
         self.images, self.out = Store(images), Store(out)
         self.session: Session = open_session(artifact, engine, threads=threads)
         self.predict = one_at_a_time(self.session)
+        self.turned: list[str] = []  # the names of those labelled whose EXIF orientation was not applied
         if not require_labels_of(artifact, self.out, self.session.classes):
             facts = _facts(artifact, self.session.classes) | {"engine": self.session.name}
             with self.out.writing(ENGINE_NAME) as temporary:
@@ -43,10 +41,10 @@ class Labeller:
         """
         with self.images.reading(name) as path:
             image = read_image(path)
+            if orientation(path) != 1:
+                self.turned.append(name)
         labels = self.predict(fit(image, self._taken(image.shape[0], image.shape[1])))
-        if labels.shape != image.shape[:2]:
-            resized = Image.fromarray(labels).resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)
-            labels = np.asarray(resized)
+        labels = resize_labels(labels, image.shape[0], image.shape[1])
         with self.out.writing(label_name(name)) as path:
             label_picture(labels, self.session.palette).save(path, format="PNG")
 

@@ -12,6 +12,7 @@ from segmenter.errors import DataError
 from segmenter.images import IMAGE_SUFFIXES, picture_files, read_image, read_labels
 
 MASK_SUFFIXES = (".png",)
+_UNREAD_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".tif", ".tiff", ".webp")
 MAX_CLASSES = 255  # labels are uint8, and 255 is kept to ignore
 
 
@@ -78,6 +79,7 @@ class Listing:
     without_mask: tuple[Path, ...]
     without_image: tuple[Path, ...]
     ambiguous: tuple[Path, ...]  # images that share their stem with the image before
+    unread: tuple[Path, ...]  # images of other formats
 
 
 def list_files(layout: Layout) -> Listing:
@@ -107,6 +109,7 @@ def list_files(layout: Layout) -> Listing:
         without_mask=tuple(path for name, path in image_of.items() if name not in mask_of),
         without_image=tuple(path for name, path in mask_of.items() if name not in image_of),
         ambiguous=tuple(ambiguous),
+        unread=tuple(path for _, path in _named(layout.images, _UNREAD_SUFFIXES, layout.image_name, layout)),
     )
 
 

@@ -19,6 +19,13 @@ struct WindowOptions {
 // Where windows start along a side of `length` pixels: every `stride`, the last one flush with the end.
 std::vector<std::int64_t> anchors(std::int64_t length, std::int64_t window, std::int64_t stride);
 
+// Pixels an image may have once it is enlarged to a window: what Pillow takes for a bomb, as an image a pixel wide
+// becomes one of gigabytes.
+inline constexpr std::int64_t kMostEnlarged = 89'478'485;
+
+// Throws InputError for an image whose enlargement to the window would have more pixels than that.
+void require_enlargeable(std::int64_t H, std::int64_t W, std::int64_t window);
+
 // The windows and the merge of segmenter.window.segment for one view that is not mirrored: an image smaller than the
 // window is enlarged until its shorter side is the window's, logits are averaged where windows overlap, and those of an
 // enlarged image are resized to the image. Logits are made a row at a time, and only where windows overlap.
@@ -28,7 +35,8 @@ std::vector<std::int64_t> anchors(std::int64_t length, std::int64_t window, std:
 // of more than the GPU has memory for.
 //
 // pixels: one image, [1, H, W, 3]. An engine that takes pixels gets an enlarged image rounded to whole colours, which
-// segmenter.window.segment does not round. Throws InputError, as Session does and for windows that would leave gaps.
+// segmenter.window.segment does not round. Throws InputError, as Session does, for windows that would leave gaps, and
+// as require_enlargeable does.
 void run_sliding_window(Session& session, const ImagesView& pixels, const LabelsView<std::uint8_t>& labels,
                         const WindowOptions& options);
 void run_sliding_window(Session& session, const ImagesView& pixels, const LabelsView<std::int16_t>& labels,
