@@ -255,13 +255,19 @@ HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) 
   Port& images = here.port(kImages);
   if (input != nullptr && input != images.host.get()) std::memcpy(images.host.get(), input, images.bytes);
   const std::unique_lock<std::mutex> turn = take_turn();
-  if (input != nullptr) {
-    compute(here, Work::whole);
-  } else {
-    compute(here, Work::network);
-    download(here);
+  try {
+    if (input != nullptr) {
+      compute(here, Work::whole);
+    } else {
+      compute(here, Work::network);
+      download(here);
+    }
+    cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
+  } catch (...) {
+    // before others take their turn in the memory it computes in
+    driver_.StreamSynchronize(stream_.get());
+    throw;
   }
-  cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
 
   HostOutputs outputs{};
   if (plan_.gives(kMasks)) {
@@ -306,10 +312,27 @@ void PlanRunner::enqueue(const ImageShape& shape, const void* device_pixels, voi
   if (outside_) cuda::check(driver_, driver_.StreamWaitEvent(theirs, passed_.get(), 0), "the session's last call");
   set_shape(shape);
   bind(*context_, here, device_pixels, device_labels);
-  network(*context_, theirs);
-  cuda::check(driver_, driver_.EventRecord(passed_.get(), theirs), "marking the caller's stream");
-  outside_ = true;
-  if (shared_ != nullptr) cuda::check(driver_, driver_.EventRecord(shared_->last.get(), theirs), "taking turns");
+  try {
+    network(*context_, theirs);
+  } catch (...) {
+    // it may have put some of its work there
+    mark(theirs);
+    throw;
+  }
+  cuda::check(driver_, mark(theirs), "marking the caller's stream");
+}
+
+// Has whoever computes in the same memory next wait for what a stream of the caller's was given.
+cuda::Status PlanRunner::mark(cuda::StreamHandle theirs) {
+  cuda::Status status = shared_ == nullptr ? 0 : driver_.EventRecord(shared_->last.get(), theirs);
+  if (status == 0) status = driver_.EventRecord(passed_.get(), theirs);
+  if (status == 0) {
+    outside_ = true;
+  } else {
+    // without marks nobody could wait later
+    driver_.StreamSynchronize(theirs);
+  }
+  return status;
 }
 
 }  // namespace segmenter_trt::tensorrt

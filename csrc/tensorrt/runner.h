@@ -43,6 +43,7 @@ class PlanRunner final : public Runner {
   void set_shape(const ImageShape& shape);
   void bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels, void* labels) const;
   std::unique_lock<std::mutex> take_turn();
+  cuda::Status mark(cuda::StreamHandle theirs);
   void compute(Place& place, Work work);
   void submit(nvinfer1::IExecutionContext& context, const Place& place, Work work) const;
   void download(const Place& place) const;

@@ -189,6 +189,67 @@ TEST_F(Tensorrt, SessionsShareAWorkspaceByTakingTurns) {
   }
 }
 
+TEST_F(Tensorrt, ACallThatFailsLeavesNothingUnderWay) {
+  struct Failure {
+    const char* function;
+    int calls, good;  // before the one that fails, and of the function in that
+  };
+  // the network at its first and at its second work, replayed and not; results on their way back
+  const Failure failures[] = {{"submit", 0, 0},          {"submit", 0, 1},          {"MemcpyDtoHAsync", 0, 0},
+                              {"MemcpyDtoHAsync", 0, 1}, {"MemcpyDtoHAsync", 1, 0}, {"GraphLaunch", 1, 0}};
+  const auto plan = open();
+  const Bytes pixels = picture(kShape, 9);
+  for (const bool shared : {true, false}) {
+    for (const auto& [function, calls, good] : failures) {
+      fake_cuda_defer(1);
+      SessionOptions options;
+      options.shared_workspace = shared;
+      const auto runner = plan->make_runner(options);
+      for (int call = 0; call < calls; ++call) runner->run(kShape, pixels.data(), Wanted::labels);
+      fake_cuda_fail(function, 719, 2, good);  // also without a graph, which is tried then
+      EXPECT_THROW(runner->run(kShape, pixels.data(), Wanted::labels), RunError) << function;
+      fake_cuda_fail(function, 0, 0);
+      // whoever takes the next turn has the memory for itself
+      EXPECT_EQ(fake_cuda_counts().waiting, 0) << function << " " << calls << " " << good;
+      EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels)) << function;
+    }
+  }
+}
+
+TEST_F(Tensorrt, WhatAFailedEnqueueLeavesOnAStreamIsWaitedFor) {
+  const std::pair<const char*, int> failures[] = {{"submit", 1}, {"EventRecord", 0}, {"EventRecord", 1}};
+  const auto plan = open();
+  const cuda::Driver& driver = cuda::driver();
+  const cuda::Current current(driver, plan->context());
+  const Bytes pixels = picture(kShape, 5), other = picture(kShape, 6);
+  const cuda::DeviceMemory images = cuda::device_memory(driver, pixels.size());
+  const cuda::DeviceMemory labels = cuda::device_memory(driver, pixels.size() / 3);
+  std::memcpy(cuda::pointer(images.get()), pixels.data(), pixels.size());
+  SessionOptions options;
+  options.shared_workspace = true;
+  for (const auto& [function, good] : failures) {
+    for (const char* const next : {"its own session", "another session", "none"}) {
+      fake_cuda_defer(1);
+      const cuda::Stream stream = cuda::stream(driver);
+      auto runner = plan->make_runner(options);
+      const auto another = plan->make_runner(options);
+      fake_cuda_fail(function, 719, 1, good);
+      EXPECT_THROW(runner->enqueue(kShape, cuda::pointer(images.get()), cuda::pointer(labels.get()), stream.get()),
+                   RunError)
+          << function << " " << good;
+      fake_cuda_fail(function, 0, 0);
+      if (next == std::string("none")) {
+        runner.reset();
+      } else {
+        Runner& by = next == std::string("another session") ? *another : *runner;
+        EXPECT_EQ(labels_of(by.run(kShape, other.data(), Wanted::labels), kShape), expected(other));
+      }
+      // but for a mark behind it
+      EXPECT_LE(fake_cuda_counts().waiting, 1) << function << " " << good << ", then " << next;
+    }
+  }
+}
+
 void many_threads(bool shared) {
   const auto plan = open();
   std::atomic<int> wrong = 0;
