@@ -117,19 +117,29 @@ Place& PlanRunner::place(const ImageShape& shape) {
     return places_.front();
   }
   set_shape(shape);
+  if (places_.size() >= kMostShapes) drop_oldest();
   Place made{};
   made.shape = shape;
-  for (const Tensor& tensor : plan_.tensors()) made.ports.push_back(port(tensor, shape));
+  while (made.ports.size() < plan_.tensors().size()) {
+    try {
+      made.ports.push_back(port(plan_.tensors()[made.ports.size()], shape));
+    } catch (const cuda::OutOfMemory&) {
+      if (places_.empty()) throw;
+      drop_oldest();
+    }
+  }
+  places_.push_front(std::move(made));
+  return places_.front();
+}
+
+// The place that was not used for longest, once no stream works in it.
+void PlanRunner::drop_oldest() {
   if (outside_) {
     cuda::check(driver_, driver_.EventSynchronize(passed_.get()), "waiting for the caller's stream");
     outside_ = false;
   }
-  if (places_.size() >= kMostShapes) {
-    settle();
-    places_.pop_back();
-  }
-  places_.push_front(std::move(made));
-  return places_.front();
+  settle();
+  places_.pop_back();
 }
 
 void PlanRunner::bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels,

@@ -38,6 +38,7 @@ class PlanRunner final : public Runner {
   void release() noexcept;
   std::unique_ptr<nvinfer1::IExecutionContext> make_context() const;
   Place& place(const ImageShape& shape);
+  void drop_oldest();
   Port port(const Tensor& tensor, const ImageShape& shape);
   void set_shape(nvinfer1::IExecutionContext& context, const ImageShape& shape) const;
   void set_shape(const ImageShape& shape);

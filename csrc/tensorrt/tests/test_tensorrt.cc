@@ -84,6 +84,53 @@ TEST_F(Tensorrt, ShapesTakeTurnsAndTheOldestGoes) {
   }
 }
 
+TEST_F(Tensorrt, ANewShapeIsGivenTheMemoryOfTheOldest) {
+  const auto plan = open();
+  const auto runner = plan->make_runner({});
+  const auto label = [&](std::int64_t side) {
+    const ImageShape shape = {1, 4 * side, 64 - side};
+    const Bytes pixels = picture(shape, static_cast<int>(side));
+    EXPECT_EQ(labels_of(runner->run(shape, pixels.data(), Wanted::labels), shape), expected(pixels)) << side;
+  };
+  std::int64_t side = 1;
+  for (; side <= 8; ++side) label(side);
+  // no memory for more than there are, be they as many as a session keeps, or fewer
+  fake_cuda_limit_memory(fake_cuda_counts().device_memory);
+  for (; side <= 10; ++side) label(side);
+  for (const int fewer : {3, 9, 3}) {
+    fake_cuda_limit_memory(fake_cuda_counts().device_memory - fewer);
+    label(++side);
+    label(side);
+  }
+  EXPECT_EQ(fake_cuda_counts().pinned_memory, 3 * 3);  // of eight shapes: five were given up
+  // nor for one alone
+  fake_cuda_limit_memory(2);
+  expect_told("GPU memory: a fake error (CUDA error 2)", [&] { label(1); });
+  EXPECT_EQ(fake_cuda_counts().pinned_memory, 0);
+  fake_cuda_limit_memory(0);
+  label(1);
+}
+
+TEST_F(Tensorrt, MemoryIsGivenUpWhenTheCallersStreamHasPassedIt) {
+  const auto plan = open();
+  const auto runner = plan->make_runner({});
+  const cuda::Driver& driver = cuda::driver();
+  const cuda::Current current(driver, plan->context());
+  const Bytes pixels = picture(kShape, 5), other = picture({1, 8, 16}, 6);
+  const cuda::DeviceMemory images = cuda::device_memory(driver, pixels.size());
+  const cuda::DeviceMemory labels = cuda::device_memory(driver, pixels.size() / 3);
+  std::memcpy(cuda::pointer(images.get()), pixels.data(), pixels.size());
+  const cuda::Stream stream = cuda::stream(driver);
+  fake_cuda_defer(1);
+  // its masks go into memory of the session's
+  runner->enqueue(kShape, cuda::pointer(images.get()), cuda::pointer(labels.get()), stream.get());
+  fake_cuda_limit_memory(fake_cuda_counts().device_memory);
+  EXPECT_EQ(labels_of(runner->run({1, 8, 16}, other.data(), Wanted::labels), {1, 8, 16}), expected(other));
+  EXPECT_EQ(fake_cuda_counts().waiting, 0);
+  const auto* const found = reinterpret_cast<const std::uint8_t*>(labels.get());
+  EXPECT_EQ(Bytes(found, found + pixels.size() / 3), expected(pixels));
+}
+
 TEST_F(Tensorrt, AGraphOutlivesWhatItsSessionDoesBetweenReplays) {
   const auto plan = open();
   const auto runner = plan->make_runner({});
