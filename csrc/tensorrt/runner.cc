@@ -243,6 +243,13 @@ std::unique_lock<std::mutex> PlanRunner::take_turn() {
   return turn;
 }
 
+// Lets others compute in that memory, behind what the session's stream was given.
+void PlanRunner::leave_turn(std::unique_lock<std::mutex>& turn) {
+  if (shared_ == nullptr) return;
+  cuda::check(driver_, driver_.EventRecord(shared_->last.get(), stream_.get()), "taking turns");
+  turn.unlock();
+}
+
 void PlanRunner::compute(Place& place, Work work) {
   Replay& replay = work == Work::whole ? place.whole : place.network;
   if (graphs_ && place.seen && replay.capturable && !replay.graph) capture(place, replay, work);

@@ -252,6 +252,24 @@ TEST_F(Windows, MayBeStoppedBetweenCallsOfTheNetwork) {
   }
 }
 
+TEST_F(Windows, LeaveTheirTurnToOthersBetweenCallsOfTheNetwork) {
+  const Engine engine = opened(kNew);
+  Session session(engine, {.shared_workspace = true}), other(engine, {.shared_workspace = true});
+  const Case one = {53, 61, 24, 17, 2};
+  const Bytes pixels = noise(53, 61), small = noise(24, 24, 1);
+  const Bytes whole = labels_by<std::uint8_t>(session, pixels, one);
+  const Bytes wanted = labels_by<std::uint8_t>(other, small, {24, 24, 24, 24, 1});
+  int calls = 0;
+  const WindowOptions options = {24, 17, 2, [&] {
+                                   ++calls;
+                                   EXPECT_EQ(labels_by<std::uint8_t>(other, small, {24, 24, 24, 24, 1}), wanted);
+                                 }};
+  Bytes labels(whole.size());
+  run_sliding_window(session, {pixels.data(), 1, 53, 61}, LabelsView<std::uint8_t>{labels.data(), {53, 61}}, options);
+  EXPECT_EQ(labels, whole);
+  EXPECT_EQ(calls, 5);
+}
+
 struct Resized {
   std::int64_t H, W;
   Size to;
