@@ -233,6 +233,10 @@ class Registry final : public nvinfer1::StubRegistry {
       complain("cannot open it");
       return nullptr;
     }
+    if (std::string(path).find('/') == std::string::npos) {
+      complain("no such library where the system looks");  // as dlopen has it
+      return nullptr;
+    }
     loaded_ = true;
     return this;
   }
