@@ -138,10 +138,12 @@ def test_an_installed_backend_is_found_from_the_programs_folder(folder: Path, he
     environment = variables(folder)
     del environment["SEGMENTER_TRT_BACKENDS"]
     places = ("1", "16", "24", tmp_path / "images", tmp_path / "result")
-    result = run(program, "labels", plan, "", *places, env=environment)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    labels = np.fromfile(tmp_path / "result", np.uint8).reshape(images.shape[:3])
-    np.testing.assert_array_equal(labels, images[..., 0] % 5)
+    # a variable that is empty is as one that is not set
+    for more in ({}, {"SEGMENTER_TRT_BACKENDS": ""}):
+        result = run(program, "labels", plan, "", *places, env=environment | more)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+        labels = np.fromfile(tmp_path / "result", np.uint8).reshape(images.shape[:3])
+        np.testing.assert_array_equal(labels, images[..., 0] % 5)
 
 
 def test_without_a_driver_it_says_so(folder: Path, headers: Path, tmp_path: Path) -> None:

@@ -237,6 +237,37 @@ def test_importing_loads_nothing() -> None:
     assert second == "[]"
 
 
+@pytest.mark.parametrize(
+    ("runtime", "package", "libraries", "variable"),
+    [
+        ("openvino", "openvino", "libs", "SEGMENTER_TRT_OPENVINO"),
+        ("tensorrt", "tensorrt_libs", ".", "SEGMENTER_TRT_TENSORRT"),
+        ("tensorrt-rtx", "tensorrt_rtx_libs", ".", "SEGMENTER_TRT_TENSORRT"),
+    ],
+)
+def test_a_variable_that_names_a_library_goes_before_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, package: str, libraries: str, variable: str
+) -> None:
+    runtimes = segmenter_trt.runtimes
+    folder, own = tmp_path / package / libraries, tmp_path / "libsegmenter_trt_plugin.so"
+    folder.mkdir(parents=True)
+    for file in (tmp_path / package / "__init__.py", own):
+        file.touch()
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(runtimes, "__file__", str(tmp_path / "runtimes.py"))
+    for name in (variable, "SEGMENTER_TRT_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+    assert (runtimes.folder(runtime), runtimes.plugins()) == (folder, own)
+    for name in (variable, "SEGMENTER_TRT_PLUGINS"):
+        monkeypatch.setenv(name, "")
+    assert (runtimes.folder(runtime), runtimes.plugins()) == (folder, own)
+    for name in (variable, "SEGMENTER_TRT_PLUGINS"):
+        monkeypatch.setenv(name, "/elsewhere")
+    assert (runtimes.folder(runtime), runtimes.plugins()) == (None, None)
+    assert segmenter_trt.plugin_library() == own  # what came with the module, whatever engines take
+
+
 def test_eight_threads_give_the_labels_of_one(tiny: Path) -> None:
     engine = segmenter_trt.Engine(tiny, threads=1)
     images = pictures(200, TINY, TINY, seed=8)

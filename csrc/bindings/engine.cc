@@ -143,8 +143,9 @@ path: the artifact, whose manifest lies beside it as `<artifact>.json`; the hash
 backend: openvino, tensorrt or tensorrt-rtx, None for the one the artifact is for; precision: of OpenVINO's
 floating-point layers, fp32 or bf16, None chooses; threads: of the CPU, 0 for every core this process may use; streams:
 sessions the CPU serves at the same moment, which share the threads; device: GPU; runtime: library of the runtime or its
-folder, None looks in its Python package and then where the system does; plugins: library of the plugins a plan asks
-for, None takes the one installed with this module; require_verified: refuse an artifact whose manifest does not say
+folder, None takes the one that SEGMENTER_TRT_OPENVINO or SEGMENTER_TRT_TENSORRT names, then that of its Python package,
+then the system's; plugins: library of the plugins a plan asks for, None takes the one that SEGMENTER_TRT_PLUGINS names,
+then the one installed with this module; require_verified: refuse an artifact whose manifest does not say
 that it passed `segmenter verify` in this engine, which `describe()["warning"]` tells otherwise.
 With `with`, or when `close` is called, it is closed at once. Raises ManifestError, ArtifactError, Unavailable, and
 InputError for options that are none.)")

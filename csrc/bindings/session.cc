@@ -298,7 +298,8 @@ Raises as run does.)")
 
 images, out: as in run, as DLPack tensors or with __cuda_array_interface__ (PyTorch, CuPy, Numba, PyCUDA); both must
 stay as they are until the stream has passed them. stream: of PyTorch, CuPy or PyCUDA, or its address; None is the
-default one. Raises InputError, and Unavailable where the engine runs on the CPU.)")
+default one. Scores that are no numbers go unseen here. Raises InputError, and Unavailable where the engine runs on the
+CPU.)")
       .def("describe", &PySession::describe,
            "The engine's facts; on a GPU also why this session replays no CUDA graphs, where it does not.")
       .def("close", &PySession::close,

@@ -58,7 +58,7 @@ def plugin_library() -> Path:
 
     Raises RuntimeError naming how to build it when this package was installed without it, as it is by default.
     """
-    path = runtimes.plugins()
+    path = runtimes.installed_plugins()
     if path is None:
         raise RuntimeError(
             "segmenter_trt was built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot --out"

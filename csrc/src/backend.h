@@ -85,9 +85,9 @@ class Runner {
   virtual void* stage_picture(const WindowGrid&) { return nullptr; }
 
   // Labels [H, W] of the staged picture, bytes for up to 256 classes and else int16. `between` is called before every
-  // call of the network but the first, and may throw. False, with nothing written, where a score is no number, masks
-  // are others than the grid says, or memory is short: the caller then runs the windows itself, and finds what is
-  // wrong.
+  // call of the network but the first; it may throw, and run other sessions. False, with nothing written, where a score
+  // is no number, masks are others than the grid says, or memory is short: the caller then runs the windows itself, and
+  // finds what is wrong.
   virtual bool label_windows(const WindowGrid&, const std::function<void()>& /*between*/, void* /*labels*/) {
     return false;
   }

@@ -2,12 +2,12 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "backend.h"
+#include "environment.h"
 #include "openvino_backend.h"
 
 namespace segmenter_trt {
@@ -28,7 +28,7 @@ fs::path own_folder() {
 
 // Places to look for a backend's library, the last of them left to the system.
 std::vector<fs::path> candidates(const std::string& file) {
-  if (const char* const folder = std::getenv(kFolderVariable)) return {fs::path(folder) / file};
+  if (const fs::path folder = environment(kFolderVariable); !folder.empty()) return {folder / file};
   std::vector<fs::path> found;
   if (const fs::path folder = own_folder(); !folder.empty()) {
     for (const fs::path& path : {folder / file, folder.parent_path() / SEGMENTER_TRT_LIBRARIES / file}) {

@@ -3,12 +3,12 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string_view>
 #include <vector>
 
+#include "environment.h"
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt {
@@ -50,7 +50,7 @@ fs::path named_library(const fs::path& named) {
 
 std::vector<fs::path> candidates(const fs::path& runtime) {
   if (!runtime.empty()) return {named_library(runtime)};
-  if (const char* const named = std::getenv(kVariable)) return {named_library(named)};
+  if (const fs::path named = environment(kVariable); !named.empty()) return {named_library(named)};
   std::vector<fs::path> paths = {fs::path(kLibrary)};
   for (const char* folder : kSystemFolders) {
     if (const fs::path found = library_in(folder); !found.empty()) paths.push_back(found);

@@ -3,9 +3,9 @@
 #include <dlfcn.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <vector>
 
+#include "environment.h"
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt::tensorrt {
@@ -27,9 +27,7 @@ std::vector<std::string> file_names() {
 #endif
 
 std::vector<fs::path> candidates(fs::path place) {
-  if (place.empty()) {
-    if (const char* const named = std::getenv(kVariable)) place = named;
-  }
+  if (place.empty()) place = environment(kVariable);
   std::error_code ignored;
   if (!place.empty() && !fs::is_directory(place, ignored)) return {place};
   std::vector<fs::path> found;

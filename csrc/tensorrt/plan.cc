@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "dims.h"
+#include "environment.h"
 #include "failure.h"
 #include "plan_checks.h"
 #include "runner.h"
@@ -81,12 +82,13 @@ bool fits(const Tensor& tensor, Input input, std::int64_t K) {
   return tensor.type == nvinfer1::DataType::kFLOAT;
 }
 
+// Absolute: a loader looks for a name alone in the system's folders, and not here, where it is checked.
 fs::path plugin_library(const EngineOptions& options) {
-  if (!options.plugins.empty()) return options.plugins;
-  if (const char* const named = std::getenv(kPluginVariable)) return named;
+  std::error_code ignored;
+  const fs::path named = options.plugins.empty() ? fs::path(environment(kPluginVariable)) : options.plugins;
+  if (!named.empty()) return fs::absolute(named, ignored);
   Dl_info info;
   if (dladdr(reinterpret_cast<const void*>(&plugin_library), &info) != 0 && info.dli_fname != nullptr) {
-    std::error_code ignored;
     fs::path beside = fs::absolute(info.dli_fname, ignored).parent_path() / kPluginFile;
     if (fs::exists(beside, ignored)) return beside;
   }

@@ -117,19 +117,29 @@ Place& PlanRunner::place(const ImageShape& shape) {
     return places_.front();
   }
   set_shape(shape);
+  if (places_.size() >= kMostShapes) drop_oldest();
   Place made{};
   made.shape = shape;
-  for (const Tensor& tensor : plan_.tensors()) made.ports.push_back(port(tensor, shape));
+  while (made.ports.size() < plan_.tensors().size()) {
+    try {
+      made.ports.push_back(port(plan_.tensors()[made.ports.size()], shape));
+    } catch (const cuda::OutOfMemory&) {
+      if (places_.empty()) throw;
+      drop_oldest();
+    }
+  }
+  places_.push_front(std::move(made));
+  return places_.front();
+}
+
+// The place that was not used for longest, once no stream works in it.
+void PlanRunner::drop_oldest() {
   if (outside_) {
     cuda::check(driver_, driver_.EventSynchronize(passed_.get()), "waiting for the caller's stream");
     outside_ = false;
   }
-  if (places_.size() >= kMostShapes) {
-    settle();
-    places_.pop_back();
-  }
-  places_.push_front(std::move(made));
-  return places_.front();
+  settle();
+  places_.pop_back();
 }
 
 void PlanRunner::bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels,
@@ -233,6 +243,13 @@ std::unique_lock<std::mutex> PlanRunner::take_turn() {
   return turn;
 }
 
+// Lets others compute in that memory, behind what the session's stream was given.
+void PlanRunner::leave_turn(std::unique_lock<std::mutex>& turn) {
+  if (shared_ == nullptr) return;
+  cuda::check(driver_, driver_.EventRecord(shared_->last.get(), stream_.get()), "taking turns");
+  turn.unlock();
+}
+
 void PlanRunner::compute(Place& place, Work work) {
   Replay& replay = work == Work::whole ? place.whole : place.network;
   if (graphs_ && place.seen && replay.capturable && !replay.graph) capture(place, replay, work);
@@ -255,13 +272,19 @@ HostOutputs PlanRunner::run(const ImageShape& shape, const void* input, Wanted) 
   Port& images = here.port(kImages);
   if (input != nullptr && input != images.host.get()) std::memcpy(images.host.get(), input, images.bytes);
   const std::unique_lock<std::mutex> turn = take_turn();
-  if (input != nullptr) {
-    compute(here, Work::whole);
-  } else {
-    compute(here, Work::network);
-    download(here);
+  try {
+    if (input != nullptr) {
+      compute(here, Work::whole);
+    } else {
+      compute(here, Work::network);
+      download(here);
+    }
+    cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
+  } catch (...) {
+    // before others take their turn in the memory it computes in
+    driver_.StreamSynchronize(stream_.get());
+    throw;
   }
-  cuda::check(driver_, driver_.StreamSynchronize(stream_.get()), "the network");
 
   HostOutputs outputs{};
   if (plan_.gives(kMasks)) {
@@ -306,10 +329,27 @@ void PlanRunner::enqueue(const ImageShape& shape, const void* device_pixels, voi
   if (outside_) cuda::check(driver_, driver_.StreamWaitEvent(theirs, passed_.get(), 0), "the session's last call");
   set_shape(shape);
   bind(*context_, here, device_pixels, device_labels);
-  network(*context_, theirs);
-  cuda::check(driver_, driver_.EventRecord(passed_.get(), theirs), "marking the caller's stream");
-  outside_ = true;
-  if (shared_ != nullptr) cuda::check(driver_, driver_.EventRecord(shared_->last.get(), theirs), "taking turns");
+  try {
+    network(*context_, theirs);
+  } catch (...) {
+    // it may have put some of its work there
+    mark(theirs);
+    throw;
+  }
+  cuda::check(driver_, mark(theirs), "marking the caller's stream");
+}
+
+// Has whoever computes in the same memory next wait for what a stream of the caller's was given.
+cuda::Status PlanRunner::mark(cuda::StreamHandle theirs) {
+  cuda::Status status = shared_ == nullptr ? 0 : driver_.EventRecord(shared_->last.get(), theirs);
+  if (status == 0) status = driver_.EventRecord(passed_.get(), theirs);
+  if (status == 0) {
+    outside_ = true;
+  } else {
+    // without marks nobody could wait later
+    driver_.StreamSynchronize(theirs);
+  }
+  return status;
 }
 
 }  // namespace segmenter_trt::tensorrt

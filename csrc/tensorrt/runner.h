@@ -38,11 +38,14 @@ class PlanRunner final : public Runner {
   void release() noexcept;
   std::unique_ptr<nvinfer1::IExecutionContext> make_context() const;
   Place& place(const ImageShape& shape);
+  void drop_oldest();
   Port port(const Tensor& tensor, const ImageShape& shape);
   void set_shape(nvinfer1::IExecutionContext& context, const ImageShape& shape) const;
   void set_shape(const ImageShape& shape);
   void bind(nvinfer1::IExecutionContext& context, const Place& place, const void* pixels, void* labels) const;
   std::unique_lock<std::mutex> take_turn();
+  void leave_turn(std::unique_lock<std::mutex>& turn);
+  cuda::Status mark(cuda::StreamHandle theirs);
   void compute(Place& place, Work work);
   void submit(nvinfer1::IExecutionContext& context, const Place& place, Work work) const;
   void download(const Place& place) const;
@@ -52,7 +55,7 @@ class PlanRunner final : public Runner {
   void make_pictures();
   void tell(std::string& left, std::string why);
   void give_back(std::string& left, const cuda::OutOfMemory& error);
-  bool window_calls(const WindowGrid& grid, const std::function<void()>& between);
+  bool window_calls(const WindowGrid& grid, const std::function<void()>& between, std::unique_lock<std::mutex>& turn);
   void require(bool done, const char* what) const;
   void network(nvinfer1::IExecutionContext& context, cuda::StreamHandle stream) const;
 

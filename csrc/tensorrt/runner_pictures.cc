@@ -49,11 +49,11 @@ void* PlanRunner::stage_picture(const WindowGrid& grid) {
 
 bool PlanRunner::label_windows(const WindowGrid& grid, const std::function<void()>& between, void* labels) {
   const cuda::Current current(driver_, plan_.context());
-  const std::unique_lock<std::mutex> turn = take_turn();
+  std::unique_lock<std::mutex> turn = take_turn();
   bool promised = false;
   try {
     pictures_->begin(grid);
-    promised = window_calls(grid, between);
+    promised = window_calls(grid, between, turn);
     if (promised) pictures_->merge(grid);
   } catch (const cuda::OutOfMemory& error) {
     give_back(windows_left_, error);
@@ -71,11 +71,17 @@ bool PlanRunner::label_windows(const WindowGrid& grid, const std::function<void(
   return true;
 }
 
-// The network on all windows; false where its masks are others than the grid says.
-bool PlanRunner::window_calls(const WindowGrid& grid, const std::function<void()>& between) {
+// The network on all windows; false where its masks are others than the grid says. Masks are kept outside of the memory
+// it computes in, so that others may have their turn in that whenever the caller is called back.
+bool PlanRunner::window_calls(const WindowGrid& grid, const std::function<void()>& between,
+                              std::unique_lock<std::mutex>& turn) {
   const std::int64_t windows = grid.rows() * grid.columns();
   for (std::int64_t first = 0; first < windows; first += grid.batch) {
-    if (between && first != 0) between();
+    if (between && first != 0) {
+      leave_turn(turn);
+      between();
+      turn = take_turn();
+    }
     const std::int64_t count = std::min(grid.batch, windows - first);
     Place& here = place({std::max(count, grid.least), grid.window, grid.window});
     const Port &images = here.port(kImages), &masks = here.port(kMasks);

@@ -123,6 +123,10 @@ TEST_F(EngineTest, SaysHowToGetOpenVino) {
   const auto message = [&] { return told<Unavailable>([&] { open(fake, {.runtime = folder_}); }); };
   EXPECT_TRUE(contains(message(), "engine openvino: its C library cannot be opened"));
   EXPECT_TRUE(contains(message(), "pip install openvino"));
+  // a variable that is empty names no library, least of all this program
+  setenv("SEGMENTER_TRT_OPENVINO", "", 1);
+  EXPECT_FALSE(contains(told<Error>([&] { open(fake); }), "its library lacks"));
+  unsetenv("SEGMENTER_TRT_OPENVINO");
   // a library, but another one
   std::filesystem::copy_file(std::string(FAKE_BACKENDS) + "/libsegmenter_trt_tensorrt.so",
                              folder_ / "libopenvino_c.so");

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <thread>
@@ -180,6 +182,13 @@ TEST_F(SessionTest, SaysWhenScoresAreNoNumbers) {
   EXPECT_NE(
       told<RunError>([&] { run<std::uint8_t>(own, pixels, 1, 16, 16); }).find("tensorrt-fp32, broken: masks[0, 4"),
       std::string::npos);
+  // those who ask for scores are given them as they are
+  const auto odd = [](float score) { return !std::isfinite(score); };
+  const MasksView masks = own.masks({pixels.data(), 1, 16, 16});
+  EXPECT_TRUE(std::any_of(masks.data, masks.data + masks.K * masks.h * masks.w, odd));
+  std::vector<float> logits(5 * 16 * 16);
+  own.logits({pixels.data(), 1, 16, 16}, logits.data());
+  EXPECT_TRUE(std::any_of(logits.begin(), logits.end(), odd));
   Session graph(open({.model = "broken labels"}));
   EXPECT_NE(told<RunError>([&] { run<std::uint8_t>(graph, pixels, 1, 16, 16); }).find("scores that are no numbers"),
             std::string::npos);

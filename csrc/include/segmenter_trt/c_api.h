@@ -38,7 +38,9 @@ typedef int32_t segmenter_trt_status;
   2                                 /* the artifact is missing, not the one its manifest is of, or cannot be opened */
 #define SEGMENTER_TRT_UNAVAILABLE 3 /* this machine lacks the library, the driver or the device */
 #define SEGMENTER_TRT_INPUT_ERROR 4 /* arguments that this function or this engine does not take */
-#define SEGMENTER_TRT_RUN_ERROR 5   /* the network failed, or gave scores that are no numbers */
+/* The network failed, or its session is in another call; of segmenter_trt_session_run, _run_resized and _sliding_window
+ * also that scores are no numbers, which the first two do not see where the graph gives labels and no masks. */
+#define SEGMENTER_TRT_RUN_ERROR 5
 #define SEGMENTER_TRT_NO_MEMORY 6
 #define SEGMENTER_TRT_INTERNAL_ERROR 7 /* a fault of the library's own */
 
@@ -131,7 +133,8 @@ SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_sliding_window(segm
                                                                             void* labels, size_t bytes);
 
 /* Class masks on the patch grid, [batch, K, h, w] as written to `shape`, in memory of the session's until its next
- * call. */
+ * call. Scores that are no numbers are given as they are, with SEGMENTER_TRT_OK, here and by
+ * segmenter_trt_session_logits. */
 SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_masks(segmenter_trt_session* session,
                                                                    const uint8_t* pixels, int64_t batch, int64_t height,
                                                                    int64_t width, const float** masks,
@@ -144,7 +147,8 @@ SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_logits(segmenter_tr
                                                                     size_t bytes);
 
 /* As segmenter_trt_session_run on a GPU: both addresses are the device's, at multiples of 256 bytes, and the work is
- * enqueued on a CUstream (NULL: the default one; none that is being captured) and not waited for. */
+ * enqueued on a CUstream (NULL: the default one; none that is being captured) and not waited for. Scores that are no
+ * numbers go unseen. */
 SEGMENTER_TRT_API segmenter_trt_status segmenter_trt_session_enqueue(segmenter_trt_session* session,
                                                                      const void* device_pixels, int64_t batch,
                                                                      int64_t height, int64_t width, void* device_labels,

@@ -37,7 +37,8 @@ class Session {
 
   // Labels of images of a size and number the engine takes; labels.size is the images'. Bytes for up to 256 classes,
   // int16 for more.
-  // Throws InputError for other images or labels, and RunError when the network fails or its scores are no numbers.
+  // Throws InputError for other images or labels, and RunError when the network fails or its scores are no numbers:
+  // unseen where the graph gives labels and no masks.
   void run(const ImagesView& pixels, const LabelsView<std::uint8_t>& labels);
   void run(const ImagesView& pixels, const LabelsView<std::int16_t>& labels);
 
@@ -49,7 +50,8 @@ class Session {
   void run_resized(std::span<const ImagesView> pictures, const LabelsView<std::int16_t>& labels);
 
   // Class masks [B, K, h, w] on the patch grid of the images, padded to whole patches; in memory of the session's own,
-  // until its next call. Of normalised images only where the network is given those: see Description::input.
+  // until its next call. Of normalised images only where the network is given those: see Description::input. Scores
+  // that are no numbers are given as they are, here and by `logits`.
   MasksView masks(const ImagesView& pixels);
   MasksView masks(const NormalizedView& images);
 
@@ -58,7 +60,7 @@ class Session {
 
   // On a GPU: labels of images that lie on the device, into memory there, enqueued on a CUstream of the caller's (null:
   // the default one) and not waited for. Both begin at a multiple of 256 bytes and stay in place until the stream has
-  // passed them; the stream is not being captured. Bytes or int16 as in run.
+  // passed them; the stream is not being captured. Bytes or int16 as in run. Scores that are no numbers go unseen.
   // Throws Unavailable where the engine runs on the CPU.
   void enqueue(const ImagesView& device_pixels, void* device_labels, void* stream);
 

@@ -10,10 +10,11 @@
 namespace segmenter_trt {
 
 struct WindowOptions {
-  std::int64_t window;                 // side in pixels, usually the training crop
-  std::int64_t stride = 0;             // pixels from one window to the next; 0 takes the window's side
-  std::int64_t batch = 1;              // windows in one call of the network
-  std::function<void()> between = {};  // called before every call of the network but the first; may throw to stop
+  std::int64_t window;      // side in pixels, usually the training crop
+  std::int64_t stride = 0;  // pixels from one window to the next; 0 takes the window's side
+  std::int64_t batch = 1;   // windows in one call of the network
+  // Called before every call of the network but the first; may throw to stop, and run other sessions, but not this one.
+  std::function<void()> between = {};
 };
 
 // Where windows start along a side of `length` pixels: every `stride`, the last one flush with the end.

@@ -19,6 +19,8 @@ struct FakeCudaCounts {
 FakeCudaCounts fake_cuda_counts();
 // Calls of a function, named without cu, give `status` and do nothing: the next `times` after the next `good`.
 void fake_cuda_fail(const char* function, int status, int times, int good = 0);
+// The most allocations of device memory that are alive at once, past which it is out of memory; 0 for any number.
+void fake_cuda_limit_memory(int allocations);
 // The compute capability of all GPUs but number 1, which is of 7.5.
 void fake_cuda_set_device(int major, int minor, int count);
 // What a launch does, at its place in the stream: `form` as it was given, programs, threads of each, and the

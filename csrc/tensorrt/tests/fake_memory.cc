@@ -10,6 +10,7 @@ namespace fake_cuda {
 namespace {
 
 std::map<std::uintptr_t, std::size_t> device_blocks, pinned_blocks;
+int most = 0;  // device_blocks; 0 for any number
 
 bool inside(const std::map<std::uintptr_t, std::size_t>& blocks, const void* address, std::size_t bytes) {
   const auto at = reinterpret_cast<std::uintptr_t>(address);
@@ -23,6 +24,7 @@ int MemAlloc(Address* address, std::size_t bytes) {
   GUARD("MemAlloc");
   if (device() < 0) return kInvalidContext;
   if (bytes == 0) return kInvalidValue;
+  if (most != 0 && counts.device_memory >= most) return kOutOfMemory;
   void* const memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(memory, 0xEE, bytes);
   device_blocks[reinterpret_cast<std::uintptr_t>(memory)] = bytes;
@@ -121,6 +123,11 @@ const Functions& of_memory() {
 }
 
 }  // namespace fake_cuda
+
+EXPORTED void fake_cuda_limit_memory(int allocations) {
+  const std::lock_guard lock(fake_cuda::mutex);
+  fake_cuda::most = allocations;
+}
 
 EXPORTED int fake_cuda_on_device(const void* address, std::size_t bytes) {
   const std::lock_guard lock(fake_cuda::mutex);

@@ -38,9 +38,11 @@ std::optional<Facts> read(const std::string& plan) {
   return facts;
 }
 
-void compute(void* data) {
-  const Job& job = *static_cast<Job*>(data);
+void begin(const Job& job) { *static_cast<const Job**>(job.scratch) = &job; }
+
+void compute(const Job& job) {
   if (job.captured && (*job.changes != job.changes_then || job.replaced)) return;
+  if (*static_cast<const Job**>(job.scratch) != &job) return;
   const auto K = static_cast<int>(job.facts.K);
   for (std::int64_t b = 0; b < job.B; ++b) {
     for (std::int64_t y = 0; y < job.H; ++y) {

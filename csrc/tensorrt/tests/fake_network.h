@@ -25,20 +25,23 @@ struct Facts {
 // None where a plan is none.
 std::optional<Facts> read(const std::string& plan);
 
-// One enqueue.
+// One enqueue: two works on its stream, which meet in the scratch memory.
 struct Job {
   Facts facts;
   std::int64_t B, H, W;
   const void* images;
   void* labels;
   void* masks;
+  void* scratch;
   bool captured;
   std::shared_ptr<const int> changes;  // of its context, now and at the enqueue
   int changes_then;
   bool replaced;  // by kernels that were compiled meanwhile
 };
 
-// Of a Job; one that was captured with what its context no longer is computes nothing.
-void compute(void* job);
+// Of a Job. One that was captured with what its context no longer is computes nothing, nor does one whose scratch
+// memory another one took meanwhile.
+void begin(const Job& job);
+void compute(const Job& job);
 
 }  // namespace fake_network

@@ -122,6 +122,7 @@ class Context final : public nvinfer1::StubContext {
   }
   void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override {
     memory_ = size > 0 && fake_on_device_(memory, static_cast<std::size_t>(size)) != 0;
+    scratch_ = memory;
   }
   bool enqueueV3(cudaStream_t stream) noexcept override {
     if (!memory_) {
@@ -138,22 +139,28 @@ class Context final : public nvinfer1::StubContext {
     }
     prepared_ = true;
     const bool captured = capturing_(stream) != 0;
-    auto* const job = new Job{facts_,   B_,       H_,        W_,    bound_["images"], bound_["labels"], bound_["masks"],
-                              captured, changes_, *changes_, lazy()};
+    const std::shared_ptr<const Job> job(new Job{facts_, B_, H_, W_, bound_["images"], bound_["labels"],
+                                                 bound_["masks"], scratch_, captured, changes_, *changes_, lazy()});
     const std::size_t pixels = static_cast<std::size_t>(B_ * H_ * W_);
     if (fake_on_device_(job->images, pixels * (facts_.normalized ? 12 : 3)) == 0 ||
         (job->labels != nullptr && fake_on_device_(job->labels, pixels * (facts_.wide ? 4 : 1)) == 0)) {
       complain("an address that is not the device's");
-      delete job;
       return false;
     }
-    const auto drop = [](void* data) { delete static_cast<Job*>(data); };
-    if (submit_(stream, &fake_network::compute, job, drop) == 0) return true;
+    if (put<fake_network::begin>(stream, job) && put<fake_network::compute>(stream, job)) return true;
     complain("the stream\nrefused");
     return false;
   }
 
  private:
+  template <void (*layer)(const Job&)>
+  bool put(cudaStream_t stream, const std::shared_ptr<const Job>& job) const {
+    using Held = std::shared_ptr<const Job>;
+    const auto work = [](void* data) { layer(**static_cast<Held*>(data)); };
+    const auto drop = [](void* data) { delete static_cast<Held*>(data); };
+    return submit_(stream, work, new Held(job), drop) == 0;
+  }
+
 #ifdef SEGMENTER_TRT_RTX
   bool lazy() const { return config_->strategy == Strategy::kLAZY; }
 
@@ -169,6 +176,7 @@ class Context final : public nvinfer1::StubContext {
   bool prepared_ = false;
   const std::shared_ptr<int> changes_ = std::make_shared<int>(0);
   std::int64_t B_ = 0, H_ = 0, W_ = 0;
+  void* scratch_ = nullptr;
   std::map<std::string, void*> bound_;
   decltype(&fake_cuda_on_device) fake_on_device_ = of_driver<decltype(fake_cuda_on_device)>("fake_cuda_on_device");
   decltype(&fake_cuda_capturing) capturing_ = of_driver<decltype(fake_cuda_capturing)>("fake_cuda_capturing");
@@ -223,6 +231,10 @@ class Registry final : public nvinfer1::StubRegistry {
   PluginLibraryHandle loadLibrary(nvinfer1::AsciiChar const* path) noexcept override {
     if (std::string(path).find("missing") != std::string::npos) {
       complain("cannot open it");
+      return nullptr;
+    }
+    if (std::string(path).find('/') == std::string::npos) {
+      complain("no such library where the system looks");  // as dlopen has it
       return nullptr;
     }
     loaded_ = true;

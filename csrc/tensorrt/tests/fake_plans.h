@@ -122,7 +122,11 @@ inline void expect_all_given_back() {
 class Tensorrt : public testing::Test {
  protected:
   void SetUp() override { fake_cuda_set_device(9, 0, 1); }
-  void TearDown() override { expect_all_given_back(); }
+  void TearDown() override {
+    fake_cuda_defer(0);
+    fake_cuda_limit_memory(0);
+    expect_all_given_back();
+  }
 };
 
 }  // namespace segmenter_trt

@@ -15,7 +15,7 @@ namespace fake_cuda {
 using Work = std::function<void()>;
 using Address = unsigned long long;
 
-constexpr int kInvalidValue = 1, kInvalidContext = 201;
+constexpr int kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext = 201;
 
 extern std::recursive_mutex mutex;
 extern FakeCudaCounts counts;

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstddef>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -105,7 +106,22 @@ TEST_F(Tensorrt, PluginsAreLoadedBeforeThePlan) {
   const std::string bytes = "a library";
   manifest.plugin_library = {"p.so", sha256(std::as_bytes(std::span(bytes)))};
   EXPECT_NO_THROW(opened());
+  // a name alone is the file here, which was checked, and not one where the system looks
+  const auto here = std::filesystem::current_path();
+  std::filesystem::current_path(folder);
+  options.plugins = "plugins.so";
+  EXPECT_NO_THROW(opened());
   options.plugins.clear();
+  setenv("SEGMENTER_TRT_PLUGINS", "plugins.so", 1);
+  EXPECT_NO_THROW(opened());
+  std::filesystem::current_path(here);
+  // empty is as if it were not set: the one beside this library is taken
+  setenv("SEGMENTER_TRT_PLUGINS", "", 1);
+  const auto beside = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "libsegmenter_trt_plugin.so";
+  std::filesystem::copy_file(folder / "plugins.so", beside);
+  EXPECT_NO_THROW(opened());
+  std::filesystem::remove(beside);
+  unsetenv("SEGMENTER_TRT_PLUGINS");
   expect_told("needs the plugin library p.so (SegmenterAttention), which is not here (none was found)", opened);
   options.plugins = folder / "none.so";
   expect_told("none.so); install segmenter-trt with its plugins", opened);

@@ -22,10 +22,6 @@ class Pictures : public Tensorrt {
     Tensorrt::SetUp();
     if (kKernels.images.empty()) GTEST_SKIP() << "built without kernels: SEGMENTER_TRT_CUBINS names no folder of them";
   }
-  void TearDown() override {
-    fake_cuda_defer(0);
-    Tensorrt::TearDown();
-  }
 };
 
 Bytes windows_by(Runner& runner, int seed) {

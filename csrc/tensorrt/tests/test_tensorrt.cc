@@ -84,6 +84,53 @@ TEST_F(Tensorrt, ShapesTakeTurnsAndTheOldestGoes) {
   }
 }
 
+TEST_F(Tensorrt, ANewShapeIsGivenTheMemoryOfTheOldest) {
+  const auto plan = open();
+  const auto runner = plan->make_runner({});
+  const auto label = [&](std::int64_t side) {
+    const ImageShape shape = {1, 4 * side, 64 - side};
+    const Bytes pixels = picture(shape, static_cast<int>(side));
+    EXPECT_EQ(labels_of(runner->run(shape, pixels.data(), Wanted::labels), shape), expected(pixels)) << side;
+  };
+  std::int64_t side = 1;
+  for (; side <= 8; ++side) label(side);
+  // no memory for more than there are, be they as many as a session keeps, or fewer
+  fake_cuda_limit_memory(fake_cuda_counts().device_memory);
+  for (; side <= 10; ++side) label(side);
+  for (const int fewer : {3, 9, 3}) {
+    fake_cuda_limit_memory(fake_cuda_counts().device_memory - fewer);
+    label(++side);
+    label(side);
+  }
+  EXPECT_EQ(fake_cuda_counts().pinned_memory, 3 * 3);  // of eight shapes: five were given up
+  // nor for one alone
+  fake_cuda_limit_memory(2);
+  expect_told("GPU memory: a fake error (CUDA error 2)", [&] { label(1); });
+  EXPECT_EQ(fake_cuda_counts().pinned_memory, 0);
+  fake_cuda_limit_memory(0);
+  label(1);
+}
+
+TEST_F(Tensorrt, MemoryIsGivenUpWhenTheCallersStreamHasPassedIt) {
+  const auto plan = open();
+  const auto runner = plan->make_runner({});
+  const cuda::Driver& driver = cuda::driver();
+  const cuda::Current current(driver, plan->context());
+  const Bytes pixels = picture(kShape, 5), other = picture({1, 8, 16}, 6);
+  const cuda::DeviceMemory images = cuda::device_memory(driver, pixels.size());
+  const cuda::DeviceMemory labels = cuda::device_memory(driver, pixels.size() / 3);
+  std::memcpy(cuda::pointer(images.get()), pixels.data(), pixels.size());
+  const cuda::Stream stream = cuda::stream(driver);
+  fake_cuda_defer(1);
+  // its masks go into memory of the session's
+  runner->enqueue(kShape, cuda::pointer(images.get()), cuda::pointer(labels.get()), stream.get());
+  fake_cuda_limit_memory(fake_cuda_counts().device_memory);
+  EXPECT_EQ(labels_of(runner->run({1, 8, 16}, other.data(), Wanted::labels), {1, 8, 16}), expected(other));
+  EXPECT_EQ(fake_cuda_counts().waiting, 0);
+  const auto* const found = reinterpret_cast<const std::uint8_t*>(labels.get());
+  EXPECT_EQ(Bytes(found, found + pixels.size() / 3), expected(pixels));
+}
+
 TEST_F(Tensorrt, AGraphOutlivesWhatItsSessionDoesBetweenReplays) {
   const auto plan = open();
   const auto runner = plan->make_runner({});
@@ -186,6 +233,67 @@ TEST_F(Tensorrt, SessionsShareAWorkspaceByTakingTurns) {
   for (int call = 0; call < 3; ++call) {
     EXPECT_EQ(labels_of(first->run(kShape, a.data(), Wanted::labels), kShape), expected(a));
     EXPECT_EQ(labels_of(second->run(kShape, b.data(), Wanted::labels), kShape), expected(b));
+  }
+}
+
+TEST_F(Tensorrt, ACallThatFailsLeavesNothingUnderWay) {
+  struct Failure {
+    const char* function;
+    int calls, good;  // before the one that fails, and of the function in that
+  };
+  // the network at its first and at its second work, replayed and not; results on their way back
+  const Failure failures[] = {{"submit", 0, 0},          {"submit", 0, 1},          {"MemcpyDtoHAsync", 0, 0},
+                              {"MemcpyDtoHAsync", 0, 1}, {"MemcpyDtoHAsync", 1, 0}, {"GraphLaunch", 1, 0}};
+  const auto plan = open();
+  const Bytes pixels = picture(kShape, 9);
+  for (const bool shared : {true, false}) {
+    for (const auto& [function, calls, good] : failures) {
+      fake_cuda_defer(1);
+      SessionOptions options;
+      options.shared_workspace = shared;
+      const auto runner = plan->make_runner(options);
+      for (int call = 0; call < calls; ++call) runner->run(kShape, pixels.data(), Wanted::labels);
+      fake_cuda_fail(function, 719, 2, good);  // also without a graph, which is tried then
+      EXPECT_THROW(runner->run(kShape, pixels.data(), Wanted::labels), RunError) << function;
+      fake_cuda_fail(function, 0, 0);
+      // whoever takes the next turn has the memory for itself
+      EXPECT_EQ(fake_cuda_counts().waiting, 0) << function << " " << calls << " " << good;
+      EXPECT_EQ(labels_of(runner->run(kShape, pixels.data(), Wanted::labels), kShape), expected(pixels)) << function;
+    }
+  }
+}
+
+TEST_F(Tensorrt, WhatAFailedEnqueueLeavesOnAStreamIsWaitedFor) {
+  const std::pair<const char*, int> failures[] = {{"submit", 1}, {"EventRecord", 0}, {"EventRecord", 1}};
+  const auto plan = open();
+  const cuda::Driver& driver = cuda::driver();
+  const cuda::Current current(driver, plan->context());
+  const Bytes pixels = picture(kShape, 5), other = picture(kShape, 6);
+  const cuda::DeviceMemory images = cuda::device_memory(driver, pixels.size());
+  const cuda::DeviceMemory labels = cuda::device_memory(driver, pixels.size() / 3);
+  std::memcpy(cuda::pointer(images.get()), pixels.data(), pixels.size());
+  SessionOptions options;
+  options.shared_workspace = true;
+  for (const auto& [function, good] : failures) {
+    for (const char* const next : {"its own session", "another session", "none"}) {
+      fake_cuda_defer(1);
+      const cuda::Stream stream = cuda::stream(driver);
+      auto runner = plan->make_runner(options);
+      const auto another = plan->make_runner(options);
+      fake_cuda_fail(function, 719, 1, good);
+      EXPECT_THROW(runner->enqueue(kShape, cuda::pointer(images.get()), cuda::pointer(labels.get()), stream.get()),
+                   RunError)
+          << function << " " << good;
+      fake_cuda_fail(function, 0, 0);
+      if (next == std::string("none")) {
+        runner.reset();
+      } else {
+        Runner& by = next == std::string("another session") ? *another : *runner;
+        EXPECT_EQ(labels_of(by.run(kShape, other.data(), Wanted::labels), kShape), expected(other));
+      }
+      // but for a mark behind it
+      EXPECT_LE(fake_cuda_counts().waiting, 1) << function << " " << good << ", then " << next;
+    }
   }
 }
 
