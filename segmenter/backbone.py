@@ -20,7 +20,7 @@ from segmenter.errors import CheckpointError, ConfigError
 from segmenter.fidelity import NEW, REARRANGED, Origin, Shape
 from segmenter.official import read_pickle
 from segmenter.patch_resize import PatchResize, resize_patches
-from segmenter.vit import resize_position
+from segmenter.vit import for_images
 
 PICKLES = (".pth", ".pt", ".bin")
 # parts other ViTs have, and which of their tensors tell
@@ -89,17 +89,11 @@ class Backbone:
 
         mode: as `segmenter.vit.resize_position` has it; None: as the source does.
         """
-        old = self.encoder
-        new = replace(old, image_size=whole_patches(size, old.patch_size))
-        if new.grid != old.grid and "pos_embed" in self.tensors:
-            mode = mode or self.position_resize
-            position = self.tensors["pos_embed"]
-            self.tensors["pos_embed"] = resize_position(position, old.grid, new.grid, old.extra_tokens, mode)
+        before = self.tensors.get("pos_embed")
+        self.encoder, position = for_images(self.encoder, before, size, mode or self.position_resize)
+        if position is not None and position is not before:
+            self.tensors["pos_embed"] = position
             self.origins["pos_embed"] = self.origins["pos_embed"].resized()
-            if "dinov2" in (mode, new.position_resize):
-                # its offset belongs to its own grid; from this one on it would shift the same positions once more
-                new = replace(new, position_resize="bicubic")
-        self.encoder = new
 
     def _leave(self, name: str) -> None:
         del self.tensors[name]

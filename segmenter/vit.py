@@ -1,12 +1,13 @@
 """The transformer blocks and the ViT encoder: [B, 3, H, W] -> [B, E + N, C]."""
 
+from dataclasses import replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmenter.config import EncoderConfig
+from segmenter.config import EncoderConfig, whole_patches
 from segmenter.errors import ConfigError
 from segmenter.ops import Ops
 from segmenter.rotary import Rotary, Rotation, turned
@@ -172,6 +173,23 @@ def resize_position(
     else:
         grid = F.interpolate(grid, size=new_grid, mode=mode, align_corners=False)
     return torch.cat((tokens, grid.flatten(2).transpose(1, 2)), dim=1)
+
+
+def for_images(
+    config: EncoderConfig, position: Tensor | None, size: tuple[int, int], mode: str | None = None
+) -> tuple[EncoderConfig, Tensor | None]:
+    """Configuration and position embeddings, None where nothing is learnt, of an encoder for images of (H, W).
+
+    size: rounded up to whole patches. mode: as `resize_position` has it; None: as the encoder itself does.
+    """
+    new = replace(config, image_size=whole_patches(size, config.patch_size))
+    if position is None or new.grid == config.grid:
+        return new, position
+    mode = mode or config.position_resize
+    if "dinov2" in (mode, new.position_resize):
+        # its offset belongs to its own grid; from this one on it would shift the same positions once more
+        new = replace(new, position_resize="bicubic")
+    return new, resize_position(position, config.grid, new.grid, config.extra_tokens, mode)
 
 
 class Encoder(nn.Module):

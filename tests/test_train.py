@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 
 from segmenter import load_model
 from segmenter.checkpoint import save_model
+from segmenter.inference import Inference
 from segmenter.model import Segmenter
+from segmenter.protocol import paper_inference
 from segmenter.training.state import RunFolder
+from segmenter.vit import resize_position
 from tests.training.runs import TINY, losses, metrics, refuse, run_here, train
 
 
@@ -165,6 +168,24 @@ def test_init(
         assert fresh
         there = "class 1 is 'sky' there, 'wall' here" if source == "renamed classes" else "3 classes there, 8 here"
         assert f"fresh decoder ({there})" in said
+
+
+def test_a_checkpoint_trained_on_other_crops_is_one_for_images_of_those(
+    tmp_path: Path, tiny_model: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tiny_model, tmp_path / "start")
+    old, P = tiny_model.config.encoder, tiny_model.config.encoder.patch_size
+    side = old.image_size[0] + 3 * P
+    options = [*SMALL, "--init", str(tmp_path / "start"), "--out", str(tmp_path / "run"), "--steps", "2"]
+    options += ["--crop", str(side), str(side), "--freeze-encoder-blocks", "9"]
+    assert run_here(options) == 0
+    assert f"for images of {side}x{side}, the crop's, where it was" in capsys.readouterr().err
+    trained = load_model(tmp_path / "run" / "last")
+    new = trained.config.encoder
+    assert new.image_size == (side, side)
+    position = resize_position(tiny_model.encoder.pos_embed, old.grid, new.grid, old.extra_tokens, old.position_resize)
+    torch.testing.assert_close(trained.encoder.pos_embed, position)
+    assert paper_inference("ade20k", "single-scale", trained.config, Inference()).window == side
 
 
 def test_rates_too_rough_for_a_trained_network_are_warned_of(

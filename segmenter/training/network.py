@@ -13,9 +13,10 @@ from segmenter.errors import ConfigError
 from segmenter.evaluation import different_class
 from segmenter.model import Segmenter
 from segmenter.training.options import NetworkOptions
-from segmenter.vit import widen_projection
+from segmenter.vit import for_images, widen_projection
 
 PROJECTION = "encoder.patch_embed.proj.weight"
+POSITIONS = "encoder.pos_embed"
 _PATCHES_A_SIDE = 16  # of the image size of a network of one's own
 
 
@@ -28,8 +29,9 @@ def make_network(
 ) -> tuple[Segmenter, str]:
     """The network to train on a dataset, and a line about where it comes from.
 
-    crop: (height, width) position embeddings are made for, rounded up to whole patches; the variant's own when None.
-    A checkpoint keeps its image size, and its decoder where it tells the same classes apart, or as many anonymous ones.
+    crop: (height, width) position embeddings are made for, rounded up to whole patches, those of a checkpoint resized;
+    the variant's or the checkpoint's own when None. A checkpoint keeps its decoder where it tells the same classes
+    apart, or as many anonymous ones.
     Raises ConfigError for an unknown variant or impossible sizes, CheckpointError for a checkpoint that cannot be read.
     """
     torch.manual_seed(seed)
@@ -38,9 +40,17 @@ def make_network(
         return Segmenter(config, ops), f"{config.name}, from random weights"
     source = load_model(options.init)
     wide, tensors = widened(source, dataset.channels)
+    if crop is not None:
+        encoder, position = for_images(wide.encoder, tensors.get(POSITIONS), crop)
+        wide = replace(wide, encoder=encoder)
+        if position is not None:
+            tensors[POSITIONS] = position
     config = _with_chances(replace(wide, classes=dataset.classes, palette=dataset.palette), options)
     model = Segmenter(config, ops)
     line = f"{config.name}, from {options.init}"
+    before, now = source.config.encoder.image_size, config.encoder.image_size
+    if now != before:
+        line += f"; for images of {now[0]}x{now[1]}, the crop's, where it was {before[0]}x{before[1]}"
     if dataset.channels > source.config.encoder.channels:
         fresh = range(source.config.encoder.channels + 1, dataset.channels + 1)
         line += f"; channel {', '.join(map(str, fresh))} begins at weight 0"

@@ -109,6 +109,7 @@ class AugmentOptions:
     mild has scales of 1 to 1.8, mirroring and contrast; flip mirrors alone."""
     crop: tuple[int, int] | None = None
     """Height and width of training crops; default the network's image size.
+    A checkpoint's learnt positions are resized to another, which is its image size, and the paper's window, from there.
     For a network of your own that is 16 patches a side, and where none is named the paper's 512."""
     scale: tuple[float, float] | None = None
     """Smallest and largest random scale, 1 being where the image just covers the crop; default that of --augment."""
