@@ -12,8 +12,9 @@ from typing import cast
 import numpy as np
 import onnx
 
-from segmenter.datasets import SegmentationDataset, Subset
+from segmenter.datasets import SegmentationDataset
 from segmenter.datasets.fitted import fit
+from segmenter.datasets.sample import spread
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import METHODS, Method, channel_peaks, ranges
@@ -209,16 +210,19 @@ def graph_input(image: np.ndarray, base: Manifest) -> np.ndarray:
 def calibration_images(
     dataset: SegmentationDataset, count: int, size: tuple[int, int], seed: int | None = None
 ) -> Iterable[np.ndarray]:
-    """`count` images of a dataset, uint8 [H, W, 3], resized to `size` where they differ.
+    """The images of a dataset at `calibration_places`, uint8 [H, W, 3], resized to `size` where they differ."""
+    return (fit(dataset[place].image, size) for place in calibration_places(len(dataset), count, seed))
+
+
+def calibration_places(length: int, count: int, seed: int | None = None) -> list[int]:
+    """Which `count` of the `length` images of a dataset calibrate.
 
     seed: of the random choice among them; None spreads them evenly over the dataset.
     """
     if count < 1:
         raise EngineError(f"{count} calibration images: wanted at least 1, typically 16 to 64")
     if seed is None:
-        spread = Subset(dataset, count)
-        return (fit(spread[index].image, size) for index in range(len(spread)))
+        return spread(length, count)
     if seed < 0:
         raise EngineError(f"seed {seed}: wanted 0 or more, or none to spread the images evenly")
-    chosen = sorted(np.random.default_rng(seed).permutation(len(dataset))[:count].tolist())
-    return (fit(dataset[index].image, size) for index in chosen)
+    return sorted(np.random.default_rng(seed).permutation(length)[:count].tolist())
