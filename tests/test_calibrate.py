@@ -11,10 +11,11 @@ from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import ranges
 from segmenter_engines.formats import FP8, INT8, UINT8
-from segmenter_engines.histogram import Histogram, Range
+from segmenter_engines.histogram import Histogram
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qdq import linears
 from segmenter_engines.recipe import calibration_images
+from segmenter_engines.steps import Range
 from tests.small_engines import pictures
 
 

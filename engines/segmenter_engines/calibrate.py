@@ -10,8 +10,9 @@ import onnxruntime
 from segmenter.errors import EngineError
 from segmenter_engines.cut import cut
 from segmenter_engines.formats import UINT8, Format
-from segmenter_engines.histogram import Histogram, Range
+from segmenter_engines.histogram import Histogram
 from segmenter_engines.sessions.onnxruntime import session_options
+from segmenter_engines.steps import Range
 from segmenter_engines.widen import widened
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]

@@ -19,7 +19,7 @@ from segmenter.errors import EngineError
 from segmenter.model import Segmenter
 from segmenter.rotary import Rotation, turned
 from segmenter.vit import Block
-from segmenter_engines.formats import FORMATS, FP8, INT8, Format, values_of
+from segmenter_engines.formats import FP8, INT8, Format, values_of
 from segmenter_engines.qdq import Quantised, layer_name, quantised_layers, weight_scale
 
 
@@ -48,16 +48,15 @@ class FakeLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, layer: Quantised, real: int) -> None:
         super().__init__()
-        self.linear, self.zero, self.shift, self.real = linear, layer.zero, layer.shift, real
-        self.inputs = FORMATS[layer.element]
-        self.weights = FP8 if self.inputs is FP8 else INT8
-        self.register_buffer("scale", torch.tensor(layer.scale), persistent=False)
+        self.linear, self.steps, self.real = linear, layer.steps, real
+        self.weights = FP8 if self.steps.form is FP8 else INT8
+        self.register_buffer("scale", torch.tensor(self.steps.scale), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.linear.weight
         scale = weight_scale(weight.detach(), self.weights, self.real, axis=1)
         return F.linear(
-            fake(x - self.shift, self.scale, self.zero, self.inputs) + self.shift,
+            fake(x - self.steps.shift, self.scale, self.steps.zero, self.steps.form) + self.steps.shift,
             fake(weight, scale, 0, self.weights),
             self.linear.bias,
         )

@@ -24,6 +24,8 @@ TORCH: dict[int, torch.dtype] = {
     TensorProto.INT8: torch.int8,
     TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
 }
+# of the values that a graph of each precision leaves in floating point
+REAL = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _SMALLEST = 1e-8  # of ranges: a tensor of zeros needs a scale too
 
 

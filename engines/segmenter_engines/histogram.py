@@ -1,27 +1,16 @@
 """Histograms that grow with what they see, and the clipping ranges that follow from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from segmenter_engines.formats import Format
+from segmenter_engines.steps import Range
 
 _BINS = 1 << 14  # over [-reach, reach]; a tail a hundred times the bulk leaves that 80 bins a side
 _SHARES: list[float] = np.geomspace(1.0, 0.02, 72).tolist()  # of the whole range, tried by the mse method: 5.5 % apart
 _KL_BINS, _KL_LEVELS, _KL_STRIDE = 2048, 128, 16  # as the method was published
-
-
-@dataclass(frozen=True)
-class Range:
-    """Smallest and largest value a tensor takes, zero included."""
-
-    low: float
-    high: float
-
-    def union(self, other: "Range") -> "Range":
-        return Range(min(self.low, other.low), max(self.high, other.high))
 
 
 class Histogram:
