@@ -105,7 +105,7 @@ def calibrated(source: Path, images: Iterable[np.ndarray], recipe: Recipe, threa
     fed = norm_fed(model.graph, [layer.weight for layer in chosen]) if recipe.smoothing else {}
     if fed:
         smooth(model.graph, fed, channel_peaks(model, list(fed), batches(), threads), recipe.smoothing)
-    form = activation_format(recipe.precision, target)
+    form, real = activation_format(recipe.precision, target), REAL[base.precision]
     spans = ranges(
         model,
         activations_of(chosen),
@@ -113,10 +113,11 @@ def calibrated(source: Path, images: Iterable[np.ndarray], recipe: Recipe, threa
         recipe.method,
         percentile=recipe.percentile,
         form=form,
+        real=real,
         threads=threads,
     )
     weights = tuple(dict.fromkeys(layer.weight for layer in chosen))
-    steps = {name: steps_over(span, form, REAL[base.precision]) for name, span in spans.items()}
+    steps = {name: steps_over(span, form, real) for name, span in spans.items()}
     return Calibrated(source, base, recipe, target, model, weights, steps, len(pictures))
 
 
