@@ -22,10 +22,10 @@ from segmenter_engines.export import export
 from segmenter_engines.fake_quant import fake, fake_quantised
 from segmenter_engines.folder import FP32, INT8_TENSORRT
 from segmenter_engines.folder import INT8 as INT8_CPU
-from segmenter_engines.formats import INT8, activation_format
+from segmenter_engines.formats import FP8, INT8, UINT8, activation_format
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qat import prepare
-from segmenter_engines.qdq import quantised_layers
+from segmenter_engines.qdq import quantised_layers, weight_scale
 from segmenter_engines.quantize import quantize
 from segmenter_engines.recipe import Recipe, calibrated, graph_input
 from segmenter_engines.steps import Range, steps_over
@@ -38,6 +38,31 @@ def test_a_gradient_passes_rounding_and_stops_beyond_the_range():
     assert y.tolist() == [0.5, -1.5, 63.5, -64.0]
     y.sum().backward()
     assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("real", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("form", [INT8, FP8], ids=["int8", "fp8"])
+def test_every_weight_learns_whatever_its_scale_was_rounded_to(form, real):
+    """A channel's largest weight is the format's largest number: rounded to it, and not clipped."""
+    weight = (0.03 * torch.randn(500, 96, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    fake(weight, weight_scale(weight.detach(), form, real, axis=1), 0, form).sum().backward()
+    assert (weight.grad == 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "scale", "zero", "low", "high"),
+    [
+        (INT8, 0.5, 0, -128.5, 127.5),
+        (UINT8, 0.25, 40, -40.5, 215.5),
+        (FP8, 2.0, 0, -464.0, 464.0),  # half of 32, as far apart as its largest numbers are
+    ],
+    ids=["int8", "uint8", "fp8"],
+)
+def test_a_gradient_stops_where_rounding_clips(form, scale, zero, low, high):
+    x = scale * torch.tensor([low - 0.1, low + 0.1, 0.0, high - 0.1, high + 0.1])
+    x.requires_grad_()
+    fake(x, torch.tensor(scale), zero, form).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -41,6 +41,11 @@ class Format:
     def one_sided(self) -> bool:
         return self.low == 0.0
 
+    @property
+    def half(self) -> float:
+        """Half of what lies between its two largest numbers: so far beyond an end a value is rounded, not clipped."""
+        return 16.0 if self.element == TensorProto.FLOAT8E4M3FN else 0.5
+
     def fitted(self, low: float, high: float) -> tuple[float, int]:
         """Scale and zero point that cover [low, high], which holds 0."""
         if self.one_sided:
