@@ -81,16 +81,27 @@ def test_quantising_nothing_costs_nothing(ready, judge):
     assert nothing.sqnr_db > 100  # smoothing multiplies in another order
 
 
-def test_a_judge_sees_some_images_evenly_spread(ready, judge, monkeypatch):
-    seen = []
+@pytest.mark.parametrize(
+    ("length", "count", "places"),
+    [(4, 2, [0, 2]), (7, 4, [0, 1, 3, 5]), (15, 4, [0, 3, 7, 11]), (3, 4, [0, 1, 2]), (3, 0, [0, 1, 2])],
+)
+def test_a_judge_sees_some_images_evenly_spread(ready, judge, monkeypatch, length, count, places):
+    class Seen:
+        classes, ignore, seen = judge.samples.classes, judge.samples.ignore, []
+
+        def __len__(self):
+            return length
+
+        def __getitem__(self, index):
+            self.seen.append(index)
+            return honest[0]
+
     honest = judge.samples
-    samples = SimpleNamespace(classes=honest.classes, ignore=honest.ignore)
-    monkeypatch.setattr(judge, "samples", type("Seen", (), {**vars(samples), "__len__": lambda self: 4})())
-    monkeypatch.setattr(
-        type(judge.samples), "__getitem__", lambda self, index: seen.append(index) or honest[index], raising=False
-    )
-    judge(ready.model, 2)
-    assert seen == [0, 2]
+    monkeypatch.setattr(judge, "_masks", judge._masks[:1] * length)
+    monkeypatch.setattr(judge, "_matrices", judge._matrices[:1] * length)
+    monkeypatch.setattr(judge, "samples", Seen())
+    judge(ready.model, count)
+    assert judge.samples.seen == places
 
 
 def test_groups_hold_every_layer_once_by_block_and_by_kind():

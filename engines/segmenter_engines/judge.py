@@ -12,6 +12,7 @@ import segmenter_trt
 from segmenter.cores import usable_cores
 from segmenter.datasets import Sample, SegmentationDataset, Subset
 from segmenter.datasets.fitted import Fitted
+from segmenter.datasets.sample import spread
 from segmenter.errors import EngineError
 from segmenter.evaluation import require_same_classes
 from segmenter.metrics import ConfusionMatrix
@@ -86,8 +87,7 @@ class Judge:
 
     def __call__(self, model: onnx.ModelProto, images: int = 0) -> Score:
         """What a version is worth, on at most `images` of the images, spread evenly; 0 for all."""
-        step = max(len(self) // images, 1) if images else 1
-        return self._run(model, range(0, len(self), step)[: images or None], keep=False)
+        return self._run(model, spread(len(self), images), keep=False)
 
     def _run(self, model: onnx.ModelProto, chosen: Sequence[int], keep: bool) -> Score:
         wide = widened(model)
