@@ -95,5 +95,10 @@ def mean_of_present(values: np.ndarray) -> float:
 
 def change(drop: float) -> str:
     """A loss of mIoU as it is shown everywhere, engine minus PyTorch: -0.0031 where it lost, 0.0000 without a sign."""
-    told = f"{-drop:+.4f}"
+    return signed(-drop)
+
+
+def signed(value: float) -> str:
+    """With its sign and four digits; zero has none."""
+    told = f"{value:+.4f}"
     return told[1:] if float(told) == 0 else told

@@ -6,15 +6,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
+from onnx import TensorProto
 
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import ranges
 from segmenter_engines.formats import FP8, INT8, UINT8
-from segmenter_engines.histogram import Histogram, Range
+from segmenter_engines.histogram import Histogram
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qdq import linears
 from segmenter_engines.recipe import calibration_images
+from segmenter_engines.steps import Range, steps_over
 from tests.small_engines import pictures
 
 
@@ -60,18 +63,36 @@ def test_zeros_alone_have_a_range_and_a_scale() -> None:
 
 @pytest.mark.parametrize("form", [INT8, UINT8, FP8], ids=["int8", "uint8", "fp8"])
 def test_mse_loses_least_of_all_methods(bulk: np.ndarray, form) -> None:
-    histogram = filled(bulk)
-    x = torch.from_numpy(bulk)
-
     def error(span: Range) -> float:
-        scale, zero = form.fitted(span.low, span.high)
-        return float((form.fake(x, scale, zero) - x).double().square().mean())
+        x = torch.from_numpy(bulk)
+        return float((steps_over(span, form, TensorProto.FLOAT).fake(x) - x).double().square().mean())
 
+    histogram = filled(bulk)
     least = error(histogram.mse(form))
     others = [histogram.seen, histogram.entropy(), histogram.percentile(99.9), histogram.percentile(99.999)]
     assert all(least <= 1.01 * error(span) for span in others)
-    if form is INT8:  # its steps are all the same, and half of them lie where nothing is
-        assert least < 0.7 * error(histogram.seen)
+    if form is not FP8:  # their steps are all the same, and two outliers take most of them
+        bulk = np.append(bulk, np.float32(-20.0))
+        wide = filled(bulk)
+        assert error(wide.mse(form)) < 0.7 * error(wide.seen)
+
+
+@pytest.mark.parametrize("real", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 1.5, 4.0])
+def test_mse_is_that_of_the_numbers_a_graph_holds(spread: float, real: int) -> None:
+    """What GELU gives is shifted before it becomes int8: its steps are those of the whole range, not of twice it."""
+    x = F.gelu(spread * torch.randn(200_000, generator=torch.Generator().manual_seed(0)))
+    histogram = filled(x.numpy())
+
+    def error(span: Range) -> float:
+        return float((steps_over(span, INT8, real).fake(x) - x).double().square().mean())
+
+    least, seen = error(histogram.mse(INT8, real)), histogram.seen
+    assert least <= error(seen)
+    shares = np.linspace(0.02, 1.0, 50)
+    assert least <= 1.02 * min(
+        error(Range(low * seen.low, high * seen.high)) for low in shares[9::10] for high in shares
+    )
 
 
 def test_entropy_and_percentile_clip_the_tail_and_never_beyond_what_was_seen(bulk: np.ndarray) -> None:

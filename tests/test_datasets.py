@@ -82,6 +82,9 @@ def test_subset_spreads_over_the_dataset() -> None:
     names = [Subset(dataset, 4)[index].name for index in range(4)]
     assert names == [f"shapes/val/{index}" for index in (0, 50, 100, 150)]
     assert len(Subset(dataset)) == len(Subset(dataset, 1000)) == 200
+    rest = Subset(dataset, 3, without=range(2, 200))
+    assert [rest[index].name for index in range(len(rest))] == ["shapes/val/0", "shapes/val/1"]
+    assert Subset(dataset, 2, without=range(100))[1].name == "shapes/val/150"
     with pytest.raises(ConfigError, match="-1 images of a dataset: wanted at least 1, or 0"):
         Subset(dataset, -1)
 

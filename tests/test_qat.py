@@ -17,16 +17,18 @@ from segmenter.files import sha256
 from segmenter.model import Segmenter
 from segmenter.preprocess import normalize
 from segmenter_engines import qat as qat_command
+from segmenter_engines.calibrate import ranges
 from segmenter_engines.export import export
 from segmenter_engines.fake_quant import fake, fake_quantised
 from segmenter_engines.folder import FP32, INT8_TENSORRT
 from segmenter_engines.folder import INT8 as INT8_CPU
-from segmenter_engines.formats import INT8
+from segmenter_engines.formats import FP8, INT8, UINT8, activation_format
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.qat import prepare
-from segmenter_engines.qdq import quantised_layers
+from segmenter_engines.qdq import quantised_layers, weight_scale
 from segmenter_engines.quantize import quantize
-from segmenter_engines.recipe import Recipe, calibrated
+from segmenter_engines.recipe import Recipe, calibrated, graph_input
+from segmenter_engines.steps import Range, steps_over
 from tests.small_engines import masks, network, pictures
 
 
@@ -36,6 +38,31 @@ def test_a_gradient_passes_rounding_and_stops_beyond_the_range():
     assert y.tolist() == [0.5, -1.5, 63.5, -64.0]
     y.sum().backward()
     assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("real", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("form", [INT8, FP8], ids=["int8", "fp8"])
+def test_every_weight_learns_whatever_its_scale_was_rounded_to(form, real):
+    """A channel's largest weight is the format's largest number: rounded to it, and not clipped."""
+    weight = (0.03 * torch.randn(500, 96, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    fake(weight, weight_scale(weight.detach(), form, real, axis=1), 0, form).sum().backward()
+    assert (weight.grad == 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "scale", "zero", "low", "high"),
+    [
+        (INT8, 0.5, 0, -128.5, 127.5),
+        (UINT8, 0.25, 40, -40.5, 215.5),
+        (FP8, 2.0, 0, -464.0, 464.0),  # half of 32, as far apart as its largest numbers are
+    ],
+    ids=["int8", "uint8", "fp8"],
+)
+def test_a_gradient_stops_where_rounding_clips(form, scale, zero, low, high):
+    x = scale * torch.tensor([low - 0.1, low + 0.1, 0.0, high - 0.1, high + 0.1])
+    x.requires_grad_()
+    fake(x, torch.tensor(scale), zero, form).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +87,11 @@ def ready(engine_folder):
 )
 def test_pytorch_computes_what_the_graph_does(engine_folder, ready, precision, target):
     """To rounding: sums in another order take a value beside a tie the other way, and layers behind it see that."""
-    graph = replace(ready, recipe=Recipe(precision), target=target).quantised()
+    images = [graph_input(picture, ready.base) for picture in pictures(4, seed=1)]
+    form = activation_format(precision, target)
+    spans = ranges(ready.model, list(ready.steps), images, threads=1)
+    steps = {name: steps_over(span, form, TensorProto.FLOAT) for name, span in spans.items()}
+    graph = replace(ready, recipe=Recipe(precision), target=target, steps=steps).quantised()
     model, _, _ = prepare(engine_folder / "checkpoint", engine_folder / INT8_CPU)
     batch = normalize(pictures(2), model.config.preprocess)
     theirs = masks(graph, batch.numpy())
@@ -100,6 +131,26 @@ def test_scales_are_taken_from_another_graph_as_they_are(engine_folder, tmp_path
         quantised_layers(onnx.load(path).graph) for path in (tmp_path / "m.onnx", engine_folder / INT8_TENSORRT)
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize(("base", "precision"), [("fp32", "int8"), ("fp16", "int8"), ("fp16", "fp8")])
+def test_scales_are_taken_as_they_are_from_any_ranges(engine_folder, tmp_path, monkeypatch, base, precision):
+    """Near where an activation is taken for one-sided, what is rounded may not be decided on again."""
+    random = np.random.default_rng(0)
+
+    def some(model, tensors, *_, **__):
+        spans = [Range(-0.1134, 0.45642)]
+        for high in 10.0 ** random.uniform(-1.0, 1.2, len(tensors)):
+            spans.append(Range(-high * random.uniform(0.24, 0.26), high))
+        return dict(zip(tensors, spans, strict=False))
+
+    monkeypatch.setattr("segmenter_engines.recipe.ranges", some)
+    source = engine_folder / f"model.{base}.onnx"
+    for _ in range(5):
+        quantize(source, tmp_path / "recipe.onnx", pictures(1), precision=precision, smoothing=0.0)
+        quantize(source, tmp_path / "m.onnx", scales_of=tmp_path / "recipe.onnx")
+        ours, theirs = (quantised_layers(onnx.load(tmp_path / name).graph) for name in ("m.onnx", "recipe.onnx"))
+        assert ours == theirs
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +216,7 @@ def test_a_short_run_wins_back_what_a_coarse_setting_lost(learnt, tmp_path, caps
     )
     assert set(ours) == set(theirs)
     for name, layer in ours.items():
-        assert (layer.scale, layer.zero) == pytest.approx((theirs[name].scale, theirs[name].zero))
+        assert layer.steps == theirs[name].steps
     from segmenter.evaluation import evaluate_labels
     from segmenter_engines import open_session
 

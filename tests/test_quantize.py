@@ -250,15 +250,15 @@ def test_one_sided_activations_are_centred_for_symmetric_numbers(engine_folder):
     """What GELU gives gets the steps of uint8, and zero is one of them; what stands around zero is left as it is."""
     graph = onnx.load(engine_folder / "model.int8-trt.onnx").graph
     layers = quantised_layers(graph)
-    assert {weight for weight, layer in layers.items() if layer.shift} == {
+    assert {weight for weight, layer in layers.items() if layer.steps.shift} == {
         weight for weight in layers if weight.endswith("mlp.fc2.weight")
     }
     for layer in layers.values():
-        steps = layer.shift / layer.scale
+        steps = layer.steps.shift / layer.steps.scale
         assert steps == pytest.approx(round(steps), abs=0.05)  # in fp16, scale and shift are rounded each on its own
         assert abs(steps) <= 128
     made_by = {output: node for node in graph.node for output in node.output}
     for layer in layers.values():
-        if layer.shift:
+        if layer.steps.shift:
             assert made_by[layer.activation].op_type == "Gelu"
-            assert layer.scale * -128 + layer.shift == pytest.approx(-0.17, abs=0.1)  # the least GELU gives
+            assert layer.steps.scale * -128 + layer.steps.shift == pytest.approx(-0.17, abs=0.1)  # the least GELU gives

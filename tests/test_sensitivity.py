@@ -81,16 +81,27 @@ def test_quantising_nothing_costs_nothing(ready, judge):
     assert nothing.sqnr_db > 100  # smoothing multiplies in another order
 
 
-def test_a_judge_sees_some_images_evenly_spread(ready, judge, monkeypatch):
-    seen = []
+@pytest.mark.parametrize(
+    ("length", "count", "places"),
+    [(4, 2, [0, 2]), (7, 4, [0, 1, 3, 5]), (15, 4, [0, 3, 7, 11]), (3, 4, [0, 1, 2]), (3, 0, [0, 1, 2])],
+)
+def test_a_judge_sees_some_images_evenly_spread(ready, judge, monkeypatch, length, count, places):
+    class Seen:
+        classes, ignore, seen = judge.samples.classes, judge.samples.ignore, []
+
+        def __len__(self):
+            return length
+
+        def __getitem__(self, index):
+            self.seen.append(index)
+            return honest[0]
+
     honest = judge.samples
-    samples = SimpleNamespace(classes=honest.classes, ignore=honest.ignore)
-    monkeypatch.setattr(judge, "samples", type("Seen", (), {**vars(samples), "__len__": lambda self: 4})())
-    monkeypatch.setattr(
-        type(judge.samples), "__getitem__", lambda self, index: seen.append(index) or honest[index], raising=False
-    )
-    judge(ready.model, 2)
-    assert seen == [0, 2]
+    monkeypatch.setattr(judge, "_masks", judge._masks[:1] * length)
+    monkeypatch.setattr(judge, "_matrices", judge._matrices[:1] * length)
+    monkeypatch.setattr(judge, "samples", Seen())
+    judge(ready.model, count)
+    assert judge.samples.seen == places
 
 
 def test_groups_hold_every_layer_once_by_block_and_by_kind():
@@ -105,7 +116,8 @@ def test_the_search_keeps_what_is_needed_and_no_more(spiky, ready, judge, tmp_pa
     found = search(ready, judge, 0.02)
     assert found.ranking[0].name == "encoder.blocks.1.mlp.fc2"
     chosen = {trial.kept: trial for trial in found.trials}
-    assert chosen[len(found.kept)].drop <= 0.02 < chosen[len(found.kept) - 1].drop
+    most = [chosen[kept].drop + chosen[kept].drop_error for kept in (len(found.kept), len(found.kept) - 1)]
+    assert most[0] <= 0.02 < most[1]
     manifest = quantize(spiky, tmp_path / "m.onnx", pictures(2), judge=judge, max_drop=0.02, threads=1)
     mixed = manifest.details["mixed"]
     assert [row["name"] for row in mixed["kept"]] == [layer_name(weight) for weight in found.kept]
@@ -125,18 +137,72 @@ def test_the_search_is_bounded_and_finds_the_fewest():
         assert fewest(layers, lambda kept: False) is None
 
 
+class Told:
+    """A judge who finds for every number of layers in floating point the drop and its standard error it is told."""
+
+    reference, split = 0.9, "train"
+
+    def __init__(self, ready, told, images=4):
+        self.layers, self.told, self.images = len(ready.layers), told, images
+
+    def __call__(self, model, images=0):
+        kept = self.layers - len(quantised_layers(model.graph))
+        drop, error = self.told(kept)
+        return Score(self.reference - drop, 30.0, error)
+
+    def __len__(self):
+        return self.images
+
+
 def test_a_drop_no_choice_holds_is_refused(ready):
-    class Hopeless:
-        reference, threads = 0.9, 1
+    hopeless = Told(ready, lambda kept: (0.4, 0.01))
+    message = r"--max-drop 0\.1: .* loses 0\.4000 of mIoU, standard error 0\.0100, even with one layer in 8 bits"
+    with pytest.raises(EngineError, match=message):
+        search(ready, hopeless, 0.1)
 
-        def __call__(self, model, images=0):
-            return Score(0.5, 3.0)
 
-        def __len__(self):
-            return 4
+def test_a_setting_that_may_have_been_lucky_with_its_images_does_not_hold(ready):
+    found = search(ready, Told(ready, lambda kept: (0.0038, 0.0005 if kept < 3 else 0.0001)), 0.004)
+    assert len(found.kept) == 3
+    assert [(trial.kept, trial.drop_error) for trial in found.trials][:2] == [(0, 0.0005), (1, 0.0005)]
+    # where the error cannot be told, nothing holds; one image never tells it
+    with pytest.raises(EngineError, match=r"loses 0\.0000 of mIoU, standard error unknown, even"):
+        search(ready, Told(ready, lambda kept: (0.0, None)), 0.004)
+    with pytest.raises(EngineError, match=r"--max-drop 0\.004: 1 image to judge on tells no standard error; take"):
+        search(ready, Told(ready, lambda kept: (0.0, None), images=1), 0.004)
 
-    with pytest.raises(EngineError, match=r"--max-drop 0\.1: .* loses 0\.4000 of mIoU even with one layer in 8 bits"):
-        search(ready, Hopeless(), 0.1)
+
+def test_a_judge_tells_the_standard_error_of_a_drop(ready, judge):
+    assert judge(ready.model).drop_error == 0.0
+    rough = judge(ready.quantised())
+    assert 0.0 < rough.drop_error < judge.reference - rough.miou + 0.1
+    assert judge(ready.quantised(), 1).drop_error is None
+
+
+@pytest.mark.parametrize("command", [quantize_command, sensitivity_command])
+def test_what_is_chosen_is_judged_on_training_images_that_calibration_left(
+    spiky, picture_root, tmp_path, monkeypatch, capsys, command
+):
+    judged = []
+
+    def spy(source, base, samples, **options):
+        judged.append([samples[index].name for index in range(len(samples))])
+        return Judge(source, base, samples, **options)
+
+    monkeypatch.setattr(command, "Judge", spy)
+    more = ["--max-drop", 0.9, "--out", tmp_path / "q.onnx"] if command is quantize_command else []
+    for chosen, names in (
+        ([], ["p1.png", "p2.png"]),  # of three, p0 is the calibration image
+        (["--seed", 3], ["p0.jpg", "p1.png"]),
+        (["--judge-split", "val"], ["p0.jpg", "p1.png"]),
+    ):
+        assert command.main(command_line(picture_root, spiky, *more, *chosen)) == 0
+        assert judged.pop() == names
+        assert f"2 images of {'val' if 'val' in chosen else 'train'}" in capsys.readouterr().out
+    if command is quantize_command:
+        assert read_manifest(tmp_path / "q.onnx").details["mixed"]["split"] == "val"
+    assert command.main([*command_line(picture_root, spiky, *more), "--images", "3"]) == 2
+    assert "--judge-split train: calibration takes all of its 3 images; lower --images" in capsys.readouterr().err
 
 
 def command_line(picture_root, spiky, *more):
@@ -150,7 +216,8 @@ def test_the_commands_write_their_reports(spiky, picture_root, tmp_path, capsys)
     arguments = command_line(picture_root, spiky, "--judge-images", 1, "--seed", 3, "--out", out)
     assert sensitivity_command.main(arguments) == 0
     assert "encoder.blocks.1.mlp.fc2" in capsys.readouterr().out
-    assert json.loads(out.read_text())["recipe"]["precision"] == "int8"
+    told = json.loads(out.read_text())
+    assert (told["recipe"]["precision"], told["split"]) == ("int8", "train")
     arguments = command_line(picture_root, spiky, "--max-drop", 0.9, "--judge-images", 2, "--out", tmp_path / "q.onnx")
     assert quantize_command.main(arguments) == 0
     assert "kept in floating point: nothing" in capsys.readouterr().out

@@ -6,12 +6,14 @@ from typing import Literal, get_args
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import TensorProto
 
 from segmenter.errors import EngineError
 from segmenter_engines.cut import cut
 from segmenter_engines.formats import UINT8, Format
-from segmenter_engines.histogram import Histogram, Range
+from segmenter_engines.histogram import Histogram
 from segmenter_engines.sessions.onnxruntime import session_options
+from segmenter_engines.steps import Range
 from segmenter_engines.widen import widened
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
@@ -27,12 +29,14 @@ def ranges(
     *,
     percentile: float = 99.99,
     form: Format = UINT8,
+    real: int = TensorProto.FLOAT,
     threads: int | None = None,
 ) -> dict[str, Range]:
     """Range of each named float tensor of a graph over batches of its input, run in ONNX Runtime in float32.
 
     batches: what the graph takes, a batch an image. `minmax` spans everything seen; the others clip what one pass over
-    the images has counted: `percentile` both tails, `entropy` and `mse` where the least is lost, `mse` to `form`.
+    the images has counted: `percentile` both tails, `entropy` and `mse` where the least is lost, `mse` to `form` in a
+    graph of element type `real`.
     Raises EngineError when there is no batch, or an activation is no number.
     """
     wanted = list(dict.fromkeys(tensors))
@@ -49,7 +53,7 @@ def ranges(
         return {name: histogram.percentile(percentile) for name, histogram in histograms.items()}
     if method == "entropy":
         return {name: histogram.entropy() for name, histogram in histograms.items()}
-    return {name: histogram.mse(form) for name, histogram in histograms.items()}
+    return {name: histogram.mse(form, real) for name, histogram in histograms.items()}
 
 
 def channel_peaks(

@@ -1,7 +1,7 @@
 """A network in PyTorch that computes as its Q/DQ graph does, and can still learn.
 
 Values are rounded to 8 bits and back in float32, with the activation scales of the graph and weight scales that follow
-the weights. A gradient passes a rounding as if it were not there, and stops at values beyond the range.
+the weights. A gradient passes a rounding as if it were not there, and stops at values that are clipped.
 Source: Jacob et al., CVPR 2018; the straight-through estimator of Bengio et al., 2013.
 """
 
@@ -19,14 +19,16 @@ from segmenter.errors import EngineError
 from segmenter.model import Segmenter
 from segmenter.rotary import Rotation, turned
 from segmenter.vit import Block
-from segmenter_engines.formats import FORMATS, FP8, INT8, Format, values_of
+from segmenter_engines.formats import FP8, INT8, Format, values_of
 from segmenter_engines.qdq import Quantised, layer_name, quantised_layers, weight_scale
 
 
 class _Fake(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: int, form: Format) -> Tensor:
-        ctx.save_for_backward((x >= (form.low - zero) * scale) & (x <= (form.high - zero) * scale))
+        # a scale is rounded to 16 bits, which may leave the value it was made for beyond the last step
+        low, high = form.low - form.half - zero, form.high + form.half - zero
+        ctx.save_for_backward((x >= low * scale) & (x <= high * scale))
         return form.fake(x, scale, zero)
 
     @staticmethod
@@ -36,7 +38,7 @@ class _Fake(torch.autograd.Function):
 
 
 def fake(x: Tensor, scale: Tensor, zero: int, form: Format) -> Tensor:
-    """float32 x through 8 bits and back; its gradient is 1 within the format's range and 0 beyond."""
+    """float32 x through 8 bits and back; its gradient is 1 where that rounds and 0 where it clips."""
     result: Tensor = _Fake.apply(x, scale, zero, form)
     return result
 
@@ -48,16 +50,15 @@ class FakeLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, layer: Quantised, real: int) -> None:
         super().__init__()
-        self.linear, self.zero, self.shift, self.real = linear, layer.zero, layer.shift, real
-        self.inputs = FORMATS[layer.element]
-        self.weights = FP8 if self.inputs is FP8 else INT8
-        self.register_buffer("scale", torch.tensor(layer.scale), persistent=False)
+        self.linear, self.steps, self.real = linear, layer.steps, real
+        self.weights = FP8 if self.steps.form is FP8 else INT8
+        self.register_buffer("scale", torch.tensor(self.steps.scale), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.linear.weight
         scale = weight_scale(weight.detach(), self.weights, self.real, axis=1)
         return F.linear(
-            fake(x - self.shift, self.scale, self.zero, self.inputs) + self.shift,
+            fake(x - self.steps.shift, self.scale, self.steps.zero, self.steps.form) + self.steps.shift,
             fake(weight, scale, 0, self.weights),
             self.linear.bias,
         )

@@ -24,6 +24,8 @@ TORCH: dict[int, torch.dtype] = {
     TensorProto.INT8: torch.int8,
     TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
 }
+# of the values that a graph of each precision leaves in floating point
+REAL = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _SMALLEST = 1e-8  # of ranges: a tensor of zeros needs a scale too
 
 
@@ -38,6 +40,11 @@ class Format:
     @property
     def one_sided(self) -> bool:
         return self.low == 0.0
+
+    @property
+    def half(self) -> float:
+        """Half of what lies between its two largest numbers: so far beyond an end a value is rounded, not clipped."""
+        return 16.0 if self.element == TensorProto.FLOAT8E4M3FN else 0.5
 
     def fitted(self, low: float, high: float) -> tuple[float, int]:
         """Scale and zero point that cover [low, high], which holds 0."""

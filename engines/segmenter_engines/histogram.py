@@ -1,27 +1,18 @@
 """Histograms that grow with what they see, and the clipping ranges that follow from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from onnx import TensorProto
 
 from segmenter_engines.formats import Format
+from segmenter_engines.steps import Range, steps_over
 
 _BINS = 1 << 14  # over [-reach, reach]; a tail a hundred times the bulk leaves that 80 bins a side
 _SHARES: list[float] = np.geomspace(1.0, 0.02, 72).tolist()  # of the whole range, tried by the mse method: 5.5 % apart
+_NEAR: list[float] = np.geomspace(0.95, 1.05, 41).tolist()  # of an end that was found
 _KL_BINS, _KL_LEVELS, _KL_STRIDE = 2048, 128, 16  # as the method was published
-
-
-@dataclass(frozen=True)
-class Range:
-    """Smallest and largest value a tensor takes, zero included."""
-
-    low: float
-    high: float
-
-    def union(self, other: "Range") -> "Range":
-        return Range(min(self.low, other.low), max(self.high, other.high))
 
 
 class Histogram:
@@ -66,9 +57,11 @@ class Histogram:
         high = centres[min(int(np.searchsorted(share, percentile / 100.0)), _BINS - 1)]
         return self._within(float(low), float(high))
 
-    def mse(self, form: Format) -> Range:
+    def mse(self, form: Format, real: int = TensorProto.FLOAT) -> Range:
         """The range that loses least to rounding and clipping together, in mean squared error.
 
+        What is rounded to are the steps of `form` that a graph of element type `real` holds for a range, see
+        `steps_over`.
         Source: Banner et al., NeurIPS 2019, whose closed form this search replaces.
         """
         held = self.counts > 0
@@ -76,18 +69,22 @@ class Histogram:
         counts = torch.from_numpy(self.counts[held]).double()
 
         def error(span: Range) -> float:
-            scale, zero = form.fitted(span.low, span.high)
-            return float((counts * (form.fake(centres, scale, zero) - centres).double().square()).sum())
+            back = steps_over(span, form, real).fake(centres)
+            return float((counts * (back - centres).double().square()).sum())
 
         whole = self.seen
-        if not form.one_sided:
-            peak = max(-whole.low, whole.high)
-            return _best([self._within(-peak * share, peak * share) for share in _SHARES], error)
-        best = whole
-        for _ in range(2):  # one end at a time, twice: they hardly depend on each other
-            best = _best([Range(best.low, whole.high * share) for share in _SHARES], error)
-            best = _best([Range(whole.low * share, best.high) for share in _SHARES], error)
-        return best
+        peak = max(-whole.low, whole.high)
+        best = min((self._within(-peak * share, peak * share) for share in _SHARES), key=error)
+        # how values fall on steps turns with the least change of a range
+        best = self._one_end_at_a_time(best, whole, _SHARES, error)
+        return self._one_end_at_a_time(best, best, _NEAR, error)
+
+    def _one_end_at_a_time(
+        self, best: Range, whole: Range, shares: Sequence[float], error: Callable[[Range], float]
+    ) -> Range:
+        """The best range, or a better one whose high end, then whose low one, is a share of the whole's."""
+        best = min((best, *(self._within(best.low, whole.high * share) for share in shares)), key=error)
+        return min((best, *(self._within(whole.low * share, best.high) for share in shares)), key=error)
 
     def entropy(self) -> Range:
         """The range that keeps the distribution of magnitudes, in Kullback-Leibler divergence, at 128 levels.
@@ -107,10 +104,6 @@ class Histogram:
     def _within(self, low: float, high: float) -> Range:
         # never beyond what was seen, and zero stays inside: it must be exactly representable
         return Range(min(max(low, self.seen.low), 0.0), max(min(high, self.seen.high), 0.0))
-
-
-def _best(candidates: Sequence[Range], error: Callable[[Range], float]) -> Range:
-    return min(candidates, key=error)
 
 
 def _divergence(counts: np.ndarray, kept: int) -> float:

@@ -1,11 +1,11 @@
 """Mixed precision by itself: the most sensitive layers stay in floating point until the mIoU holds."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from segmenter.errors import EngineError
+from segmenter.metrics import signed
 from segmenter_engines.judge import Judge
 from segmenter_engines.layer_costs import Cost, costs
 from segmenter_engines.qdq import layer_name
@@ -21,6 +21,7 @@ class Trial:
     kept: int
     miou: float
     drop: float
+    drop_error: float | None  # its standard error, from the images being so few; None where it cannot be told
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Search:
     max_drop: float
     reference_miou: float
     images: int
+    split: str | None  # of a dataset, that the images are from
     ranking: tuple[Cost, ...]
     trials: tuple[Trial, ...]
 
@@ -43,6 +45,7 @@ class Search:
             "max_drop": self.max_drop,
             "reference_miou": self.reference_miou,
             "images": self.images,
+            "split": self.split,
             "ranking_images": min(RANKING_IMAGES, self.images),
             "trials": [asdict(trial) for trial in self.trials],
         }
@@ -51,9 +54,10 @@ class Search:
 def describe(mixed: dict[str, Any]) -> str:
     """What a manifest's record of a search says, in a few lines."""
     chosen = next(trial for trial in mixed["trials"] if trial["kept"] == len(mixed["kept"]))
+    images = f"{mixed['images']} images" + (f" of {mixed['split']}" if mixed["split"] else "")
     lines = [
-        f"mIoU {chosen['miou']:.4f} on {mixed['images']} images, {chosen['drop']:+.4f} lost of"
-        f" {mixed['reference_miou']:.4f} where {mixed['max_drop']} may be; kept in floating point:"
+        f"mIoU {chosen['miou']:.4f} on {images}, {signed(chosen['drop'])} lost of {mixed['reference_miou']:.4f} with a"
+        f" standard error of {chosen['drop_error']:.4f} where {mixed['max_drop']} may be; kept in floating point:"
         f" {len(mixed['kept']) or 'nothing'}"
     ]
     for cost in mixed["kept"]:
@@ -63,35 +67,46 @@ def describe(mixed: dict[str, Any]) -> str:
 
 
 def search(ready: Calibrated, judge: Judge, max_drop: float) -> Search:
-    """Keep as few layers in floating point as it takes for the mIoU on the judge's images to hold.
+    """Keep few layers in floating point, so many that the mIoU on the judge's images holds.
 
-    Layers are ranked by the SQNR they leave alone; how many are kept is found by doubling, then by halving between the
-    last number that failed and the first that held: at most 2 log2(layers) + 2 evaluations.
-    Raises EngineError when no layer can be quantised within `max_drop`.
+    It holds where what it loses is at most `max_drop` with one standard error added: of several versions, one that is
+    lucky with few images would be found else. Layers are ranked by the SQNR they leave alone; how many are kept is
+    found by doubling, then by halving between the last number that failed and the first that held: at most
+    2 log2(layers) + 2 evaluations.
+    Raises EngineError when no layer can be quantised within `max_drop`, or one image is to tell.
     """
+    if len(judge) < 2:
+        raise EngineError(
+            f"--max-drop {max_drop}: 1 image to judge on tells no standard error; take more with --judge-images"
+        )
     alone = {layer_name(weight): [weight] for weight in ready.layers}
     order = {name: weights[0] for name, weights in alone.items()}
     ranking = tuple(sorted(costs(ready, judge, alone, RANKING_IMAGES), key=lambda cost: cost.sqnr_db))
     trials: list[Trial] = []
 
     def holds(kept: int) -> bool:
-        miou = judge(ready.quantised([order[cost.name] for cost in ranking[:kept]])).miou
-        trials.append(Trial(kept, miou, judge.reference - miou))
-        return trials[-1].drop <= max_drop  # a NaN does not hold
+        found = judge(ready.quantised([order[cost.name] for cost in ranking[:kept]]))
+        trials.append(Trial(kept, found.miou, judge.reference - found.miou, found.drop_error))
+        # a NaN does not hold
+        return found.drop_error is not None and trials[-1].drop + found.drop_error <= max_drop
 
     kept = fewest(len(ranking), holds)
     if kept is None:
-        least = min((trial.drop for trial in trials if not math.isnan(trial.drop)), default=math.nan)
+        last = trials[-1]
+        error = "unknown" if last.drop_error is None else f"{last.drop_error:.4f}"
         raise EngineError(
-            f"--max-drop {max_drop}: {ready.source} loses {least:.4f} of mIoU even with one layer in 8 bits; allow"
-            " more, judge on more images, or use the floating-point graph"
+            f"--max-drop {max_drop}: {ready.source} loses {last.drop:.4f} of mIoU, standard error {error}, even with"
+            " one layer in 8 bits; allow more, judge on more images, or use the floating-point graph"
         )
     names = tuple(order[cost.name] for cost in ranking[:kept])
-    return Search(names, max_drop, judge.reference, len(judge), ranking, tuple(trials))
+    return Search(names, max_drop, judge.reference, len(judge), judge.split, ranking, tuple(trials))
 
 
 def fewest(layers: int, holds: Callable[[int], bool]) -> int | None:
-    """The smallest number below `layers` that holds, for a test that goes on holding; None when none does."""
+    """The smallest number below `layers` that holds, for a test that goes on holding; None when none does.
+
+    Of a test that does not, one that holds.
+    """
     if holds(0):
         return 0
     failed, tried = 0, 1

@@ -19,7 +19,6 @@ from typing import Annotated
 import onnx
 import torch
 import tyro
-from onnx import TensorProto
 from rich.console import Console
 from rich.progress import track
 from torch import nn
@@ -40,10 +39,9 @@ from segmenter.training.loss import finite_weights, require_finite, require_stri
 from segmenter.training.options import require
 from segmenter.training.schedule import Schedule
 from segmenter_engines.fake_quant import fake_quantised, take_smoothing
+from segmenter_engines.formats import REAL
 from segmenter_engines.manifest import read_manifest, require_checkpoint
 from segmenter_engines.qdq import Quantised, quantised_layers
-
-_REAL = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def prepare(checkpoint: Path, recipe: Path, device: str = "cpu") -> tuple[Segmen
     model.fold_layer_scale()
     model.config = replace(model.config, encoder=replace(model.config.encoder, layer_scale=False))
     take_smoothing(model, graph)
-    return model.to(device), quantised_layers(graph), _REAL[manifest.details["base_precision"]]
+    return model.to(device), quantised_layers(graph), REAL[manifest.details["base_precision"]]
 
 
 def fine_tune(model: Segmenter, samples: Augmented, options: Options) -> float:

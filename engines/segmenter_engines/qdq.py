@@ -6,7 +6,7 @@ zero points they gain from, names layers by their parameters, leaves the tail al
 needs none of the gigabytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -14,10 +14,9 @@ import torch
 from onnx import NodeProto, helper
 
 from segmenter.errors import EngineError
-from segmenter_engines.formats import INT8, UINT8, Format, held_scale, tensor_of, values_of
-from segmenter_engines.histogram import Range
+from segmenter_engines.formats import FORMATS, Format, held_scale, tensor_of, values_of
+from segmenter_engines.steps import Steps
 
-ONE_SIDED = 0.25  # of an activation's largest value its smallest may be at most, to be taken for one-sided
 # class projections, of the mask decoder and of the linear one: kept in floating point
 TAIL = ("decoder.proj_patch", "decoder.proj_classes", "decoder.head")
 
@@ -57,12 +56,10 @@ def layer_name(weight: str) -> str:
     return weight.removeprefix("model.").removesuffix(".weight")
 
 
-def insert_qdq(
-    graph: onnx.GraphProto, chosen: Sequence[Linear], found: dict[str, Range], activations: Format, weights: Format
-) -> None:
+def insert_qdq(graph: onnx.GraphProto, chosen: Sequence[Linear], steps: Mapping[str, Steps], weights: Format) -> None:
     """Rewrite `graph` in place: Q/DQ in front of each chosen layer, its weight in 8 bits behind a DequantizeLinear.
 
-    found: range of each chosen layer's activation, by the tensor's name.
+    steps: of each chosen layer's activation, by the tensor's name; weights: the format of its weight.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     real = constants[chosen[0].weight].data_type
@@ -71,14 +68,14 @@ def insert_qdq(
     quantised: dict[str, str] = {}
     for layer in chosen:
         if layer.activation not in quantised:
-            nodes = _activation(graph, layer.activation, found[layer.activation], activations, real)
+            nodes = _activation(graph, layer.activation, steps[layer.activation], real)
             after[layer.activation] = nodes
             quantised[layer.activation] = nodes[-1].output[0]
         if layer.weight not in quantised:
             node = _weight(graph, constants[layer.weight], weights, real)
             before.append(node)
             quantised[layer.weight] = node.output[0]
-        if shift := _held_shift(found[layer.activation], activations, real):
+        if shift := steps[layer.activation].shift:
             output = layer.node.output[0]
             layer.node.output[0] = f"{output}/centred"
             weight = values_of(constants[layer.weight])
@@ -102,35 +99,20 @@ def insert_qdq(
         graph.initializer.remove(tensor)
 
 
-def _activation(graph: onnx.GraphProto, name: str, span: Range, form: Format, real: int) -> list[NodeProto]:
-    scale, zero = form.fitted(span.low, span.high)
+def _activation(graph: onnx.GraphProto, name: str, steps: Steps, real: int) -> list[NodeProto]:
     nodes, whole = [], name
-    if shift := _held_shift(span, form, real):
-        scale, _ = UINT8.fitted(span.low, span.high)
+    if steps.shift:
         name = f"{whole}/centred"
-        graph.initializer.append(tensor_of(f"{whole}/middle", torch.tensor(shift), real))
+        graph.initializer.append(tensor_of(f"{whole}/middle", torch.tensor(steps.shift), real))
         nodes = [helper.make_node("Sub", [whole, f"{whole}/middle"], [name], name=f"{whole}/Sub")]
     inputs = [f"{name}/scale", f"{name}/zero"]
-    graph.initializer.append(tensor_of(inputs[0], held_scale(torch.tensor(scale), real), real))
-    graph.initializer.append(tensor_of(inputs[1], torch.tensor(zero), form.element))
+    graph.initializer.append(tensor_of(inputs[0], held_scale(torch.tensor(steps.scale), real), real))
+    graph.initializer.append(tensor_of(inputs[1], torch.tensor(steps.zero), steps.form.element))
     return [
         *nodes,
         helper.make_node("QuantizeLinear", [name, *inputs], [f"{name}/q"], name=f"{name}/Q"),
         helper.make_node("DequantizeLinear", [f"{name}/q", *inputs], [f"{name}/dq"], name=f"{name}/DQ"),
     ]
-
-
-def _held_shift(span: Range, form: Format, real: int) -> float:
-    """What to take off a one-sided activation, as GELU gives them, before it becomes symmetric int8; 0 for others.
-
-    Symmetric numbers leave half their range to what never comes. Around its middle the activation has the steps of
-    uint8 with a zero point, zero is still one of them, and the product gets the middle back as a constant a channel.
-    """
-    if form.element != INT8.element or -span.low >= ONE_SIDED * span.high:
-        return 0.0
-    scale, zero = UINT8.fitted(span.low, span.high)
-    # of whole steps, and rounded as the graph holds it: what is taken off is what the product gets back
-    return float(held_scale(held_scale(torch.tensor(scale), real) * (128 - zero), real))
 
 
 def weight_scale(weight: torch.Tensor, form: Format, real: int, axis: int) -> torch.Tensor:
@@ -153,13 +135,10 @@ def _weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, form: Format, real
 
 @dataclass(frozen=True)
 class Quantised:
-    """A layer as a Q/DQ graph holds it: its activation's name, scale, zero point and element type."""
+    """A layer as a Q/DQ graph holds it: its activation's name and steps."""
 
     activation: str
-    scale: float
-    zero: int
-    element: int
-    shift: float = 0.0  # taken off before
+    steps: Steps
 
 
 def quantised_layers(graph: onnx.GraphProto) -> dict[str, Quantised]:
@@ -176,8 +155,8 @@ def quantised_layers(graph: onnx.GraphProto) -> dict[str, Quantised]:
             shift, before = 0.0, made_by.get(activation)
             if before is not None and before.op_type == "Sub" and activation.endswith("/centred"):
                 activation, shift = before.input[0], float(values_of(constants[before.input[1]]))
-            numbers = float(values_of(scale)), int(values_of(zero)), zero.data_type
-            found[weight] = Quantised(activation, *numbers, shift)
+            steps = Steps(FORMATS[zero.data_type], float(values_of(scale)), int(values_of(zero)), shift)
+            found[weight] = Quantised(activation, steps)
     return found
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import tyro
 
 from segmenter.cli import run
-from segmenter.datasets import Subset, open_dataset
+from segmenter.datasets import open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_engines.calibrate import Method
 from segmenter_engines.formats import Precision, Target
 from segmenter_engines.graph_file import write_graph
-from segmenter_engines.judge import Judge
+from segmenter_engines.judge import Judge, judge_samples
 from segmenter_engines.limits import require_drop
 from segmenter_engines.manifest import (
     Manifest,
@@ -41,6 +41,7 @@ from segmenter_engines.recipe import (
     calibrated,
     calibrated_like,
     calibration_images,
+    calibration_places,
     require_nothing_asked,
 )
 
@@ -67,7 +68,7 @@ def quantize(
     a tensor (see the module). `Recipe` explains precision to exclude; `tensorrt` wants an fp16 or bf16 graph, `cpu` an
     fp32 one. scales_of: a quantised graph of the same network whose activation scales and choice of layers are taken
     instead of calibrating. judge, max_drop: keep the most sensitive layers in floating point until the mIoU on the
-    judge's images is at most that much (0 to 1) below the original's.
+    judge's images, less one standard error, is at most that much (0 to 1) below the original's.
     Raises EngineError for an `out` that is `source` or no .onnx, a graph that fits not the target, has no manifest or
     no linear layers, a word of `exclude` that no layer has, another option out of range, one that `scales_of` settles,
     or without images.
@@ -147,11 +148,15 @@ class Options:
     """Instead of calibrating, take activation scales and the choice of layers from a quantised .onnx of this network.
     This is for one that `segmenter qat` trained."""
     max_drop: float | None = None
-    """Keep the most sensitive layers in floating point until at most so much mIoU (0 to 1) is lost, such as 0.005."""
-    judge_split: str = "val"
-    """Split of the labelled images --max-drop is judged on."""
+    """Keep the most sensitive layers in floating point until at most so much mIoU (0 to 1) is lost, such as 0.005.
+    One standard error of the drop is added to it: no version is to pass by its luck with few images."""
+    judge_split: str = "train"
+    """Split of the labelled images --max-drop is judged on; those that calibrate are left out.
+    On val, where `verify` judges, its verdict on images that the layers were chosen by would flatter.
+    That a network knows its training images matters little: both that are compared are the same network.
+    After `segmenter qat`, which learns the rounding on them, val tells more."""
     judge_images: int = 32
-    """Number of those, spread evenly over the split; 0 for all."""
+    """Number of those, 2 or more, spread evenly over the split; 0 for all. Of more, the standard error is smaller."""
     checkpoint: Path | None = None
     """The checkpoint the graph was made of: judge against it in PyTorch, not against the graph."""
     threads: int | None = None
@@ -167,13 +172,23 @@ def quantize_graph(options: Options) -> int:
         raise EngineError(f"--checkpoint {options.checkpoint}: is what --max-drop is judged against; pass both")
     if options.dataset is None and (options.scales_of is None or options.max_drop is not None):
         raise EngineError("no images; name a dataset with --dataset, or a quantised graph with --scales-of")
+    taken: Sequence[int] = ()
     if options.scales_of is None:
         samples = open_dataset(str(options.dataset), options.data, options.split)
         images = calibration_images(samples, options.images, base.size, options.seed)
+        if options.judge_split == options.split:
+            taken = calibration_places(len(samples), options.images, options.seed)
     judge = None
     if options.max_drop is not None:
-        labelled = Subset(open_dataset(str(options.dataset), options.data, options.judge_split), options.judge_images)
-        judge = Judge(options.source, base, labelled, checkpoint=options.checkpoint, threads=options.threads)
+        labelled = open_dataset(str(options.dataset), options.data, options.judge_split)
+        judge = Judge(
+            options.source,
+            base,
+            judge_samples(labelled, options.judge_split, options.judge_images, taken),
+            split=options.judge_split,
+            checkpoint=options.checkpoint,
+            threads=options.threads,
+        )
     manifest = quantize(
         options.source,
         options.out,

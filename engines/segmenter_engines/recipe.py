@@ -1,4 +1,4 @@
-"""How a graph is quantised, and a graph made ready for it: smoothed, its activations' ranges known.
+"""How a graph is quantised, and a graph made ready for it: smoothed, the steps of its activations known.
 
 From one such graph versions are written with any of its layers in 8 bits: all of them, one alone to see what it costs,
 or all but a few.
@@ -12,17 +12,18 @@ from typing import cast
 import numpy as np
 import onnx
 
-from segmenter.datasets import SegmentationDataset, Subset
+from segmenter.datasets import SegmentationDataset
 from segmenter.datasets.fitted import fit
+from segmenter.datasets.sample import spread
 from segmenter.errors import EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import METHODS, Method, channel_peaks, ranges
-from segmenter_engines.formats import FORMATS, Precision, Target, activation_format, weight_format
+from segmenter_engines.formats import REAL, Precision, Target, activation_format, weight_format
 from segmenter_engines.heads import split_by_heads
-from segmenter_engines.histogram import Range
 from segmenter_engines.manifest import PIXELS, Manifest, read_manifest
 from segmenter_engines.qdq import Linear, activations_of, insert_qdq, linears, names, quantised_layers
 from segmenter_engines.smooth import norm_fed, smooth
+from segmenter_engines.steps import Steps, steps_over
 
 SMOOTHING = 0.5  # exact in floating point; on a fine-tuned ViT-S it halved the mIoU int8 lost, and more
 
@@ -71,7 +72,7 @@ class Calibrated:
     target: Target
     model: onnx.ModelProto
     layers: tuple[str, ...]  # weights of the layers that can be quantised, in graph order
-    spans: dict[str, Range] = field(repr=False)  # of their activations
+    steps: dict[str, Steps] = field(repr=False)  # of their activations
     images: int
 
     def quantised(self, keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -80,15 +81,12 @@ class Calibrated:
         model.CopyFrom(self.model)
         chosen = [layer for layer in linears(model.graph) if layer.weight in self.layers and layer.weight not in keep]
         if chosen:
-            precision = self.recipe.precision
-            insert_qdq(
-                model.graph, chosen, self.spans, activation_format(precision, self.target), weight_format(precision)
-            )
+            insert_qdq(model.graph, chosen, self.steps, weight_format(self.recipe.precision))
         return model
 
 
 def calibrated(source: Path, images: Iterable[np.ndarray], recipe: Recipe, threads: int | None = None) -> Calibrated:
-    """Smooth an exported graph and find its ranges on images, uint8 RGB [H, W, 3] of its size.
+    """Smooth an exported graph and find its activations' ranges on images, uint8 RGB [H, W, 3] of its size.
 
     Raises EngineError for a graph that does not fit the recipe or has no manifest, a word of `exclude` that no layer
     has, or without images.
@@ -107,21 +105,24 @@ def calibrated(source: Path, images: Iterable[np.ndarray], recipe: Recipe, threa
     fed = norm_fed(model.graph, [layer.weight for layer in chosen]) if recipe.smoothing else {}
     if fed:
         smooth(model.graph, fed, channel_peaks(model, list(fed), batches(), threads), recipe.smoothing)
+    form, real = activation_format(recipe.precision, target), REAL[base.precision]
     spans = ranges(
         model,
         activations_of(chosen),
         batches(),
         recipe.method,
         percentile=recipe.percentile,
-        form=activation_format(recipe.precision, target),
+        form=form,
+        real=real,
         threads=threads,
     )
     weights = tuple(dict.fromkeys(layer.weight for layer in chosen))
-    return Calibrated(source, base, recipe, target, model, weights, spans, len(pictures))
+    steps = {name: steps_over(span, form, real) for name, span in spans.items()}
+    return Calibrated(source, base, recipe, target, model, weights, steps, len(pictures))
 
 
 def calibrated_like(source: Path, other: Path) -> Calibrated:
-    """An exported graph with the activation ranges of a quantised one of the same network, as fine-tuning leaves it.
+    """An exported graph with the activation scales of a quantised one of the same network, as fine-tuning leaves it.
 
     The layers that one keeps in floating point stay so. Nothing is smoothed: `segmenter qat` has done so.
     Raises EngineError when `other` is no quantised graph, is for another target, or has other layers.
@@ -136,14 +137,8 @@ def calibrated_like(source: Path, other: Path) -> Calibrated:
     found, known = quantised_layers(onnx.load(other).graph), {layer.weight: layer for layer in linears(model.graph)}
     if strange := sorted(set(found) - set(known)):
         raise EngineError(f"{other}: quantises {strange[0]}, which {source} has not; pass a graph of the same network")
-    spans = {}
-    for weight, layer in found.items():
-        form = FORMATS[layer.element]
-        low = -form.high if not (form.one_sided or layer.shift) else form.low - layer.zero
-        spans[known[weight].activation] = Range(
-            low * layer.scale + layer.shift, (form.high - layer.zero) * layer.scale + layer.shift
-        )
-    return Calibrated(source, base, recipe, target, model, tuple(found), spans, 0)
+    steps = {known[weight].activation: layer.steps for weight, layer in found.items()}
+    return Calibrated(source, base, recipe, target, model, tuple(found), steps, 0)
 
 
 def require_nothing_asked(recipe: Recipe) -> None:
@@ -209,16 +204,19 @@ def graph_input(image: np.ndarray, base: Manifest) -> np.ndarray:
 def calibration_images(
     dataset: SegmentationDataset, count: int, size: tuple[int, int], seed: int | None = None
 ) -> Iterable[np.ndarray]:
-    """`count` images of a dataset, uint8 [H, W, 3], resized to `size` where they differ.
+    """The images of a dataset at `calibration_places`, uint8 [H, W, 3], resized to `size` where they differ."""
+    return (fit(dataset[place].image, size) for place in calibration_places(len(dataset), count, seed))
+
+
+def calibration_places(length: int, count: int, seed: int | None = None) -> list[int]:
+    """Which `count` of the `length` images of a dataset calibrate.
 
     seed: of the random choice among them; None spreads them evenly over the dataset.
     """
     if count < 1:
         raise EngineError(f"{count} calibration images: wanted at least 1, typically 16 to 64")
     if seed is None:
-        spread = Subset(dataset, count)
-        return (fit(spread[index].image, size) for index in range(len(spread)))
+        return spread(length, count)
     if seed < 0:
         raise EngineError(f"seed {seed}: wanted 0 or more, or none to spread the images evenly")
-    chosen = sorted(np.random.default_rng(seed).permutation(len(dataset))[:count].tolist())
-    return (fit(dataset[index].image, size) for index in chosen)
+    return sorted(np.random.default_rng(seed).permutation(length)[:count].tolist())

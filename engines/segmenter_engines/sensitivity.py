@@ -15,15 +15,16 @@ from rich.table import Table
 
 from segmenter.cli import run
 from segmenter.cpu import cpu_flags
-from segmenter.datasets import Subset, open_dataset
+from segmenter.datasets import open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path, require_writable
-from segmenter_engines.judge import Judge
+from segmenter.metrics import signed
+from segmenter_engines.judge import Judge, judge_samples
 from segmenter_engines.layer_costs import costs, groups
 from segmenter_engines.manifest import command_line, derived_from, machine_name, read_manifest, versions_of
 from segmenter_engines.qdq import layer_name
-from segmenter_engines.recipe import Calibrated, Recipe, calibrated, calibration_images
+from segmenter_engines.recipe import Calibrated, Recipe, calibrated, calibration_images, calibration_places
 
 
 def report(ready: Calibrated, judge: Judge) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def report(ready: Calibrated, judge: Judge) -> dict[str, Any]:
         "recipe": asdict(ready.recipe) | {"target": ready.target, "base_precision": ready.base.precision},
         "calibration_images": ready.images,
         "images": len(judge),
+        "split": judge.split,
         "reference_miou": judge.reference,
         "layers": [cost.to_dict(judge.reference) for cost in layers],
         "groups": [cost.to_dict(judge.reference) for cost in together],
@@ -51,8 +53,8 @@ def table(found: Mapping[str, Any]) -> Table:
     """A report for printing: the groups, then the layers, the most sensitive first."""
     recipe = found["recipe"]
     result = Table(
-        title=f"{found['model']}: {recipe['precision']} for {recipe['target']}, {found['images']} images,"
-        f" mIoU {found['reference_miou']:.4f} in floating point"
+        title=f"{found['model']}: {recipe['precision']} for {recipe['target']}, {found['images']} images"
+        f" of {found['split']}, mIoU {found['reference_miou']:.4f} in floating point"
     )
     result.add_column("quantised alone")
     for heading in ("SQNR dB", "mIoU", "drop"):
@@ -60,7 +62,7 @@ def table(found: Mapping[str, Any]) -> Table:
     for kind in ("groups", "layers"):
         for row in sorted(found[kind], key=lambda row: math.inf if row["sqnr_db"] is None else row["sqnr_db"]):
             sqnr = "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
-            result.add_row(row["name"], sqnr, f"{row['miou']:.4f}", f"{row['drop']:+.4f}")
+            result.add_row(row["name"], sqnr, f"{row['miou']:.4f}", signed(row["drop"]))
         result.add_section()
     return result
 
@@ -82,8 +84,9 @@ class Options:
     seed: int | None = None
     """Choose the calibration images at random by this seed; spread evenly over the split when left out."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-    judge_split: str = "val"
-    """Split of the labelled images."""
+    judge_split: str = "train"
+    """Split of the labelled images; those that calibrate are left out.
+    On val, where `verify` judges, its verdict on images that layers were chosen by would flatter."""
     judge_images: int = 8
     """Number of those, spread evenly over the split; 0 for all. Each costs a run for every layer and group."""
     threads: int | None = None
@@ -99,10 +102,19 @@ def measure(options: Options) -> int:
         require_writable(options.out)
     base = read_manifest(options.source)
     train = open_dataset(options.dataset, options.data, "train")
-    labelled = Subset(open_dataset(options.dataset, options.data, options.judge_split), options.judge_images)
+    labelled = open_dataset(options.dataset, options.data, options.judge_split)
+    taken = calibration_places(len(train), options.images, options.seed) if options.judge_split == "train" else ()
+    chosen = judge_samples(labelled, options.judge_split, options.judge_images, taken)
     images = calibration_images(train, options.images, base.size, options.seed)
     ready = calibrated(options.source, images, options.recipe, options.threads)
-    judge = Judge(options.source, base, labelled, checkpoint=options.checkpoint, threads=options.threads)
+    judge = Judge(
+        options.source,
+        base,
+        chosen,
+        split=options.judge_split,
+        checkpoint=options.checkpoint,
+        threads=options.threads,
+    )
     found = report(ready, judge)
     Console().print(table(found))
     if options.out is not None:

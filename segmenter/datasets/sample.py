@@ -1,5 +1,6 @@
 """What every dataset is made of: samples, and the few names a dataset answers to."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,22 +49,32 @@ class SegmentationDataset(Protocol):
 
 
 class Subset:
-    """At most `limit` samples of a dataset, spread evenly over it (neighbours are often alike); 0 keeps all."""
+    """At most `limit` samples of a dataset, spread evenly over it (neighbours are often alike); 0 keeps all.
 
-    def __init__(self, dataset: SegmentationDataset, limit: int = 0) -> None:
+    without: places of samples in the dataset that are left out first.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, limit: int = 0, without: Collection[int] = ()) -> None:
         if limit < 0:
             raise ConfigError(f"{limit} images of a dataset: wanted at least 1, or 0 for all of them")
         self.dataset = dataset
         self.classes, self.palette, self.ignore = dataset.classes, dataset.palette, dataset.ignore
         self.channels = dataset.channels
-        self.length = min(limit, len(dataset)) if limit else len(dataset)
+        rest = [place for place in range(len(dataset)) if place not in without]
+        self.places = [rest[place] for place in spread(len(rest), limit)]
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.places)
 
     def __getitem__(self, index: int) -> Sample:
-        require_index(index, self.length)
-        return self.dataset[index * len(self.dataset) // self.length]
+        require_index(index, len(self))
+        return self.dataset[self.places[index]]
+
+
+def spread(length: int, count: int = 0) -> list[int]:
+    """Places of at most `count` of `length` things, spread evenly over them; 0 for all."""
+    count = min(count, length) if count else length
+    return [index * length // count for index in range(count)]
 
 
 def require_index(index: int, length: int) -> None:

@@ -23,16 +23,14 @@ def segmentation_loss(
 
     masks: [B, K, h, w] on the patch grid of the padded image; labels: integer [B, H, W] of the image before padding;
     weights: [K]; count: what to divide by where these images are part of a batch, the sum of its parts' `labelled`, so
-    that their losses add up to the batch's. With a `stride` above 1 the masks are upsampled to 1 / stride of the image
-    and only every stride-th pixel is compared: at many classes the loss is much of an update's cost, and neighbouring
+    that their losses add up to the batch's. With a `stride` above 1 only every stride-th pixel is compared, with the
+    logits that the upsampled masks have there: at many classes the loss is much of an update's cost, and neighbouring
     pixels say little new.
     Raises ConfigError as `require_stride` does.
     """
     require_stride(stride, patch_size)
-    size = masks.shape[2] * patch_size // stride, masks.shape[3] * patch_size // stride
     truth = _compared(labels, stride).long()
-    logits = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False)
-    logits = logits[..., : truth.shape[1], : truth.shape[2]]
+    logits = _upsampled(masks, patch_size, stride, (labels.shape[1], labels.shape[2]))
     if torch.are_deterministic_algorithms_enabled():
         # a GPU sums over images in any order, but over rows in one
         logits, truth = logits.flatten(2).transpose(1, 2).flatten(0, 1), truth.flatten()
@@ -53,6 +51,30 @@ def labelled(labels: Tensor, stride: int = 1, weights: Tensor | None = None, ign
 
 def _compared(labels: Tensor, stride: int) -> Tensor:
     return labels[:, stride // 2 :: stride, stride // 2 :: stride]
+
+
+def _upsampled(masks: Tensor, patch_size: int, stride: int, size: tuple[int, int]) -> Tensor:
+    """Bilinear logits of an image of `size` (H, W) at the pixels that are compared, float32 [B, K, H', W'].
+
+    `F.interpolate` makes whole images, whose pixels lie half a pixel beside those of an even stride. Interpolation is
+    linear along each side, so it is a product with a matrix a side.
+    """
+    with torch.autocast(masks.device.type, enabled=False):
+        down, along = (
+            _shares(patches, patch_size, stride, pixels, masks.device)
+            for patches, pixels in zip(masks.shape[2:], size, strict=True)
+        )
+        return down @ (masks.float() @ along.t())
+
+
+def _shares(patches: int, patch_size: int, stride: int, pixels: int, device: torch.device) -> Tensor:
+    """What each compared one of `pixels` along a side takes of each patch, float32 [pixels / stride, patches]."""
+    assert pixels <= patches * patch_size
+    # in halves of a pixel, in which all is whole: a patch's middle lies patch_size behind its start
+    places = 2 * torch.arange(stride // 2, pixels, stride, device=device) + 1 - patch_size
+    period = 2 * patch_size
+    away = (places.clamp(0, period * (patches - 1))[:, None] - period * torch.arange(patches, device=device)).abs()
+    return (period - away).clamp(min=0) / period
 
 
 def require_finite(finite: bool, step: int, advice: str) -> None:

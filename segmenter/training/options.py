@@ -180,7 +180,8 @@ class MachineOptions:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is cuda where there is one. Of many processes each takes a GPU of its own."""
     accumulate: int = 1
-    """Parts in which a process takes its share of a batch, one after the other, to need less memory."""
+    """Parts in which a process takes its share of a batch, one after the other, to need less memory.
+    They add up to the whole batch but for rounding, except that dropout and stochastic depth are drawn a part."""
     compile: bool = False
     """Compile the network by torch.compile: minutes at first, then quicker updates."""
     deterministic: bool = False
@@ -207,6 +208,8 @@ class TrainOptions:
     """Train a Segmenter; a run that was stopped goes on from its last checkpoint when started again.
 
     On many GPUs or machines: torchrun --nproc-per-node 8 -m segmenter.train ..., with --out in a folder all share.
+    Eight processes compute what one does, but for rounding. With dropout or stochastic depth, as the paper's variants
+    have, chance is drawn in each process: what they compute is what one does with --accumulate 8.
     """
 
     out: Path

@@ -18,22 +18,46 @@ def case(classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 0.1, 3.0]])
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_definition(stride: int, weights: list[float] | None) -> None:
+@pytest.mark.parametrize(
+    ("patch", "stride"), [(8, 1), (8, 2), (8, 4), (8, 8), (9, 1), (9, 3), (9, 9), (14, 2), (14, 7)]
+)
+def test_definition(patch: int, stride: int, weights: list[float] | None) -> None:
+    """Logits of the whole image, each compared with the label of its own pixel: the loss and its gradient."""
     masks, labels = case()
-    weight = None if weights is None else torch.tensor(weights)
-    loss = segmentation_loss(masks, labels, 8, stride, weight)
-    logits = F.interpolate(masks.double(), (32 // stride, 40 // stride), mode="bilinear")
-    total, count = 0.0, 0.0
+    masks.requires_grad_()
+    loss = segmentation_loss(masks, labels, patch, stride, None if weights is None else torch.tensor(weights))
+    (gradient,) = torch.autograd.grad(loss, masks)
+    exact = masks.detach().double().requires_grad_()
+    logits = F.interpolate(exact, (4 * patch, 5 * patch), mode="bilinear")
+    total, count = torch.zeros((), dtype=torch.float64), 0.0
     for image in range(2):
-        for row, y in enumerate(range(stride // 2, 30, stride)):
-            for column, x in enumerate(range(stride // 2, 37, stride)):
+        for y in range(stride // 2, 30, stride):
+            for x in range(stride // 2, 37, stride):
                 label = int(labels[image, y, x])
                 if label != 255:
                     share = 1.0 if weights is None else weights[label]
-                    total -= share * float(logits[image, :, row, column].log_softmax(0)[label])
+                    total = total - share * logits[image, :, y, x].log_softmax(0)[label]
                     count += share
-    assert loss.item() == pytest.approx(total / count, rel=1e-6)
+    (truth,) = torch.autograd.grad(total / count, exact)
+    assert loss.item() == pytest.approx(float(total.detach()) / count, rel=1e-6)
+    torch.testing.assert_close(gradient.double(), truth, rtol=0, atol=1e-6 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(8, 1), (9, 3), (14, 7), (15, 5)])
+def test_an_odd_stride_compares_an_image_made_smaller(patch: int, stride: int) -> None:
+    """The middles of such steps are pixels: the logits are those of an image of 1 / stride."""
+    masks, _ = case()
+    labels = torch.randint(0, 5, (2, 4 * patch, 5 * patch), generator=torch.Generator().manual_seed(0))
+    small = F.interpolate(masks.double(), (4 * patch // stride, 5 * patch // stride), mode="bilinear")
+    truth = F.cross_entropy(small, labels[:, stride // 2 :: stride, stride // 2 :: stride])
+    assert segmentation_loss(masks, labels, patch, stride).item() == pytest.approx(truth.item(), rel=1e-6)
+
+
+def test_mixed_precision_around_it_changes_nothing() -> None:
+    masks, labels = case()
+    alone = segmentation_loss(masks, labels, 8, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert segmentation_loss(masks, labels, 8, 2) == alone
 
 
 @pytest.mark.parametrize("weights", [None, torch.ones(5)])
