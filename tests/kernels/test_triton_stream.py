@@ -1,5 +1,6 @@
 """Streams of the `triton` engine through its graphs' lanes, on a stand-in for CUDA whose streams run late."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,43 @@ def test_few_threads_copy_and_the_callers_are_as_many_as_before(
             assert torch.get_num_threads() == 7
     finally:
         torch.set_num_threads(before)
+
+
+def test_sessions_in_several_threads_leave_as_many_threads_as_before(session: Session) -> None:
+    before, seen = torch.get_num_threads(), {}
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+
+    def copy(name: str, mine: threading.Event, others: threading.Event) -> None:
+        with session._copying():  # type: ignore[attr-defined]
+            mine.set()
+            assert others.wait(10)
+            seen[name] = torch.get_num_threads()
+        seen[f"{name}, after"] = torch.get_num_threads()
+
+    def first() -> None:
+        copy("first", first_in, second_in)
+        first_out.set()
+
+    def second() -> None:
+        assert first_in.wait(10)
+        copy("second", second_in, first_out)
+
+    def later() -> None:
+        seen["a new thread"] = torch.get_num_threads()
+
+    session.threads = 99
+    torch.set_num_threads(7)
+    try:
+        for together in ((first, second), (later,)):
+            threads = [threading.Thread(target=each) for each in together]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        torch.set_num_threads(before)
+    few = dict.fromkeys(("first", "second"), module.COPIERS)
+    assert seen == few | dict.fromkeys(("first, after", "second, after", "a new thread"), 7)
 
 
 def test_a_stream_computes_while_the_caller_prepares(session: Session, cuda: LateCuda) -> None:

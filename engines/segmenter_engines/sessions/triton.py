@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from segmenter_engines.sessions.eight_bits import KINDS, quantize_blocks
 from segmenter_engines.sessions.overlap import overlapped
 from segmenter_engines.sessions.session import Session
 from segmenter_engines.sessions.spec import Spec
+from segmenter_engines.sessions.torch_threads import lowered
 from segmenter_kernels import tiles
 from segmenter_kernels.checks import INTERPRETED
 from segmenter_kernels.quantize import float8_supported
@@ -105,15 +106,9 @@ class TritonSession(Session):
         with self._copying(), self._named():
             return self._finite(*run(torch.from_numpy(np.ascontiguousarray(images))))
 
-    @contextmanager
-    def _copying(self) -> Iterator[None]:
+    def _copying(self) -> AbstractContextManager[None]:
         """Few threads copy pixels and labels: more are no quicker than the bus, and spin between calls."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(min(self.threads, COPIERS))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return lowered(min(self.threads, COPIERS))
 
     @torch.inference_mode()
     def _submit(self, lane: GraphLane, image: np.ndarray) -> None:
