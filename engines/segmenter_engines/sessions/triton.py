@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float
 
 class TritonSession(Session):
     """A checkpoint on the current CUDA device, in fp16 (the default), bf16, or fp16 with its blocks in int8 or fp8.
+
+    It stays on that device, whichever is current in the thread that calls.
 
     Triton's interpreter (TRITON_INTERPRET=1) runs it on the CPU, slowly and without graphs, for tests: by itself it
     cannot round to int8 and is wrong in bf16, which the project's tests mend.
@@ -106,6 +108,15 @@ class TritonSession(Session):
         with self._copying(), self._named():
             return self._finite(*run(torch.from_numpy(np.ascontiguousarray(images))))
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        with super()._named(), self._current():
+            yield
+
+    def _current(self) -> AbstractContextManager[Any]:
+        """Kernels and memory are of the current device, and a thread has one of its own."""
+        return nullcontext() if self._device.type == "cpu" else torch.cuda.device(self._device)
+
     def _copying(self) -> AbstractContextManager[None]:
         """Few threads copy pixels and labels: more are no quicker than the bus, and spin between calls."""
         return lowered(min(self.threads, COPIERS))
@@ -169,7 +180,7 @@ class TritonSession(Session):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
-            "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(),
+            "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(self._device),
             "labels_by": "segmenter_kernels.upsample_argmax",
         }
 
@@ -192,7 +203,7 @@ def _device(precision: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise Unavailable("engine triton: no CUDA device here; use onnxruntime or openvino, or a machine with a GPU")
-    device = torch.device("cuda")
+    device = torch.device("cuda", torch.cuda.current_device())
     try:
         architecture = tiles.architecture_of(device)
         if precision == "fp8":
