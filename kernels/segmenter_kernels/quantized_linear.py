@@ -21,7 +21,7 @@ from segmenter_kernels.tiles import Tile
 OPS = {torch.int8: "linear_int8", torch.float8_e4m3fn: "linear_fp8"}
 TILE_KEYS = (*gemm.TILE_KEYS, "SPLIT")
 FLAGS = (*tiles.FLAGS, "SPLIT")
-MAX_K = 2**17  # 127 * 127 * MAX_K still fits an int32
+MAX_K = 2**17 - 1  # 128 * 128 * MAX_K still fits an int32
 
 
 @triton.jit
