@@ -102,7 +102,8 @@ def linear_int8(
         bias: [O], fp16, bf16 or fp32.
         gelu: whether the exact (erf) GELU follows.
         residual: [..., O] in `dtype`, added after that; None for none.
-        out_scale: one float32; the result is then divided by it and rounded to int8.
+        out_scale: one float32; the result is then rounded to int8 in steps of it, by a product with its reciprocal, where
+            `quantize` divides: a result within a few ulp of the middle of a step goes to either side.
         dtype: of the result without `out_scale`: fp16, bf16 or fp32.
         tile: sizes of a program's part (TILE_KEYS, num_warps, num_stages); None takes the committed one.
 
