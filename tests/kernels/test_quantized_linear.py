@@ -140,7 +140,7 @@ def test_the_longest_rows_of_the_largest_products_do_not_wrap() -> None:
     y = linear_int8(x, x, one, one, zero, dtype=torch.float32)
     assert y.item() == 128 * 128 * MAX_K
     longer = torch.full((1, MAX_K + 1), -128, dtype=torch.int8, device=DEVICE)
-    assert 128 * 128 * (MAX_K + 1) > torch.iinfo(torch.int32).max
+    assert torch.iinfo(torch.int32).max < 128 * 128 * (MAX_K + 1)
     with pytest.raises(ValueError, match=r"linear_int8: x \[1, 131072\]: want rows of 1 to 131071 channels"):
         linear_int8(longer, longer, one, one, zero)
 
