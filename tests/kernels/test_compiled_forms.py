@@ -113,6 +113,38 @@ def test_linear_layers_of_rows_that_begin_anywhere_keep_their_budget(architectur
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
+@JUDGED
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_attentions_gradients_keep_their_budget(architecture: int) -> None:
+    # engines launch none of them, so no specialisation is theirs
+    result = script(
+        f"""
+        from types import SimpleNamespace
+
+        import triton
+
+        from segmenter_kernels import attention_backward, pretended
+        from segmenter_kernels.cubin import resources
+
+        compile_kernel, found = triton.compiler.compile, {{}}
+
+        def compiled(source, target, options, **_):
+            if source.name in ("_queries", "_keys"):
+                kernel = compile_kernel(source, target=target, options=options)
+                found[source.name, D] = resources(kernel.asm["cubin"]).stack_bytes
+            return SimpleNamespace()
+
+        with pretended.gpu({architecture}, compiled):
+            for D in (64, 96):
+                attention_backward(pretended.empty(2, 97, 3 * D), pretended.empty(2, 97, 9 * D), 3)
+        print(found)
+        assert found == dict.fromkeys((("_queries", 64), ("_keys", 64), ("_queries", 96), ("_keys", 96)), 0)
+        """
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_rows_overwritten_under_a_running_product_are_seen() -> None:
     result = script(
         """
