@@ -7,6 +7,9 @@ atomically, so two runs give the same bits. Both read by plain pointers.
 
 On Hopper 96 channels a head take tiles of 32 rows, which single warps multiply: tiles of 64 (wgmma) were wrong on an
 H200, by Triton 3.6. Its PTX for them is right in tests/kernels/emulator, so what made them wrong is not known.
+triton-lang/triton#10486 and #11366 tell of the like on Hopper: kernels of several `tl.dot`, an operand 32 wide,
+num_warps=4, whose products sometimes read outside of shared memory ("Invalid __shared__ read"), in 3.7.1 too. Steps of
+16 rows of the other side leave both kernels registers to spare, which 32 did not.
 """
 
 import torch

@@ -22,6 +22,8 @@ from segmenter_kernels.tiles import Tile
 SMALL = 2**22  # outputs with fewer elements leave multiprocessors idle unless tiles are small
 SIZES = ("small", "large")
 TILE_KEYS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "DESCRIPTORS", "PERSISTENT")
+# of a tile for rows that begin anywhere: single elements of them pass registers, of which larger tiles have none left
+ANYWHERE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "PERSISTENT": 0, "num_warps": 4}
 _INTERPRETED_PROGRAMS = 3  # so that a persistent program has several tiles
 
 
@@ -153,11 +155,19 @@ def programs(M: int, N: int, tile: Tile, device: torch.device) -> int:
     return min(count, resident)
 
 
+def aligned(*matrices: Tensor) -> bool:
+    """Whether all are 16-byte aligned, rows too, so that they can be copied 16 bytes at a time."""
+    return all(x.data_ptr() % 16 == 0 and x.shape[-1] * x.element_size() % 16 == 0 for x in matrices)
+
+
+def fitted(committed: Tile, *matrices: Tensor) -> Tile:
+    """The committed tile, with sizes for rows that begin anywhere where those of the matrices do."""
+    return committed if aligned(*matrices) else {**committed, **ANYWHERE}
+
+
 def described(tile: Tile, *matrices: Tensor) -> bool:
-    """Whether the tile asks for tensor descriptors and all matrices can have one: 16-byte aligned, rows too."""
-    return bool(tile["DESCRIPTORS"]) and all(
-        x.data_ptr() % 16 == 0 and x.shape[-1] * x.element_size() % 16 == 0 for x in matrices
-    )
+    """Whether the tile asks for tensor descriptors and all matrices can have one."""
+    return bool(tile["DESCRIPTORS"]) and aligned(*matrices)
 
 
 def argument(x: Tensor, rows: int, columns: int, described: bool) -> Any:

@@ -135,8 +135,9 @@ def case_of(epilogue: str, M: int, N: int, dtype: torch.dtype) -> str:
 def _run(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None, epilogue: str, tile: Tile | None) -> Tensor:
     N, K = weight.shape
     M = x.numel() // K
-    tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(epilogue, M, N, x.dtype), x.device))
+    committed = tiles.of_device(OP, case_of(epilogue, M, N, x.dtype), x.device)
     out = x.new_empty(*x.shape[:-1], N)
+    tile = tiles.chosen(OP, tile, gemm.fitted(committed, x, weight, out, *([] if extra is None else [extra])))
     if not M:
         return out
     rows, result = x.view(M, K), out.view(M, N)

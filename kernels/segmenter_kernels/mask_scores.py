@@ -24,6 +24,7 @@ from segmenter_kernels.specialisation import DEPLOYED, TYPE_NAMES, Specialisatio
 from segmenter_kernels.tiles import Tile
 
 OP = "mask_scores"
+MAX_B = 65535  # programs along the second axis of a grid
 MAX_K = 1024
 SMALLEST = 16  # side of a matrix product
 DEPLOYED_CLASSES = (19, 60, 150)  # Cityscapes, Pascal Context, ADE20K
@@ -66,12 +67,12 @@ def _finish(total, patch_squares, squares, k, K, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, row, k, N, K):
+def _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, n, k, rows, K):
     weight = tl.load(weight_ptr + k, k < K, 0.0).to(tl.float32)
     bias = tl.load(bias_ptr + k, k < K, 0.0).to(tl.float32)
     y = scores * inverse[:, None] * weight[None, :] + bias[None, :]
-    keep = (row < N)[:, None] & (k < K)[None, :]
-    tl.store(out_ptr + row[:, None] * K + k[None, :], y.to(out_ptr.dtype.element_ty), keep)
+    keep = (n < rows)[:, None] & (k < K)[None, :]
+    tl.store(out_ptr + n[:, None] * K + k[None, :], y.to(out_ptr.dtype.element_ty), keep)
 
 
 @triton.jit(do_not_specialize=["N"])  # a constant N would undo `one`
@@ -84,11 +85,13 @@ def _kernel(
     EXACT: tl.constexpr = out_ptr.dtype.element_ty == tl.float32
     one = tl.where(N > 0, 1.0, 0.0)
     b = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = tl.program_id(0) * BLOCK_N
+    n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     col = tl.arange(0, BLOCK_C)
     # rows past the end repeat the last: they need no mask, and what comes of them is dropped
-    patch_ptr = patches_ptr + b * stride_pb + tl.minimum(row, N - 1).to(tl.int64)[:, None] * stride_pn + col[None, :]
+    row = tl.minimum(first + n, N - 1).to(tl.int64)
+    patch_ptr = patches_ptr + b * stride_pb + row[:, None] * stride_pn + col[None, :]
     classes_ptr += b * stride_cb
     class_ptr = classes_ptr + tl.minimum(k, K - 1).to(tl.int64)[:, None] * stride_ck + col[None, :]
     patch_squares = tl.zeros([BLOCK_N, BLOCK_C // 8], tl.float32)
@@ -124,10 +127,11 @@ def _kernel(
         rest_scores = tl.where((rest < K)[None, :], rest_scores - center[:, None], 0.0)
         squared += tl.sum(rest_scores * rest_scores, 1)
     inverse = inverse_root(mean(squared, K, EXACT) + eps, EXACT)
-    out_ptr += b * N * K
-    _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, row, k, N, K)
+    # N K may pass 2^31, what a program writes does not: offsets in it in 64 bits would take registers
+    out_ptr += (b * N + first) * K
+    _store(scores, inverse, weight_ptr, bias_ptr, out_ptr, n, k, N - first, K)
     if REST_K:
-        _store(rest_scores, inverse, weight_ptr, bias_ptr, out_ptr, row, rest, N, K)
+        _store(rest_scores, inverse, weight_ptr, bias_ptr, out_ptr, n, rest, N - first, K)
 
 
 def mask_scores(
@@ -136,7 +140,8 @@ def mask_scores(
     """Scores of every patch for every class; inference only.
 
     Args:
-        patches: [B, N, C], fp16, bf16 or fp32; any strides but a contiguous last axis, as slices of [B, N + K, C] have.
+        patches: [B, N, C], fp16, bf16 or fp32, B <= MAX_B; any strides but a contiguous last axis, as slices of
+            [B, N + K, C] have.
         classes: [B, K, C] likewise, 0 < K <= MAX_K.
         weight, bias: [K], contiguous.
         eps: added to the variance over the classes, a float, 0 or above.
@@ -152,6 +157,7 @@ def mask_scores(
     checks.tensor(OP, patches=patches)
     checks.require(patches.dim() == 3, OP, f"patches {list(patches.shape)}: want [B, N, C]")
     B, N, C = patches.shape
+    checks.require(B <= MAX_B, OP, f"patches {list(patches.shape)}: want at most {MAX_B} images; give them in parts")
     checks.shape(OP, "classes", classes, (B, -1, C))
     K = classes.shape[1]
     checks.require(0 < K <= MAX_K, OP, f"classes {list(classes.shape)}: want 1 to {MAX_K} classes along axis 1")

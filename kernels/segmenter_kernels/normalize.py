@@ -7,7 +7,6 @@ A colour has 256 values: read from a table, they need no arithmetic here, whose 
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks, tiles
+from segmenter_kernels import checks, tables, tiles
 from segmenter_kernels.resize import MAX_ELEMENTS
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import Tile
@@ -42,6 +41,8 @@ def _kernel(images_ptr, table_ptr, planes_ptr, pixels, VALUES: tl.constexpr, BLO
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, tile: Tile | None = None) -> Tensor:
     """Images as the network is given them.
 
+    Before it is captured in a CUDA graph, call it once with the same numbers: their table must be on the GPU by then.
+
     Args:
         images: uint8 [B, H, W, 3], contiguous.
         mean: of colours from 0 to 1, of each channel.
@@ -52,7 +53,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ti
         fp32 [B, 3, H, W].
 
     Raises:
-        ValueError: shapes, dtype or device differ from the above, or mean and std are not 3 numbers, std above 0.
+        ValueError: shapes, dtype or device differ from the above, mean and std are not 3 numbers, std above 0, or a
+            graph is being captured and the table is missing.
     """
     checks.shape(OP, "images", images, (-1, -1, -1, 3))
     B, H, W, _ = images.shape
@@ -64,19 +66,19 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ti
     tile = tiles.chosen(OP, tile, TILE)
     planes = torch.empty(B, 3, H, W, dtype=torch.float32, device=images.device)
     if planes.numel():
-        table = _table(tuple(mean), tuple(std), images.device)
+        (table,) = _table(images.device, tuple(mean), tuple(std))
         _kernel[(triton.cdiv(H * W, tile["BLOCK"]) * B,)](
             *(images, table, planes, H * W), VALUES=VALUES, BLOCK=tile["BLOCK"], num_warps=tile["num_warps"]
         )
     return planes
 
 
-@lru_cache(maxsize=8)
-def _table(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+@tables.kept(OP, most=8)
+def _table(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray]:
     """What each value of each colour becomes, fp32 [3, 256]."""
     scale = np.array([[1 / (255 * each)] for each in std], np.float32)
     shift = np.array([[-each / by] for each, by in zip(mean, std, strict=True)], np.float32)
-    return torch.from_numpy(np.arange(VALUES, dtype=np.float32) * scale + shift).to(device)
+    return (np.arange(VALUES, dtype=np.float32) * scale + shift,)
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:

@@ -171,7 +171,9 @@ def patch_embed(
     M = B * h * w
     tile = tiles.chosen(OP, tile, tiles.of_device(OP, case_of(P, dtype, pixels, M * C), image.device))
     even = not (H % P or W % P)
-    words = pixels and W % 4 == 0 and P % 4 == 0 and P % tile["ROWS"] == 0 and image.data_ptr() % 4 == 0
+    # PyTorch views as words what lies at a whole word of its memory, which itself may begin at any byte
+    aligned = image.data_ptr() % 4 == 0 and image.storage_offset() % 4 == 0
+    words = pixels and aligned and W % 4 == 0 and P % 4 == 0 and P % tile["ROWS"] == 0
     if M:
         read = image.view(-1).view(torch.int32) if words else image
         _kernel[(triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(C, tile["BLOCK_C"]),)](

@@ -1,8 +1,9 @@
 """Floats to 8 bits: q = round(x / scale), saturated, with one scale for a tensor or one for each row.
 
 int8 is symmetric, -127 to 127; float8 e4m3 goes to 448. Rounding is to nearest even and the division exact, so that
-the result has the bits of the plain PyTorch expression. A row that holds a NaN or an infinity gets that as its scale,
-and is NaN once it is multiplied back; with one scale for the tensor, a NaN becomes 0 in int8, which has none.
+the result has the bits of the plain PyTorch expression, as long as all are numbers. A row that holds a NaN or an
+infinity gets NaN as its scale, and is NaN once it is multiplied back; with one scale for the tensor, an infinity
+becomes the largest number, and a NaN becomes 0 in int8, which has none.
 """
 
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def divided(x, scale, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     scale, inverse = tl.broadcast_to(scale[:, None], [BLOCK_M, BLOCK_C]), inverse[:, None]
     x = x * enlarge[:, None]
     y = x * inverse
-    return tl.fma(tl.fma(-y, scale, x), tl.broadcast_to(inverse, [BLOCK_M, BLOCK_C]), y)
+    # of the two ways to write the error, the one that leaves a zero its sign
+    return tl.fma(-tl.fma(y, scale, -x), tl.broadcast_to(inverse, [BLOCK_M, BLOCK_C]), y)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -21,7 +21,7 @@ from segmenter_kernels.tiles import Tile
 OPS = {torch.int8: "linear_int8", torch.float8_e4m3fn: "linear_fp8"}
 TILE_KEYS = (*gemm.TILE_KEYS, "SPLIT")
 FLAGS = (*tiles.FLAGS, "SPLIT")
-MAX_K = 2**17  # 127 * 127 * MAX_K still fits an int32
+MAX_K = 2**17 - 1  # 128 * 128 * MAX_K still fits an int32
 
 
 @triton.jit
@@ -102,7 +102,8 @@ def linear_int8(
         bias: [O], fp16, bf16 or fp32.
         gelu: whether the exact (erf) GELU follows.
         residual: [..., O] in `dtype`, added after that; None for none.
-        out_scale: one float32; the result is then divided by it and rounded to int8.
+        out_scale: one float32; the result is then rounded to int8 in steps of it. It is multiplied by the reciprocal,
+            where `quantize` divides: one within a few ulp of the middle of a step may go to either side.
         dtype: of the result without `out_scale`: fp16, bf16 or fp32.
         tile: sizes of a program's part (TILE_KEYS, num_warps, num_stages); None takes the committed one.
 
@@ -194,8 +195,9 @@ def _run(
     N, K = weight.shape
     M = x.numel() // K
     committed = _tile_of(x.dtype, gemm.size_of(M, N), x.device)
-    tile = tiles.chosen(OPS[x.dtype], tile, committed, flags=FLAGS)
     out = x.new_empty(*x.shape[:-1], N, dtype=dtype if out_scale is None else x.dtype)
+    fitted = gemm.fitted(committed, x, weight, out, *([] if residual is None else [residual]))
+    tile = tiles.chosen(OPS[x.dtype], tile, fitted, flags=FLAGS)
     if not M:
         return out
     rows, result = x.view(M, K), out.view(M, N)

@@ -10,7 +10,6 @@ decoder leaves on the GPU get the pixels that an engine's accuracy was measured 
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmenter_kernels import checks, tiles
+from segmenter_kernels import checks, tables, tiles
 from segmenter_kernels.specialisation import Specialisation
 from segmenter_kernels.tiles import Tile
 
@@ -52,6 +51,8 @@ def _kernel(
 def resize(images: Tensor, size: tuple[int, int], *, tile: Tile | None = None) -> Tensor:
     """Images to another size, bilinearly, the filter widened to the scale where a side shrinks.
 
+    Before it is captured in a CUDA graph, call it once with the same sizes: their weights must be on the GPU by then.
+
     Args:
         images: uint8 [B, H, W, 3], contiguous.
         size: (H', W') to resize to.
@@ -61,7 +62,7 @@ def resize(images: Tensor, size: tuple[int, int], *, tile: Tile | None = None) -
         uint8 [B, H', W', 3]; the images themselves where both sides stay.
 
     Raises:
-        ValueError: shapes, dtype or device differ from the above.
+        ValueError: shapes, dtype or device differ from the above, or a graph is being captured and weights are missing.
     """
     checks.shape(OP, "images", images, (-1, -1, -1, 3))
     B, H, W, _ = images.shape
@@ -89,7 +90,7 @@ def _pass(images: Tensor, axis: int, to: int, tile: Tile) -> Tensor:
     shape = list(images.shape)
     length, shape[axis] = shape[axis], to
     resized = images.new_empty(shape)
-    first, weights = _filter(length, to, images.device)
+    first, weights = _filter(images.device, length, to)
     outer, inner = shape[0] * (shape[1] if axis == 2 else 1), 3 if axis == 2 else shape[2] * 3
     _kernel[(triton.cdiv(to * inner, tile["BLOCK"]) * outer,)](
         *(images, first, weights, resized, length, to, inner, weights.shape[1]),
@@ -100,8 +101,8 @@ def _pass(images: Tensor, axis: int, to: int, tile: Tile) -> Tensor:
     return resized
 
 
-@lru_cache(maxsize=64)
-def _filter(length: int, to: int, device: torch.device) -> tuple[Tensor, Tensor]:
+@tables.kept(OP, most=64)
+def _filter(length: int, to: int) -> tuple[np.ndarray, np.ndarray]:
     """The first pixel that makes each of `to`, int32 [to], and how much of it and those after it, int32 [to, taps]."""
     scale = length / to
     support = max(scale, 1.0)
@@ -115,7 +116,7 @@ def _filter(length: int, to: int, device: torch.device) -> tuple[Tensor, Tensor]
     for column in exact.T:  # in this order, which decides the last bit
         total += column
     weights = (0.5 + exact / total[:, None] * (1 << PRECISION)).astype(np.int32)
-    return torch.from_numpy(first.astype(np.int32)).to(device), torch.from_numpy(weights).to(device)
+    return first.astype(np.int32), weights
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:

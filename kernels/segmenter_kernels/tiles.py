@@ -36,7 +36,8 @@ def fenced(architecture: int) -> bool:
     """Whether Triton keeps Hopper's rule that its tensor cores read what a copy brought only after a fence.
 
     Before 3.7.1 it leaves the fence out where tiles are copied by pointers, as in `mask_scores` and `patch_embed`
-    (triton-lang/triton#9610; seen in 3.6 and 3.7.0 by tests/kernels/emulator).
+    (triton-lang/triton#9610; seen in 3.6 and 3.7.0 by tests/kernels/emulator), and in linear layers if a caller gives a
+    tile without descriptors. Their rows that begin anywhere pass registers, and that is fenced (seen in 3.6).
     """
     version = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
     return architecture != HOPPER or version >= (3, 7, 1)

@@ -19,9 +19,12 @@ from segmenter_engines.sessions import cuda_graph
 
 Work = Callable[[], object]
 _copy = Tensor.copy_
+DEVICE = torch.device("cuda", 1)  # of all streams, and not the one that is current where nobody chose one
 
 
 class LateStream:
+    device = DEVICE
+
     def __init__(self, cuda: "LateCuda", name: str) -> None:
         self.name, self.cuda = name, cuda
         self.queue: deque[tuple[Work, object]] = deque()
@@ -94,6 +97,7 @@ class LateCuda:
         self.streams: list[LateStream] = []
         self.graphs: weakref.WeakSet[LateGraph] = weakref.WeakSet()
         self.made_on: dict[int, str] = {}  # the stream that was current, by address of what was allocated on the device
+        self.made_for: dict[int, Any] = {}  # the device that was asked for, None for that of another tensor
         self._default = LateStream(self, "the caller's stream")
         self._memory: dict[int, Tensor] = {}
         self._pinned: dict[int, Tensor] = {}
@@ -113,7 +117,8 @@ class LateCuda:
     def graph_pool_handle(self) -> None:
         return None
 
-    def current_stream(self) -> LateStream:
+    def current_stream(self, device: torch.device = DEVICE) -> LateStream:
+        assert device == DEVICE
         return getattr(self._here, "stream", self._default)
 
     @contextmanager
@@ -149,8 +154,9 @@ class LateCuda:
         made = torch.empty_like(x).fill_(77)
         if pin_memory:
             self._pinned[address(made)] = made
-        elif device == "cuda" or (device is None and address(x) in self._memory):
+        elif (device is not None and device != "cpu") or (device is None and address(x) in self._memory):
             self._memory[address(made)] = made
+            self.made_for[address(made)] = device
             self.made_on[address(made)] = self.current_stream().name
         return made
 

@@ -74,6 +74,77 @@ def test_the_slope_of_gelu_keeps_its_budget() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
+@JUDGED
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_linear_layers_of_rows_that_begin_anywhere_keep_their_budget(architecture: int) -> None:
+    # launchers choose other tiles for them than those of the forms compiled ahead of time
+    result = script(
+        f"""
+        from types import SimpleNamespace
+
+        import torch
+        import triton
+
+        from segmenter_kernels import linear_fp8, linear_gelu, linear_int8, linear_residual, pretended
+        from segmenter_kernels.cubin import resources
+
+        compile_kernel, found = triton.compiler.compile, []
+
+        def compiled(source, target, options, **_):
+            kernel = compile_kernel(source, target=target, options=options)
+            found.append((K, len(found), resources(kernel.asm["cubin"]).stack_bytes))
+            return SimpleNamespace()
+
+        t, M, N = pretended.empty, 20000, 3070
+        with pretended.gpu({architecture}, compiled):
+            for K in (769, 768):  # of all rows, and of those of the result alone
+                x, weight, bias, out = t(M, K), t(N, K), t(N), t(M, N)
+                linear_residual(x, weight, bias, out)
+                linear_gelu(x.requires_grad_(), weight, bias).backward(out)
+                for op, kind in ((linear_int8, torch.int8), (linear_fp8, torch.float8_e4m3fn)):
+                    if {architecture} >= 89 or op == linear_int8:
+                        op(t(M, K, dtype=kind), t(N, K, dtype=kind), t(M, dtype=torch.float32), bias.float(), bias)
+        print(found)
+        assert len(found) == {8 + 2 * (architecture >= 89)}
+        assert not any(stack_bytes for *_, stack_bytes in found)
+        """
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@JUDGED
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_attentions_gradients_keep_their_budget(architecture: int) -> None:
+    # engines launch none of them, so no specialisation is theirs
+    result = script(
+        f"""
+        from types import SimpleNamespace
+
+        import triton
+
+        from segmenter_kernels import attention_backward, pretended
+        from segmenter_kernels.cubin import resources
+
+        compile_kernel, found = triton.compiler.compile, {{}}
+
+        def compiled(source, target, options, **_):
+            if source.name in ("_queries", "_keys"):
+                kernel = compile_kernel(source, target=target, options=options)
+                found[source.name, D] = resources(kernel.asm["cubin"]).stack_bytes
+            return SimpleNamespace()
+
+        with pretended.gpu({architecture}, compiled):
+            for D in (64, 96):
+                attention_backward(pretended.empty(2, 97, 3 * D), pretended.empty(2, 97, 9 * D), 3)
+        print(found)
+        assert found == dict.fromkeys((("_queries", 64), ("_keys", 64), ("_queries", 96), ("_keys", 96)), 0)
+        """
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_rows_overwritten_under_a_running_product_are_seen() -> None:
     result = script(
         """

@@ -112,6 +112,11 @@ def test_memory_of_a_lane_belongs_to_the_stream_that_writes_to_it(cuda: LateCuda
     assert [cuda.made_on[address(x)] for x in lane._memory.outputs] == ["the graphs' stream"]
 
 
+def test_images_get_memory_of_the_streams_device_whichever_is_current(cuda: LateCuda) -> None:
+    graphs = Graphs(doubling(cuda))
+    assert cuda.made_for[address(graphs.of(torch.ones(3)).input)] == graphs.stream.device
+
+
 def test_a_call_that_fails_leaves_nothing_under_way(cuda: LateCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = Graphs(doubling(cuda))
     graphs(torch.ones(3))

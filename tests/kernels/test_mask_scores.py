@@ -1,12 +1,16 @@
+import mmap
 from functools import partial
 
 import pytest
 import torch
+import triton
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 import segmenter_kernels
 from segmenter import ops
 from segmenter_kernels import tiles
+from segmenter_kernels.checks import INTERPRETED
 from segmenter_kernels.mask_scores import candidates, case_of, split
 from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import ARCHITECTURES, DTYPES, inputs, judge
@@ -89,6 +93,25 @@ def test_no_patches_launch_nothing() -> None:
     assert segmenter_kernels.mask_scores(*arguments(2, 0, 5, 16, torch.float32), 1e-5).shape == (2, 0, 5)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="shows the last of a launch's programs alone, as the interpreter can")
+def test_rows_whose_scores_lie_past_2_31(monkeypatch: pytest.MonkeyPatch) -> None:
+    K, C, BLOCK_N = 1024, 16, 16
+    N = 2**31 // K + 20
+    row, classes, weight, bias = arguments(1, 1, K, C, torch.float16)
+    wanted = segmenter_kernels.mask_scores(row, classes, weight, bias, 1e-5)
+    # pages that nobody writes to take no memory; before the output is as much as an offset of 32 bits would go back
+    no_reserve = 0x4000
+    pages = mmap.mmap(-1, 2 * (2**32 + N * K), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    out = torch.frombuffer(pages, dtype=torch.float16)[2**32 :].view(1, N, K)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: out)
+    monkeypatch.setattr(triton, "cdiv", lambda *_: 1)
+    last = (N // BLOCK_N, 0, 0)
+    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", lambda self, *_: setattr(self, "grid_idx", last))
+    segmenter_kernels.mask_scores(row.expand(1, N, C), classes, weight, bias, 1e-5)
+    assert N % BLOCK_N == 4
+    assert torch.equal(out[:, -4:], wanted.expand(1, 4, K))
+
+
 def strided(x: Tensor) -> Tensor:
     return x.mT.contiguous().mT
 
@@ -103,6 +126,10 @@ ones = partial(torch.ones, device=DEVICE)
         (lambda t: t | {"classes": t["classes"][:1]}, r"classes \[1, 5, 16\]: want \[2, 'any', 16\]"),
         (lambda t: t | {"classes": t["classes"][:, :0]}, r"classes \[2, 0, 16\]: want 1 to 1024 classes"),
         (lambda t: t | {"classes": ones(2, 1025, 16)}, "classes .*: want 1 to 1024 classes"),
+        (
+            lambda t: t | {"patches": ones(65536, 1, 16)},
+            r"patches \[65536, 1, 16\]: want at most 65535 images; give them",
+        ),
         (lambda t: t | {"eps": float("nan")}, "eps nan: want a finite float, 0 or above"),
         (lambda t: t | {"patches": None}, "patches is of type NoneType: want a tensor"),
         (lambda t: t | {"weight": t["weight"][:4]}, r"weight \[4\]: want \[5\]"),

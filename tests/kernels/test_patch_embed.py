@@ -137,6 +137,20 @@ def test_an_image_of_nan_leaves_the_others_bit_equal() -> None:
     assert torch.equal(clean[1, 0], dirty[1, 0])
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="PyTorch's own memory begins at multiples of 512 bytes there")
+@pytest.mark.parametrize(("start", "offset"), [(0, 0), (1, 3), (2, 2), (3, 1), (0, 1), (1, 0)])
+def test_pixels_at_any_byte_of_memory_that_begins_at_any(start: int, offset: int) -> None:
+    # as memory of another library may, here at `start` past a multiple of 4
+    rest = parameters(1, 1, 16, 16, 1, torch.float32)
+    image, extra = pixels_of(1, 16, 16), {"mean": HALF.mean, "std": HALF.std}
+    memory = np.zeros(image.numel() + 8, np.uint8)
+    begins = (start - memory.ctypes.data) % 4
+    given = torch.from_numpy(memory[begins:])[offset:][: image.numel()].view(image.shape).copy_(image)
+    assert (given.data_ptr() - start) % 4 == given.storage_offset() == offset
+    wanted = segmenter_kernels.patch_embed(image, *rest, **extra)
+    torch.testing.assert_close(segmenter_kernels.patch_embed(given, *rest, **extra), wanted)
+
+
 def test_no_images_launch_nothing() -> None:
     assert segmenter_kernels.patch_embed(*arguments(0, 16, 16, 8, 16, 1, torch.float32)).shape == (0, 5, 16)
 

@@ -77,6 +77,14 @@ def test_zeros_come_back_as_zeros(kind: torch.dtype) -> None:
     assert torch.equal(q.float() * scale[:, None], x.float())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zeros_keep_their_sign_in_float8(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0.0, -0.0, 3.0, -3.0], [-0.0, 0.0, -0.0, 0.0]], dtype=dtype, device=DEVICE).repeat(1, 33)
+    for scale in (None, torch.tensor(0.37, device=DEVICE)):
+        q, _ = check(x, scale, torch.float8_e4m3fn)
+        assert torch.equal(q.float().signbit(), x.signbit())
+
+
 @pytest.mark.parametrize("tiny", [2.0**-24, 1e-40, 1e-45])
 def test_tiny_rows_stay_finite(tiny: float) -> None:
     x = torch.tensor([[tiny, 0.0, -tiny]], device=DEVICE)
@@ -96,7 +104,8 @@ def test_a_bad_row_stays_bad_and_leaves_the_others_bit_equal(bad: float, kind: t
     rows = [n for n in range(9) if n != 4]
     assert torch.equal(clean[rows].view(torch.uint8), dirty[rows].view(torch.uint8))
     assert torch.equal(clean_scale[rows], dirty_scale[rows])
-    assert (dirty[4].float() * dirty_scale[4]).isnan().any()
+    assert dirty_scale[4].isnan()
+    assert (dirty[4].float() * dirty_scale[4]).isnan().all()
 
 
 def test_a_nan_under_one_scale_is_zero_in_int8_and_stays_in_float8() -> None:

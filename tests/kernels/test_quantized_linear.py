@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segmenter_kernels import tiles
 from segmenter_kernels.quantize import LARGEST, quantize
-from segmenter_kernels.quantized_linear import OPS, linear_fp8, linear_int8
+from segmenter_kernels.quantized_linear import MAX_K, OPS, linear_fp8, linear_int8
 from tests.kernels.conftest import DEVICE
 from tests.kernels.harness import ARCHITECTURES, inputs, judge, poisoned
 
@@ -134,6 +134,17 @@ def test_int8_extremes_are_exact(architecture: int, x_sign: int) -> None:
     assert y.tolist() == [[-whole, whole, -whole]] * 2
 
 
+def test_the_longest_rows_of_the_largest_products_do_not_wrap() -> None:
+    x = torch.full((1, MAX_K), -128, dtype=torch.int8, device=DEVICE)
+    one, zero = torch.ones(1, device=DEVICE), torch.zeros(1, device=DEVICE)
+    y = linear_int8(x, x, one, one, zero, dtype=torch.float32)
+    assert y.item() == 128 * 128 * MAX_K
+    longer = torch.full((1, MAX_K + 1), -128, dtype=torch.int8, device=DEVICE)
+    assert torch.iinfo(torch.int32).max < 128 * 128 * (MAX_K + 1)
+    with pytest.raises(ValueError, match=r"linear_int8: x \[1, 131072\]: want rows of 1 to 131071 channels"):
+        linear_int8(longer, longer, one, one, zero)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_requantised_results_are_exact_away_from_halves(kind: torch.dtype, architecture: int) -> None:
@@ -211,7 +222,7 @@ def test_no_rows_launch_nothing() -> None:
         (lambda t: {"out_scale": torch.ones(2, device=DEVICE)}, "out_scale is .*: want one torch.float32"),
         (lambda t: {"dtype": torch.int8}, "dtype torch.int8: want torch.float16"),
         (lambda t: {"x": t["x"].mT.contiguous().mT}, r"x has strides .*; call .contiguous\(\)"),
-        (lambda t: {"x": t["x"][..., :0]}, r"x \[2, 5, 0\]: want rows of 1 to 131072 channels"),
+        (lambda t: {"x": t["x"][..., :0]}, r"x \[2, 5, 0\]: want rows of 1 to 131071 channels"),
         (lambda t: {"bias": t["bias"].requires_grad_()}, "bias needs a gradient and this kernel has none"),
     ],
 )

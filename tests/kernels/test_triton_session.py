@@ -304,6 +304,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Unavailable, match="engine triton: no CUDA device here"):
         open_session(tmp_path / "checkpoint", "triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(module.tiles, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(Unavailable, match=r"engine triton: GPU of compute capability 7\.5"):
@@ -327,9 +328,11 @@ def test_a_triton_that_leaves_out_fences_is_told_on_hopper(
     for place in (module, module.tiles):
         monkeypatch.setattr(place, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr("triton.__version__", version)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        module._device("fp16")
+        # with its number: another thread may have another current one
+        assert module._device("fp16") == torch.device("cuda", 1)
     assert [f"Triton {version} leaves out fences" in str(each.message) for each in found] == [True] * told

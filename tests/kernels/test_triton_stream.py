@@ -1,7 +1,10 @@
 """Streams of the `triton` engine through its graphs' lanes, on a stand-in for CUDA whose streams run late."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from segmenter_engines import Session, open_session
 from segmenter_engines.sessions import triton as module
 from segmenter_engines.sessions.cuda_graph import Graphs
 from segmenter_kernels.checks import INTERPRETED
-from tests.kernels.late_cuda import LateCuda, cuda_fixture  # noqa: F401 - a fixture
+from tests.kernels.late_cuda import DEVICE, LateCuda, cuda_fixture  # noqa: F401 - a fixture
 from tests.networks import small_network
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the stand-in for a GPU would be beside one")
@@ -33,7 +36,7 @@ def session(checkpoint: Path, cuda: LateCuda, monkeypatch: pytest.MonkeyPatch) -
     """One whose labels are the first channel of its images, made in late graphs."""
 
     def forward(images: Tensor) -> tuple[Tensor, ...]:
-        labels, finite = (cuda.empty_like(x, device="cuda") for x in (images[..., 0], torch.tensor(False)))
+        labels, finite = (cuda.empty_like(x, device=DEVICE) for x in (images[..., 0], torch.tensor(False)))
 
         def kernel() -> None:
             labels[...] = images[..., 0]
@@ -86,6 +89,69 @@ def test_few_threads_copy_and_the_callers_are_as_many_as_before(
             assert torch.get_num_threads() == 7
     finally:
         torch.set_num_threads(before)
+
+
+def test_sessions_in_several_threads_leave_as_many_threads_as_before(session: Session) -> None:
+    before, seen = torch.get_num_threads(), {}
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+
+    def copy(name: str, mine: threading.Event, others: threading.Event) -> None:
+        with session._copying():  # type: ignore[attr-defined]
+            mine.set()
+            assert others.wait(10)
+            seen[name] = torch.get_num_threads()
+        seen[f"{name}, after"] = torch.get_num_threads()
+
+    def first() -> None:
+        copy("first", first_in, second_in)
+        first_out.set()
+
+    def second() -> None:
+        assert first_in.wait(10)
+        copy("second", second_in, first_out)
+
+    def later() -> None:
+        seen["a new thread"] = torch.get_num_threads()
+
+    session.threads = 99
+    torch.set_num_threads(7)
+    try:
+        for together in ((first, second), (later,)):
+            threads = [threading.Thread(target=each) for each in together]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        torch.set_num_threads(before)
+    few = dict.fromkeys(("first", "second"), module.COPIERS)
+    assert seen == few | dict.fromkeys(("first, after", "second, after", "a new thread"), 7)
+
+
+def test_whatever_thread_calls_its_own_device_is_current(
+    session: Session, cuda: LateCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[torch.device] = []
+    current_at_copies = set()
+    copy = cuda.copy
+
+    @contextmanager
+    def device(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+        entered.pop()
+
+    def seen(*given: Any, **named: Any) -> Tensor:
+        current_at_copies.add(tuple(entered))
+        return copy(*given, **named)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(cuda, "copy", seen)
+    monkeypatch.setattr(session, "_device", DEVICE)
+    session(picture(1))
+    list(session.stream([picture(2), picture(3)]))
+    assert current_at_copies == {(DEVICE,)}
+    assert not entered
 
 
 def test_a_stream_computes_while_the_caller_prepares(session: Session, cuda: LateCuda) -> None:

@@ -60,9 +60,9 @@ class Captured:
         self, function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, stream: Any, pool: Any
     ) -> None:
         self._stream, self._graph = stream, torch.cuda.CUDAGraph()
-        self.input = torch.empty_like(images, device="cuda")
+        self.input = torch.empty_like(images, device=stream.device)
         # weights and constants may still be on their way there
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
             self.input.copy_(images)
             for _ in range(_WARMUPS):

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from segmenter_engines.sessions.eight_bits import KINDS, quantize_blocks
 from segmenter_engines.sessions.overlap import overlapped
 from segmenter_engines.sessions.session import Session
 from segmenter_engines.sessions.spec import Spec
+from segmenter_engines.sessions.torch_threads import lowered
 from segmenter_kernels import tiles
 from segmenter_kernels.checks import INTERPRETED
 from segmenter_kernels.quantize import float8_supported
@@ -34,6 +35,8 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float
 
 class TritonSession(Session):
     """A checkpoint on the current CUDA device, in fp16 (the default), bf16, or fp16 with its blocks in int8 or fp8.
+
+    It stays on that device, whichever is current in the thread that calls.
 
     Triton's interpreter (TRITON_INTERPRET=1) runs it on the CPU, slowly and without graphs, for tests: by itself it
     cannot round to int8 and is wrong in bf16, which the project's tests mend.
@@ -106,14 +109,17 @@ class TritonSession(Session):
             return self._finite(*run(torch.from_numpy(np.ascontiguousarray(images))))
 
     @contextmanager
-    def _copying(self) -> Iterator[None]:
-        """Few threads copy pixels and labels: more are no quicker than the bus, and spin between calls."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(min(self.threads, COPIERS))
-        try:
+    def _named(self) -> Iterator[None]:
+        with super()._named(), self._current():
             yield
-        finally:
-            torch.set_num_threads(before)
+
+    def _current(self) -> AbstractContextManager[Any]:
+        """Kernels and memory are of the current device, and a thread has one of its own."""
+        return nullcontext() if self._device.type == "cpu" else torch.cuda.device(self._device)
+
+    def _copying(self) -> AbstractContextManager[None]:
+        """Few threads copy pixels and labels: more are no quicker than the bus, and spin between calls."""
+        return lowered(min(self.threads, COPIERS))
 
     @torch.inference_mode()
     def _submit(self, lane: GraphLane, image: np.ndarray) -> None:
@@ -174,7 +180,7 @@ class TritonSession(Session):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
-            "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(),
+            "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(self._device),
             "labels_by": "segmenter_kernels.upsample_argmax",
         }
 
@@ -197,7 +203,7 @@ def _device(precision: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise Unavailable("engine triton: no CUDA device here; use onnxruntime or openvino, or a machine with a GPU")
-    device = torch.device("cuda")
+    device = torch.device("cuda", torch.cuda.current_device())
     try:
         architecture = tiles.architecture_of(device)
         if precision == "fp8":
