@@ -22,7 +22,7 @@ from segmenter.cli import run
 from segmenter.cores import usable_cores
 from segmenter.datasets import IGNORE, ON_DISK, SPLITS, layout_of, require_known
 from segmenter.datasets.option import DATASET_ON_DISK
-from segmenter.datasets.pairs import Layout, list_files, require_same_size
+from segmenter.datasets.pairs import Layout, list_files, require_same_size, unread_images
 from segmenter.errors import ConfigError, DataError, ImageError, SegmenterError
 from segmenter.images import orientation, read_labels
 
@@ -62,7 +62,7 @@ def check_split(layout: Layout, split: str, progress: bool = True) -> Report:
         ),
         *(
             Problem("unread image", f"{path}: neither JPEG nor PNG by its name, and left out; convert it")
-            for path in listing.unread
+            for path in unread_images(layout)
         ),
         *(Problem("name used twice", f"{path}: another image has this name; rename one") for path in listing.ambiguous),
     ]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter.images import overlay
+from segmenter.images import overlay, resize_labels
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import open_engine
@@ -61,12 +61,6 @@ def labels_of(path: Path) -> np.ndarray:
     return np.asarray(Image.open(next(path.parent.glob(path.stem + ".p[ng][gm]"))))
 
 
-def to_size(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each pixel's label from the one its centre falls into: whole numbers, where Pillow rounds a centre on an edge."""
-    (h, w), y, x = labels.shape, np.arange(height), np.arange(width)
-    return labels[((2 * y + 1) * h // (2 * height))[:, None], (2 * x + 1) * w // (2 * width)]
-
-
 def test_a_folder_becomes_labels_and_overlays(
     cli: Any, formats: set[str], session: Any, engine_folder: Path, tmp_path: Path
 ) -> None:
@@ -90,7 +84,7 @@ def test_a_folder_becomes_labels_and_overlays(
     for file in source.glob("*_*"):
         image = np.asarray(Image.open(file).convert("RGB"))
         fitted = np.asarray(Image.fromarray(image).resize((W, H), Image.Resampling.BILINEAR))
-        labels = to_size(session(fitted), *image.shape[:2])
+        labels = resize_labels(session(fitted), *image.shape[:2])
         np.testing.assert_array_equal(labels_of(out / "labels" / file.name), labels, err_msg=file.name)
         drawn = np.asarray(Image.open(next((out / "overlays").glob(file.stem + ".p*"))))
         np.testing.assert_array_equal(drawn, overlay(image, labels, palette, 0.25))

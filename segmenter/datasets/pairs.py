@@ -79,7 +79,6 @@ class Listing:
     without_mask: tuple[Path, ...]
     without_image: tuple[Path, ...]
     ambiguous: tuple[Path, ...]  # images that share their stem with the image before
-    unread: tuple[Path, ...]  # images of other formats
 
 
 def list_files(layout: Layout) -> Listing:
@@ -109,8 +108,12 @@ def list_files(layout: Layout) -> Listing:
         without_mask=tuple(path for name, path in image_of.items() if name not in mask_of),
         without_image=tuple(path for name, path in mask_of.items() if name not in image_of),
         ambiguous=tuple(ambiguous),
-        unread=tuple(path for _, path in _named(layout.images, _UNREAD_SUFFIXES, layout.image_name, layout)),
     )
+
+
+def unread_images(layout: Layout) -> list[Path]:
+    """Files of the split's image folder that are images by their name, of a format that is not read."""
+    return [path for _, path in _named(layout.images, _UNREAD_SUFFIXES, layout.image_name, layout)]
 
 
 def require_same_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What every dataset is made of: samples, and the few names a dataset answers to."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,13 +54,14 @@ class Subset:
     without: places of samples in the dataset that are left out first.
     """
 
-    def __init__(self, dataset: SegmentationDataset, limit: int = 0, without: Collection[int] = ()) -> None:
+    def __init__(self, dataset: SegmentationDataset, limit: int = 0, without: Iterable[int] = ()) -> None:
         if limit < 0:
             raise ConfigError(f"{limit} images of a dataset: wanted at least 1, or 0 for all of them")
         self.dataset = dataset
         self.classes, self.palette, self.ignore = dataset.classes, dataset.palette, dataset.ignore
         self.channels = dataset.channels
-        rest = [place for place in range(len(dataset)) if place not in without]
+        taken = set(without)
+        rest = [place for place in range(len(dataset)) if place not in taken]
         self.places = [rest[place] for place in spread(len(rest), limit)]
 
     def __len__(self) -> int:
