@@ -46,4 +46,4 @@ def int8_saturates(flags: Sequence[str], architecture: str | None = None) -> boo
     when there are none, for nothing is known then.
     """
     x86 = (architecture or platform.machine()).lower() in ("x86_64", "amd64", "i686")
-    return x86 and "avx2" in flags and not EXACT_INT8 & set(flags)
+    return x86 and "avx2" in flags and not any(flag in flags for flag in EXACT_INT8)

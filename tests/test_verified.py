@@ -9,12 +9,12 @@ import pytest
 
 from segmenter.errors import EngineError
 from segmenter_engines import open_session
-from segmenter_engines.folder import FP16, FP32
+from segmenter_engines.folder import FP16, FP32, INT8
 from segmenter_engines.limits import LIMITS
 from segmenter_engines.manifest import manifest_path, read_manifest, vouched
 from segmenter_engines.sessions import open_engine
 from segmenter_engines.verdict import Verdict, record
-from segmenter_engines.verified import carry, graph_verification, unverified
+from segmenter_engines.verified import carry, graph_verification, passed_saturating, unverified
 from tests.test_plan_checks import plan  # noqa: F401 - a fixture
 
 PASSED = Verdict("onnxruntime-fp32", "fp32", 4, 0.5, 0.5, 1.0, LIMITS["fp32"])
@@ -72,6 +72,36 @@ def test_faults_come_from_a_file_and_may_be_anything(artifact, faults, told):
     verdict = {"passed": False, "faults": faults, "sha256": read_manifest(artifact).sha256}
     manifest = replace(read_manifest(artifact), verification={"openvino-fp32": verdict})
     assert re.search(told + "$", unverified(manifest, "openvino-fp32"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "passed"),
+    [
+        (["avx2", "avx512f"], True),
+        ([{}, "avx2"], True),
+        (["avx2", "avx_vnni"], False),
+        (["asimddp"], False),
+        ([], False),
+        (None, False),
+        ("avx2", False),
+    ],
+)
+def test_an_engine_that_passed_where_int8_overflows_is_not_warned_of_there(
+    engine_folder, tmp_path, monkeypatch, flags, passed
+):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("segmenter_engines.sessions.openvino.cpu_flags", lambda: ["avx2"])
+    for path in (engine_folder / INT8, manifest_path(engine_folder / INT8)):
+        shutil.copy(path, tmp_path)
+    verdict = {"passed": True, "sha256": read_manifest(tmp_path / INT8).sha256, "cpu_flags": flags}
+    for judged, quiet in ((verdict, passed), (verdict | {"passed": False, "faults": []}, False)):
+        manifest = replace(read_manifest(tmp_path / INT8), verification={"openvino-int8": judged})
+        manifest.write(tmp_path / INT8)
+        assert passed_saturating(manifest, "openvino-int8") is quiet
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            open_engine(tmp_path / INT8, "openvino", threads=1).close()
+        assert any("no VNNI" in str(each.message) for each in told) is not quiet
 
 
 def test_a_checkpoint_needs_no_verdict(engine_folder):

@@ -12,6 +12,7 @@
 #include "cpu.h"
 #include "onnx_outputs.h"
 #include "openvino_api.h"
+#include "verified.h"
 
 namespace segmenter_trt {
 namespace {
@@ -250,7 +251,7 @@ class OpenVinoBackend final : public Backend {
     facts.device = "cpu";
     facts.floats = floats_;
     facts.threads = threads_;
-    if (manifest_.precision == "int8" && int8_saturates()) {
+    if (manifest_.precision == "int8" && int8_saturates() && !passed_saturating(manifest_, "openvino-int8")) {
       facts.warning =
           "this CPU has no VNNI, so OpenVINO may overflow where large activations meet large weights; run `segmenter "
           "verify` on this machine";

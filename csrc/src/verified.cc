@@ -1,5 +1,7 @@
 #include "verified.h"
 
+#include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -10,6 +12,8 @@ using nlohmann::json;
 
 constexpr const char* kOfGraph = "graph:";  // begins the names of verdicts on the graph a plan was built from
 constexpr std::size_t kLongest = 200;       // of faults that are quoted
+// 8-bit products summed in 32 bits, as segmenter/cpu.py names them
+constexpr const char* kExactInt8[] = {"avx_vnni", "avx512_vnni", "amx_int8"};
 
 // A text of a verdict, which may hold anything; empty where there is none.
 std::string text(const json& verdict, const char* name) {
@@ -55,6 +59,15 @@ std::string unverified(const Manifest& manifest, const std::string& engine) {
   if (failed) return "the graph it was built from failed its verification: " + faults(graph);
   if (!graph.empty() && of_this) return "verified only as the graph it was built from, not in " + engine;
   return "not verified in " + engine;
+}
+
+bool passed_saturating(const Manifest& manifest, const std::string& engine) {
+  if (!unverified(manifest, engine).empty()) return false;
+  const json verdict = json::parse(manifest.verification)[engine];
+  const auto flags = verdict.find("cpu_flags");
+  if (flags == verdict.end() || !flags->is_array()) return false;
+  const auto has = [&flags](const char* name) { return std::find(flags->begin(), flags->end(), name) != flags->end(); };
+  return has("avx2") && std::none_of(std::begin(kExactInt8), std::end(kExactInt8), has);
 }
 
 }  // namespace segmenter_trt

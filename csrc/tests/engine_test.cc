@@ -11,6 +11,7 @@
 #include "fake_engine.h"
 #include "segmenter_trt/errors.h"
 #include "segmenter_trt/session.h"
+#include "verified.h"
 
 namespace segmenter_trt {
 namespace {
@@ -104,6 +105,25 @@ TEST_F(EngineTest, TellsWhatIsNotVerified) {
   }
   const Fake passed = {.verification = "{" + graph + ", " + verdict("tensorrt-fp32", own, "true") + "}"};
   EXPECT_EQ(open(passed, {.require_verified = true}).describe().warning, "");
+}
+
+TEST(Verified, KnowsWhichCpuItPassedOn) {
+  const auto passed_on = [](const std::string& flags, const std::string& passed = "true") {
+    Manifest manifest = {};
+    manifest.sha256 = "00";
+    manifest.verification =
+        R"({"openvino-int8": {"sha256": "00", "passed": )" + passed + R"(, "cpu_flags": )" + flags + "}}";
+    return passed_saturating(manifest, "openvino-int8");
+  };
+  EXPECT_TRUE(passed_on(R"(["avx2", "avx512f"])"));
+  EXPECT_TRUE(passed_on(R"([{}, "avx2"])"));
+  EXPECT_FALSE(passed_on(R"(["avx2", "avx512f"])", "false"));
+  for (const char* flags : {R"(["avx2", "avx_vnni"])", R"(["avx512_vnni", "avx2"])", R"(["asimddp"])", "[]", "{}", "5"}) {
+    EXPECT_FALSE(passed_on(flags)) << flags;
+  }
+  Manifest without = {};
+  without.verification = "null";
+  EXPECT_FALSE(passed_saturating(without, "openvino-int8"));
 }
 
 TEST_F(EngineTest, RefusesABackendOfAnotherVersion) {

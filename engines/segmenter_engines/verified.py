@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from segmenter.cpu import int8_saturates
 from segmenter.errors import EngineError
 from segmenter_engines.manifest import Manifest, read_manifest, vouched
 
@@ -48,6 +49,12 @@ def unverified(manifest: Manifest, engine: str) -> str | None:
             return f"verified only as the graph it was built from, not in {engine}"
         return f"not verified in {engine}"
     return None if verdict["passed"] else f"failed its verification in {engine}: {_faults({engine: verdict})}"
+
+
+def passed_saturating(manifest: Manifest, engine: str) -> bool:
+    """Whether an artifact passed in an engine on a CPU whose sums of 8 bit products can overflow."""
+    flags = (manifest.verification or {}).get(engine, {}).get("cpu_flags")
+    return unverified(manifest, engine) is None and isinstance(flags, list) and int8_saturates(flags, "x86_64")
 
 
 def _faults(verdicts: dict[str, Any]) -> str:

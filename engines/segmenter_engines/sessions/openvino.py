@@ -14,6 +14,7 @@ from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.graph_input import require_promised_input
 from segmenter_engines.sessions.session import Mode, Session
 from segmenter_engines.sessions.spec import Spec
+from segmenter_engines.verified import passed_saturating
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _lock = Lock()
@@ -74,7 +75,8 @@ class OpenVinoSession(Session):
             )
         except RuntimeError as error:
             raise EngineError(f"{path}: OpenVINO {self._version} cannot open it: {error}") from error
-        if manifest.precision == "int8" and int8_saturates(cpu_flags()):
+        saturates = manifest.precision == "int8" and int8_saturates(cpu_flags())
+        if saturates and not passed_saturating(manifest, self.name):
             warnings.warn(
                 f"{path}: this CPU has no VNNI, so OpenVINO may overflow where large activations meet large weights;"
                 " run `segmenter verify` on this machine, or take the onnxruntime engine, which sums exactly",
