@@ -61,9 +61,9 @@ speed: setup
 # On a machine with an NVIDIA GPU: kernels tested and tuned on it, then judged with everything else.
 gpu: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu]'
-	$(BIN)/python -m pytest tests/kernels
-	$(BIN)/python -m segmenter_kernels.tune
-	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30
+	$(BIN)/python -m pytest tests/kernels; code=$$?; \
+	$(BIN)/python -m segmenter_kernels.tune && \
+	$(BIN)/python -m bench.acceptance --out runs/acceptance --minutes 30 && exit $$code
 
 # In two processes of a thread each: more would wait for each other on two cores. Kernels first, as they say soonest what
 # a new Triton changed. Files keep their order: left to itself, pytest-xdist puts those of few tests last, and they take

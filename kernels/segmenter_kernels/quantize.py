@@ -60,7 +60,8 @@ def divided(x, scale, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     x = x * enlarge[:, None]
     y = x * inverse
     # of the two ways to write the error, the one that leaves a zero its sign
-    return tl.fma(-tl.fma(y, scale, -x), tl.broadcast_to(inverse, [BLOCK_M, BLOCK_C]), y)
+    error = tl.fma(y, scale, x * -1.0) * -1.0  # Triton before 3.8 takes -x for 0 - x, which gives no zero below 0
+    return tl.fma(error, tl.broadcast_to(inverse, [BLOCK_M, BLOCK_C]), y)
 
 
 @triton.jit(do_not_specialize=["M"])
