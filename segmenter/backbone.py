@@ -18,11 +18,10 @@ from segmenter.config import HEAD_WIDTH, EncoderConfig, whole_patches
 from segmenter.dinov3 import PERIODS, is_dinov3, read_dinov3
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.fidelity import NEW, REARRANGED, Origin, Shape
-from segmenter.official import read_pickle
 from segmenter.patch_resize import PatchResize, resize_patches
+from segmenter.pickles import PICKLES, read_pickle
 from segmenter.vit import for_images
 
-PICKLES = (".pth", ".pt", ".bin")
 # parts other ViTs have, and which of their tensors tell
 _FOREIGN = (
     ("rotary positions (RoPE) of another kind than DINOv3's", re.compile(r"rope|.*\.(rope|freqs)\b|.*periods$")),

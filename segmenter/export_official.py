@@ -18,7 +18,8 @@ from segmenter.datasets import DATASETS, classes_of
 from segmenter.errors import ConfigError
 from segmenter.files import atomic_paths
 from segmenter.model import Segmenter
-from segmenter.official import HEADS, NAMES, read_pickle
+from segmenter.official import HEADS, NAMES
+from segmenter.pickles import read_pickle
 
 _NORMALIZATIONS = {HALF: "vit", IMAGENET: "deit"}
 _IMAGENET_CLASSES = 1000  # of the classification head that the official network always has and never uses

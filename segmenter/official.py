@@ -1,16 +1,12 @@
 """The official implementation's format: `checkpoint.pth` beside `variant.yml`, read without running either."""
 
-import pickle
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from segmenter.checkpoint import VARIANT_NAME, load_weights
 from segmenter.config import HEAD_WIDTH, NORMALIZATIONS, DecoderConfig, EncoderConfig, SegmenterConfig
@@ -18,6 +14,7 @@ from segmenter.datasets import classes_of
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter.fidelity import Fidelity, Origin, account
 from segmenter.model import Segmenter
+from segmenter.pickles import read_pickle
 
 # In official checkpoints, but no part of segmentation: the ImageNet classification heads of the backbone.
 HEADS = re.compile(r"encoder\.(head|head_dist|pre_logits)\.")
@@ -147,27 +144,3 @@ def read_variant(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: wanted a mapping with 'net_kwargs', got {type(values).__name__}")
     return values
-
-
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The `model` tensors of a PyTorch checkpoint, without running anything in it."""
-    try:
-        with warnings.catch_warnings():
-            # torch talks of reporting the file to its makers; what follows below is for the user of this one
-            warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; check the path") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than tensors, or is no checkpoint, and was not loaded (it could run code);"
-            " convert it to safetensors where you trust it"
-        ) from error
-    except Exception as error:  # a damaged pickle can fail anywhere inside the unpickler
-        raise CheckpointError(
-            f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}: {error}); copy it again"
-        ) from error
-    tensors = data.get("model", data) if isinstance(data, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path}: wanted a dictionary of tensors under 'model'; this is another kind of file")
-    return tensors

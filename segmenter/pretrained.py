@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from segmenter.backbone import PICKLES, Backbone, load_backbone
+from segmenter.backbone import Backbone, load_backbone
 from segmenter.checkpoint import (
     CONFIG_NAME,
     OFFICIAL_NAME,
@@ -35,6 +35,7 @@ from segmenter.fidelity import Fidelity, account, fidelity_table
 from segmenter.model import Segmenter
 from segmenter.official import Classes, load_official
 from segmenter.patch_resize import PatchResize
+from segmenter.pickles import PICKLES
 
 Report = Callable[[Fidelity], None]
 # what a file and a variant of the paper must agree in; the rest of the encoder is the variant's
