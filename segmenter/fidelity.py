@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 AS_IT_IS, REARRANGED, RESIZED, MASKED = "as it is", "rearranged", "resized", "masked"
 BY_DEFINITION = "by definition"  # not in the file, because the source's code knows it
 NEW, LEFT_OUT, MISSING, UNFIT = "new", "left out", "missing", "does not fit"
-_BLOCK = re.compile(r"(blocks\.|layer\.|encoderblock_)\d+")
+_BLOCK = re.compile(r"(blocks\.|(?<!ffn\.)layers?\.|encoderblock_)\d+")
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,8 @@ def read_variant(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(), Loader=_VariantLoader)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: {error.strerror}; an official checkpoint needs its variant.yml beside it"
+            f"{path}: {error.strerror}; an official checkpoint needs its variant.yml beside it (`segmenter"
+            " pretrained` imports mmsegmentation's, and ViT weights)"
         ) from error
     except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:
         # the YAML library lets values that are none of their kind (a date of month 45) through as Python's own errors

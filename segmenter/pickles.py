@@ -66,5 +66,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     data = load_plain(path)
     tensors = data.get("model", data) if isinstance(data, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path}: wanted a dictionary of tensors under 'model'; this is another kind of file")
+        raise CheckpointError(
+            f"{path}: wanted a dictionary of tensors under 'model'; this is another kind of file"
+            " (`segmenter pretrained` imports mmsegmentation's)"
+        )
     return tensors

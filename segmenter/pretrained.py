@@ -1,4 +1,4 @@
-"""Importers: the official implementation's checkpoints, and ViT backbones under the names their publishers give them.
+"""Importers: the official code's and mmsegmentation's checkpoints, and ViTs under the names their publishers give them.
 
 `python -m segmenter.pretrained SOURCE --out FOLDER` writes a checkpoint folder from any, and says what became of every
 tensor.
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -32,10 +32,11 @@ from segmenter.datasets.option import DATASET
 from segmenter.decoder import MaskDecoder
 from segmenter.errors import CheckpointError, ConfigError, SegmenterError
 from segmenter.fidelity import Fidelity, account, fidelity_table
+from segmenter.mmseg import is_mmseg, load_mmseg
 from segmenter.model import Segmenter
 from segmenter.official import Classes, load_official
 from segmenter.patch_resize import PatchResize
-from segmenter.pickles import PICKLES
+from segmenter.pickles import PICKLES, load_plain
 
 Report = Callable[[Fidelity], None]
 # what a file and a variant of the paper must agree in; the rest of the encoder is the variant's
@@ -174,19 +175,21 @@ def _config_of_variant(
 
 @dataclass(frozen=True)
 class Options:
-    """Make a checkpoint folder from an official checkpoint.pth (with variant.yml) or from ViT weights.
+    """Make a checkpoint folder from an official checkpoint.pth (with variant.yml), mmsegmentation's, or ViT weights.
 
-    A table tells what became of every tensor. ViT weights are .safetensors or .pth files under timm's key names
-    (AugReg, DeiT), DINOv2's or DINOv3's (Meta's, timm's or Hugging Face's; of its ViTs S, B and L), or Google's .npz
-    files.
+    A table tells what became of every tensor. Of mmsegmentation's checkpoints (OpenMMLab's; releases 0.x and 1.x) its
+    Segmenters are read, of either decoder, with the class names, colours and settings noted in the file. None of those
+    published was at hand when this was written: it follows mmsegmentation's code, and is tested on random weights.
+    ViT weights are .safetensors or .pth files under timm's key names (AugReg, DeiT), DINOv2's or DINOv3's (Meta's,
+    timm's or Hugging Face's; of its ViTs S, B and L), or Google's .npz files.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """An official checkpoint.pth or its folder, or a file of ViT weights."""
+    """An official checkpoint.pth or its folder, a .pth file of mmsegmentation's, or a file of ViT weights."""
     out: Path | None = None
     """Folder to write config.json and model.safetensors to; left out: only show what would become of the tensors."""
     dataset: Annotated[str | None, DATASET] = None
-    """Dataset whose classes a fresh decoder is for, or that names and colours the classes of an official checkpoint."""
+    """Dataset whose classes a fresh decoder is for, or that names and colours those of a whole network."""
     data: Path | None = None
     """The dataset's folder; only `folder` needs it, for its list of classes."""
     num_classes: int | None = None
@@ -236,13 +239,18 @@ def import_weights(options: Options) -> int:
         console.print(fidelity_table(fidelity, f"{source.name}: what became of every tensor"))
         print("; ".join(f"{count} {how}" for how, count in fidelity.counts().items()), *fidelity.notes, sep="\n")
 
-    if _is_official(source):
+    held = _read_mmseg(source)
+    if held is not None or _is_official(source):
         if options.num_classes is not None:
             raise ConfigError(
                 f"--num-classes {options.num_classes}: is for ViT weights, and {source} has its own; leave it out, or"
                 " name them by --dataset"
             )
-        model = load_official(source, report=report, names=_dataset_classes(options) if options.dataset else None)
+        names = _dataset_classes(options) if options.dataset else None
+        if held is None:
+            model = load_official(source, report=report, names=names)
+        else:
+            model = load_mmseg(source, held, report=report, names=names)
     else:
         try:
             classes, palette = _classes(options)
@@ -293,6 +301,13 @@ def _source(path: Path) -> Path:
 def _is_official(source: Path) -> bool:
     """Whether a file is an official checkpoint: by its name, or by the variant file beside it."""
     return source.suffix in PICKLES and (source.name == OFFICIAL_NAME or source.with_name(VARIANT_NAME).is_file())
+
+
+def _read_mmseg(source: Path) -> dict[str, Any] | None:
+    """What a checkpoint of mmsegmentation's holds; None where a file is none, as beside a variant file."""
+    other = source.suffix not in PICKLES or source.with_name(VARIANT_NAME).is_file()
+    held = None if other else load_plain(source)
+    return held if is_mmseg(held) else None
 
 
 def _classes(options: Options) -> Classes:
