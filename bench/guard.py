@@ -21,7 +21,9 @@ from segmenter.cli import run as run_command
 from segmenter.config import variant
 from segmenter.errors import DataError, VerificationError
 from segmenter.files import atomic_path
-from segmenter_bench.comparison import compare, show
+from segmenter_bench.circumstances import instructions
+from segmenter_bench.comparison import compare, require_tolerance
+from segmenter_bench.comparison_table import show
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose
 from segmenter_bench.machine import BUSY
 from segmenter_bench.models import CALIBRATION_IMAGES, pictures
@@ -91,12 +93,20 @@ def other_versions(baseline: dict[str, Any], candidate: dict[str, Any]) -> list[
 
 
 def comparable(baseline: dict[str, Any], candidate: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both runs with the engines that compare between their machines: of other instructions, those in fp32 alone."""
-    flags = [set((run["machine"].get("cpu") or {}).get("flags") or ()) for run in (baseline, candidate)]
-    if flags[0] == flags[1]:
+    """Both runs with the engines that compare between their machines: of other instructions, those in fp32 alone.
+
+    And those that failed or could not be opened: no instructions excuse that.
+    """
+    apart = instructions(baseline) ^ instructions(candidate)
+    if not apart:
         return baseline, candidate
-    print(f"other instructions ({', '.join(sorted(flags[0] ^ flags[1]))}): engines in fp32 alone", file=sys.stderr)
-    both = [run | {"rows": [row for row in run["rows"] if row["precision"] == "fp32"]} for run in (baseline, candidate)]
+    print(f"other instructions ({', '.join(sorted(apart))}): speeds in fp32 alone", file=sys.stderr)
+    broken = {one["engine"] for one in candidate["unavailable"]}
+    broken |= {row["engine"] for row in candidate["rows"] if row["status"] == "failed"}
+    both = [
+        run | {"rows": [row for row in run["rows"] if row["precision"] == "fp32" or row["engine"] in broken]}
+        for run in (baseline, candidate)
+    ]
     return both[0], both[1]
 
 
@@ -136,6 +146,9 @@ class Options:
     """Measure the reference again instead of comparing; refused on a busy machine or with local changes."""
     out: Path = Path("runs/guard")
     """Folder for the JSON of the run."""
+
+    def __post_init__(self) -> None:
+        require_tolerance(self.tolerance)
 
 
 def guard(options: Options) -> int:

@@ -61,4 +61,4 @@ def elsewhere_of(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def busiest(rows: Sequence[dict[str, Any]]) -> float:
     """The largest share of the CPU cores others took while these rows were timed."""
-    return max((row["others_busy"] or 0.0 for row in rows), default=0.0)
+    return max((row.get("others_busy") or 0.0 for row in rows), default=0.0)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from segmenter.errors import DataError
 from segmenter_bench import compare as command
 from segmenter_bench.comparison import compare
+from segmenter_bench.comparison_table import show
+from segmenter_bench.sheets import quantity
 from tests.bench_samples import miou_run, throughput_run
 
 ROUNDS, CALLS = 12, 5
@@ -81,6 +84,102 @@ def test_an_engine_that_broke_is_no_engine_left_out(tmp_path: Path, capsys: pyte
     assert "openvino-int8, batch 1: 9.00% of pixels agree" in capsys.readouterr().err
 
 
+def test_an_engine_that_no_longer_opens_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, part = timed_run(SPEEDS, 0.03, seed=0), timed_run(SPEEDS, 0.03, seed=1)
+    part["rows"] = [row for row in part["rows"] if row["engine"] != "openvino-int8"]
+    part["unavailable"] = [{"engine": "openvino-int8", "reason": "the package openvino is not installed"}]
+    told = "openvino-int8, batch 1: the package openvino is not installed"
+    assert (compare(whole, part, 0.1).broken, compare(whole, part, 0.1).apart) == ([told], [])
+    assert (compare(part, whole, 0.1).broken, len(compare(part, whole, 0.1).apart)) == ([], 1)
+    assert command.main([*written(tmp_path, whole=whole, part=part)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def written(folder: Path, **runs: dict[str, Any]) -> list[str]:
+    for name, run in runs.items():
+        (folder / f"{name}.json").write_text(json.dumps(run), encoding="utf-8")
+    return [str(folder / f"{name}.json") for name in runs]
+
+
+def slowed(run: dict[str, Any], **times: float) -> dict[str, Any]:
+    """The run with engines, by their first word, taking so many times as long."""
+    rows = [
+        row
+        | {
+            "rounds_ms": [
+                [times.get(row["engine"].split("-")[0], 1.0) * ms for ms in turn] for turn in row["rounds_ms"]
+            ]
+        }
+        for row in run["rows"]
+    ]
+    return copy.deepcopy(run) | {"rows": rows}
+
+
+def on_gpu(run: dict[str, Any]) -> dict[str, Any]:
+    devices = {"openvino-int8": "GPU 9"}
+    rows = [row | {"device": devices.get(row["engine"], "cpu"), "reference_device": "cpu"} for row in run["rows"]]
+    return run | {"rows": rows}
+
+
+def test_an_engine_on_another_device_than_the_reference_is_judged_by_its_own_ms(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = on_gpu(timed_run(SPEEDS, 0.03, seed=0))
+    assert verdicts(run, slowed(run, official=0.67, onnxruntime=0.67))["openvino-int8"] == "same"
+    both = compare(run, slowed(run, official=1.5, onnxruntime=1.5, openvino=1.5), 0.1)
+    assert [(one.engine, one.verdict) for one in both.slower] == [("openvino-int8", "slower")]
+    assert both.slower[0].change == pytest.approx(1 / 1.5)
+    show(both)
+    assert "by their own ms, as official ran on another device: openvino-int8 (batch 1)" in capsys.readouterr().out
+    elsewhere = changed(run, "machine.gpus", [{"name": "another"}])
+    found = compare(run, elsewhere, 0.1)
+    assert [one.engine for one in found.changes] == ["onnxruntime-fp32"]
+    assert found.unlike == [
+        "openvino-int8, batch 1: not compared, ran on GPU 9, official on cpu: no ratio, and the milliseconds are of"
+        " different machines"
+    ]
+
+
+def test_engines_are_not_blamed_for_a_reference_that_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    run = timed_run(SPEEDS, 0.03, seed=0)
+    sooner = compare(run, slowed(run, official=0.6), 0.1)
+    assert {one.verdict for one in sooner.changes} == {"unsure: the reference changed"}
+    assert verdicts(slowed(run, official=0.6), run)["openvino-int8"] == "unsure: the reference changed"
+    show(sooner)
+    printed = capsys.readouterr().out
+    assert re.search(r"official, the reference, batch 1, labels: \S+ ms, now \S+: 0\.60 times as long", printed)
+    assert printed.splitlines()[-1].startswith(
+        "unsure: onnxruntime-fp32 (batch 1), openvino-int8 (batch 1); an interval knows"
+    )
+    # it became slower itself as well, or the machine is another, of which other speeds are expected
+    assert verdicts(run, slowed(run, official=0.6, openvino=1.3))["openvino-int8"] == "slower"
+    other = changed(slowed(run, official=0.6), "machine.cpu.flags", ["avx2"])
+    assert verdicts(run, other)["openvino-int8"] == "slower"
+
+
+def test_what_else_differs_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run = timed_run(SPEEDS, 0.03, seed=0)
+    assert compare(run, run, 0.1).differences == []
+    other = changed(run, "machine.versions", {"torch": "2.14.0", "onnxruntime": "1.32.0", "openvino": "2026.1"})
+    other["machine"]["git"] = {"commit": "fedcba9876543210", "dirty": False}
+    other["machine"]["cpu"]["flags"] = ["avx512_bf16"]
+    other["rows"][0]["others_busy"] = 0.12
+    show(compare(run, other, 0.1))
+    printed = capsys.readouterr().out
+    for line in (
+        "commit: 0123456 with local changes, now fedcba9",
+        "openvino: none, now 2026.1",
+        "torch: 2.13.0, now 2.14.0",
+        "instructions of one run alone: avx512_vnni",
+        "other programs took up to 12% of the cores in the candidate",
+    ):
+        assert line in printed
+    assert "onnxruntime: " not in printed
+    row = next(line for line in printed.splitlines() if "openvino-int8" in line)
+    ms = float(np.median(next(one for one in run["rows"] if one["engine"] == "openvino-int8")["rounds_ms"]))
+    assert row.split()[3:5] == [quantity(ms, 4)] * 2
+
+
 def changed(run: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     other = copy.deepcopy(run)
     *parents, last = path.split(".")
@@ -96,6 +195,9 @@ def test_runs_that_do_not_compare_are_named() -> None:
     for path, value, message in (
         ("model.name", "other", "network 'Seg-S-Mask/14' in the baseline and 'other' in the candidate"),
         ("model.height", 512, "height 360 in the baseline and 512"),
+        ("model.trained", False, "trained True in the baseline and False"),
+        ("model.classes", ["sky"], "number of classes 7 in the baseline and 1 in the candidate"),
+        ("timed.labels", "files to files", "timed as labels: 'uint8 images to uint8 labels"),
         ("settings.threads", 1, "threads 8 in the baseline and 1"),
         ("settings.reference", "eager", "reference 'official' in the baseline and 'eager'"),
         ("kind", "miou", "candidate: a miou run"),
@@ -152,7 +254,10 @@ def test_the_command_exits_by_the_verdict(tmp_path: Path, capsys: pytest.Capture
         run = timed_run(SPEEDS | {"openvino-int8": speed}, 0.03, seed)
         Path(files[name]).write_text(json.dumps(run), encoding="utf-8")
     assert command.main([files["a"], files["b"]]) == 0
-    assert "same" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "same" in printed
+    assert "interval of these rounds" in printed
+    assert "95%" not in printed
     assert command.main([files["a"], files["c"]]) == 2
     captured = capsys.readouterr()
     assert "openvino-int8 0.49x (batch 1)" in captured.err

@@ -89,6 +89,33 @@ def test_what_broke_or_is_not_there_is_no_pass() -> None:
         require_as_fast(reference, alone, TOLERANCE)
 
 
+def without(run: dict[str, Any], engine: str) -> dict[str, Any]:
+    """The run as where an engine cannot be opened."""
+    unavailable = [{"engine": engine, "reason": "no such library"}]
+    return with_rows(run, [row for row in run["rows"] if row["engine"] != engine]) | {"unavailable": unavailable}
+
+
+@pytest.mark.parametrize("flags", [None, ["avx2"]])
+def test_an_engine_that_cannot_be_opened_is_no_pass(flags: list[str] | None) -> None:
+    """Whatever the instructions are, which excuse another speed alone."""
+    reference = read_run(REFERENCE_RUN)
+    for engine in ("onnxruntime-fp32", "openvino-int8"):
+        candidate = without(reference, engine)
+        if flags:
+            candidate["machine"]["cpu"]["flags"] = flags
+        with pytest.raises(VerificationError, match=f"{engine}, batch 1: no such library"):
+            require_as_fast(reference, candidate, TOLERANCE)
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "-0.5", "0", "inf"])
+def test_a_tolerance_that_tells_nothing_is_refused_before_anything_is_timed(
+    tolerance: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "fill", lambda folder: pytest.fail("work was begun"))
+    assert guard.main(["--tolerance", tolerance, "--out", str(tmp_path)]) == 2
+    assert "wanted above 0 and at most 10" in capsys.readouterr().err
+
+
 def quiet() -> dict[str, Any]:
     """The committed run as a quiet machine and a clean checkout would have made it."""
     run = read_run(REFERENCE_RUN)
