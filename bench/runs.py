@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 FAMILY = "segmenter-bench/"
 SCHEMA = f"{FAMILY}1"
-KINDS = ("throughput", "miou", "checks", "kernels", "stages", "machine")
+# what every row of a kind has, null where it has no value
+ROW_KEYS = {
+    "throughput": ("engine", "precision", "batch", "region", "status", "timing"),
+    "miou": ("engine", "precision", "status", "miou"),
+    "checks": ("op", "shape", "dtype", "status", "error", "budget"),
+    "kernels": ("op", "shape", "dtype", "provider", "status", "ms_p50", "tflops", "gb_per_s", "share"),
+    "stages": ("stage", "ms", "share_of_time", "flops", "traffic_bytes", "bound_ms", "share_of_bound"),
+    "machine": ("type", "tflops", "gb_per_s"),
+}
 WRITTEN_BY = "JSON that bench-throughput, bench-miou, bench-stages, bench-kernels or bench.acceptance wrote"
 WIDEST_TABLE = 180  # letters
 REQUIRED = ("schema", "kind", "created", "command", "machine", "model", "settings", "rows", "unavailable")
@@ -130,7 +138,7 @@ def runs_in(folder: Path) -> list[Path]:
 def read_run(path: Path) -> dict[str, Any]:
     """A run written by `write_run`.
 
-    Raises DataError when the file is missing, not JSON, or not a run of this schema.
+    Raises DataError when the file is missing, not JSON, or not a run of this schema with the rows of its kind.
     """
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -139,9 +147,16 @@ def read_run(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); pass {WRITTEN_BY}") from error
     missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
-    if missing or run["schema"] != SCHEMA or run["kind"] not in KINDS:
+    if missing or run["schema"] != SCHEMA or run["kind"] not in ROW_KEYS:
         what = f"lacks {', '.join(missing)}" if missing else f"has schema {run['schema']!r} and kind {run['kind']!r}"
-        raise DataError(f"{path}: {what}; wanted a run of schema {SCHEMA!r}, kind {' or '.join(KINDS)}; make it again")
+        raise DataError(
+            f"{path}: {what}; wanted a run of schema {SCHEMA!r}, kind {' or '.join(ROW_KEYS)}; make it again"
+        )
+    for index, row in enumerate(run["rows"]):
+        if missing := [key for key in ROW_KEYS[run["kind"]] if not isinstance(row, dict) or key not in row]:
+            raise DataError(
+                f"{path}: row {index} lacks {', '.join(missing)}, which a {run['kind']} run has; make it again"
+            )
     return dict(run)
 
 

@@ -4,6 +4,7 @@ python -m segmenter_bench.train_step --variant Seg-S-Mask/16 --crop 224 224 --ba
 """
 
 import copy
+import math
 import sys
 import tempfile
 import time
@@ -75,6 +76,10 @@ class Options:
         for name in ("batch", "updates", "rounds", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least 1")
+        if min(self.crop) < 1:
+            raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least 1 pixel each way")
+        if self.most is not None and not 0.0 < self.most < math.inf:
+            raise ConfigError(f"--most {self.most}: wanted a number above 0; 5 % more than the bare loop is 1.05")
 
 
 class Kept:

@@ -42,3 +42,19 @@ def test_other_weights_are_refused(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr(Learner, "update", lambda self, parts, step, lr: update(self, parts, step, 2 * lr))
     assert main([*SMALL, "--rounds", "1"]) == 2
     assert "other weights after 3 updates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--most", "nan"], "--most nan: wanted a number above 0"),
+        (["--most", "inf"], "--most inf: wanted a number above 0"),
+        (["--most", "0"], "--most 0.0: wanted a number above 0"),
+        (["--crop", "0", "128"], "--crop 0 128: wanted at least 1 pixel"),
+    ],
+)
+def test_options_that_judge_nothing_are_refused(
+    options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--rounds", "1", *options]) == 2
+    assert complaint in capsys.readouterr().err
