@@ -156,6 +156,7 @@ def _row(judged: _Judged, dataset: SegmentationDataset, truth: dict[str, Any] | 
     limit, drop_limit = limit_of(precision, trained), LIMITS[precision].miou_drop
     row: dict[str, Any] = {
         "engine": judged.one.entry.name,
+        "sha256": judged.one.sha256,
         "precision": precision,
         "status": "ok",
         "reason": None,

@@ -11,9 +11,19 @@ from segmenter_bench.page_figures import examples, figures
 from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_ladder import ladders
 from segmenter_bench.page_tables import heat, missing, results
+from segmenter_bench.provenance import told
 from segmenter_bench.sections import OFFICIAL, Line, Section, by_reason, commit_of, machine_name, rounds_of, signed
 from segmenter_bench.sheets import Cell, Sheet, quantity
 from segmenter_bench.timing import IN_PROCESSES
+
+# what was timed besides the way from images to labels
+REGIONS = {
+    "network": (
+        "The network alone",
+        "From normalised images to class masks on the patch grid; nothing before or after.",
+    ),
+    "logits": ("By way of logits", "To labels by way of logits at image resolution, the long way; for its memory."),
+}
 
 
 def page(
@@ -64,10 +74,10 @@ def _section(section: Section) -> str:
     for size in sizes:
         title = "Results" if len(section.batches) < 2 else f"Results, batch {size}"
         parts.append(_part(title, _table(section, size, "labels", section.best)))
-    if section.has_region("network"):
-        hint = '<p class="hint">From normalised images to class masks on the patch grid; nothing before or after.</p>'
-        tables = "".join(_table(section, size, "network", None) for size in section.batches)
-        parts.append(_part("The network alone", hint + tables))
+    for region, (title, meaning) in REGIONS.items():
+        if section.has_region(region):
+            tables = "".join(_table(section, size, region, None) for size in section.batches)
+            parts.append(_part(title, f'<p class="hint">{meaning}</p>{tables}'))
     parts += [
         _part("The ablation ladder", ladders(section)),
         heat(section),
@@ -79,8 +89,8 @@ def _section(section: Section) -> str:
 
 
 def _table(section: Section, batch: int | None, region: str, best: Line | None) -> str:
-    told = section.apart(batch, region)
-    hint = f'<p class="hint">{escape(told)}</p>' if told else ""
+    apart = told(section, batch, region)
+    hint = f'<p class="hint">{escape(apart)}</p>' if apart else ""
     return hint + results(section.lines(batch, region), best)
 
 

@@ -5,6 +5,7 @@ from html import escape
 
 from segmenter_bench.sections import Line, Section, signed, times_head
 from segmenter_bench.sheets import DASH, Cell, number, quantity
+from segmenter_bench.timing import shown
 
 FOLDED_CLASSES = 30  # longer tables of classes start folded
 VISIBLE_LOSS = 0.02  # IoU below PyTorch's that is worth a frame
@@ -53,7 +54,7 @@ def _cell(title: str, cell: Cell, one: Line) -> str:
 def _timing(key: str) -> Callable[[Line], Cell]:
     def cell(one: Line) -> Cell:
         timing = one.speed and one.speed.get("timing")
-        return Cell(quantity(timing.get(key) if timing else None, 4), one.speed)
+        return Cell(quantity(shown(timing, key) if timing else None, 4), one.speed)
 
     return cell
 
@@ -65,7 +66,7 @@ def _megabytes(one: Line) -> float | None:
 
 def heat(section: Section) -> str:
     run = section.of("miou")
-    rows = [row for row in run["rows"] if row.get("iou")] if run else []
+    rows = [row for row, _ in section.judged.values() if row.get("iou")]
     if run is None or not rows:
         return ""
     classes, palette = section.model["classes"], section.model.get("palette", ())

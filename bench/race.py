@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from segmenter.checkpoint import WEIGHTS_NAME
 from segmenter.errors import EngineError
+from segmenter.files import sha256
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
 from segmenter_bench.machine import Neighbours, process_seconds
 from segmenter_bench.placement import Gauge, Placement, counted, over, steady
@@ -38,11 +40,15 @@ class Pace:
 
 @dataclass
 class Contestant:
-    """An open engine. `listed` is False for a reference nobody asked to see; `failure` says why it left the race."""
+    """An open engine. `listed` is False for a reference nobody asked to see; `failure` says why it left the race.
+
+    sha256: of the file it was opened from, by which rows of other runs are known to be of the same engine.
+    """
 
     entry: Entry
     worker: Worker
     listed: bool
+    sha256: str
     failure: str | None = None
     bursts: list[Burst] = field(default_factory=list)
 
@@ -59,6 +65,12 @@ class Contestant:
 def say(message: str) -> None:
     """Progress, on stderr: stdout is for results."""
     print(message, file=sys.stderr, flush=True)
+
+
+def artifact_sha256(entry: Entry, folder: Path) -> str:
+    """SHA-256 of the file the engine of a row is opened from; of a checkpoint, of its weights."""
+    artifact = folder / entry.artifact
+    return sha256(artifact / WEIGHTS_NAME if artifact.is_dir() else artifact)
 
 
 @contextmanager
@@ -80,7 +92,7 @@ def opened(
                 unavailable.append({"engine": entry.name, "reason": str(error)})
                 continue
             stack.callback(worker.close)
-            contestants.append(Contestant(entry, worker, entry in chosen))
+            contestants.append(Contestant(entry, worker, entry in chosen, artifact_sha256(entry, folder)))
         yield contestants, unavailable
 
 
@@ -219,6 +231,7 @@ def _row(
     limit = limit_of(one.precision, trained) if one.entry.compared else None
     row: dict[str, Any] = {
         "engine": one.entry.name,
+        "sha256": one.sha256,
         "precision": one.precision,
         "batch": batch,
         "region": region,

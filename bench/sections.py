@@ -6,7 +6,7 @@ from typing import Any
 
 from segmenter.errors import DataError
 from segmenter.metrics import change
-from segmenter_bench.sheets import DASH, Cell, markdown_of, number, quantity
+from segmenter_bench.sheets import DASH
 
 Row = dict[str, Any]
 Place = tuple[str, Any, str]  # of a throughput row: engine, batch, region
@@ -119,8 +119,7 @@ class Section:
 
     def lines(self, batch: int | None, region: str = "labels") -> list[Line]:
         """Engines in the order of the table: those timed at `batch`, and at the first batch those only judged."""
-        judged = self.of("miou") if region == "labels" else None
-        accuracy = {row["engine"]: row for row in judged["rows"]} if judged else {}
+        accuracy = {name: row for name, (row, _) in self.judged.items()} if region == "labels" else {}
         found = self._speed_rows()
         speed = {name: one for (name, *place), one in found.items() if place == [batch, region]}
         names = dict.fromkeys([*speed, *(accuracy if batch in (None, *self.batches[:1]) else ())])
@@ -133,7 +132,10 @@ class Section:
             against = reference_of(run)
             reference = next((one for one in run["rows"] if _place(one) == (against, batch, region)), None)
             rounds = counted_rounds(row, rounds_of(run))
-            lines.append(Line(name, batch, row, accuracy.get(name), reference, rounds, against))
+            judged = accuracy.get(name)
+            if judged is not None and not of_one_file(row, judged):
+                judged = None
+            lines.append(Line(name, batch, row, judged, reference, rounds, against))
         return lines
 
     def races(self, batch: int | None, region: str = "labels") -> list[tuple[dict[str, Any], list[str]]]:
@@ -144,28 +146,33 @@ class Section:
                 found.setdefault(id(run), (run, []))[1].append(engine)
         return list(found.values())
 
-    def apart(self, batch: int | None, region: str = "labels") -> str:
-        """What a reader of a table of several runs must know; empty for that of one."""
-        races = self.races(batch, region)
-        if len(races) < 2:
-            return ""
-        each = (f"{', '.join(engines)} ({_made(run)})" for run, engines in races)
-        return (
-            f"Raced apart, in {len(races)} runs: {'; '.join(each)}. How many times faster an engine is, is against the"
-            f" {times_of(self.lines(batch, region))} of its own run; images/s of different runs are no race."
-        )
-
     def has_region(self, region: str) -> bool:
         return any(each == region for _, _, each in self._speed_rows())
 
     @property
+    def judged(self) -> dict[str, tuple[Row, dict[str, Any]]]:
+        """The newest mIoU row of each engine, with its run, of those runs that saw the images of the newest."""
+        runs = self._of("miou")
+        alike = [run for run in runs if _images_of(run) == _images_of(runs[-1])]
+        return {row["engine"]: (row, run) for run in alike for row in run["rows"]}
+
+    @property
     def unavailable(self) -> dict[str, str]:
-        """Engines no run could open, with the reason."""
-        found: dict[str, str] = {}
-        for run in self.runs:
-            found.update((one["engine"], one["reason"]) for one in run["unavailable"])
+        """Engines no run could open, and those the newest run that asked for them could not, with the reason."""
         opened = {row["engine"] for run in self.runs for row in run["rows"]}
-        return {name: reason for name, reason in found.items() if name not in opened}
+        found: dict[str, str] = {}
+        for kind, figure in (("miou", "mIoU"), ("throughput", "speed")):
+            before: set[str] = set()
+            for run in self._of(kind):
+                rows = {row["engine"] for row in run["rows"]}
+                found = {name: reason for name, reason in found.items() if name not in rows}
+                before |= rows
+                for one in run["unavailable"]:
+                    if one["engine"] in before:
+                        found[one["engine"]] = f"{one['reason']}; the {figure} shown is of an older run"
+                    elif one["engine"] not in opened:
+                        found[one["engine"]] = one["reason"]
+        return found
 
     @property
     def best(self) -> Line | None:
@@ -200,6 +207,16 @@ def _place(row: Row) -> Place:
     return row["engine"], row.get("batch"), row.get("region", "labels")
 
 
+def _images_of(run: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(run["settings"].get(key) for key in ("dataset", "split", "images"))
+
+
+def of_one_file(speed: Row, accuracy: Row) -> bool:
+    """Whether rows of an engine are of the same file, as far as both noted its hash."""
+    files = speed.get("sha256"), accuracy.get("sha256")
+    return None in files or files[0] == files[1]
+
+
 def reference_of(run: dict[str, Any]) -> str:
     """The engine that a throughput run's ratios are against."""
     return str(run["settings"].get("reference", OFFICIAL))
@@ -228,12 +245,6 @@ def times_of(lines: Iterable[Line]) -> str:
 def times_head(lines: Iterable[Line]) -> str:
     """Head of the column of how many times faster."""
     return f"x {times_of(lines)}"
-
-
-def _made(run: dict[str, Any]) -> str:
-    """When a run was made and of which commit."""
-    commit = commit_of(run["machine"], 7)
-    return run["created"].removesuffix("Z").replace("T", " ") + (f", commit {commit}" if commit else "")
 
 
 def speedup(row: Row, reference: Row | None, rounds: int) -> float | None:
@@ -279,7 +290,8 @@ def of_engines(run: dict[str, Any]) -> bool:
 def sections(runs: Iterable[dict[str, Any]]) -> list[Section]:
     """Runs grouped by network (weights and image size), in the order they come.
 
-    Of two mIoU runs the newer counts, of speed runs the newest row of each engine, batch and region.
+    Of speed runs the newest row of each engine, batch and region counts, of mIoU runs on the same images that of each
+    engine.
     Runs that are not of engines are left out.
     Raises DataError when two speed runs of one network come from different machines: their numbers do not compare.
     """
@@ -310,36 +322,6 @@ def commit_of(machine: dict[str, Any], digits: int) -> str:
     """The commit of the checkout that was run, with its local changes told; empty where it is not known."""
     git = machine.get("git")
     return f"{git['commit'][:digits]}{' with local changes' if git.get('dirty') else ''}" if git else ""
-
-
-def network_markdown(section: Section) -> str:
-    """The table of a network, for a README."""
-    run = section.of("throughput") or section.of("miou")
-    assert run is not None
-    told = section.apart(section.batches[0]) if section.batches else ""
-    table = f"**{section.name}**, {section.size}, {machine_name(run['machine'])}\n\n{_markdown_table(section)}"
-    return f"{table}\n\n{told}" if told else table
-
-
-def _markdown_table(section: Section) -> str:
-    batch = section.batches[0] if section.batches else None
-    lines = section.lines(batch)
-    columns = {
-        "engine": [Cell(f"`{one.engine}`") for one in lines],
-        "mIoU": [Cell(number(one.miou, ".4f"), one.accuracy) for one in lines],
-        "pixels as PyTorch": [Cell(number(one.agreement, ".2%"), one.agreed) for one in lines],
-        "images/s": [Cell(quantity(one.images_per_s, 3), one.speed) for one in lines],
-        "p50 ms": [Cell(number(_ms(one), ",.1f"), one.speed) for one in lines],
-        times_head(lines): [Cell(number(one.speedup, ".1f"), one.speed) for one in lines],
-        "verdict": [Cell(one.verdict) for one in lines],
-    }
-    kept = {title: cells for title, cells in columns.items() if any(cell.text != DASH for cell in cells)}
-    return markdown_of(tuple(kept), list(zip(*kept.values(), strict=True)))
-
-
-def _ms(line: Line) -> float | None:
-    timing = line.speed and line.speed.get("timing")
-    return timing["ms_p50"] if timing else None
 
 
 def signed(drop: float | None) -> str:

@@ -4,6 +4,7 @@ Each engine lives in a process of its own and they measure in turns, so that mem
 survive a machine whose speed drifts.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +39,7 @@ from segmenter_bench.runs import (
 )
 from segmenter_bench.sections import counted_rounds, speedup
 from segmenter_bench.sheets import number, quantity
-from segmenter_bench.timing import IN_PROCESSES
+from segmenter_bench.timing import IN_PROCESSES, shown
 from segmenter_engines.folder import CHECKPOINT
 
 TIMED = {
@@ -110,6 +111,12 @@ class Options:
         for name in ("rounds", "min_calls", "images", "classes", *(("threads",) if self.threads is not None else ())):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: wanted at least 1")
+        # written so that a NaN fails
+        if not 0.0 <= self.burst_seconds < math.inf or self.warmup < 0:
+            raise ConfigError(
+                f"--burst-seconds {self.burst_seconds}, --warmup {self.warmup}: wanted at least 0 of both, and a turn"
+                " that ends"
+            )
         if not self.batch or min(self.batch) < 1:
             raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
 
@@ -201,7 +208,7 @@ def _table(rows: Sequence[dict[str, Any]], reference: str, planned: int) -> Tabl
         timing, share = row["timing"], row["agreement"]
         cells = ["-"] * (6 + len(ratios))
         if timing is not None:
-            cells = [quantity(timing[key], 4) for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
+            cells = [quantity(shown(timing, key), 4) for key in ("images_per_s", "ms_p50", "ms_p90", "ms_p99")]
             counted = counted_rounds(row, planned)
             cells.append(number(speedup(row, references.get(row["batch"]), counted), ".2f"))
             cells += [number(row["ratio"] and row["ratio"]["cpu"], ".2f")] if by_cpu else []

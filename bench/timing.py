@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,9 @@ IN_PROCESSES = (
     " every call pays for their pages anew, with which PyTorch's logits took up to twice as long."
     " Labels were compared with PyTorch's in the same run."
 )
+
+# calls that a quantile takes: of fewer none need be slower than it, and it is little else than the slowest
+CALLS_OF_QUANTILE = {"ms_p90": 10, "ms_p99": 100}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class Timing:
             images_per_s=1000.0 * batch / float(p50),
             joules_per_image=None if None in joules else float(np.median(np.asarray(joules, np.float64))) / batch,
         )
+
+
+def shown(timing: Mapping[str, Any], key: str) -> float | None:
+    """A value of a `Timing` as a row holds it; None for a quantile of too few calls to be one."""
+    value: float | None = timing.get(key)
+    return value if timing.get("calls", 0) >= CALLS_OF_QUANTILE.get(key, 0) else None
 
 
 @dataclass(frozen=True)

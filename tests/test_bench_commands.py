@@ -12,6 +12,7 @@ from segmenter.checkpoint import save_model
 from segmenter.config import variant
 from segmenter.datasets import open_dataset
 from segmenter.errors import CheckpointError, ConfigError, VerificationError
+from segmenter.files import sha256
 from segmenter.preprocess import normalize
 from segmenter_bench import miou, report, throughput
 from segmenter_bench.models import MARK, open_folder, pictures, random_folder
@@ -73,6 +74,7 @@ def test_throughput_and_miou_of_real_engines_make_a_report(folder, tmp_path, cap
         assert row["memory_bytes"] > 50 << 20
         assert 0 <= row["extra_memory_bytes"] < row["memory_bytes"]
         assert row["describe"]["threads"] == 1
+        assert row["sha256"] == sha256(folder / "model.fp32.onnx")
     assert [one["engine"] for one in run["unavailable"]] == ["tensorrt-rtx-fp16", "tensorrt-rtx-int8"]
     assert "not in the engine folder" in run["unavailable"][0]["reason"]
     assert str(path) in capsys.readouterr().out
@@ -97,6 +99,7 @@ def test_throughput_and_miou_of_real_engines_make_a_report(folder, tmp_path, cap
     assert 0.5 < row["agreement"] < 1.0
     assert len(row["iou"]) == 8
     assert row["drop"] is not None
+    assert row["sha256"] == sha256(folder / "model.int8.onnx")
     assert run["settings"]["images"] == len(run["examples"]) == 3
     assert list(run["examples"][0]["labels"]) == ["onnxruntime-int8"]
 
@@ -139,6 +142,14 @@ def test_commands_say_what_they_want(tmp_path, folder, capsys):
             "is a checkpoint; wanted an engine folder: fill one",
         ),
         (throughput.main, ["--folder", str(folder), "--rounds", "0"], "--rounds 0: wanted at least 1"),
+        (
+            throughput.main,
+            ["--folder", str(folder), "--burst-seconds", "-1"],
+            "--burst-seconds -1.0, --warmup 2: wanted",
+        ),
+        (throughput.main, ["--folder", str(folder), "--burst-seconds", "nan"], "wanted at least 0 of both"),
+        (throughput.main, ["--folder", str(folder), "--burst-seconds", "inf"], "a turn that ends"),
+        (throughput.main, ["--folder", str(folder), "--warmup", "-3"], "--warmup -3: wanted at least 0"),
         (throughput.main, ["--folder", str(folder), "--batch", "0"], "--batch 0: wanted sizes of at least 1"),
         (
             throughput.main,

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from segmenter.checkpoint import WEIGHTS_NAME
 from segmenter.errors import ConfigError, EngineError
+from segmenter.files import sha256
 from segmenter_bench import throughput
 from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, missing, open_entry
-from segmenter_bench.race import Pace, agreement, limit_of, opened, race
+from segmenter_bench.race import Pace, agreement, artifact_sha256, limit_of, opened, race
 from segmenter_bench.race_notes import elsewhere_of, placement_notes
 from segmenter_bench.worker import Worker
 from segmenter_engines import ENGINES
@@ -58,6 +60,14 @@ def test_every_engine_has_a_row_and_the_truth_only_when_asked_for(raced):
     rows, unavailable = raced
     assert {engine for engine, _ in rows} == {"official", "fast", "mixes-rows", "dies", "wrong", *OTHER_NETWORKS}
     assert unavailable == [{"engine": "refuses", "reason": "engine refuses: no driver here"}]
+
+
+def test_rows_have_the_hash_of_the_file_their_engine_is_opened_from(raced, folder, tmp_path):
+    assert {row["sha256"] for row in raced[0].values()} == {sha256(folder / "artifact")}
+    checkpoint = tmp_path / CHECKPOINT
+    checkpoint.mkdir()
+    (checkpoint / WEIGHTS_NAME).write_bytes(b"weights")
+    assert artifact_sha256(choose(["eager"])[0], tmp_path) == sha256(checkpoint / WEIGHTS_NAME)
 
 
 def test_a_right_engine_is_timed_against_the_reference(raced):
