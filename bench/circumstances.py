@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from segmenter_bench.machine import BUSY
-from segmenter_bench.race_notes import busiest
+from segmenter_bench.machine import BUSY, busiest
 from segmenter_bench.sections import commit_of, machine_name
 
 Run = dict[str, Any]

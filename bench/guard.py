@@ -25,10 +25,10 @@ from segmenter_bench.circumstances import instructions
 from segmenter_bench.comparison import compare, require_tolerance
 from segmenter_bench.comparison_table import show
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose
-from segmenter_bench.machine import BUSY
+from segmenter_bench.machine import BUSY, busiest
 from segmenter_bench.models import CALIBRATION_IMAGES, pictures
 from segmenter_bench.race import Pace, opened, race
-from segmenter_bench.race_notes import busiest, notes_of
+from segmenter_bench.race_notes import notes_of
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import command_of, new_run, read_run, write_run
 from segmenter_bench.timing import IN_PROCESSES

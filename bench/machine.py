@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,11 @@ class Neighbours:
             return None
         others = now - self._busy - (self._ours() - self._spent)
         return max(others, 0.0) / (usable_cores() * (time.perf_counter() - self._start))
+
+
+def busiest(rows: Iterable[Mapping[str, Any]]) -> float:
+    """The largest share of the CPU cores others took while these rows were timed."""
+    return max((row.get("others_busy") or 0.0 for row in rows), default=0.0)
 
 
 def busy_note(share: float) -> str | None:

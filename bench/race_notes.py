@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segmenter_bench.engines import REFERENCE
-from segmenter_bench.machine import busy_note
+from segmenter_bench.machine import busiest, busy_note
 
 RANDOM_NOTE = (
     "Random weights: a random network has near ties at every pixel, so only fp32 engines are judged by agreement;"
@@ -57,8 +57,3 @@ def elsewhere_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Engines that were timed and have no ratio because the reference ran on another device."""
     apart = (row for row in rows if row["timing"] and row["reference_device"] not in (None, row["device"]))
     return list(dict.fromkeys(row["engine"] for row in apart))
-
-
-def busiest(rows: Sequence[dict[str, Any]]) -> float:
-    """The largest share of the CPU cores others took while these rows were timed."""
-    return max((row.get("others_busy") or 0.0 for row in rows), default=0.0)

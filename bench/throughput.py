@@ -23,11 +23,11 @@ from segmenter.datasets.fitted import fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
-from segmenter_bench.machine import BUSY
+from segmenter_bench.machine import BUSY, busiest
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
 from segmenter_bench.placement import gauge
 from segmenter_bench.race import Pace, opened, race
-from segmenter_bench.race_notes import busiest, notes_of
+from segmenter_bench.race_notes import notes_of
 from segmenter_bench.runs import (
     command_of,
     new_run,
