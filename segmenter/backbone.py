@@ -106,7 +106,7 @@ def load_backbone(path: Path) -> Backbone:
     The configuration is read off the shapes: 64 channels a head where the file does not say, square training grid,
     LayerNorm eps 1e-6, and 1e-5 for DINOv3. Positions are resized as DINOv2 does where the file has LayerScale;
     bicubic, antialiased as the weights come in, where tokens have no positions of their own (registers; some of timm's
-    ViTs); else bilinear, as the official Segmenter does, which has Google's resized bicubic as they come in, by timm.
+    ViTs); else bilinear, as the official Segmenter does, Google's files too, which its timm 0.4.12 reads.
     Rotary positions have no grid, and the encoder gets the image size that is usual here. Tensors of the encoder that
     are lacking stay so: loading the weights names them.
     Raises CheckpointError for keys or shapes that are no such ViT, and for parts the encoder does not have.
@@ -129,16 +129,14 @@ def load_backbone(path: Path) -> Backbone:
     _require_expressible(path, tensors, rest)
     encoder = _encoder_of(path, tensors, heads)
     _complete_tokens(tensors, origins, encoder)
-    google = path.suffix == ".npz"
-    coming_in = "antialiased" if encoder.position_resize == "bicubic" else encoder.position_resize
     return Backbone(
         path,
         encoder,
         tensors,
         origins,
         left_out={name: tuple(value.shape) for name, value in rest.items()},
-        normalization="vit" if google else "imagenet",
-        position_resize="bicubic" if google else coming_in,
+        normalization="vit" if path.suffix == ".npz" else "imagenet",
+        position_resize="antialiased" if encoder.position_resize == "bicubic" else encoder.position_resize,
     )
 
 

@@ -207,7 +207,8 @@ class Options:
     """Training width in pixels."""
     position_resize: Literal["bilinear", "bicubic", "dinov2"] | None = None
     """How learnt positions are resized.
-    Default as the official Segmenter does (bilinear, .npz files bicubic), or as DINOv2 for its weights."""
+    Default as the official Segmenter does (bilinear, .npz files too), or as DINOv2 for its weights.
+    mmsegmentation, and timm after 0.4.12 for .npz files, have bicubic."""
     patch_size: int | None = None
     """Change the patch size to 8, 14, 16 or 32 pixels, the number of patches staying; height and width come after."""
     patch_resize: PatchResize = "pi"

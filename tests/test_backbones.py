@@ -140,7 +140,7 @@ def test_googles_layout(tmp_path, heads, prefix):
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [
-        ("google", {"mode": "bicubic"}),
+        ("google", {"mode": "bilinear"}),  # timm 0.4.12, which the official requirements.txt pins: resize_pos_embed
         ("deit", {"mode": "bilinear"}),
         ("deit-3", {"mode": "bicubic", "antialias": True}),
         ("dinov2 with registers", {"mode": "bicubic", "antialias": True}),
