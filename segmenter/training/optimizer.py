@@ -54,7 +54,7 @@ def make_optimizer(model: Segmenter, options: OptimizerOptions) -> Optimizer:
     try:
         if options.optimizer == "sgd":
             # not fused: that one fails where some parameters have momentum and others, just thawed, have none
-            return SGD(groups, lr=options.lr, momentum=options.momentum)
+            return SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
         return AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
     except ValueError as error:
         raise ConfigError(f"{options.optimizer}: {error}; correct the option") from error

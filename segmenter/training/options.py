@@ -72,6 +72,8 @@ class OptimizerOptions:
     """Updates over which the learning rate rises from its minimum."""
     momentum: float = 0.9
     """SGD's momentum."""
+    nesterov: bool = False
+    """Nesterov's momentum, which the official code's SGD has by timm; mmsegmentation trains Segmenter without."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averages of gradients and of their squares."""
     weight_decay: float = 0.0

@@ -78,6 +78,20 @@ def test_rates_fall_from_layer_to_layer(tiny_model: Segmenter) -> None:
     assert seen == set(expected)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_that_of_its_definition(tiny_model: Segmenter, nesterov: bool) -> None:
+    """Sutskever et al. 2013, the velocity as PyTorch and timm write it."""
+    optimizer = make_optimizer(tiny_model, OptimizerOptions(lr=0.5, momentum=0.75, nesterov=nesterov))
+    weight = tiny_model.encoder.norm.bias
+    wanted, velocity = weight.detach().double(), torch.zeros(weight.shape, dtype=torch.float64)
+    for gradient in (1.0, -2.0, 4.0):
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+        velocity = 0.75 * velocity + gradient
+        wanted = wanted - 0.5 * (gradient + 0.75 * velocity if nesterov else velocity)
+        assert torch.equal(weight.detach().double(), wanted)  # every step is exact in float32
+
+
 def test_layer_scale_and_distillation_token_are_not_decayed() -> None:
     config = variant("Seg-DeiT-Ti/16", 2, layer_scale=True, depth=1, image_size=(32, 32))
     for group in parameter_groups(Segmenter(config), 0.05):
@@ -166,6 +180,8 @@ def test_rates_that_cannot_be(tiny_model: Segmenter) -> None:
         make_optimizer(tiny_model, OptimizerOptions(lr=0.0))
     with pytest.raises(ConfigError, match="sgd"):
         make_optimizer(tiny_model, OptimizerOptions(momentum=-1.0))
+    with pytest.raises(ConfigError, match="sgd: Nesterov momentum requires a momentum"):
+        make_optimizer(tiny_model, OptimizerOptions(momentum=0.0, nesterov=True))
     with pytest.raises(ConfigError, match="adamw"):
         make_optimizer(tiny_model, OptimizerOptions(optimizer="adamw", betas=(0.9, 1.5)))
 
