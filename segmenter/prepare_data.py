@@ -33,7 +33,7 @@ class Options:
     root: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
     """Its folder, where it has been unpacked."""
     convert: bool = False
-    """Write the masks that are made of the published ones, where they are not there yet."""
+    """Write the masks, and lists of images, that are made of the published ones, where they are not there yet."""
 
 
 def prepare_data(options: Options) -> int:

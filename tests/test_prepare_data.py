@@ -122,6 +122,20 @@ def test_pascal_context_masks_and_lists_are_made(pascal: Path, capsys: pytest.Ca
     assert convert_pascal_context(pascal) == 0
 
 
+def test_pascal_context_lists_that_are_there_stay_and_say_what_is_converted(pascal: Path) -> None:
+    lists = pascal / "ImageSets" / "SegmentationContext"
+    lists.mkdir()
+    (lists / "train.txt").write_text("2008_000002\n", encoding="utf-8")
+    assert convert_pascal_context(pascal) == 2
+    assert (lists / "train.txt").read_text(encoding="utf-8") == "2008_000002\n"
+    assert (lists / "val.txt").read_text(encoding="utf-8") == "2010_1\n"
+    masks = sorted(path.stem for path in (pascal / "SegmentationClassContext").iterdir())
+    assert masks == ["2008_000002", "2010_1"]
+    # VOC's own lists are not needed then
+    (pascal / "ImageSets" / "Main" / "train.txt").unlink()
+    assert convert_pascal_context(pascal) == 0
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

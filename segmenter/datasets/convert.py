@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from segmenter.datasets import pascal_context
 from segmenter.datasets.cityscapes import to_train_ids
 from segmenter.errors import DataError
 from segmenter.files import atomic_path
@@ -38,15 +39,17 @@ def convert_cityscapes(root: Path) -> int:
 
 
 def convert_pascal_context(root: Path) -> int:
-    """Write `SegmentationClassContext` and its lists from `trainval/*.mat` and VOC's own lists; returns how many masks.
+    """Write `SegmentationClassContext` from `trainval/*.mat`; returns how many masks.
 
-    The 400 classes that are none of the 59 become background, as in the benchmark.
+    Those of the splits' lists are converted, and a list that is not there is made of VOC's own. The 400 classes that
+    are none of the 59 become background, as in the benchmark.
     Raises DataError for files that are missing or not what they should be, ModuleNotFoundError without scipy.
     """
     from scipy.io import loadmat
 
     folder = root / "trainval"
-    names = {split: _voc_names(root, split, folder) for split in ("train", "val")}
+    lists = {split: pascal_context.list_path(root, split) for split in ("train", "val")}
+    made = {split: _voc_names(root, split, folder) for split, path in lists.items() if not path.is_file()}
     table = np.zeros(_CONTEXT_VALUES + 1, np.uint8)
     table[list(_CONTEXT_59)] = np.arange(1, len(_CONTEXT_59) + 1)
 
@@ -59,12 +62,12 @@ def convert_pascal_context(root: Path) -> int:
             raise DataError(f"{path}: {_MAT_KEY} is no picture of 0 to {_CONTEXT_VALUES}; unpack it again")
         return table[values.astype(np.int64)]
 
-    stems = [stem for split in names.values() for stem in split]
+    stems = [stem for split in lists for stem in made.get(split) or pascal_context.listed(root, split)]
     sources = [folder / f"{stem}.mat" for stem in stems]
     count = _write(sources, [root / "SegmentationClassContext" / f"{stem}.png" for stem in stems], read)
-    for split, listed in names.items():
-        with atomic_path(root / "ImageSets" / "SegmentationContext" / f"{split}.txt") as temporary:
-            temporary.write_text("".join(f"{stem}\n" for stem in listed), encoding="utf-8")
+    for split, names in made.items():
+        with atomic_path(lists[split]) as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return count
 
 

@@ -31,14 +31,14 @@ def layout(root: Path, split: str) -> Layout:
 
     Raises DataError when the split's list is missing.
     """
-    return Layout(*_places(root), CLASSES, PALETTE, EXPECTED, names=_names(root, split))
+    return Layout(*_places(root), CLASSES, PALETTE, EXPECTED, names=listed(root, split))
 
 
 def layout_59(root: Path, split: str) -> Layout:
     """The same without background, which is ignored."""
     values = tuple(range(1, 60))
     return Layout(
-        *_places(root), FOREGROUND, PALETTE[1:], EXPECTED, values=values, void=(0, 255), names=_names(root, split)
+        *_places(root), FOREGROUND, PALETTE[1:], EXPECTED, values=values, void=(0, 255), names=listed(root, split)
     )
 
 
@@ -46,8 +46,14 @@ def _places(root: Path) -> tuple[Path, Path]:
     return root / "JPEGImages", root / "SegmentationClassContext"
 
 
-def _names(root: Path, split: str) -> tuple[str, ...]:
-    path = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+def list_path(root: Path, split: str) -> Path:
+    """The file with the names of a split's images."""
+    return root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+
+
+def listed(root: Path, split: str) -> tuple[str, ...]:
+    """The names of a split's images. Raises DataError when its list cannot be read."""
+    path = list_path(root, split)
     try:
         return tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:

@@ -43,7 +43,8 @@ DIR (VOCdevkit/VOC2010)
   SegmentationClassContext/*.png         made of them: 0 background, 1 to 59
   ImageSets/SegmentationContext/{train,val}.txt""",
         images={"train": 4996, "val": 5104},
-        conversion="trainval/*.mat to SegmentationClassContext, and the lists of images (needs scipy)",
+        conversion="trainval/*.mat to SegmentationClassContext, and VOC's lists to those of images where there are none"
+        " (needs scipy)",
     ),
     "cityscapes": Source(
         title="Cityscapes, fine annotations (19 classes)",
