@@ -136,6 +136,17 @@ def test_a_value_outside_the_benchmark_is_named_with_those_wanted(tmp_path: Path
         open_dataset("cityscapes", tmp_path, "val")[0]
 
 
+def test_cityscapes_masks_of_a_conversion_that_was_cut_are_those_downloaded(tmp_path: Path) -> None:
+    cityscapes(tmp_path, "labelIds", [7, 33, 0])
+    folder = tmp_path / "gtFine" / "train"
+    for city, judged in (("aachen", [0, 18, 255]), ("zurich", [1, 1, 1])):  # in part, then whole
+        write(folder / city / f"{city}_000000_000019_gtFine_labelTrainIds.png", [1, 1, 1])
+        dataset = open_dataset("cityscapes", tmp_path, "train")
+        assert len(dataset) == 2
+        for index in range(2):
+            np.testing.assert_array_equal(dataset[index].labels, [judged])
+
+
 def test_a_missing_list_or_listed_image_is_named(tmp_path: Path) -> None:
     pascal(tmp_path, [0])
     (tmp_path / "JPEGImages" / "2010_000004.png").unlink()

@@ -1,7 +1,7 @@
 """Cityscapes, 19 classes: `leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png` and `gtFine/SPLIT/CITY/NAME_gtFine_*.png`.
 
-Masks are `labelTrainIds` where the folder has them (0 to 18, 255 to ignore), else `labelIds` as they are downloaded, of
-whose 35 values 19 are judged. Source: Cordts et al. 2016, and the label table of its scripts.
+Masks are `labelTrainIds` where the folder has them for all (0 to 18, 255 to ignore), else `labelIds` as they are
+downloaded, of whose 35 values 19 are judged. Source: Cordts et al. 2016, and the label table of its scripts.
 """
 
 from dataclasses import replace
@@ -44,9 +44,15 @@ _VOID_IDS = tuple(sorted({*range(34), 255} - set(_LABEL_IDS)))
 def layout(root: Path, split: str) -> Layout:
     """The layout of `root` for a split, 'train' or 'val'."""
     found = _of_label_ids(root, split)
-    if next(found.masks.glob("*/*_gtFine_labelTrainIds.png"), None) is None:
+    converted = _count(found.masks, "labelTrainIds")
+    # a conversion that was cut leaves some without
+    if not converted or converted < _count(found.masks, "labelIds"):
         return found
     return replace(found, values=(), void=(255,), mask_name="{}_gtFine_labelTrainIds")
+
+
+def _count(masks: Path, kind: str) -> int:
+    return sum(1 for _ in masks.glob(f"*/*_gtFine_{kind}.png"))
 
 
 def to_train_ids(mask: np.ndarray, path: Path) -> np.ndarray:
