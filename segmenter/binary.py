@@ -1,6 +1,7 @@
 """Measures of networks that tell one class from the rest, as glass and salient-object papers report them."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,17 +10,26 @@ from torch import Tensor
 from segmenter.metrics import Labels
 
 
+class Judged(NamedTuple):
+    """One image: whether its truth has the class, the mean |score - truth|, and the IoU, 1 where neither has it."""
+
+    present: bool
+    error: float
+    iou: float
+
+
 class BinaryMeasures:
     """MAE, IoU and BER over images of two classes, of which the second (glass) is looked for.
 
-    Pixels whose truth is `ignore` do not count, nor images that have no others.
-    Source: Huo et al. 2023 and its code for MAE and the mean IoU of images; Nguyen et al. 2017 for BER.
+    Pixels whose truth is `ignore` do not count, nor images that have no others. An image that has the class nowhere,
+    and is told so, has an IoU of 1: MAE and IoU are also given over the images with the class and over those without.
+    Source: Huo et al. 2023 and its code for MAE and the mean IoU of images, which it gives of images with glass and of
+    those without and never of all; Nguyen et al. 2017 for BER.
     """
 
     def __init__(self, ignore: int = 255) -> None:
         self.ignore = ignore
-        self.errors: list[float] = []  # of each image, in any order: mean |score - truth|
-        self.ious: list[float] = []  # of each image: 1 where neither truth nor prediction has the class
+        self.images: list[Judged] = []  # in any order
         self.counts = np.zeros((2, 2), np.int64)  # truth, prediction
         self._scores: np.ndarray | None = None
 
@@ -43,20 +53,20 @@ class BinaryMeasures:
         if not there.size:
             return
         said = score > 0.5
-        self.errors.append(float(np.abs(score - there).mean()))
         either = int((said | there).sum())
-        self.ious.append(float((said & there).sum() / either) if either else 1.0)
+        iou = float((said & there).sum() / either) if either else 1.0
+        self.images.append(Judged(bool(there.any()), float(np.abs(score - there).mean()), iou))
         self.counts += np.bincount(2 * there + said, minlength=4).reshape(2, 2)
 
     @property
     def mae(self) -> float:
         """Mean over the images of the mean absolute error of the scores, 0 to 1; NaN before the first."""
-        return math.fsum(self.errors) / len(self.errors) if self.errors else float("nan")
+        return _mean([image.error for image in self.images])
 
     @property
     def image_iou(self) -> float:
         """Mean over the images of the second class's IoU, 0 to 1; NaN before the first."""
-        return math.fsum(self.ious) / len(self.ious) if self.ious else float("nan")
+        return _mean([image.iou for image in self.images])
 
     @property
     def ber(self) -> float:
@@ -67,5 +77,14 @@ class BinaryMeasures:
         return float(1.0 - np.mean(np.diag(self.counts) / pixels))
 
     def summary(self) -> dict[str, float]:
-        """The measures by name."""
-        return {"mae": self.mae, "image_iou": self.image_iou, "ber": self.ber}
+        """The measures by name; `present` is over the images with the class, `absent` over the others."""
+        found = {"mae": self.mae, "image_iou": self.image_iou, "ber": self.ber}
+        for name, present in (("present", True), ("absent", False)):
+            images = [image for image in self.images if image.present is present]
+            found[f"mae_{name}"] = _mean([image.error for image in images])
+            found[f"image_iou_{name}"] = _mean([image.iou for image in images])
+        return found
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else float("nan")

@@ -76,7 +76,8 @@ def object_table(objects: "ObjectRecall", classes: Sequence[str]) -> Table:
 class Options:
     """Measure a checkpoint's mIoU, pixel accuracy and mean accuracy on a dataset.
 
-    Where it has two classes, also MAE (of the second's probability), the mean IoU of the images, and BER.
+    Where it has two classes, also MAE (of the second's probability), the mean IoU of the images, and BER; MAE and IoU
+    also of the images whose truth has the second, and of the others.
 
     With --details also Boundary IoU (Cheng et al. 2021: IoU within a band along each class's edges), and by size of the
     truth's connected components, small below 32x32 pixels and large from 96x96 on: how many are found (half of their
@@ -144,7 +145,7 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
     matrix = evaluate_labels(label, ranks.share(dataset), progress=ranks.first, each=look_closer)
     ranks.sum_counts(matrix.matrix, boundary.counts, objects.counts)
     if binary is not None:
-        binary.errors, binary.ious = ranks.gathered(binary.errors), ranks.gathered(binary.ious)
+        binary.images = ranks.gathered(binary.images)
         ranks.sum_counts(binary.counts)
     if not ranks.first:
         return 0
@@ -166,8 +167,12 @@ def _evaluate(options: Options, ranks: Ranks) -> int:
         **summary(matrix, dataset.classes),
     }
     if binary is not None:
+        found = binary.summary()
         measures |= {"MAE": binary.mae, "mean IoU of the images": binary.image_iou, "BER": binary.ber}
-        record |= {name: number(value) for name, value in binary.summary().items()}
+        for images, key in (("with", "present"), ("without", "absent")):
+            where = f"{images} {dataset.classes[1]}"
+            measures |= {f"MAE of images {where}": found[f"mae_{key}"], f"IoU {where}": found[f"image_iou_{key}"]}
+        record |= {name: number(value) for name, value in found.items()}
     if options.details:
         tables.append(object_table(objects, dataset.classes))
         measures["mean boundary IoU"] = boundary.miou

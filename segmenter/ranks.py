@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.distributed_c10d import Store
 
+T = TypeVar("T")
 _PATIENCE_S = 2.0  # for the others to say that they are still there
 
 
@@ -64,13 +65,13 @@ class Ranks:
             for each in counts:
                 each[...] = self.sum(torch.from_numpy(each.astype(np.int64))).numpy()
 
-    def gathered(self, values: list[float]) -> list[float]:
+    def gathered(self, values: list[T]) -> list[T]:
         """All processes' values, one process's after another's."""
         if self.count == 1:
             return values
         from torch.distributed import all_gather_object
 
-        lists: list[list[float]] = [[] for _ in range(self.count)]
+        lists: list[list[T]] = [[] for _ in range(self.count)]
         with self.exchanging():
             all_gather_object(lists, values)
         return [value for each in lists for value in each]

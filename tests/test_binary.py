@@ -19,7 +19,18 @@ from segmenter.model import Segmenter
 
 def by_hand(images: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
     """The three measures pixel by pixel: MAE and IoU means over images, BER over all pixels."""
-    errors, ious, right, there = [], [], [0, 0], [0, 0]
+    right, there = [0, 0], [0, 0]
+    for scores, truth in images:
+        for score, label in zip(scores.ravel().tolist(), truth.ravel().tolist(), strict=True):
+            if label != 255:
+                there[label] += 1
+                right[label] += int(score > 0.5) == label
+    return *means_by_hand(images), 1 - (right[0] / there[0] + right[1] / there[1]) / 2
+
+
+def means_by_hand(images: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """MAE and IoU, means over images."""
+    errors, ious = [], []
     for scores, truth in images:
         error, count, hit, union = 0.0, 0, 0, 0
         for score, label in zip(scores.ravel().tolist(), truth.ravel().tolist(), strict=True):
@@ -28,13 +39,10 @@ def by_hand(images: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, 
             said = int(score > 0.5)
             error, count = error + abs(score - label), count + 1
             hit, union = hit + (said and label), union + (said or label)
-            there[label] += 1
-            right[label] += said == label
         if count:
             errors.append(error / count)
             ious.append(hit / union if union else 1.0)
-    ber = 1 - (right[0] / there[0] + right[1] / there[1]) / 2
-    return sum(errors) / len(errors), sum(ious) / len(ious), ber
+    return sum(errors) / len(errors), sum(ious) / len(ious)
 
 
 def test_measures_against_pixel_loops() -> None:
@@ -52,7 +60,25 @@ def test_measures_against_pixel_loops() -> None:
         measures.update(truth, scores)
     found = measures.summary()
     np.testing.assert_allclose([found["mae"], found["image_iou"], found["ber"]], by_hand(images), rtol=1e-12)
-    assert len(measures.ious) == 5
+    assert len(measures.images) == 5
+    for name, present in (("present", True), ("absent", False)):
+        some = [(scores, truth) for scores, truth in images[:-1] if bool((truth == 1).any()) is present]
+        assert len(some) == (3 if present else 2)
+        mae, iou = means_by_hand(some)
+        np.testing.assert_allclose([found[f"mae_{name}"], found[f"image_iou_{name}"]], [mae, iou], rtol=1e-12)
+
+
+def test_images_without_glass_are_no_part_of_those_with_it() -> None:
+    """Huo et al.'s code (engine.py, evaluate) returns two means of each, and none over all images."""
+    measures = BinaryMeasures()
+    for scores in ([0.25, 0.25, 0, 0], [0.75, 0.25, 0, 0]):  # glass missed, and half found
+        measures.update(np.array([[1, 1, 0, 0]]), np.array([scores]))
+    for scores in ([0.75, 0, 0, 0], [0, 0, 0, 0]):  # glass seen where there is none, and nothing seen
+        measures.update(np.zeros((1, 4), np.uint8), np.array([scores]))
+    found = measures.summary()
+    assert (found["mae_present"], found["image_iou_present"]) == (0.3125, 0.25)
+    assert (found["mae_absent"], found["image_iou_absent"]) == (0.09375, 0.5)
+    assert (found["mae"], found["image_iou"]) == (0.203125, 0.375)
 
 
 def test_perfect_wrong_and_undecided() -> None:
@@ -115,4 +141,8 @@ def test_evaluate_reports_them_for_two_classes_alone(
     mae, iou, ber = by_hand(images)
     record = json.loads((tmp_path / "r.json").read_text())
     np.testing.assert_allclose([record["mae"], record["image_iou"], record["ber"]], [mae, iou, ber], rtol=1e-6)
-    assert f", MAE {mae:.4f}, mean IoU of the images {iou:.4f}, BER {ber:.4f}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f", MAE {mae:.4f}, mean IoU of the images {iou:.4f}, BER {ber:.4f}" in out
+    shown = {key: "-" if record[key] is None else f"{record[key]:.4f}" for key in ("mae_present", "image_iou_absent")}
+    assert f", MAE of images with wall {shown['mae_present']}, " in out
+    assert f", IoU without wall {shown['image_iou_absent']}\n" in out
