@@ -188,7 +188,7 @@ def test_a_checkpoint_trained_on_other_crops_is_one_for_images_of_those(
     assert paper_inference("ade20k", "single-scale", trained.config, Inference()).window == side
 
 
-def test_rates_too_rough_for_a_trained_network_are_warned_of(
+def test_rates_too_rough_for_a_trained_network_are_warned_of_unless_a_recipe_has_them(
     tmp_path: Path, tiny_model: Segmenter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(tiny_model, tmp_path / "start")
@@ -197,6 +197,11 @@ def test_rates_too_rough_for_a_trained_network_are_warned_of(
         run = [*SMALL, *rest, "--out", str(tmp_path / name), "--optimizer", "sgd", *gentle]
         assert run_here(run) == 0
         assert ("warning: SGD at --lr 0.001 without --clip-grad" in capsys.readouterr().err) is (not gentle)
+    recipe = tmp_path / "row.yaml"
+    recipe.write_text("row: a\ndataset: shapes\ndecoder: mask\ntrain: {optimizer: sgd}\nstatus: {not_run: no}\n")
+    run = [*SMALL, *rest, "--out", str(tmp_path / "row"), "--recipe", str(recipe), "--optimizer", "sgd"]
+    assert run_here(run) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_init_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,10 +122,11 @@ def _rough(options: TrainOptions) -> str | None:
     """A warning where the optimiser can tear a trained network apart within a few updates, None elsewhere.
 
     A trained encoder's gradients reach norms in the hundreds, a hundred times the decoder's, and plain SGD at 1e-3
-    follows them all the way.
+    follows them all the way. A recipe's rates are those of its row, not to be left.
     """
     rates = options.optimizer
-    if options.network.init is None or rates.optimizer != "sgd" or rates.clip_grad > 0 or rates.backbone_lr is not None:
+    gentle = rates.optimizer != "sgd" or rates.clip_grad > 0 or rates.backbone_lr is not None
+    if options.network.init is None or gentle or options.recipe is not None:
         return None
     return (
         f"warning: SGD at --lr {rates.lr:g} without --clip-grad can undo what {options.network.init} knows; if the loss"
