@@ -95,7 +95,9 @@ class Options:
     """At most so many images, spread evenly over the split; 0 for all."""
     paper: Views | None = None
     """Evaluate as the paper does on ADE20K, Pascal Context and Cityscapes: sets --resize, --window and --stride.
-    For multi-scale also --scales 0.5 0.75 1 1.25 1.5 1.75 and --flip."""
+    For multi-scale also --scales 0.5 0.75 1 1.25 1.5 1.75 and --flip.
+    A --stride beside it wins: the paper's is that of the official config.yml, such as 512 for windows of 512.
+    The official segm.eval.miou since December 2021, and mmsegmentation, have 32 pixels less than the window: 480."""
     details: bool = False
     """Also measure Boundary IoU, and recall by object size."""
     band: float = 0.02

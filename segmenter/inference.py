@@ -37,11 +37,8 @@ class Inference:
     """'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        views = self.stride is not None or self.scales != (1.0,) or self.flip or self.resize is not None
-        if self.window is None and views:
-            raise ConfigError(
-                "--stride, --scales, --flip and --resize work through sliding windows; add --window, such as 512"
-            )
+        if self.window is None and (self.scales != (1.0,) or self.flip or self.resize is not None):
+            raise ConfigError("--scales, --flip and --resize work through sliding windows; add --window, such as 512")
         if self.window is not None and not 1 <= (self.stride or self.window) <= self.window:
             raise ConfigError(f"window {self.window}, stride {self.stride}: wanted 1 <= stride <= window")
         if self.window_batch < 1:
@@ -57,6 +54,7 @@ def predictor(model: "Segmenter", inference: Inference, watch: "Callable[[Tensor
 
     The network is used on the device it is on. watch: told each picture's class probabilities, [K, H, W], before its
     labels are given. The function raises ImageError for a picture smaller than one patch.
+    Raises ConfigError for windows the network cannot take, and a stride without any.
     """
     import torch
 
@@ -69,6 +67,8 @@ def predictor(model: "Segmenter", inference: Inference, watch: "Callable[[Tensor
     device = next(model.parameters()).device
     dtype = label_dtype(config.num_classes)
     window = inference.window
+    if window is None and inference.stride is not None:
+        raise ConfigError(f"--stride {inference.stride}: works through sliding windows; add --window, such as 512")
     if window is not None and window < P:
         raise ConfigError(f"window {window}: smaller than one {P}x{P} patch; wanted {P} or more")
 

@@ -25,7 +25,7 @@ class Protocol:
     stride: Fraction
 
 
-# the official code's config.yml and its dataset configurations
+# the official code's config.yml and its dataset configurations; since December 2021 its segm.eval.miou has the crop less 32
 PROTOCOLS = {
     "ade20k": Protocol(side=None, ratio=4, stride=Fraction(1)),
     "cityscapes": Protocol(side=1024, ratio=2, stride=Fraction(2, 3)),
@@ -35,8 +35,9 @@ PROTOCOLS = {
 
 
 def paper_inference(dataset: str, views: Views, config: SegmenterConfig, inference: Inference) -> Inference:
-    """`inference` with the paper's image scale, window, stride, scales and flips for a dataset and a network.
+    """`inference` with the paper's image scale, window, scales and flips for a dataset and a network, and its stride.
 
+    A stride that `inference` has stays.
     Raises ConfigError for a dataset the paper has not, a network not trained on squares, or options that are the
     paper's to set.
     Source: Strudel et al. 2021, section 4.2, "Inference", and the official code's configuration.
@@ -49,14 +50,14 @@ def paper_inference(dataset: str, views: Views, config: SegmenterConfig, inferen
     window, width = config.encoder.image_size
     if window != width:
         raise ConfigError(f"network of {width}x{window} pixels: the paper's windows are square; pass --window instead")
-    if replace(inference, window_batch=1, device="auto") != Inference():
-        raise ConfigError("--paper sets --window, --stride, --scales, --flip and --resize; leave them, or --paper, out")
+    if replace(inference, stride=None, window_batch=1, device="auto") != Inference():
+        raise ConfigError("--paper sets --window, --scales, --flip and --resize; leave them, or --paper, out")
     protocol, multi = PROTOCOLS[dataset], views == "multi-scale"
     side = protocol.side or window
     return replace(
         inference,
         window=window,
-        stride=int(window * protocol.stride),
+        stride=inference.stride or int(window * protocol.stride),
         scales=PAPER_SCALES if multi else (1.0,),
         flip=multi,
         resize=(protocol.ratio * side, side),

@@ -72,7 +72,6 @@ def test_inference_options_are_checked(tiny_model: Segmenter) -> None:
     for wrong in (
         {"flip": True},
         {"scales": (0.5,)},
-        {"stride": 8},
         {"window": 16, "stride": 32},
         {"window": 16, "stride": -1},
         {"window": 0},
@@ -86,6 +85,9 @@ def test_inference_options_are_checked(tiny_model: Segmenter) -> None:
             Inference(**wrong)
     with pytest.raises(ConfigError, match="window 4: smaller than one 8x8 patch"):
         predictor(tiny_model, Inference(window=4))
+    # not before, as --paper brings the window
+    with pytest.raises(ConfigError, match="--stride 8: works through sliding windows; add --window"):
+        predictor(tiny_model, Inference(stride=8))
 
 
 def test_devices_are_checked() -> None:

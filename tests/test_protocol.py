@@ -28,6 +28,14 @@ def test_windows_and_image_scales_of_the_paper(dataset: str, side: int, resize: 
     assert PAPER_SCALES == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
+def test_a_stride_of_ones_own_stays() -> None:
+    config = variant("Seg-L-Mask/16", 150, image_size=(640, 640))
+    own = paper_inference("ade20k", "multi-scale", config, Inference(stride=608))
+    assert own == replace(paper_inference("ade20k", "multi-scale", config, Inference()), stride=608)
+    with pytest.raises(ConfigError, match="window 640, stride 641: wanted 1 <= stride <= window"):
+        paper_inference("ade20k", "single-scale", config, Inference(stride=641))
+
+
 def test_what_is_not_the_papers_is_refused(tiny_config: SegmenterConfig) -> None:
     with pytest.raises(ConfigError, match="camvid: the paper does not evaluate on it; wanted one of ade20k"):
         paper_inference("camvid", "single-scale", tiny_config, Inference())
