@@ -168,6 +168,11 @@ def export_official(options: Options) -> int:
         f" ({'zeros' if heads is None else f'from {options.heads_of}'})"
         f"{', LayerScale folded' if folded else ''}"
     )
+    windows = variant["inference_kwargs"]
+    print(
+        f"{options.out / VARIANT_NAME}: sliding windows of {windows['window_size']} pixels, stride"
+        f" {windows['window_stride']}; --window and --stride note others"
+    )
     return 0
 
 

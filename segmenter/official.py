@@ -119,6 +119,14 @@ def official_config(variant: dict[str, Any], source: Path, names: Classes | None
         ) from error
 
 
+def official_windows(variant: dict[str, Any]) -> tuple[int, int] | None:
+    """Side and stride in pixels of the sliding windows that a `variant.yml` notes; None where it notes none."""
+    match variant.get("inference_kwargs"):
+        case {"window_size": int(window), "window_stride": int(stride)}:
+            return window, stride
+    return None
+
+
 def _classes(variant: dict[str, Any]) -> Classes:
     """Class names and colours: those `segmenter export-official` left, else those of the dataset."""
     if NAMES in variant:

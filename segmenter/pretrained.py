@@ -34,7 +34,7 @@ from segmenter.errors import CheckpointError, ConfigError, SegmenterError
 from segmenter.fidelity import Fidelity, account, fidelity_table
 from segmenter.mmseg import is_mmseg, load_mmseg
 from segmenter.model import Segmenter
-from segmenter.official import Classes, load_official
+from segmenter.official import Classes, load_official, official_windows, read_variant
 from segmenter.patch_resize import PatchResize
 from segmenter.pickles import PICKLES, load_plain
 
@@ -241,7 +241,8 @@ def import_weights(options: Options) -> int:
         print("; ".join(f"{count} {how}" for how, count in fidelity.counts().items()), *fidelity.notes, sep="\n")
 
     held = _read_mmseg(source)
-    if held is not None or _is_official(source):
+    official = held is None and _is_official(source)
+    if held is not None or official:
         if options.num_classes is not None:
             raise ConfigError(
                 f"--num-classes {options.num_classes}: is for ViT weights, and {source} has its own; leave it out, or"
@@ -282,6 +283,12 @@ def import_weights(options: Options) -> int:
         f" {parameters / 1e6:.1f} M parameters, images of {config.encoder.image_size[0]}x{config.encoder.image_size[1]}"
         f" in patches of {config.encoder.patch_size}, mean {config.preprocess.mean}, std {config.preprocess.std}"
     )
+    if official and (windows := official_windows(read_variant(source.with_name(VARIANT_NAME)))):
+        window, stride = windows
+        print(
+            f"{VARIANT_NAME} notes sliding windows of {window} pixels, stride {stride}, which a checkpoint has no place"
+            f" for: pass --window {window} --stride {stride} to predict, evaluate and export-official"
+        )
     return 0
 
 

@@ -25,7 +25,8 @@ class Protocol:
     stride: Fraction
 
 
-# the official code's config.yml and its dataset configurations; since December 2021 its segm.eval.miou has the crop less 32
+# the official code's config.yml and its dataset configurations; the stride of its segm.eval.miou has been the crop less
+# 32 pixels since December 2021
 PROTOCOLS = {
     "ade20k": Protocol(side=None, ratio=4, stride=Fraction(1)),
     "cityscapes": Protocol(side=1024, ratio=2, stride=Fraction(2, 3)),

@@ -33,9 +33,10 @@ def official_state(path):
     return torch.load(path / "checkpoint.pth", weights_only=True)["model"]
 
 
-def test_the_golden_checkpoint_comes_back_bit_for_bit(shared, tmp_path):
+def test_the_golden_checkpoint_comes_back_bit_for_bit(shared, tmp_path, capsys):
     golden = shared / "golden" / "vit_mask16"
     assert pretrained([str(golden), "--out", str(tmp_path / "ours")]) == 0
+    assert "pass --window 64 --stride 48 to predict, evaluate and export-official" in capsys.readouterr().out
     command = [str(tmp_path / "ours"), "--out", str(tmp_path / "back"), "--heads-of", str(golden / "checkpoint.pth")]
     assert main([*command, "--stride", "48", "--dataset", "ade20k"]) == 0
     was, now = official_state(golden), official_state(tmp_path / "back")
@@ -75,6 +76,32 @@ def test_any_network_comes_back_bit_for_bit(tmp_path, decoder, kind):
     assert {name: tuple(tensor.shape) for name, tensor in heads.items()} == {
         f"encoder.{name}.{part}": shape for name in wanted for part, shape in shapes.items()
     }
+
+
+def test_the_windows_it_notes_are_told(tmp_path, capsys):
+    save_model(official_network(image_size=(64, 48)), tmp_path / "ours")
+    for options, told, windows in (
+        ([], "sliding windows of 48 pixels, stride 48", (48, 48)),
+        (["--window", "64", "--stride", "32"], "sliding windows of 64 pixels, stride 32", (64, 32)),
+    ):
+        assert main([str(tmp_path / "ours"), "--out", str(tmp_path / "back"), *options]) == 0
+        assert f"variant.yml: {told}; --window and --stride note others" in capsys.readouterr().out
+        noted = yaml.safe_load((tmp_path / "back" / "variant.yml").read_text())["inference_kwargs"]
+        assert (noted["window_size"], noted["window_stride"]) == windows
+    assert pretrained([str(tmp_path / "back")]) == 0
+    assert "variant.yml notes sliding windows of 64 pixels, stride 32, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("noted", ["[]", "{}", "{window_size: 64}", "{window_size: 64, window_stride: x}"])
+def test_a_variant_file_may_note_no_windows(tmp_path, capsys, noted):
+    save_model(official_network(), tmp_path / "ours")
+    assert main([str(tmp_path / "ours"), "--out", str(tmp_path / "back")]) == 0
+    variant = tmp_path / "back" / "variant.yml"
+    values = yaml.safe_load(variant.read_text()) | {"inference_kwargs": yaml.safe_load(noted)}
+    variant.write_text(yaml.safe_dump(values))
+    capsys.readouterr()
+    assert pretrained([str(tmp_path / "back")]) == 0
+    assert "sliding windows" not in capsys.readouterr().out
 
 
 def test_names_and_colours_come_back(tmp_path):
