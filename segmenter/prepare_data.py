@@ -49,12 +49,18 @@ def prepare_data(options: Options) -> int:
     print()
     if options.convert:
         print(f"{options.root}: {CONVERTERS[options.name](options.root)} masks written")
-    missing = [line for split in SPLITS for line in _missing(options.name, options.root, split, source)]
+    looks = [_look(options.name, options.root, split, source) for split in SPLITS]
+    missing = [line for _, lines in looks for line in lines]
+    found, wanted = sum(count for count, _ in looks), source.images_in_all
+    if wanted is not None and found < wanted:
+        missing.append(f"{found:,} images of {wanted:,} in all; unpack the rest")
     for line in missing:
         print(line)
     if not missing:
+        # how many your own pictures should be, nobody knows
+        state = "complete" if source.images or wanted else "every image has its mask"
         command = f"segmenter check-data {options.root} --dataset {options.name}"
-        print(f"{options.root}: complete; `{command}` reads every file")
+        print(f"{options.root}: {state}; `{command}` reads every file")
     return 1 if missing else 0
 
 
@@ -65,32 +71,33 @@ def describe(source: Source) -> Iterator[str]:
         yield f"  {heading + ':':<12}{getattr(source, heading)}"
     if source.images is not None:
         yield f"  {'images:':<12}" + ", ".join(f"{count:,} {split}" for split, count in source.images.items())
+    if source.images_in_all is not None:
+        yield f"  {'images:':<12}{source.images_in_all:,} in all"
     yield f"  {'conversion:':<12}{source.conversion}"
     yield "  folders:"
     yield from (f"    {line}" for line in source.tree.splitlines())
 
 
-def _missing(name: str, root: Path, split: str, source: Source) -> Iterator[str]:
-    """What a split lacks; prints how many pairs it has."""
+def _look(name: str, root: Path, split: str, source: Source) -> tuple[int, list[str]]:
+    """How many pairs a split has, which is printed, and what it lacks, line by line."""
     try:
         layout = layout_of(name, root, split)
         listing = list_files(layout)
     except DataError as error:
-        yield f"{split}: {error}"
-        return
+        return 0, [f"{split}: {error}"]
     found = len(listing.pairs)
     wanted = None if source.images is None else source.images[split]
     print(f"{root}: {split} {found:,} images with masks" + ("" if wanted is None else f" (the paper: {wanted:,})"))
     cold = [path for path, _ in listing.pairs if layout.thermal and not has_thermal(path)]
-    for files, what in (
+    kinds = (
         (listing.without_mask, "without a mask"),
         (listing.without_image, "without an image"),
         (cold, "without temperatures"),
-    ):
-        if files:
-            yield f"{split}: {len(files)} {what}, the first {files[0]}"
+    )
+    missing = [f"{split}: {len(files)} {what}, the first {files[0]}" for files, what in kinds if files]
     if wanted is not None and found < wanted:
-        yield f"{split}: {wanted - found:,} images fewer than the paper's; unpack the rest"
+        missing.append(f"{split}: {wanted - found:,} images fewer than the paper's; unpack the rest")
+    return found, missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """`segmenter prepare-data`: what it says of each dataset, what it finds missing, and both conversions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_what_is_missing_is_named(picture_root: Path, capsys: pytest.CaptureFixt
     assert main(["folder", str(picture_root)]) == 0
     out = capsys.readouterr().out
     assert "train 3 images with masks" in out
-    assert f"complete; `segmenter check-data {picture_root} --dataset folder`" in out
+    assert f"every image has its mask; `segmenter check-data {picture_root} --dataset folder`" in out
     (picture_root / "masks" / "train" / "p1.png").unlink()
     for path in (picture_root / "images" / "val").iterdir():
         path.unlink()
@@ -79,18 +80,29 @@ def test_a_part_of_a_dataset_is_not_complete(cityscapes: Path, capsys: pytest.Ca
     assert "train: 2,973 images fewer than the paper's" in out
 
 
-def test_temperatures_are_looked_for_where_they_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_glass_is_complete_with_all_its_images_and_temperatures_where_they_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for split in ("train", "test"):
         for image in ("0", "1"):
             save(tmp_path / split / "office" / image / "rgb.png", [[0, 0]])
             save(tmp_path / split / "office" / image / "mask.png", [[0, 255]])
             save(tmp_path / split / "office" / image / "thermal.png", [[1, 2]])
+    source = replace(SOURCES["rgbt_glass"], images_in_all=4)
+    for name in ("rgbt_glass", "rgbt_glass_thermal"):
+        monkeypatch.setitem(SOURCES, name, source)
     assert main(["rgbt_glass_thermal", str(tmp_path)]) == 0
     (tmp_path / "test" / "office" / "1" / "thermal.png").unlink()
     assert main(["rgbt_glass", str(tmp_path)]) == 0
-    capsys.readouterr()
+    assert f"{tmp_path}: complete; " in capsys.readouterr().out
     assert main(["rgbt_glass_thermal", str(tmp_path)]) == 1
     assert "val: 1 without temperatures, the first" in capsys.readouterr().out
+    (tmp_path / "test" / "office" / "1" / "mask.png").unlink()
+    assert main(["rgbt_glass", str(tmp_path)]) == 1
+    assert "3 images of 4 in all; unpack the rest" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["rgbt_glass", str(tmp_path)]) == 1
+    assert "3 images of 5,551 in all; unpack the rest" in capsys.readouterr().out
 
 
 def test_cityscapes_masks_are_converted_once(cityscapes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """What somebody needs to know to get a dataset. images: how many the paper's splits have, where that is known."""
+    """What somebody needs to know to get a dataset.
+
+    images: how many the paper's splits have, images_in_all: both splits together, where that is known.
+    """
 
     title: str
     where: str
@@ -13,6 +16,7 @@ class Source:
     size: str
     tree: str
     images: dict[str, int] | None = None
+    images_in_all: int | None = None
     conversion: str = "none"
 
 
@@ -74,11 +78,12 @@ DIR (CamVid)
         title="RGB-T-Glass (glass or not, RGB and thermal)",
         where="https://dong-huo.github.io, or the link in https://github.com/Dong-Huo/RGB-T-Glass-Segmentation",
         terms="see the page",
-        size="5,551 pairs in all",
+        size="see the page",
         tree="""\
 DIR
   train/SCENE/IMAGE/{rgb.png, mask.png, temperature.npy}
   test/SCENE/IMAGE/{rgb.png, mask.png, temperature.npy}      validation""",
+        images_in_all=5551,
     ),
     "folder": Source(
         title="your own pictures",
