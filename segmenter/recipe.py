@@ -1,4 +1,4 @@
-"""Recipes: every result row as one small YAML file, from the weights it starts from to the figures it should reach."""
+"""Recipes: result rows, each as one small YAML file, from the weights it starts from to the figures it should reach."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
