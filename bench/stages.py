@@ -6,10 +6,8 @@ Stages are named ranges of PyTorch's profiler around the ops and layers of the n
 
 import os
 import sys
-import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +18,6 @@ import torch
 from rich import box
 from rich.table import Table
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from segmenter import ops as plain_ops
 from segmenter.checkpoint import load_model
@@ -31,14 +28,15 @@ from segmenter.errors import ConfigError, Unavailable
 from segmenter.model import Segmenter
 from segmenter.option import ANY_CHECKPOINT
 from segmenter.preprocess import normalize
-from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings, wait
+from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings
 from segmenter_bench.machine import BUSY, Neighbours, process_seconds
 from segmenter_bench.models import pictures
 from segmenter_bench.random_weights import random_model
-from segmenter_bench.ranges import PREFIX, Ranges
-from segmenter_bench.roofline import STAGES, Stage, stages
+from segmenter_bench.ranges import Ranges
+from segmenter_bench.roofline import Stage, stages
 from segmenter_bench.runs import command_of, new_run, print_styled, require_writable, wide_console, write_run
 from segmenter_bench.sheets import quantity
+from segmenter_bench.stage_times import measured_stages
 
 FAR_APART = 1.5  # times between the sum of the stages and the network without named ranges, either way
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,59 +53,6 @@ def network(model: Segmenter, ranges: Ranges | None, device: torch.device, dtype
             return labels.cpu()
 
     return run
-
-
-def measured_stages(
-    run: Callable[[np.ndarray], Tensor], images: np.ndarray, device: torch.device, rounds: int
-) -> dict[str, float]:
-    """Milliseconds a call of every named stage, the median of `rounds` profiled calls."""
-    found: dict[str, list[float]] = defaultdict(list)
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    for _ in range(rounds):
-        profiled = profile(activities=activities)
-        # not around the run: what it says of its own end would be lost with it
-        with _without_marks():
-            profiled.start()
-        try:
-            run(images)
-            wait(device)
-        finally:
-            with _without_marks():
-                profiled.stop()
-        sums: dict[str, float] = defaultdict(float)
-        for event in profiled.key_averages():
-            if event.key.startswith(PREFIX):
-                took = event.device_time_total if on_gpu else event.cpu_time_total
-                sums[event.key.removeprefix(PREFIX)] += took / 1000.0
-        # the scores' range lies inside the decoder's
-        if "decoder" in sums:
-            sums["decoder"] -= sums.get("mask scores", 0.0)
-        for name in STAGES:
-            found[name].append(sums.get(name, 0.0))
-    return {name: float(np.median(times)) for name, times in found.items()}
-
-
-@contextmanager
-def _without_marks() -> Iterator[None]:
-    """Leave out of stderr the lines with which PyTorch's profiler marks its start and its stop; all others come after.
-
-    Its library writes them to the file itself, and above its errors: a KINETO_LOG_LEVEL without them has no errors.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            said.seek(0)
-            for line in said:
-                if not line.startswith(b"USDT:"):
-                    os.write(2, line)
 
 
 def rows(asked: Sequence[Stage], took: Mapping[str, float], limits: Ceilings) -> list[dict[str, Any]]:

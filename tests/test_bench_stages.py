@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 from torch.profiler import profile
 
 from segmenter.checkpoint import save_model
+from segmenter_bench import stage_times
 from segmenter_bench import stages as command
 from segmenter_bench.ceilings import Ceilings
 from segmenter_bench.roofline import STAGES, stages
@@ -65,10 +68,70 @@ def test_the_profilers_marks_stay_out_of_stderr_and_nothing_else_does(
         heard.append(capfd.readouterr().err)  # at once: the process may die in the next line
         return torch.zeros(1)
 
-    monkeypatch.setattr(command, "profile", Marking)
-    command.measured_stages(run, np.zeros(1), torch.device("cpu"), 2)
+    monkeypatch.setattr(stage_times, "profile", Marking)
+    stage_times.measured_stages(run, np.zeros(1), torch.device("cpu"), 2)
     assert heard == ["at its start\nan error\n", "at its stop\nat its start\nan error\n"]
     assert capfd.readouterr().err == "at its stop\n"
+
+
+def event(name: str, start: float, end: float, on: DeviceType, annotation: bool = False) -> FunctionEvent:
+    return FunctionEvent(
+        id=0,
+        name=name,
+        thread=1,
+        start_us=start,
+        end_us=end,
+        use_device="cuda",
+        device_type=on,
+        is_user_annotation=annotation,
+        stack=[],
+        input_shapes=[],
+    )
+
+
+def test_on_a_gpu_each_kernel_is_counted_once_by_the_innermost_range_and_waiting_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kineto writes a range on the CPU's side and on the GPU's; on the CPU's it lacks what Triton launches itself."""
+    cpu, gpu = DeviceType.CPU, DeviceType.CUDA
+    product = event("aten::mm", 10, 50, cpu)
+    product.append_kernel("gemm", 0, 1000.0)
+
+    class Profiled:
+        def __init__(self, activities: Any) -> None:
+            assert len(activities) == 2
+
+        def start(self) -> None: ...
+
+        def stop(self) -> None: ...
+
+        def events(self) -> EventList:
+            on_cpu = [event("stage: MLP", 0, 100, cpu, True), product, event("stage: attention", 100, 200, cpu, True)]
+            ranges = [
+                event("stage: MLP", 200, 1200, gpu, True),
+                event("stage: attention", 1300, 2300, gpu, True),
+                event("stage: decoder", 3000, 4000, gpu, True),
+                event("stage: mask scores", 3400, 3600, gpu, True),
+            ]
+            kernels = [
+                event("gemm", 200, 1200, gpu),
+                event("attention_kernel", 1300, 1800, gpu),
+                event("attention_kernel", 2200, 2300, gpu),
+                event("gemm", 3000, 3300, gpu),
+                event("scores_kernel", 3400, 3600, gpu),
+                event("layer_norm", 3900, 4000, gpu),
+                event("of no stage", 5000, 6000, gpu),
+            ]
+            events = EventList([*on_cpu, *ranges, *kernels], use_device="cuda")
+            events._build_tree()
+            return events
+
+    monkeypatch.setattr(stage_times, "profile", Profiled)
+    monkeypatch.setattr(stage_times, "wait", lambda device: None)
+    found = stage_times.measured_stages(lambda _: torch.zeros(1), np.zeros(1), torch.device("cuda"), 1)
+    assert {name: ms for name, ms in found.items() if ms} == pytest.approx(
+        {"MLP": 1.0, "attention": 0.6, "decoder": 0.4, "mask scores": 0.2}
+    )
 
 
 def test_rows_set_time_beside_the_bound() -> None:
