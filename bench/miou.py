@@ -2,7 +2,7 @@
 
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,9 +108,12 @@ class _Judged:
         return labels
 
 
-def miou(options: Options, command: str = "miou") -> dict[str, Any]:
+def miou(
+    options: Options, command: str = "miou", keep: Callable[[dict[str, Any]], object] = lambda run: None
+) -> dict[str, Any]:
     """Judge and return the run, see `segmenter_bench.runs`.
 
+    keep: called with the run as far as it is after each engine.
     Raises ConfigError, CheckpointError or DataError for what the options name, EngineError when PyTorch itself fails.
     """
     subject, threads = open_folder(options.folder), options.threads or usable_cores()
@@ -128,26 +131,34 @@ def miou(options: Options, command: str = "miou") -> dict[str, Any]:
     }
     run = new_run("miou", command, subject.facts(), settings)
     run["notes"] = [RIVALS_NOTE] if "all" in options.engine else []
-    keep = [index * len(dataset) // max(options.examples, 1) for index in range(min(options.examples, len(dataset)))]
+    pictured = [
+        index * len(dataset) // max(options.examples, 1) for index in range(min(options.examples, len(dataset)))
+    ]
     with opened(chosen, choose((TRUTH,)), subject.folder, threads) as (contestants, unavailable):
         run["unavailable"] = unavailable
         # PyTorch first: everyone else is compared with it
         order = sorted(contestants, key=lambda one: one.entry.name != TRUTH)
         if not order or order[0].entry.name != TRUTH:
             raise EngineError(f"engine {TRUTH} cannot run, and without its labels nothing can be compared")
-        truth = _Judged(order[0], subject.size, None, keep)
+        truth = _Judged(order[0], subject.size, None, pictured)
         rows: dict[str, dict[str, Any]] = {}
         judged = {TRUTH: truth}
+
+        def so_far() -> None:
+            listed = [one.entry.name for one in contestants if one.listed and one.entry.name in rows]
+            shown = {name: judged[name] for name in listed if rows[name]["miou"] is not None}
+            run["rows"] = [rows[name] for name in listed]
+            run["examples"] = [_example(dataset, index, shown, truth) for index in pictured]
+            keep(run)
+
         for one in order:
             name = one.entry.name
-            judged.setdefault(name, _Judged(one, subject.size, truth, keep))
+            judged.setdefault(name, _Judged(one, subject.size, truth, pictured))
             say(f"{name}: {len(dataset)} images of {options.dataset} {options.split}")
             rows[name] = _row(judged[name], dataset, rows.get(TRUTH), subject.trained)
             if rows[TRUTH]["status"] == "failed":
                 raise EngineError(f"{TRUTH}, which every engine is compared with, failed: {rows[TRUTH]['reason']}")
-        run["rows"] = [rows[one.entry.name] for one in contestants if one.listed]
-        shown = [one.entry.name for one in contestants if one.listed and rows[one.entry.name]["miou"] is not None]
-        run["examples"] = [_example(dataset, index, {name: judged[name] for name in shown}, truth) for index in keep]
+            so_far()
     return run
 
 
@@ -220,7 +231,8 @@ def _cell(value: float | None, form: str) -> str:
 
 def bench(options: Options) -> int:
     require_writable(options.out)
-    run = miou(options, command_of("segmenter bench-miou", None))
+    # written as it grows: a run that is cut keeps the engines it has
+    run = miou(options, command_of("segmenter bench-miou", None), lambda run: write_run(run, options.out))
     show(run)
     print(write_run(run, options.out))
     if options.require_miou is not None:

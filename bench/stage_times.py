@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # in its documentation, not in its stub
 from torch.profiler import ProfilerActivity, profile
 
 from segmenter_bench.ceilings import wait

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -108,6 +109,27 @@ def test_throughput_and_miou_of_real_engines_make_a_report(folder, tmp_path, cap
     assert text.count("<h2>") == 1  # both runs belong to one network
     assert "onnxruntime-int8" in text
     assert "onnxruntime-fp32" in text
+
+
+def test_a_miou_run_that_is_cut_keeps_the_engines_it_has(folder, tmp_path, monkeypatch):
+    judge, stopped = miou._row, []
+
+    def cut(judged, *rest):
+        if judged.one.entry.name == "onnxruntime-int8":
+            stopped.append(judged)
+            raise KeyboardInterrupt
+        return judge(judged, *rest)
+
+    monkeypatch.setattr(miou, "_row", cut)
+    engines = ("--engine", "eager", "onnxruntime-int8", "--limit", "2", "--examples", "1")
+    with suppress(KeyboardInterrupt):
+        miou.main(["--folder", str(folder), "--out", str(tmp_path), *engines, *QUICK])
+    assert stopped
+    (path,) = tmp_path.glob("miou-*.json")
+    run = read_run(path)
+    assert [row["engine"] for row in run["rows"]] == ["eager"]
+    assert list(run["examples"][0]["labels"]) == ["eager"]
+    assert report.main([str(path), "--out", str(tmp_path / "report.html")]) == 0
 
 
 def test_pictures_of_another_size_are_judged_at_their_own(folder, tmp_path, monkeypatch):
