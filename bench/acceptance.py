@@ -8,12 +8,9 @@ A checkout is enough; what a step needs and this machine lacks is named. This fi
 """
 
 import argparse
-import ctypes
-import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,17 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # relative, because a checkout has this package under another name
 from .acceptance_steps import BENCH, RUNS, Step, plan
+from .acceptance_subject import ROOT, SOURCES, code, configs, gpus, machine, tiles_in
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS, PAGE, LOGS = "steps.jsonl", "report.html", "logs"
-# packages by where a checkout has them; `segmenter_bench` is the folder bench under another name
-SOURCES = {"segmenter": ROOT, "segmenter_engines": ROOT / "engines", "segmenter_kernels": ROOT / "kernels"}
-SOURCES["segmenter_trt"] = ROOT / "csrc"
 LEAST_SECONDS = 5.0  # left for a step worth starting
 PAGE_SECONDS = 60.0
 USEFUL_MINUTES = 2.0  # an engine is opened, checked and timed in its first round by then
@@ -47,18 +41,10 @@ class Outcome:
     reason: str | None
     seconds: float
     command: str
-    commit: str | None = field(default=None)
-    tiles: str | None = field(default=None)  # those of the kernels when it ended, see `tiles_in`
-
-
-def has_gpu() -> bool:
-    """Whether there is an NVIDIA driver that finds a GPU."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int()
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    # of what it ran on, see `segmenter_bench.acceptance_subject`; tiles are those of the kernels when it ended
+    code: str | None = None
+    machine: str | None = None
+    tiles: str | None = None
 
 
 @contextmanager
@@ -79,7 +65,7 @@ class Acceptance:
 
     def __init__(self, out: Path, deadline: float, variables: dict[str, str]) -> None:
         self.out, self.deadline, self.variables = out, deadline, variables
-        self.commit, self.configs = _commit(), _configs()
+        self.code, self.machine, self.configs = code(), machine(), configs()
         self.child: subprocess.Popen[bytes] | None = None
         self._found: dict[str, bool] = {}
         self.targets = ""  # what the last page says of them
@@ -87,12 +73,13 @@ class Acceptance:
             (out / name).mkdir(parents=True, exist_ok=True)
 
     def done(self, step: Step, earlier: Sequence[Outcome]) -> bool:
-        """Whether a step ended well at this commit in an earlier run, and with the tiles there are now.
+        """Whether a step ended well in an earlier run of this code on this machine, and with the tiles there are now.
 
         Tuning changes these, so what ran before it runs again; it itself does not, nor what runs no kernel.
         """
         tiles = None if step.group in ("machine", "tune") else tiles_in(self.configs)
-        found = (one for one in earlier if (one.command, one.commit) == (step.command, self.commit))
+        now = (step.command, self.code, self.machine)
+        found = (one for one in earlier if (one.command, one.code, one.machine) == now)
         return any(one.status == "ok" and tiles in (None, one.tiles) for one in found)
 
     def run(self, steps: Sequence[Step]) -> None:
@@ -103,7 +90,7 @@ class Acceptance:
                 _say(f"{step.name}: done before")
                 continue
             outcome = self._run(step)
-            outcome.tiles = tiles_in(self.configs)
+            outcome.code, outcome.machine, outcome.tiles = self.code, self.machine, tiles_in(self.configs)
             self._append(outcome)
             _say(
                 f"{step.name}: {outcome.status} in {outcome.seconds:.0f} s"
@@ -146,14 +133,10 @@ class Acceptance:
         shown = step.command
         missing = [name for name in step.needs if not self.found(name)]
         if missing:
-            return Outcome(
-                step.name, step.group, "missing", f"not installed: {', '.join(missing)}", 0.0, shown, self.commit
-            )
+            return Outcome(step.name, step.group, "missing", f"not installed: {', '.join(missing)}", 0.0, shown)
         left = self.deadline - time.monotonic()
         if left < LEAST_SECONDS:
-            return Outcome(
-                step.name, step.group, "cut", "no time left; the same command goes on here", 0.0, shown, self.commit
-            )
+            return Outcome(step.name, step.group, "cut", "no time left; the same command goes on here", 0.0, shown)
         log, start = self.out / LOGS / log_name(step.name), time.monotonic()
         with log.open("wb") as file:
             self.child = subprocess.Popen(
@@ -165,7 +148,7 @@ class Acceptance:
             except subprocess.TimeoutExpired:
                 self.stop()
                 status, reason = "cut", f"stopped after {min(step.limit_s, left):.0f} s"
-        return Outcome(step.name, step.group, status, reason, time.monotonic() - start, shown, self.commit)
+        return Outcome(step.name, step.group, status, reason, time.monotonic() - start, shown)
 
     def found(self, package: str) -> bool:
         """Whether a child finds a package, whose path is another than this process's."""
@@ -198,30 +181,6 @@ def outcomes(out: Path) -> list[Outcome]:
 def log_name(step: str) -> str:
     """File of what a step printed, in the folder of logs."""
     return "".join(letter if letter.isalnum() else "-" for letter in step.lower()) + ".txt"
-
-
-def tiles_in(folder: Path) -> str:
-    """A digest of the kernels' tiles, which `segmenter_kernels.tune` writes into a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.json")):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _configs() -> Path:
-    """Where the kernels that steps run have their tiles: those installed, else those of this checkout."""
-    found = importlib.util.find_spec("segmenter_kernels")
-    package = (
-        Path(found.origin).parent if found and found.origin else SOURCES["segmenter_kernels"] / "segmenter_kernels"
-    )
-    return package / "configs"
-
-
-def _commit() -> str | None:
-    if shutil.which("git") is None:
-        return None
-    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def _descendants(pid: int) -> list[int]:
@@ -285,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = Acceptance(Path(options.out), start + seconds - min(0.1 * seconds, 30.0), variables)
         except OSError as error:
             parser.error(f"--out {options.out}: cannot write there ({error.strerror}); pass another folder")
-        steps = plan(options, has_gpu(), bare=not all(map(run.found, BENCH)))
+        steps = plan(options, bool(gpus()), bare=not all(map(run.found, BENCH)))
         if options.minutes < USEFUL_MINUTES:
             _say(f"--minutes {options.minutes:g}: little will be done; {USEFUL_MINUTES:g} is the useful minimum")
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from segmenter_bench import acceptance
+from segmenter_bench import acceptance, acceptance_subject
 from segmenter_bench.acceptance import LOGS, PAGE, STEPS, Acceptance, Outcome, environment, log_name, outcomes
 from segmenter_bench.acceptance_steps import ATTENTION_CASES, EXPORTED, KERNELS, RUNS, TESTED, Step, plan
 from segmenter_bench.engines import choose
@@ -71,11 +71,51 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> No
     with (tmp_path / STEPS).open("a") as file:
         file.write('{"step": "fails", "gro')  # cut in the middle of a line
     assert {one.step: one.status for one in outcomes(tmp_path)} == {"done": "ok", "fails": "failed"}
-    # of another commit: measured again
-    lines = [json.loads(line) | {"commit": "other"} for line in (tmp_path / STEPS).read_text().splitlines()[:-1]]
-    (tmp_path / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run(tmp_path, [step("done", code)])
-    assert mark.read_text() == "xyyx"
+
+
+def test_after_an_edit_or_on_another_machine_steps_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Acceptance, "page", lambda self: None)
+    mark, package = tmp_path / "mark", tmp_path / "segmenter_bench"
+    package.mkdir()
+    monkeypatch.setattr(acceptance_subject, "_package", lambda name: package)
+    steps = [step("done", f"open({str(mark)!r}, 'a').write('x')")]
+
+    def times() -> int:
+        run(tmp_path / "out", steps)
+        return len(mark.read_text())
+
+    assert [times(), times()] == [1, 1]
+    (package / "ceilings.py").write_text("x = 1\n")
+    assert [times(), times()] == [2, 2]
+    (package / "ceilings.py").write_text("x = 2\n")
+    (package / "notes.md").write_text("no code\n")
+    assert [times(), times()] == [3, 3]
+    monkeypatch.setattr(acceptance, "machine", lambda: "Another CPU, 64 cores, GPU 9000")
+    assert [times(), times()] == [4, 4]
+
+
+def test_a_machine_is_its_processor_and_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        def cuInit(self, flags: int) -> int:
+            return 0
+
+        def cuDeviceGetCount(self, count: Any) -> int:
+            count._obj.value = 2
+            return 0
+
+        def cuDeviceGet(self, device: Any, index: int) -> int:
+            device._obj.value = index
+            return 0
+
+        def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+            name.value = f"GPU {device.value}".encode()
+            return 0
+
+    monkeypatch.setattr(acceptance_subject.ctypes, "CDLL", lambda name: Driver())
+    assert acceptance_subject.gpus() == ["GPU 0", "GPU 1"]
+    assert acceptance_subject.machine().endswith(" cores, GPU 0, GPU 1")
+    monkeypatch.setattr(Driver, "cuInit", lambda self, flags: 100)
+    assert acceptance_subject.gpus() == []
 
 
 def test_a_step_of_other_options_is_not_done(tmp_path: Path) -> None:
@@ -86,7 +126,7 @@ def test_a_step_of_other_options_is_not_done(tmp_path: Path) -> None:
 
 
 def test_what_ran_with_other_tiles_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance, "_configs", lambda: tmp_path)
+    monkeypatch.setattr(acceptance, "configs", lambda: tmp_path)
     monkeypatch.setattr(Acceptance, "page", lambda self: None)
     mark, tuned = tmp_path / "mark", str(tmp_path / "GPU_9000.json")
     steps = {
