@@ -1,9 +1,10 @@
 """The report's account of the hardware: what it can do, kernels and stages beside that, and an acceptance's steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from segmenter_bench.acceptance import LOGS, Outcome, log_name
+from segmenter_bench.sections import commit_of
 from segmenter_bench.sheets import DASH, Cell, Sheet, number, quantity
 
 Run = dict[str, Any]
@@ -11,21 +12,45 @@ OURS = "triton"
 
 
 def hardware(runs: Sequence[Run], steps: Sequence[Outcome]) -> list[Sheet]:
-    """A table of each thing there is something to say of; of two runs of a kind and network the newer counts."""
-    newest: dict[tuple[str, str], Run] = {}
-    for run in sorted(runs, key=lambda run: run["created"]):
-        key = (
-            f"{run['model']['name']} {run['settings'].get('batch', '')}" if run["kind"] == "stages" else run["created"]
-        )
-        newest[run["kind"], key] = run
+    """A table of each thing there is something to say of; of two runs of stages or checks the newer counts.
+
+    Kernels of different GPUs, commits or types have tables of their own, and stages of whatever changes them.
+    """
+    ordered = sorted(runs, key=lambda run: run["created"])
     found = [_steps(steps)] if steps else []
-    checks = [run for (kind, _), run in newest.items() if kind == "checks"]
-    found += [_checks(checks[-1])] if checks else []
-    found += [_ceilings(run) for (kind, _), run in newest.items() if kind == "machine"]
-    found += [_stages(run) for (kind, _), run in newest.items() if kind == "stages"]
-    kernels = [run for (kind, _), run in newest.items() if kind == "kernels"]
-    found += [_kernels(kernels)] if kernels else []
+    found += [_checks(group[-1]) for group in _grouped(ordered, "checks", _judged_on)]
+    found += [_ceilings(run) for run in ordered if run["kind"] == "machine"]
+    found += [_stages(group[-1]) for group in _grouped(ordered, "stages", _staged)]
+    found += [_kernels(group) for group in _grouped(ordered, "kernels", _judged_on)]
     return [sheet for sheet in found if sheet.lines]
+
+
+def _grouped(runs: Sequence[Run], kind: str, key: Callable[[Run], tuple[Any, ...]]) -> list[list[Run]]:
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        if run["kind"] == kind:
+            groups.setdefault(key(run), []).append(run)
+    return list(groups.values())
+
+
+def _judged_on(run: Run) -> tuple[Any, ...]:
+    """What kernels are kernels of: the GPU, the commit and, where they are timed, the type."""
+    return run["model"]["name"], commit_of(run["machine"], 7), run["settings"].get("dtype")
+
+
+def _staged(run: Run) -> tuple[Any, ...]:
+    """What decides where the time of a network goes."""
+    settings = ("batch", "ops", "dtype", "threads", "device")
+    return *(run["model"][name] for name in ("name", "height", "width")), *(
+        run["settings"].get(name) for name in settings
+    )
+
+
+def _made(runs: Sequence[Run]) -> str:
+    """When runs of one commit were made, and that commit."""
+    dates = [run["created"].removesuffix("Z").replace("T", " ") for run in (runs[0], runs[-1])]
+    commit = commit_of(runs[0]["machine"], 7)
+    return " to ".join(dict.fromkeys(dates)) + (f", commit {commit}" if commit else "")
 
 
 def _steps(steps: Sequence[Outcome]) -> Sheet:
@@ -54,10 +79,11 @@ def _ceilings(run: Run) -> Sheet:
 def _stages(run: Run) -> Sheet:
     model, settings = run["model"], run["settings"]
     limits = settings["ceilings"]
+    threads = f", {settings['threads']} threads" if settings["device"] == "cpu" and "threads" in settings else ""
     hint = (
         f"{model['height']}x{model['width']}, batch {settings['batch']}, {settings['dtype']}, {settings['ops']} ops on"
-        f" {settings['device']}; {quantity(settings['stages_ms'], 4)} ms in sum, {quantity(settings['whole_ms'], 4)} ms"
-        f" without the profiler. The bound is the larger of work at {quantity(limits['tflops'], 3)} TFLOP/s and least"
+        f" {settings['device']}{threads}; {quantity(settings['stages_ms'], 4)} ms in sum,"
+        f" {quantity(settings['whole_ms'], 4)} ms without the profiler. The bound is the larger of work at {quantity(limits['tflops'], 3)} TFLOP/s and least"
         f" traffic at {quantity(limits['gb_per_s'], 3)} GB/s."
     )
     lines = []
@@ -92,7 +118,8 @@ def _checks(run: Run) -> Sheet:
             (Cell(row["shape"]), Cell(kind), Cell(DASH), Cell(f"{row['status']}: {row['reason']}")) for row in wrong
         ]
     asked = run["settings"]["asked"]
-    hint = f"{len(run['rows'])} of {asked} shapes judged, each by its first and last image, against float64."
+    judged = f"{len(run['rows'])} of {asked} shapes judged, each by its first and last image, against float64."
+    hint = f"{judged} {_made([run])}."
     return Sheet(
         f"Kernels judged on {run['model']['name']}", hint, ("kernel", "type", "worst of budget", "verdict"), lines
     )
@@ -125,4 +152,5 @@ def _kernels(runs: Sequence[Run]) -> Sheet:
                 )
             )
     heads = ("kernel", "by", "ms", "TFLOP/s", "GB/s", "of the ceiling", "x best rival", "verdict")
-    return Sheet(f"Kernels against their rivals: {runs[0]['model']['name']}", "", heads, lines)
+    hint = f"{runs[0]['settings']['dtype']}. {_made(runs)}."
+    return Sheet(f"Kernels against their rivals: {runs[0]['model']['name']}", hint, heads, lines)

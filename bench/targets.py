@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segmenter.errors import DataError
 from segmenter_bench.sections import Section
 from segmenter_bench.sheets import DASH, Cell, Sheet
 
@@ -47,8 +48,13 @@ def of_gpu(runs: Iterable[Run], sections: Iterable[Section]) -> bool:
 
 
 def targets(runs: Iterable[Run], sections: Iterable[Section]) -> list[Target]:
-    """Every promise, judged by the newest rows there are. runs: those of kernels; others are passed over."""
+    """Every promise, judged by the newest rows there are. runs: those of kernels; others are passed over.
+
+    Raises DataError for rows of more than one GPU: what one met says nothing of another.
+    """
+    sections = list(sections)
     kernels = [run for run in sorted(runs, key=lambda run: run["created"]) if run["kind"] == "kernels"]
+    _require_one_gpu(kernels, sections)
     rows = {
         (row["op"], row["shape"], row["provider"]): (row, run["settings"]["ceilings"])
         for run in kernels
@@ -56,6 +62,13 @@ def targets(runs: Iterable[Run], sections: Iterable[Section]) -> list[Target]:
         if row["dtype"] == "float16"
     }
     return [*_of_kernels(rows), *_of_networks([one for one in sections if one.name == NETWORK])]
+
+
+def _require_one_gpu(kernels: Sequence[Run], sections: Sequence[Section]) -> None:
+    networks = {row.get("device", "cpu") for section in sections for run in section.speeds for row in run["rows"]}
+    gpus = {run["model"]["name"] for run in kernels} | (networks - {"cpu"})
+    if len(gpus) > 1:
+        raise DataError(f"runs of different GPUs ({'; '.join(sorted(gpus))}); make one report a machine")
 
 
 def _of_kernels(rows: dict[tuple[str, str, str], tuple[Row, Any]]) -> list[Target]:

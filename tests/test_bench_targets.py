@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from segmenter.errors import DataError
 from segmenter_bench import acceptance_page, targets
 from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.page import page
-from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_markdown import markdown
 from segmenter_bench.sections import Section, sections
 from segmenter_bench.targets import Target, sheet
 from segmenter_kernels import workloads
-from tests.bench_samples import _run, checks_run, kernels_run, model, throughput_run
+from tests.bench_samples import _run, kernels_run, model, throughput_run
 
 LIMITS = {"tflops": {"float": 800.0}, "gb_per_s": 3000.0}
 
@@ -158,6 +158,16 @@ def test_a_run_that_was_cut_hides_no_times() -> None:
     assert [line.images_per_s for line in section.lines(8)] == [4000.0, None]
 
 
+def test_rows_of_two_gpus_are_refused() -> None:
+    ours = kernels(row("attention", "1 x 197, 12 x 64"))
+    other = kernels(row("attention", "1 x 197, 12 x 64")) | {"model": {"name": "GPU 8000"}}
+    told = r"different GPUs \(GPU 8000; GPU 9000\); make one report a machine"
+    with pytest.raises(DataError, match=told):
+        targets.targets([ours, other], [])
+    with pytest.raises(DataError, match=told):
+        targets.targets([other], [network(8, triton_fp16=1.0)])
+
+
 def test_without_a_gpu_there_is_no_table_and_with_one_all_of_it(tmp_path: Path, capsys: Any) -> None:
     assert sheet([], sections([throughput_run()])) is None
     table = sheet([kernels_run()], [])
@@ -177,16 +187,3 @@ def test_without_a_gpu_there_is_no_table_and_with_one_all_of_it(tmp_path: Path, 
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "not measured: attention, 1 x 197, 12 x 64; wanted as fast as sdpa-cudnn and sdpa-flash"
     assert len(said) == 28
-
-
-def test_what_was_judged_is_told_by_op_and_type_and_what_failed_by_shape() -> None:
-    (table,) = hardware([checks_run()], [])
-    assert table.title == "Kernels judged on GPU 9000"
-    assert table.hint.startswith("4 of 9 shapes judged")
-    assert [[cell.text for cell in line] for line in table.lines] == [
-        ["attention", "fp16", "50%", "1 of 1 right"],
-        ["attention", "bf16", "-", "0 of 1 right"],
-        ["8 x 1025, 12 x 64", "bf16", "-", "failed: no answer within 120 s"],
-        ["quantize", "fp16", "50%", "1 of 1 right"],
-        ["quantize", "bf16", "50%", "1 of 1 right"],
-    ]
