@@ -80,11 +80,13 @@ def _stages(run: Run) -> Sheet:
     model, settings = run["model"], run["settings"]
     limits = settings["ceilings"]
     threads = f", {settings['threads']} threads" if settings["device"] == "cpu" and "threads" in settings else ""
+    sums = (
+        f"{quantity(settings['stages_ms'], 4)} ms in sum, {quantity(settings['whole_ms'], 4)} ms without the profiler"
+    )
     hint = (
         f"{model['height']}x{model['width']}, batch {settings['batch']}, {settings['dtype']}, {settings['ops']} ops on"
-        f" {settings['device']}{threads}; {quantity(settings['stages_ms'], 4)} ms in sum,"
-        f" {quantity(settings['whole_ms'], 4)} ms without the profiler. The bound is the larger of work at {quantity(limits['tflops'], 3)} TFLOP/s and least"
-        f" traffic at {quantity(limits['gb_per_s'], 3)} GB/s."
+        f" {settings['device']}{threads}; {sums}. The bound is the larger of work at {quantity(limits['tflops'], 3)}"
+        f" TFLOP/s and least traffic at {quantity(limits['gb_per_s'], 3)} GB/s."
     )
     lines = []
     for row in run["rows"]:
