@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, ParamSpec, TypeVar
 
@@ -36,6 +37,7 @@ from segmenter_bench.runs import write_record
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
+MADE_AHEAD = 2  # batches a worker makes ahead, as PyTorch's DataLoader has it
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -126,18 +128,26 @@ def _read(dataset: SegmentationDataset, index: int, stages: Stages) -> Sample:
 def rate(dataset: SegmentationDataset, options: Options) -> tuple[float, float]:
     """Images per second by the clock, and CPU milliseconds an image of this process and its workers together.
 
-    The first batch, for which workers have to start, is not timed by the clock.
+    The clock leaves out as many batches at its start and at its end as workers make ahead: it begins when they are as
+    busy as they stay, and none that was made before, while they started, is counted.
     """
-    steps = -(-options.images // options.batch) + 1
+    ahead = MADE_AHEAD * options.workers or 1
+    timed = max(-(-options.images // options.batch), ahead)
+    steps = ahead + timed + ahead
     order = Order(len(dataset), options.batch, 0, 0, steps)
     chosen = options.augmentation
     samples = Augmented(dataset, chosen.crop_for(), augmentation_of(chosen), HALF, 0)
     before = _cpu_seconds()
     each = batches(samples, order, options.workers)
-    next(each)
+
+    def take(count: int) -> int:
+        return sum(len(images) for images, _ in islice(each, count))
+
+    take(ahead)
     began = time.perf_counter()
-    count = sum(len(images) for images, _ in each)
+    count = take(timed)
     seconds = time.perf_counter() - began
+    take(ahead + 1)  # and the end, by which workers stop
     # every worker has ended by now, and only then does its time count as a child's
     return count / seconds, 1000 * (_cpu_seconds() - before) / (steps * options.batch)
 

@@ -1,12 +1,16 @@
 """`segmenter bench-data`: its stages are training's, its counts are right, and it leaves a record."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from segmenter.datasets import open_dataset
 from segmenter.errors import VerificationError
+from segmenter.training.data import Order
 from segmenter.training.options import AugmentOptions
 from segmenter_bench import data
 from segmenter_bench.data import main
@@ -31,6 +35,28 @@ def test_table_line_and_record(picture_root: Path, tmp_path: Path, capsys: pytes
 def test_images_made_on_the_spot(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--images", "3", "--crop", "64", "64", "--workers", "0", "--batch", "2"]) == 0
     assert "make the image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("workers", "possible"), [(0, 8.0), (1, 8.0), (4, 32.0), (16, 128.0)])
+def test_no_more_images_a_second_than_the_workers_can_make(
+    workers: int, possible: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes a batch of eight a second, after it has started; those made meanwhile are none of the rate."""
+    now = 0.0
+    made: list[object] = []
+
+    def loaded(samples: object, order: Order, workers: int) -> Iterator[tuple[list[int], None]]:
+        nonlocal now
+        for number, indices in enumerate(order):
+            now = 3.0 + number // max(workers, 1) + 1.0
+            made.append(indices)
+            yield list(indices), None
+
+    monkeypatch.setattr(data, "batches", loaded)
+    monkeypatch.setattr(data, "time", SimpleNamespace(perf_counter=lambda: now))
+    images_per_s, _ = data.rate(open_dataset("shapes", None, "train"), data.Options(images=40, workers=workers))
+    assert images_per_s == possible
+    assert len(made) >= 5 + 2 * 2 * workers  # and all are taken, so that no worker is left
 
 
 def test_stages_that_are_not_trainings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
