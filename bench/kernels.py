@@ -16,7 +16,7 @@ from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, EngineError
-from segmenter_bench.kernel_race import OURS, measured
+from segmenter_bench.kernel_race import OURS, measured, past
 from segmenter_bench.runs import command_of, print_styled, wide_console, write_run
 
 
@@ -71,6 +71,8 @@ def show(run: Mapping[str, Any]) -> None:
         style = "bold" if row["provider"] == OURS else None
         table.add_row(row["op"], row["shape"], row["provider"], *cells, style=style)
     console.print(table)
+    if told := past(run["rows"]):
+        console.print(told, style="dim", soft_wrap=True)
     for missing in run["unavailable"]:
         print_styled(console, "unavailable", "yellow", f" {missing['engine']}: {missing['reason']}")
     for row in run["rows"]:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from segmenter_bench.acceptance import LOGS, Outcome, log_name
+from segmenter_bench.kernel_race import OURS, past
 from segmenter_bench.sections import commit_of
 from segmenter_bench.sheets import DASH, Cell, Sheet, number, quantity
 
 Run = dict[str, Any]
-OURS = "triton"
 
 
 def hardware(runs: Sequence[Run], steps: Sequence[Outcome]) -> list[Sheet]:
@@ -154,5 +154,6 @@ def _kernels(runs: Sequence[Run]) -> Sheet:
                 )
             )
     heads = ("kernel", "by", "ms", "TFLOP/s", "GB/s", "of the ceiling", "x best rival", "verdict")
-    hint = f"{runs[0]['settings']['dtype']}. {_made(runs)}."
+    told = past([row for run in runs for row in run["rows"]])
+    hint = " ".join(filter(None, (f"{runs[0]['settings']['dtype']}. {_made(runs)}.", told)))
     return Sheet(f"Kernels against their rivals: {runs[0]['model']['name']}", hint, heads, lines)

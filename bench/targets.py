@@ -117,6 +117,7 @@ def _of_memory(op: str, row: Row, ceilings: dict[str, Any]) -> Target:
     # reached. Both shares are shown
     share = max(copy, row["tflops"] / product) if product else copy
     told = f"{copy:.0%}" if share == copy else f"{copy:.0%}; {share:.0%} of its bound, which is the product"
+    told += ", more than PyTorch's copy" if copy > 1.0 else ""
     return Target(what, _SHARE, told, copy >= COPY_SHARE, row)
 
 

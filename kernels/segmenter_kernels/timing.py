@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+REPLAYS = 25
 _REPLAY_MS = 4.0  # of one timed replay: long against the resolution of events
 _MOST_CALLS = 2000
 
@@ -29,8 +30,22 @@ def copies(arguments: Sequence[Any], device: torch.device) -> list[tuple[Any, ..
     return [tuple(arguments), *cloned]
 
 
-def measure(call: Callable[..., Any], arguments: Sequence[Sequence[Any]], replays: int = 25) -> Quantiles:
-    """Time `call(*each)` for each of the arguments in turn, captured once and replayed.
+@dataclass(frozen=True)
+class Captured:
+    """`calls` calls in a CUDA graph."""
+
+    graph: Any
+    calls: int
+
+    def replay(self) -> float:
+        """Milliseconds a call, of one replay."""
+        start, end = _events()
+        self.graph.replay()
+        return _between(start, end) / self.calls
+
+
+def capture(call: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> Captured:
+    """`call(*each)` for each of the arguments in turn, captured once and replayed until it is warm.
 
     Launching from Python takes longer than most of these kernels run; a graph leaves the kernels alone. What they write
     goes to memory of its own for each of the arguments. Raises whatever the call raises.
@@ -55,13 +70,19 @@ def measure(call: Callable[..., Any], arguments: Sequence[Sequence[Any]], replay
                 del results
         for _ in range(3):
             graph.replay()
-        times = []
-        for _ in range(replays):
-            start, end = _events()
-            graph.replay()
-            times.append(_between(start, end) / (rounds * len(arguments)))
+    return Captured(graph, rounds * len(arguments))
+
+
+def quantiles(times: Sequence[float]) -> Quantiles:
+    """Of milliseconds a call, one for each replay."""
     p20, p50, p80 = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
     return Quantiles(p50, p20, p80)
+
+
+def measure(call: Callable[..., Any], arguments: Sequence[Sequence[Any]], replays: int = REPLAYS) -> Quantiles:
+    """Time `call(*each)` for each of the arguments in turn. Raises whatever the call raises."""
+    captured = capture(call, arguments)
+    return quantiles([captured.replay() for _ in range(replays)])
 
 
 def _events() -> tuple[Any, Any]:

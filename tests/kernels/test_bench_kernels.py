@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from segmenter.cli import main as segmenter
-from segmenter_bench.kernel_race import Ceilings, Rival, ceilings_of, rivals_of, rows_of
+from segmenter_bench.kernel_race import Ceilings, Rival, ceilings_of, past, rivals_of, rows_of
 from segmenter_bench.kernels import show
 from segmenter_bench.runs import new_run, write_run
 from segmenter_kernels import aot, workloads
-from segmenter_kernels.timing import Quantiles
+from segmenter_kernels.timing import Captured, Quantiles
 from segmenter_kernels.workload import Workload
 from tests.kernels.conftest import DEVICE
 from tests.kernels.test_aot import GOOD
@@ -25,8 +25,59 @@ def half_a_millisecond(call: Callable[..., Any], arguments: Sequence[Sequence[An
     return Quantiles(0.5, 0.4, 0.6)
 
 
-def rows(workload: Workload, *rivals: Rival) -> list[dict[str, Any]]:
-    return rows_of(workload, rivals, [workload.arguments(torch.device(DEVICE))], CEILINGS, half_a_millisecond)
+def captured(call: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> Captured:
+    return Clock([0.4, 0.5, 0.6])  # type: ignore[return-value]
+
+
+class Clock:
+    """A kernel whose replays take these milliseconds, over and over."""
+
+    def __init__(self, ms: Sequence[float], replayed: Callable[[], object] = lambda: None) -> None:
+        self.ms, self.replayed, self.replays = ms, replayed, 0
+
+    def replay(self) -> float:
+        self.replayed()
+        self.replays += 1
+        return self.ms[self.replays % len(self.ms)]
+
+
+def rows(workload: Workload, *rivals: Rival, capture: Any = captured) -> list[dict[str, Any]]:
+    return rows_of(workload, rivals, [workload.arguments(torch.device(DEVICE))], CEILINGS, capture)
+
+
+def test_kernels_of_a_shape_take_turns_when_all_are_captured() -> None:
+    workload, order = workloads.norm("add_layernorm", 2, 5, 64, torch.float16), []
+    names = iter("abc")
+
+    def capture(*_: Any) -> Clock:
+        name = next(names)
+        order.append(name.upper())
+        return Clock([ord(name) / 100], lambda: order.append(name))
+
+    found = rows(workload, *(Rival(name, workload.plain) for name in "abc"), capture=capture)
+    assert "".join(order) == "ABC" + ("abc" + "bca" + "cab") * 8 + "abc"
+    assert [row["ms_p50"] for row in found] == [0.97, 0.98, 0.99]
+
+
+def test_a_kernel_that_fails_when_it_is_replayed_gives_no_times() -> None:
+    workload = workloads.norm("add_layernorm", 2, 5, 64, torch.float16)
+
+    def fails() -> None:
+        raise RuntimeError("illegal memory access")
+
+    capture = lambda *_: Clock([0.5], fails)  # noqa: E731
+    wrong = Rival("wrong", lambda *x: workload.plain(*x)[::-1])
+    found = rows(workload, wrong, Rival("right", workload.plain), capture=capture)
+    assert [(row["status"], row["ms_p50"]) for row in found] == [("wrong", None), ("failed", None)]
+    assert found[1]["reason"] == "RuntimeError: illegal memory access"
+
+
+def test_a_share_past_its_ceiling_is_told() -> None:
+    workload = workloads.norm("add_layernorm", 2, 5, 64, torch.float16)
+    found = rows(workload, Rival("triton", workload.launch), Rival("wrong", lambda *x: workload.plain(*x)[::-1]))
+    assert past(found) == ""
+    found[0]["share"] = 1.27
+    assert past(found).startswith("Past 100 % of its ceiling")
 
 
 def test_a_right_answer_has_a_speed_and_a_share_of_what_bounds_it() -> None:

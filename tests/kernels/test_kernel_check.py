@@ -183,13 +183,16 @@ def test_a_failure_is_a_row_and_says_whether_its_process_is_spoiled(gpu: None, m
 
 @pytest.mark.skipif(not INTERPRETED, reason="the stand-in for a GPU would be beside one")
 def test_speeds_are_written_as_they_come(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = kernel_race.Ceilings({"float": 700.0}, 3000.0)
-    monkeypatch.setattr(kernel_race, "ceilings_of", lambda *_: limits)
+    limits = [
+        kernel_race.Ceilings({"float": 700.0}, 3000.0),
+        kernel_race.Ceilings({"float": 650.0, "fp8": 900.0}, 3300.0),
+    ]
+    monkeypatch.setattr(kernel_race, "ceilings_of", lambda *_: limits[len(seen) // 2])
     monkeypatch.setattr(timing, "copies", lambda arguments, device: [arguments])
-    monkeypatch.setattr(timing, "measure", lambda call, arguments: timing.Quantiles(0.5, 0.4, 0.6))
+    monkeypatch.setattr(timing, "capture", lambda call, arguments: SimpleNamespace(replay=lambda: 0.5))
     monkeypatch.setattr(tiles, "of_device", lambda *_: tiles.of_architecture(*_[:2], 80))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    seen = []
+    seen: list[int] = []
     right = kernel_step.write_run
     monkeypatch.setattr(kernel_step, "write_run", lambda run, out: seen.append(len(run["rows"])) or right(run, out))
     assert kernel_step.main(["--op", "add_layernorm", "--width", "B", "--out", str(tmp_path)]) == 0
@@ -199,6 +202,10 @@ def test_speeds_are_written_as_they_come(gpu: None, tmp_path: Path, monkeypatch:
     assert [(row["provider"], row["batch"]) for row in run["rows"]] == [
         (name, batch) for batch in (1, 8) for name in ("triton", "eager", "compiled")
     ]
+    # of two readings the better is the ceiling
+    assert run["settings"]["ceilings"] == {"tflops": {"float": 700.0, "fp8": 900.0}, "gb_per_s": 3300.0}
+    assert [one["gb_per_s"] for one in run["settings"]["ceilings_read"]] == [3000.0, 3300.0]
+    assert {row["share"] for row in run["rows"]} == {row["gb_per_s"] / 3300.0 for row in run["rows"]}
     assert run["rows"][0]["tile"] == {"BLOCK_M": 8, "num_warps": 1}
     assert run["rows"][1]["tile"] is None
     assert run["command"].endswith(f"--op add_layernorm --width B --out {tmp_path}")
