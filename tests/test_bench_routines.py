@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,3 +40,18 @@ def test_labels_of_the_papers_classes_take_an_eighth_of_pytorchs_time(masks: Cal
     finally:
         torch.set_num_threads(with_threads)
     assert theirs >= 8 * mine
+
+
+def test_pytorch_upsamples_in_the_layout_in_which_it_is_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    raced: list[Callable[[], torch.Tensor]] = []
+    monkeypatch.setattr(routines, "in_turns", lambda theirs, mine, rounds: raced.append(theirs) or (1.0, 1.0))
+    routines.labels_row("labels", routines.smooth(5), rounds=1)
+    layouts = []
+
+    def interpolate(x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        return x
+
+    monkeypatch.setattr(routines.F, "interpolate", interpolate)
+    raced[0]()
+    assert layouts == [True]
