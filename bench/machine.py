@@ -73,6 +73,21 @@ def process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class Spending:
+    """CPU seconds that this process and others it started have spent; one that has ended keeps its last reading.
+
+    Without that, what it had spent would be others' from its end on.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._seconds = dict.fromkeys((os.getpid(), *pids), 0.0)
+
+    def __call__(self) -> float:
+        for pid, before in self._seconds.items():
+            self._seconds[pid] = max(before, process_seconds(pid))
+        return sum(self._seconds.values())
+
+
 class Neighbours:
     """How much of the usable cores other programs take from now on. ours: CPU seconds spent by what is measured."""
 

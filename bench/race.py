@@ -15,7 +15,7 @@ from segmenter.checkpoint import WEIGHTS_NAME
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
-from segmenter_bench.machine import Neighbours, process_seconds
+from segmenter_bench.machine import Neighbours, Spending
 from segmenter_bench.placement import Gauge, Placement, counted, over, steady
 from segmenter_bench.timing import Burst, Timing, each_round, ratio
 from segmenter_bench.worker import Worker
@@ -204,10 +204,8 @@ def _rounds(
             else:
                 readings.append(now)
 
-    def spent() -> float:
-        return sum(process_seconds(one.worker.pid) for one in contestants)
-
-    neighbours = Neighbours(spent)
+    # with this process, whose threads are what reads how far apart the cores are
+    neighbours = Neighbours(Spending(one.worker.pid for one in contestants))
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
     for done, given in enumerate(each_round(turns, MORE_ROUNDS * pace.rounds, settle), 1):
         for name, bursts in given.items():

@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +92,24 @@ def test_cpu_seconds_grow_while_working():
     if busy is not None:
         assert machine.busy_seconds() > busy
     assert machine.process_seconds(2**22 + 1) == 0.0
+
+
+def test_what_a_process_spent_stays_ours_when_it_has_ended():
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nimport sys; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        spending = machine.Spending([child.pid])
+        child.stdout.readline()
+        before = spending()
+    assert machine.process_seconds(child.pid) == 0.0
+    assert spending() >= before >= 0.25
+
+
+def test_this_process_is_none_of_the_others():
+    spending = machine.Spending([])
+    before, end = spending(), time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    assert spending() > before
 
 
 def test_a_gpu_that_answers_only_some_questions_is_described_by_those(monkeypatch):

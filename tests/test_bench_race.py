@@ -16,6 +16,7 @@ from segmenter.errors import ConfigError, EngineError
 from segmenter.files import sha256
 from segmenter_bench import throughput
 from segmenter_bench.engines import CHECKPOINT, TABLE, Entry, choose, entries, misfit, missing, open_entry
+from segmenter_bench.machine import Spending
 from segmenter_bench.race import Pace, agreement, artifact_sha256, limit_of, opened, race
 from segmenter_bench.race_notes import elsewhere_of, placement_notes
 from segmenter_bench.worker import Worker
@@ -88,6 +89,14 @@ def test_each_engine_lives_in_its_own_process(raced):
     pids = [row["describe"]["pid"] for (_, batch), row in raced[0].items() if batch == 1]
     assert len(set(pids)) == len(pids)
     assert os.getpid() not in pids
+
+
+def test_others_are_neither_the_engines_nor_the_bench(folder, images, monkeypatch):
+    counted = []
+    monkeypatch.setattr("segmenter_bench.race.Spending", lambda pids: counted.extend(pids) or Spending(counted))
+    with opened([fake_entry("eager"), fake_entry("fast")], [], folder, threads=1) as (contestants, _):
+        race(contestants, images, [1], ["labels"], PACE, trained=True)
+        assert counted == [one.worker.pid for one in contestants]
 
 
 def test_wrong_labels_fail_but_keep_their_times(raced):
