@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -186,23 +187,36 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def energy_meter() -> Callable[[], float] | None:
-    """Joules the GPUs of this machine have used since the driver was loaded.
+    """Joules that the GPU which engines run on, the first this process may use, has spent since its driver was loaded.
 
-    None where nothing counts them: without NVML, a driver or a GPU, and on GPUs older than Volta.
+    None where nothing counts them: without NVML, a driver or a GPU, on a part of one, and on GPUs older than Volta.
     """
     try:
         nvml = import_module("pynvml")
     except ImportError:
         return None
+    name = _first_gpu()
+    if name is None:
+        return None
     try:
         nvml.nvmlInit()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        counters = [functools.partial(nvml.nvmlDeviceGetTotalEnergyConsumption, handle) for handle in handles]
-        for counter in counters:
-            counter()
+        counter = functools.partial(nvml.nvmlDeviceGetTotalEnergyConsumption, nvml.nvmlDeviceGetHandleByUUID(name))
+        counter()
     except nvml.NVMLError:
         return None
-    return (lambda: sum(counter() for counter in counters) / 1000.0) if counters else None
+    return lambda: counter() / 1000.0
+
+
+def _first_gpu() -> str | None:
+    """The UUID of CUDA's first device, which CUDA_VISIBLE_DEVICES chooses and NVML does not know of."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, found = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetUuid(found, device):
+        return None
+    return f"GPU-{uuid.UUID(bytes=bytes(found))}"
 
 
 def _gpu(nvml: Any, index: int) -> dict[str, Any]:

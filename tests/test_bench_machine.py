@@ -155,29 +155,48 @@ def test_a_gpu_that_answers_only_some_questions_is_described_by_those(monkeypatc
     assert machine.gpus() == []
 
 
-def test_the_energy_of_all_gpus_together_where_they_count_it(monkeypatch):
+def test_the_energy_of_the_gpu_that_engines_run_on_where_it_counts_it(monkeypatch):
     class NVMLError(Exception):
         pass
 
     def unsupported(*_):
         raise NVMLError
 
-    millijoules = {0: 1000, 1: 2500}
+    class Driver:
+        """Of a machine of two GPUs, of which this process may use the second alone."""
+
+        status = 0
+
+        def cuInit(self, flags):
+            return self.status
+
+        def cuDeviceGet(self, device, index):
+            device._obj.value = 5 + index
+            return 0
+
+        def cuDeviceGetUuid(self, found, device):
+            found[:] = [0] * 15 + [device.value]
+            return 0
+
+    names = {f"GPU-00000000-0000-0000-0000-00000000000{index}": index for index in (4, 5)}
+    millijoules = {4: 1000, 5: 2500}
     nvml = SimpleNamespace(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=names.__getitem__,
         nvmlDeviceGetTotalEnergyConsumption=lambda handle: millijoules[handle],
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: Driver())
     meter = machine.energy_meter()
-    assert meter() == 3.5
-    millijoules[1] += 500
-    assert meter() == 4.0
-    nvml.nvmlDeviceGetCount = lambda: 0
+    assert meter() == 2.5
+    millijoules[4] += 500
+    assert meter() == 2.5
+    millijoules[5] += 500
+    assert meter() == 3.0
+    monkeypatch.setattr(Driver, "status", 100)
     assert machine.energy_meter() is None
-    nvml.nvmlDeviceGetCount = lambda: 2
+    monkeypatch.setattr(Driver, "status", 0)
     nvml.nvmlDeviceGetTotalEnergyConsumption = unsupported
     assert machine.energy_meter() is None
     nvml.nvmlInit = unsupported
