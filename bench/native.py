@@ -23,6 +23,7 @@ from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, EngineError
 from segmenter.files import require_writable
 from segmenter.images import read_image
+from segmenter_bench.placement import Distances, Placement, counted, gauge
 from segmenter_bench.runs import wide_console, write_record
 from segmenter_bench.timing import burst, take_turns
 from segmenter_engines.sessions import Session, open_engine
@@ -124,6 +125,7 @@ def native(options: Options) -> None:
         def p50(function: Callable[[], object]) -> float:
             return float(np.median(burst(function, 0.0, options.calls, warmup=max(options.calls // 10, 1)).ms))
 
+        distances = Distances(gauge(threads))
         ms = take_turns(
             {
                 PYTHON: lambda: p50(lambda: session(image)),
@@ -131,20 +133,36 @@ def native(options: Options) -> None:
                 PROGRAM: lambda: program_p50(call(options, path, threads, "--time", str(options.calls))),
             },
             options.rounds,
+            distances.settle,
         )
-    report(options, ms, f"{width}x{height}, {threads} threads, {options.rounds} rounds of {options.calls} calls")
+    placed = counted(distances.of_rounds(len(ms), options.rounds), options.rounds)[0]
+    how = f"{width}x{height}, {threads} threads, {options.rounds} rounds of {options.calls} calls"
+    report(options, ms, placed, how)
     if options.json is not None:
-        write_record(options.json, options, {"p50_ms_by_round": ms, "timed": TIMED})
+        measured = {"p50_ms_by_round": ms, "counted_rounds": placed.rounds, "core_to_core_ns": placed.core_to_core_ns}
+        write_record(options.json, options, measured | {"cores_moved": placed.moved, "timed": TIMED})
 
 
-def report(options: Options, ms: dict[str, list[float]], how: str) -> None:
+def moved(placed: Placement) -> str:
+    """What became of rounds in which the cores were farther apart; empty where none was."""
+    if not placed.moved:
+        return ""
+    if placed.core_to_core_ns is None:
+        return "the cores moved meanwhile, and too few rounds are of one distance: all count; "
+    return f"the cores moved meanwhile: {len(placed.rounds)} rounds count, in which they were the nearest; "
+
+
+def report(options: Options, every: dict[str, list[float]], placed: Placement, how: str) -> None:
+    ms = {name: [each[index] for index in placed.rounds] for name, each in every.items()}
     table = Table("", "ms p50", "images/s", "times the Python session (quartiles)")
     for name, each in ms.items():
         low, middle, high = np.quantile(np.divide(ms[PYTHON], each), (0.25, 0.5, 0.75))
         median = float(np.median(each))
         table.add_row(name, f"{median:.3f}", f"{1000 / median:.1f}", f"{middle:.3f} ({low:.3f} to {high:.3f})")
     console = wide_console()
-    console.print(f"{options.engine.name}, {how}; timed: {TIMED}; labels of all three are equal", soft_wrap=True)
+    console.print(
+        f"{options.engine.name}, {how}; {moved(placed)}timed: {TIMED}; labels of all three are equal", soft_wrap=True
+    )
     console.print(table)
 
 

@@ -18,7 +18,8 @@ from segmenter_bench.sections import ENOUGH_ROUNDS
 
 Gauge = Callable[[], float | None]
 ALIKE = 1.5  # times as long that still counts as equally far; cores without a common cache take four times as long
-AGAIN_SECONDS = 0.1  # runtimes keep their threads spinning for a moment, beside which a line takes longer
+SETTLE_SECONDS = 0.02  # runtimes keep their threads spinning for a moment after a call
+AGAIN_SECONDS = 0.1  # and some for longer, beside which a line takes longer
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,29 @@ def steady(read: Gauge, before: float | None = None) -> float | None:
     time.sleep(AGAIN_SECONDS)
     again = read()
     return None if again is None else min(now, again)
+
+
+class Distances:
+    """How far apart the cores were before the first turn of candidates and after each; nothing once nobody knows."""
+
+    def __init__(self, read: Gauge | None) -> None:
+        self._read = read
+        first = steady(read) if read else None
+        self.readings = [] if first is None else [first]
+
+    def settle(self) -> None:
+        """After a turn: let its threads come to rest, then read."""
+        time.sleep(SETTLE_SECONDS)
+        if self._read and self.readings:
+            now = steady(self._read, self.readings[-1])
+            if now is None:
+                self.readings.clear()
+            else:
+                self.readings.append(now)
+
+    def of_rounds(self, turns: int, done: int) -> list[list[float]]:
+        """Readings of each of `done` rounds of so many turns; a round's begin with what the one before ended with."""
+        return [self.readings[index * turns : (index + 1) * turns + 1] for index in range(done)]
 
 
 def alike(*distances: float) -> bool:

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,12 +15,11 @@ from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
 from segmenter_bench.machine import Neighbours, Spending
-from segmenter_bench.placement import Gauge, Placement, counted, over, steady
+from segmenter_bench.placement import Distances, Gauge, Placement, counted, over
 from segmenter_bench.timing import Burst, Timing, each_round, ratio
 from segmenter_bench.worker import Worker
 from segmenter_engines.limits import LIMITS
 
-SETTLE_SECONDS = 0.02  # runtimes keep their threads spinning for a moment after a call
 MORE_ROUNDS = 2  # times as many at most, where cores move meanwhile
 
 
@@ -183,9 +181,7 @@ def _rounds(
     After each round: the share of the cores others took so far, if known, and what the rounds so far are summed up by.
     """
     running = {one.entry.name: one for one in contestants if one.failure is None}
-    readings: list[float] = []  # before the first turn and after each; none where nobody knows
-    if gauge and (first := steady(gauge)) is not None:
-        readings.append(first)
+    distances = Distances(gauge)
 
     def turn(one: Contestant) -> Burst:
         if one.failure is None:
@@ -195,25 +191,15 @@ def _rounds(
                 one.failure = str(error)
         return Burst([], 0.0)
 
-    def settle() -> None:
-        time.sleep(SETTLE_SECONDS)
-        if gauge and readings:
-            now = steady(gauge, readings[-1])
-            if now is None:
-                readings.clear()
-            else:
-                readings.append(now)
-
     # with this process, whose threads are what reads how far apart the cores are
     neighbours = Neighbours(Spending(one.worker.pid for one in contestants))
     turns = {name: functools.partial(turn, one) for name, one in running.items()}
-    for done, given in enumerate(each_round(turns, MORE_ROUNDS * pace.rounds, settle), 1):
+    for done, given in enumerate(each_round(turns, MORE_ROUNDS * pace.rounds, distances.settle), 1):
         for name, bursts in given.items():
             running[name].bursts = bursts
-        # a round's begin with what the one before ended with
-        of_rounds = [readings[index * len(turns) : (index + 1) * len(turns) + 1] for index in range(done)]
+        of_rounds = distances.of_rounds(len(turns), done)
         yield neighbours.share(), counted(of_rounds, pace.rounds)
-        if over(of_rounds, pace.rounds) or (not readings and done >= pace.rounds):
+        if over(of_rounds, pace.rounds) or (not distances.readings and done >= pace.rounds):
             return
 
 

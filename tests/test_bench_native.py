@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from segmenter_bench.placement import Placement
 from segmenter_engines.folder import FP32
 from tests.sdk import call
 
@@ -27,6 +28,19 @@ def test_all_three_are_timed(
     shown = capsys.readouterr().out
     assert "72x56, 1 threads, 2 rounds of 5 calls" in shown
     assert all(name in shown for name in (native.PYTHON, native.MODULE, native.PROGRAM))
+
+
+def test_rounds_of_the_nearest_cores_count(capsys: pytest.CaptureFixture[str]) -> None:
+    options = native.Options(engine=Path("a.onnx"), program=Path("b"), rounds=4)
+    ms = {native.PYTHON: [50.0, 10.0, 10.0, 50.0], native.MODULE: [50.0, 5.0, 5.0, 90.0]}
+    native.report(options, ms, Placement((1, 2), 57.0, moved=True), "how")
+    shown = capsys.readouterr().out
+    assert "the cores moved meanwhile: 2 rounds count, in which they were the nearest" in shown
+    assert "2.000 (2.000 to 2.000)" in shown
+    native.report(options, ms, Placement((0, 1, 2, 3), None, moved=True), "how")
+    assert "too few rounds are of one distance: all count" in capsys.readouterr().out
+    native.report(options, ms, Placement((0, 1, 2, 3), 57.0), "how")
+    assert "moved" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["rounds", "calls", "threads"])

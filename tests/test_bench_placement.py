@@ -9,6 +9,7 @@ import pytest
 import segmenter_trt
 from segmenter_bench import placement
 from segmenter_bench.placement import (
+    Distances,
     Placement,
     alike,
     comparable,
@@ -50,6 +51,23 @@ def test_a_race_goes_on_while_the_nearest_cores_seen_lack_rounds() -> None:
     assert over([[FAR]] * 4, 4)
     assert not over([[NEAR], *[[FAR]] * 6], 4)
     assert over([*[[NEAR]] * 4, [FAR]], 4)
+
+
+def test_a_reading_stands_between_two_turns_until_nobody_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(placement, "AGAIN_SECONDS", 0.0)
+    given = iter([NEAR, NEAR, NEAR, FAR, FAR, FAR, FAR, None])
+    distances = Distances(lambda: next(given))
+    for _ in range(4):
+        distances.settle()
+    assert distances.of_rounds(2, 2) == [[NEAR, NEAR, NEAR], [NEAR, FAR, FAR]]
+    distances.settle()
+    assert len(distances.readings) == 6
+    distances.settle()
+    assert distances.of_rounds(2, 3) == [[], [], []]
+    nobody = Distances(None)
+    nobody.settle()
+    assert nobody.of_rounds(3, 1) == [[]]
 
 
 def test_a_reading_that_something_disturbed_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,7 @@ def test_engines_on_other_devices_have_no_ratio(folder, images):
 def test_rows_are_of_rounds_with_the_cores_equally_far_apart(folder, images, monkeypatch):
     # before the race, then after each turn of three engines: five rounds far apart, one on the move, the others near
     distances = iter([250.0, *[250.0] * 15, *(250.0, 60.0, 60.0), *[60.0] * 30])
-    monkeypatch.setattr("segmenter_bench.race.steady", lambda read, before=None: read())
+    monkeypatch.setattr("segmenter_bench.placement.steady", lambda read, before=None: read())
     with opened([fake_entry(name) for name in ("official", "fast")], [fake_entry("eager")], folder, 1) as (running, _):
         rows = race(
             *(running, images, [1], ["labels"], replace(PACE, rounds=6), True),
@@ -235,7 +235,7 @@ def test_rows_are_of_rounds_with_the_cores_equally_far_apart(folder, images, mon
 
 def test_cores_that_never_rest_are_told(folder, images, monkeypatch):
     distances = itertools.cycle([60.0, 250.0])
-    monkeypatch.setattr("segmenter_bench.race.steady", lambda read, before=None: read())
+    monkeypatch.setattr("segmenter_bench.placement.steady", lambda read, before=None: read())
     with opened([fake_entry("official"), fake_entry("eager")], [], folder, threads=1) as (running, _):
         rows = race(running, images, [1], ["labels"], PACE, True, gauge=lambda: next(distances))
     assert {(row["core_to_core_ns"], len(row["rounds_ms"])) for row in rows} == {(None, 2 * PACE.rounds)}
