@@ -20,7 +20,7 @@ from segmenter_bench.timing import IN_PROCESSES
 REGIONS = {
     "network": (
         "The network alone",
-        "From normalised images to class masks on the patch grid; nothing before or after.",
+        "From normalised images, or pixels where the engine takes those, to class masks on the patch grid.",
     ),
     "logits": ("By way of logits", "To labels by way of logits at image resolution, the long way; for its memory."),
 }
