@@ -175,7 +175,8 @@ def _require_equal_classes(session: Session, reference: Session, artifact: objec
 def open_as_shipped(path: Path, engine: str | None, threads: int | None, precision: str | None) -> Session:
     """`open_engine`, but a graph that plans are built from is run whole, its own labels included.
 
-    Elsewhere labels are made behind the engine, from its masks; a plan ships the labels its graph makes, in 16 bits.
+    Elsewhere labels are made behind the engine, from its masks; a plan ships the labels its graph makes, and rounds all
+    on the way there to 16 bits. So does this, also for bf16, of which ONNX Runtime has no kernels.
     """
     if path.suffix == ".onnx" and engine in (None, "onnxruntime"):
         manifest = read_manifest(path, check_hash=False)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: fp32, fp16 and int8 graphs."""
+"""ONNX Runtime on the CPU: fp32, fp16 and int8 graphs; bf16 ones to be verified."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +15,7 @@ from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions.graph_input import require_promised_input
 from segmenter_engines.sessions.session import Mode, Session
 from segmenter_engines.sessions.spec import Spec
+from segmenter_engines.widen import rounded
 
 
 def session_options(threads: int | None, precision: str = "") -> onnxruntime.SessionOptions:
@@ -54,7 +55,7 @@ class OnnxRuntimeSession(Session):
         self._refuse(precision)
         self.mode = self._splitting(mode)
         self._workers = ThreadPoolExecutor(threads) if mode == "throughput" else None
-        graph = onnx.load(path)
+        graph = self._graph(path)
         cut(graph.graph, self._outputs)
         try:
             self._session: Any = onnxruntime.InferenceSession(
@@ -66,6 +67,9 @@ class OnnxRuntimeSession(Session):
             raise EngineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {error}") from error
         sides = self._session.get_inputs()[0].shape
         require_promised_input(path, manifest, [side if isinstance(side, int) else None for side in sides])
+
+    def _graph(self, path: Path) -> onnx.ModelProto:
+        return onnx.load(path)
 
     def _masks(self, x: np.ndarray) -> np.ndarray:
         return self._run(x)["masks"]
@@ -89,9 +93,15 @@ class OnnxRuntimeSession(Session):
 
 
 class WholeGraphSession(OnnxRuntimeSession):
-    """An exported graph with the labels it makes itself, as a plan ships them: slower, and for verification alone."""
+    """An exported graph as a plan ships it: the labels it makes itself, every result rounded to the type it has there.
+
+    Slower, and for verification alone.
+    """
 
     _outputs = ("labels", "masks")
+
+    def _graph(self, path: Path) -> onnx.ModelProto:
+        return rounded(onnx.load(path))
 
     def _labels(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         outputs = self._run(x)
