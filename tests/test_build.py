@@ -14,10 +14,12 @@ from segmenter.files import sha256
 from segmenter_engines import build as build_command
 from segmenter_engines import open_session, tensorrt_api
 from segmenter_engines.build import build
+from segmenter_engines.export import export
 from segmenter_engines.layer_report import read_report, report_path
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.tensorrt_api import builder_log
 from tests.builders import rtx_fixture, source_fixture  # noqa: F401 - fixtures
+from tests.networks import small_network
 from tests.small_engines import H, W
 
 
@@ -61,6 +63,20 @@ def test_options_reach_the_builder(rtx, source, tmp_path, capsys):
     assert plan.with_name("m.plan.layers.html").is_file()
     build(source, plan)
     assert not plan.with_name("m.plan.layers.html").exists()  # it was of the plan before
+
+
+@pytest.mark.tensorrt
+def test_labels_of_many_classes_are_int32_in_a_plan(rtx, tmp_path):
+    network = small_network("linear", classes=tuple(f"class {index}" for index in range(257)), depth=1)
+    export(network, tmp_path / "m.onnx", precision="fp16")
+    (labels,) = (output for output in onnx.load(tmp_path / "m.onnx").graph.output if output.name == "labels")
+    assert labels.type.tensor_type.elem_type == TensorProto.INT16
+    for outputs in (("labels", "masks"), ("labels",)):
+        manifest = build(tmp_path / "m.onnx", tmp_path / "m.plan", outputs=outputs)
+        assert manifest.details["layers"]["fused_attention"] == 1
+        layers = read_report(tmp_path / "m.plan", manifest.sha256).layers
+        (made,) = (tensor for layer in layers for tensor in layer.outputs if tensor.name == "labels")
+        assert made.type == "int32"
 
 
 @pytest.mark.tensorrt

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import torch
 from google.protobuf.message import DecodeError
+from onnx import TensorProto
 
 from segmenter.errors import EngineError
 from segmenter_engines.asked import Asked, asked
@@ -111,7 +112,7 @@ def _builder(trt: Any, engine: str, log: Any) -> Any:
 
 
 def _graph(source: Path, engine: str, outputs: Sequence[str]) -> tuple[onnx.ModelProto, bool]:
-    """The graph with those outputs alone and what they need, and whether that is all of it.
+    """The graph with those outputs alone and what they need, and whether that is the file as it stands.
 
     An output merely unmarked in the network will not do: uint8, as labels are, is for inputs and outputs alone.
     """
@@ -119,10 +120,26 @@ def _graph(source: Path, engine: str, outputs: Sequence[str]) -> tuple[onnx.Mode
         model = onnx.load(source)
     except DecodeError as error:
         raise EngineError(f"{source}: {engine} cannot parse it: no ONNX graph; export it again") from error
-    if {output.name for output in model.graph.output} <= set(outputs):
-        return model, True
-    cut(model.graph, outputs)
-    return model, False
+    whole = {output.name for output in model.graph.output} <= set(outputs)
+    if not whole:
+        cut(model.graph, outputs)
+    return model, not _widen_labels(model.graph) and whole
+
+
+def _widen_labels(graph: onnx.GraphProto) -> bool:
+    """Turn labels of more than 256 classes, int16, into int32, for TensorRT has no int16; whether there were any."""
+    labels = [value for value in (*graph.value_info, *graph.output) if _is_int16(value)]
+    for value in labels:
+        value.type.tensor_type.elem_type = TensorProto.INT32
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.INT16:
+                attribute.i = TensorProto.INT32
+    return bool(labels)
+
+
+def _is_int16(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type == TensorProto.INT16)
 
 
 def _parsed(trt: Any, network: Any, log: Any, source: Path, part: onnx.ModelProto | None, engine: str) -> Any:
