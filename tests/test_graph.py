@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 
 from segmenter.config import variant
 from segmenter.errors import EngineError
@@ -223,6 +224,19 @@ def test_more_classes_than_labels_can_name_are_refused(tmp_path):
     model = small_network("linear", classes=tuple(f"class {index}" for index in range(32768)))
     with pytest.raises(EngineError, match="32768 classes: labels are int16, which ends at 32767"):
         export(model, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("error", [EncodeError("too big"), ValueError("exceeds 2GiB")])
+def test_a_graph_larger_than_a_file_can_be_is_named(engine_folder, tmp_path, monkeypatch, error):
+    """As protobuf says it, in its C and in its Python version; 2 GiB would take seconds to fill."""
+
+    def refuse(graph, path):
+        raise error
+
+    monkeypatch.setattr(onnx, "save", refuse)
+    with pytest.raises(EngineError, match=rf"model.onnx: an ONNX file holds at most 2 GiB, .*\({error}\); export with"):
+        write_graph(onnx.ModelProto(), read_manifest(engine_folder / FP32), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_whose_manifest_would_be_refused_is_not_written(engine_folder, tmp_path):
