@@ -49,4 +49,5 @@ def test_steps_reach_both_ends_of_a_range(real):
             # half a step is rounding; scale and shift are rounded too, each to half an eps of up to 255 steps
             slack = 0.5 + 256 * torch.finfo(TORCH[real]).eps
             assert (steps.fake(ends) - ends).abs().max() <= slack * steps.scale
-            assert bool(steps.shift) == (form is INT8 and -low < ONE_SIDED * high)
+            # a shift of 8 bits would put zero between two steps
+            assert bool(steps.shift) == (form is INT8 and real != TensorProto.BFLOAT16 and -low < ONE_SIDED * high)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
 from segmenter_engines.formats import INT8, UINT8, Format, held_scale
@@ -40,9 +41,11 @@ def steps_over(span: Range, form: Format, real: int) -> Steps:
 
     A one-sided activation, as GELU gives them, is shifted before it becomes symmetric int8, which leaves half its
     numbers to what never comes. Around its middle the activation has the steps of uint8 with a zero point, zero is
-    still one of them, and the product gets the middle back as a constant a channel.
+    still one of them, and the product gets the middle back as a constant a channel. Not in bf16: its 8 bits put zero,
+    where most of the activation lies, between two steps, and round the product before it gets its middle back, which
+    costs more than the steps gain.
     """
-    if form != INT8 or -span.low >= ONE_SIDED * span.high:
+    if form != INT8 or real == TensorProto.BFLOAT16 or -span.low >= ONE_SIDED * span.high:
         scale, zero = form.fitted(span.low, span.high)
         return Steps(form, _held(scale, real), zero)
     scale, zero = UINT8.fitted(span.low, span.high)
