@@ -109,6 +109,23 @@ def test_a_folder_that_takes_no_timings_costs_no_plan(fake, source, tmp_path, mo
     assert "the timings of this build are not kept" in said[1]
 
 
+def test_a_parser_that_finds_no_plugins_is_named_before_it_is_asked(fake, source, tmp_path, monkeypatch):
+    library, copy = tmp_path / "libplugins.so", tmp_path / "plugin.onnx"
+    library.write_bytes(b"plugins")
+    copy.write_bytes(source.read_bytes())
+    replace(read_manifest(source), artifact=copy.name, plugins=("SegmenterAttention",)).write(copy)
+    monkeypatch.setattr(fake, "__version__", "10.9.0.34")
+    with pytest.raises(
+        EngineError, match=r"ops SegmenterAttention are needed, .* TensorRT 10\.9\.0\.34 finds no plugins"
+    ):
+        build(copy, tmp_path / "m.plan", engine="tensorrt", plugin_library=library)
+    assert fake.plugins == []
+    monkeypatch.setattr(fake, "__version__", "10.10.0.31")
+    assert build(copy, tmp_path / "m.plan", engine="tensorrt", plugin_library=library).plugins == (
+        "SegmenterAttention",
+    )
+
+
 def test_a_plugin_library_is_loaded_once_and_vouched_for(fake, source, tmp_path):
     library = tmp_path / "libplugins.so"
     library.write_bytes(b"plugins")

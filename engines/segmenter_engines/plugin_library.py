@@ -19,8 +19,15 @@ def load_plugins(trt: Any, engine: str, library: Path | None, needed: Sequence[s
 
     trt: the engine's module. needed: op names, such as SegmenterAttention. A library runs its code here: load those
     alone that you trust.
-    Raises EngineError, naming them, for a library that cannot be loaded, or ops that none brings.
+    Raises EngineError, naming them, for a library that cannot be loaded, ops that none brings, or a TensorRT whose
+    parser finds none of them.
     """
+    if needed and engine == "tensorrt" and _before_10_10(trt.__version__):
+        raise EngineError(
+            f"engine tensorrt: ops {', '.join(needed)} are needed, and the ONNX parser of TensorRT {trt.__version__}"
+            " finds no plugins by the domain of a node, which 10.10 is the first to do; install that or a later one, or"
+            " export with --lowering native"
+        )
     registry = trt.get_plugin_registry()
     if library is not None and not library.is_file():
         raise EngineError(f"plugin library {library}: no such file; pass the path of the built library")
@@ -41,6 +48,12 @@ def load_plugins(trt: Any, engine: str, library: Path | None, needed: Sequence[s
             f"{engine}: ops {', '.join(missing)} are needed, {told}; pass --plugin-library PATH, or export with"
             " --lowering native"
         )
+
+
+def _before_10_10(version: str) -> bool:
+    # from NVIDIA's notes of 10.10: its importer of plugins "now also reads its namespace from a Node's domain field"
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) < (10, 10)
 
 
 def _reason(library: Path, log: Any, before: int) -> str:
