@@ -26,8 +26,9 @@ class Machine:
 
 
 @pytest.fixture(name="machine")
-def machine_fixture(monkeypatch):
+def machine_fixture(monkeypatch, tmp_path):
     """Afterwards nothing may be left, and nothing may have been touched that was not there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     machine = Machine(monkeypatch)
     yield machine
     if machine.cuda.live:

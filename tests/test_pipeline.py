@@ -16,6 +16,8 @@ from segmenter_engines import artifacts, pipeline
 from segmenter_engines.export import export
 from segmenter_engines.folder import ARTIFACTS, CHECKPOINT, FP16, FP32, INT8, INT8_TENSORRT, PLANS, reason_path
 from segmenter_engines.manifest import manifest_path, read_manifest
+from tests.fake_machine import machine_fixture  # noqa: F401 - a fixture
+from tests.fake_tensorrt import write_plan
 
 
 @pytest.fixture
@@ -149,6 +151,15 @@ def test_a_graph_that_does_not_open_is_a_fault_and_a_missing_runtime_is_not(
     monkeypatch.setattr(pipeline, "open_as_shipped", open_nothing)
     (fault,) = pipeline.verify_artifacts(folder, samples, 1)
     assert fault.startswith("no engine could be verified")
+
+
+def test_a_gpu_that_the_plans_are_not_for_is_no_fault(checkpoint, tmp_path, picture_root, machine, capsys):
+    folder = tmp_path / "engines"
+    fill(checkpoint, folder, "fp32")
+    plan = write_plan(folder / PLANS[0], compute_capabilities=("8.0", "12.0"))
+    replace(read_manifest(plan), source=read_manifest(folder / FP32).source).write(plan)
+    assert pipeline.verify_artifacts(folder, open_dataset("folder", picture_root, "val"), 1) == ()
+    assert "not verified here: " in capsys.readouterr().out
 
 
 def test_an_engine_that_fails_while_it_runs_is_a_fault_and_the_others_go_on(checkpoint, tmp_path, picture_root):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 from segmenter.config import Preprocess
-from segmenter.errors import EngineError
+from segmenter.errors import EngineError, Unavailable
 from segmenter.files import sha256
 from segmenter_engines.build import build
 from segmenter_engines.gpu_targets import set_targets
@@ -90,6 +90,16 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_command(plan, changes, ver
     assert COMMAND in str(caught.value)
 
 
+def test_a_gpu_that_a_plan_is_not_for_is_what_the_machine_lacks(plan):
+    path, manifest = plan
+    for command, advice in (
+        (COMMAND, f"make it again: `{COMMAND}`, with --gpus 8.0, or --engine tensorrt"),
+        ("segmenter pipeline ckpt --out m", "build its graph: `segmenter build` with --gpus 8.0, or --engine tensorrt"),
+    ):
+        with pytest.raises(Unavailable, match=f"run it on one of those, or {advice}"):
+            check_plan(path, replace(manifest, command=command), "1.7.1.116", (8, 0))
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -121,6 +131,31 @@ def test_a_plan_of_tensorrt_tells_its_version_where_the_layout_is_known(plan):
 
 
 @pytest.mark.parametrize(
+    ("header", "told", "here", "fits"),
+    [
+        ((10, 7, 0, 23), "10.7.0", "10.7.0", True),
+        ((10, 7, 0, 23), "10.7.0", "10.7.0.23", True),
+        ((10, 7, 0, 23), "10.7.0.23", "10.7.0", True),
+        ((10, 7, 0, 23), "10.7.0", "10.7.0.24", False),
+        ((10, 7, 1, 23), "10.7.0", "10.7.0", False),
+        ((10, 7, 0, 23), "10.7", "10.7.0", False),
+        ((10, 7, 0, 23), "10.7.0", "10.7", False),
+        ((10, 8, 0, 43), "10.8.0.43", "10.8.0.44", False),
+    ],
+)
+def test_versions_are_compared_by_the_numbers_both_tell(plan, header, told, here, fits):
+    """TensorRT's Python module tells three up to 10.7, the header of a plan and the C++ library always four."""
+    path, manifest = plan
+    path.write_bytes(plan_bytes(tag=b"ftrt", version=header))
+    changed = replace(manifest, engine="tensorrt", sha256=sha256(path), versions={"tensorrt": told})
+    if fits:
+        assert check_plan(path, changed, here, None)
+    else:
+        with pytest.raises(EngineError, match=f"this is {here}"):
+            check_plan(path, changed, here, None)
+
+
+@pytest.mark.parametrize(
     ("precision", "gpus"),
     [("fp16", ("8.0", "8.6", "8.9", "12.0")), ("int8", ("8.0", "8.6", "8.9", "12.0")), ("fp8", ("8.9", "12.0"))],
 )
@@ -131,6 +166,12 @@ def test_a_plan_of_tensorrt_rtx_promises_the_gpus_it_is_built_for(precision, gpu
         assert not runs_on(gpus, unknown)
     assert runs_on(gpus, (8, 9))
     assert runs_on(gpus, (8, 6)) is (precision != "fp8")
+
+
+@pytest.mark.parametrize("gpu", ["7.5", "5.0"])
+def test_gpus_older_than_every_session_takes_are_refused(gpu):
+    with pytest.raises(EngineError, match=f"--gpus {gpu}: .*begin with 8.0"):
+        set_targets(None, None, "tensorrt-rtx", ("8.6", gpu), "fp16")
 
 
 def test_capabilities_are_exact_or_least():

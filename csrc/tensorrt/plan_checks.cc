@@ -1,6 +1,8 @@
 #include "plan_checks.h"
 
+#include <algorithm>
 #include <charconv>
+#include <cstddef>
 #include <cstdint>
 #include <fstream>
 #include <iterator>
@@ -63,6 +65,13 @@ Numbers numbers(std::string_view version) {
   return found;
 }
 
+// Whether two versions are one, by the numbers that both tell, at least three: TensorRT's Python module leaves the
+// fourth out up to 10.7.
+bool agree(const Numbers& one, const Numbers& other) {
+  const std::size_t told = std::min(one.size(), other.size());
+  return told >= 3 && std::equal(one.begin(), one.begin() + static_cast<std::ptrdiff_t>(told), other.begin());
+}
+
 std::string text(const Numbers& version) {
   std::vector<std::string> parts;
   for (const std::uint64_t number : version) parts.push_back(std::to_string(number));
@@ -97,7 +106,7 @@ void require_version(const Manifest& manifest, const std::string& artifact, std:
   const std::string told = found == manifest.versions.end() ? "of a version its manifest does not tell" : found->second;
   const Numbers built = numbers(told);
   Numbers here = numbers(version);
-  if (built.empty() || built != here) {
+  if (!agree(built, here)) {
     throw ArtifactError(artifact + ": built with " + engine + " " + told + ", this is " + version +
                         "; install that version, or " + rebuild_advice(manifest, artifact));
   }
@@ -111,7 +120,7 @@ void require_version(const Manifest& manifest, const std::string& artifact, std:
                         std::to_string(*header->length) + again);
   }
   for (std::uint64_t& number : here) number %= 256;
-  if (header->version && *header->version != here) {
+  if (header->version && !agree(*header->version, here)) {
     throw ArtifactError(artifact + ": its own header says " + engine + " " + text(*header->version) +
                         " wrote it, this is " + version + again);
   }

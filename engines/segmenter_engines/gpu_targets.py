@@ -35,10 +35,11 @@ def set_targets(trt: Any, config: Any, engine: str, gpus: Sequence[str], precisi
     for gpu in gpus:
         if not re.fullmatch(r"\d{1,2}\.\d\+?", gpu):
             raise EngineError(f"--gpus {gpu}: wanted compute capabilities such as 8.6")
-    first = FIRST.get(precision, "0.0")
+    first = FIRST.get(precision, AMPERE)
     below = [gpu for gpu in gpus if _number(gpu) < _number(first)]
     if below:
-        raise EngineError(f"--gpus {' '.join(below)}: {precision} products begin with {first}; leave it out")
+        what = f"{precision} products" if precision in FIRST else "GPUs that plans run on"
+        raise EngineError(f"--gpus {' '.join(below)}: {what} begin with {first}; leave it out")
     if len(set(gpus)) < len(gpus):
         raise EngineError(f"--gpus {' '.join(gpus)}: names one twice")
     if engine == "tensorrt":

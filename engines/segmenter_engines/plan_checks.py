@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from segmenter.errors import EngineError
+from segmenter.errors import EngineError, Unavailable
 from segmenter.files import sha256
 from segmenter_engines.manifest import Manifest, manifest_path
 
@@ -54,7 +54,8 @@ def check_plan(
     runtime's module. device_capability: (major, minor) of the GPU; None leaves it unchecked. plugins: the plugin
     library that would be loaded for it, None where there is none. gpu: what an error calls the GPU.
     Opens no runtime and loads no library.
-    Raises EngineError naming what was expected, what is here, and the command that rebuilds.
+    Raises EngineError naming what was expected, what is here, and the command that rebuilds; Unavailable, which is
+    one, where it is the GPU that does not fit.
     """
     again = rebuild_command(path, manifest)
     if manifest.kind != "plan":
@@ -69,9 +70,11 @@ def check_plan(
     _check_version(path, manifest, runtime_version, plan, again)
     if device_capability is not None and not runs_on(manifest.compute_capabilities, device_capability):
         wanted, here = " or ".join(manifest.compute_capabilities), ".".join(map(str, device_capability))
-        raise EngineError(
+        built = manifest.command.startswith("segmenter build ")
+        advice = again + "," if built else "build its graph: `segmenter build`"  # a pipeline would make the same again
+        raise Unavailable(
             f"{path}: built for GPUs of compute capability {wanted}, {gpu} has {here}; run it on one of those, or"
-            f" {again}, with --gpus {here}, or --engine tensorrt where TensorRT-RTX does not know such GPUs"
+            f" {advice} with --gpus {here}, or --engine tensorrt where TensorRT-RTX does not know such GPUs"
         )
     _check_plugins(path, manifest, plugins, again)
     return plan
@@ -96,7 +99,7 @@ def runs_on(capabilities: tuple[str, ...], device: tuple[int, int]) -> bool:
 def _check_version(path: Path, manifest: Manifest, runtime_version: str, plan: bytes, again: str) -> None:
     told = manifest.versions.get(manifest.engine, "")
     expected, here = _numbers(told), _numbers(runtime_version)
-    if not expected or expected != here:
+    if not _agree(expected, here):
         raise EngineError(
             f"{path}: built with {manifest.engine} {told or 'of a version its manifest does not tell'}, this is"
             f" {runtime_version}; install that version, or {again}"
@@ -107,11 +110,20 @@ def _check_version(path: Path, manifest: Manifest, runtime_version: str, plan: b
         raise EngineError(f"{path}: begins as {begins}, wanted one of {manifest.engine}; {again}")
     if header.length not in (None, len(plan)):
         raise EngineError(f"{path}: has {len(plan)} bytes, its own header says {header.length}; {again}")
-    if header.version is not None and header.version != tuple(number % 256 for number in here):
+    if header.version is not None and not _agree(header.version, tuple(number % 256 for number in here)):
         wrote = ".".join(map(str, header.version))
         raise EngineError(
             f"{path}: its own header says {manifest.engine} {wrote} wrote it, this is {runtime_version}; {again}"
         )
+
+
+def _agree(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two versions are one, by the numbers that both tell, at least three.
+
+    TensorRT's Python module leaves the fourth out up to 10.7: 10.7.0, of which a plan's header says 10.7.0.23.
+    """
+    told = min(len(one), len(other))
+    return told >= 3 and one[:told] == other[:told]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -209,5 +209,22 @@ TEST(PlanChecks, APlanOfRtxTellsItsLength) {
   }
 }
 
+TEST(PlanChecks, VersionsAreComparedByTheNumbersBothTell) {
+  const auto check = [](const std::string& told_by_manifest, const std::string& version) {
+    Manifest manifest{};
+    manifest.versions = {{"tensorrt", told_by_manifest}};
+    const std::string plan = header("ftrt", {10, 7, 0, 23}, 0) + std::string(300, '\1');
+    return told([&] {
+      tensorrt::require_version(manifest, "m.plan", std::as_bytes(std::span(plan)), "tensorrt", version);
+    });
+  };
+  for (const char* const built : {"10.7.0", "10.7.0.23"}) {
+    EXPECT_EQ(check(built, "10.7.0.23"), "nothing was thrown") << built;
+    EXPECT_NE(check(built, "10.7.1.23").find("built with tensorrt"), std::string::npos) << built;
+  }
+  EXPECT_NE(check("10.7.0", "10.7.0.24").find("its own header says tensorrt 10.7.0.23"), std::string::npos);
+  EXPECT_NE(check("10.7", "10.7.0.23").find("built with tensorrt 10.7, this is"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace segmenter_trt
