@@ -15,6 +15,8 @@ from segmenter_engines.manifest import manifest_path, read_manifest, vouched
 from segmenter_engines.sessions import open_engine
 from segmenter_engines.verdict import Verdict, record
 from segmenter_engines.verified import carry, graph_verification, passed_saturating, unverified
+from tests.fake_machine import machine_fixture  # noqa: F401 - a fixture
+from tests.fake_tensorrt import write_plan
 from tests.test_plan_checks import plan  # noqa: F401 - a fixture
 
 PASSED = Verdict("onnxruntime-fp32", "fp32", 4, 0.5, 0.5, 1.0, LIMITS["fp32"])
@@ -125,6 +127,37 @@ def test_a_plan_carries_the_verdict_of_its_graph_as_the_graphs(artifact, plan, v
     assert unverified(carried, "tensorrt-rtx-fp16") is None  # its own verdict is what counts
     without = replace(carried, verification=graph_verification(graph))
     assert re.search(told, unverified(without, "tensorrt-rtx-fp16"))
+
+
+@pytest.mark.parametrize(
+    ("told", "device", "reason"),
+    [
+        ({"device": "NVIDIA L4"}, "NVIDIA L4", None),
+        ({"device": "NVIDIA L4"}, None, None),
+        ({"device": "NVIDIA L4"}, "NVIDIA A10", "verified in tensorrt-rtx-fp16 on NVIDIA L4, not on this NVIDIA A10"),
+        ({}, "NVIDIA A10", "verified in tensorrt-rtx-fp16 on another GPU, not on this NVIDIA A10"),
+        ({"device": 5}, "NVIDIA A10", "verified in tensorrt-rtx-fp16 on another GPU, not on this NVIDIA A10"),
+        ({"device": "a\x1b"}, "b", "verified in tensorrt-rtx-fp16 on a?, not on this b"),
+    ],
+)
+def test_a_plan_is_verified_on_the_gpu_it_passed_on(plan, told, device, reason):  # noqa: F811
+    _, manifest = plan
+    own = {"tensorrt-rtx-fp16": {"passed": True, "sha256": manifest.sha256, **told}}
+    assert unverified(replace(manifest, verification=own), "tensorrt-rtx-fp16", device) == reason
+
+
+def test_a_plan_that_passed_on_another_gpu_is_warned_of_and_refused(machine, tmp_path):
+    path = write_plan(tmp_path / "m.plan")
+    manifest = read_manifest(path)
+    for device, quiet in ((machine.cuda.gpu, True), ("NVIDIA L4", False)):
+        own = {"tensorrt-rtx-fp16": {"passed": True, "sha256": manifest.sha256, "device": device}}
+        replace(manifest, verification=own).write(path)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            open_session(path, threads=1).close()
+        assert bool(told) is not quiet
+    with pytest.raises(EngineError, match=r"on NVIDIA L4, not on this .*; run `segmenter verify"):
+        open_session(path, threads=1, require_verified=True)
 
 
 def test_a_graph_without_verdicts_gives_none(engine_folder):

@@ -104,7 +104,7 @@ Engine Engine::open(const fs::path& artifact, const EngineOptions& options) {
   const Description facts = backend->describe();
   const bool narrowed = manifest.precision == "fp32" && facts.floats == "bf16";
   const std::string engine = facts.engine + "-" + (narrowed ? facts.floats : manifest.precision);
-  std::string unsure = unverified(manifest, engine);
+  std::string unsure = unverified(manifest, engine, facts.device);
   if (!unsure.empty()) unsure += "; run `segmenter verify --engine " + facts.engine + "` on this machine";
   if (options.require_verified && !unsure.empty()) throw ArtifactError(artifact.string() + ": " + unsure);
   std::string name = engine + ", " + manifest.model;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <utility>
 #include <vector>
 
 namespace segmenter_trt {
@@ -11,7 +12,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kOfGraph = "graph:";  // begins the names of verdicts on the graph a plan was built from
-constexpr std::size_t kLongest = 200;       // of faults that are quoted
+constexpr std::size_t kLongest = 200;       // of what is quoted of a verdict
 // 8-bit products summed in 32 bits, as segmenter/cpu.py names them
 constexpr const char* kExactInt8[] = {"avx_vnni", "avx512_vnni", "amx_int8"};
 
@@ -23,7 +24,15 @@ std::string text(const json& verdict, const char* name) {
 
 bool passed(const json& verdict) { return verdict["passed"].get<bool>(); }
 
-// What failed, in printable ASCII: it comes from a file.
+// In printable ASCII and short: it comes from a file.
+std::string printable(std::string told) {
+  for (char& letter : told) {
+    if (letter < ' ' || letter > '~') letter = '?';
+  }
+  return told.substr(0, kLongest);
+}
+
+// What failed.
 std::string faults(const std::vector<json>& verdicts) {
   std::string told;
   for (const json& verdict : verdicts) {
@@ -33,19 +42,19 @@ std::string faults(const std::vector<json>& verdicts) {
       if (fault.is_string()) told += (told.empty() ? "" : "; ") + fault.get<std::string>();
     }
   }
-  for (char& letter : told) {
-    if (letter < ' ' || letter > '~') letter = '?';
-  }
-  return told.empty() ? "it does not tell why" : told.substr(0, kLongest);
+  return told.empty() ? "it does not tell why" : printable(std::move(told));
 }
 
 }  // namespace
 
-std::string unverified(const Manifest& manifest, const std::string& engine) {
+std::string unverified(const Manifest& manifest, const std::string& engine, const std::string& device) {
   const json found = json::parse(manifest.verification);
   const auto own = found.find(engine);
   if (own != found.end() && text(*own, "sha256") == manifest.sha256) {
-    return passed(*own) ? "" : "failed its verification in " + engine + ": " + faults({*own});
+    if (!passed(*own)) return "failed its verification in " + engine + ": " + faults({*own});
+    const std::string on = text(*own, "device");
+    if (device.empty() || manifest.kind != Kind::plan || on == device) return "";
+    return "verified in " + engine + " on " + (on.empty() ? "another GPU" : printable(on)) + ", not on this " + device;
   }
   std::vector<json> graph;
   bool failed = false, of_this = true;

@@ -8,7 +8,8 @@
 namespace segmenter_trt {
 
 // Why an artifact may not be taken for verified in an engine, such as `openvino-int8`, in one line; empty when it may.
-std::string unverified(const Manifest& manifest, const std::string& engine);
+// device: the GPU's name, where a plan must have passed on the same; empty where any will do.
+std::string unverified(const Manifest& manifest, const std::string& engine, const std::string& device = "");
 
 // Whether an artifact passed in an engine on a CPU whose sums of 8-bit products can overflow (see `int8_saturates`).
 bool passed_saturating(const Manifest& manifest, const std::string& engine);

@@ -77,7 +77,7 @@ TEST_F(EngineTest, PassesOnWhatABackendThrows) {
 TEST_F(EngineTest, TellsWhatIsNotVerified) {
   const std::string advice = "; run `segmenter verify --engine tensorrt` on this machine";
   const auto verdict = [](const std::string& name, const std::string& digest, const std::string& passed) {
-    return "\"" + name + R"(": {"sha256": ")" + digest + R"(", "passed": )" + passed +
+    return "\"" + name + R"(": {"sha256": ")" + digest + R"(", "device": "nothing", "passed": )" + passed +
            R"(, "faults": [5, "mIoU\u001b dropped", "\u00fc"]})";
   };
   const std::string own = digest_of(Fake{}.bytes), other(64, '0');
@@ -105,6 +105,25 @@ TEST_F(EngineTest, TellsWhatIsNotVerified) {
   }
   const Fake passed = {.verification = "{" + graph + ", " + verdict("tensorrt-fp32", own, "true") + "}"};
   EXPECT_EQ(open(passed, {.require_verified = true}).describe().warning, "");
+}
+
+TEST(Verified, KnowsWhichGpuAPlanPassedOn) {
+  const auto reason = [](Kind kind, const std::string& told, const std::string& device) {
+    Manifest manifest = {};
+    manifest.kind = kind;
+    manifest.sha256 = "00";
+    manifest.verification = R"({"tensorrt-fp16": {"sha256": "00", "passed": true)" + told + "}}";
+    return unverified(manifest, "tensorrt-fp16", device);
+  };
+  const std::string l4 = R"(, "device": "NVIDIA L4")";
+  EXPECT_EQ(reason(Kind::plan, l4, "NVIDIA L4"), "");
+  EXPECT_EQ(reason(Kind::plan, l4, ""), "");
+  EXPECT_EQ(reason(Kind::plan, l4, "NVIDIA A10"), "verified in tensorrt-fp16 on NVIDIA L4, not on this NVIDIA A10");
+  for (const char* const told : {"", R"(, "device": 5)"}) {
+    EXPECT_EQ(reason(Kind::plan, told, "T4"), "verified in tensorrt-fp16 on another GPU, not on this T4");
+  }
+  EXPECT_EQ(reason(Kind::plan, R"(, "device": "a\u001b")", "b"), "verified in tensorrt-fp16 on a?, not on this b");
+  EXPECT_EQ(reason(Kind::onnx, l4, "cpu"), "");
 }
 
 TEST(Verified, KnowsWhichCpuItPassedOn) {

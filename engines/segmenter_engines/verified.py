@@ -34,10 +34,11 @@ def carry(graph: Path, plan: Path) -> None:
     replace(manifest, verification={**own, **(graph_verification(base) or {})} or None).write(plan)
 
 
-def unverified(manifest: Manifest, engine: str) -> str | None:
+def unverified(manifest: Manifest, engine: str, device: str | None = None) -> str | None:
     """Why an artifact may not be taken for verified in an engine, in words; None when it may.
 
-    engine: a session's name, such as `openvino-int8`.
+    engine: a session's name, such as `openvino-int8`. device: the name of the GPU that a plan must have passed on; None
+    where any will do.
     """
     found = manifest.verification or {}
     verdict = found.get(engine)
@@ -48,7 +49,11 @@ def unverified(manifest: Manifest, engine: str) -> str | None:
         if graph and all(manifest.source.get("onnx") == vouched(told.get("sha256", "")) for told in graph.values()):
             return f"verified only as the graph it was built from, not in {engine}"
         return f"not verified in {engine}"
-    return None if verdict["passed"] else f"failed its verification in {engine}: {_faults({engine: verdict})}"
+    if not verdict["passed"]:
+        return f"failed its verification in {engine}: {_faults({engine: verdict})}"
+    if device is not None and manifest.kind == "plan" and verdict.get("device") != device:
+        return f"verified in {engine} on {_printable(verdict.get('device')) or 'another GPU'}, not on this {device}"
+    return None
 
 
 def passed_saturating(manifest: Manifest, engine: str) -> bool:
@@ -61,4 +66,8 @@ def _faults(verdicts: dict[str, Any]) -> str:
     # a verdict is from a file and may hold anything
     lists = [told.get("faults") for told in verdicts.values()]
     texts = [fault for faults in lists if isinstance(faults, list) for fault in faults if isinstance(fault, str)]
-    return re.sub("[^ -~]", "?", "; ".join(texts))[:200] or "it does not tell why"
+    return _printable("; ".join(texts)) or "it does not tell why"
+
+
+def _printable(text: Any) -> str:
+    return re.sub("[^ -~]", "?", text)[:200] if isinstance(text, str) else ""

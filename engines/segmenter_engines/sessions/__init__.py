@@ -54,7 +54,7 @@ def open_session(
     if _is_checkpoint(path):
         return session
     manifest = read_manifest(path, check_hash=False)
-    reason = unverified(manifest, session.name)
+    reason = unverified(manifest, session.name, session.describe()["device"])
     if reason is not None:
         advice = f"{path}: {reason}; run `segmenter verify --engine {session.engine}` on this machine"
         passed = {name.rpartition("-")[0] for name in manifest.verification or {} if not unverified(manifest, name)}
