@@ -73,6 +73,7 @@ def main(folder):
     # finalizers run the last made first: this one after those of every session
     weakref.finalize(driver, lambda report: print(json.dumps(report())), driver.report)
     trt, patch = FakeTensorRT(driver), pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     patch.setattr(plans, "tensorrt", lambda engine: trt)
     patch.setattr(plans, "builder_log", lambda engine: trt.log)
     images = pictures(3, 40, 56)

@@ -100,6 +100,7 @@ class FakeTensorRT:
         self.cuda, self.engine, self.__version__ = cuda, engine, VERSIONS[engine]
         self.deserialized = self.alive = 0
         self.contexts = []
+        self.compiled = []  # caches that kernels were compiled into
         self.enqueue_fails = self.nan = self.refuses_plan = self.not_capturable = False
         self.log = SimpleNamespace(messages=[], clear=self._clear)
         self.log.errors = lambda: "; ".join(" ".join(text.split()) for text in self.said)
@@ -165,7 +166,8 @@ class Engine:
 
     def create_runtime_config(self):
         assert self.trt.engine == "tensorrt-rtx"
-        config = SimpleNamespace(create_runtime_cache=object, cache=None, allocation=None)
+        cache = RuntimeCache(self.trt.compiled)
+        config = SimpleNamespace(create_runtime_cache=lambda: cache, cache=None, allocation=None)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "allocation", strategy)
         config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
         self.configs.append(config)
@@ -175,9 +177,30 @@ class Engine:
         assert (how.allocation if self.trt.engine == "tensorrt-rtx" else how) == "user managed"
         context = Context(self)
         if self.trt.engine == "tensorrt-rtx":
+            how.cache.compile()
             context.is_stream_capturable = lambda handle: not self.trt.not_capturable
         self.trt.contexts.append(how)
         return context
+
+
+class RuntimeCache:
+    """Of kernels; refuses what it did not write, as that of another version."""
+
+    def __init__(self, compiled):
+        self.compiled, self.held = compiled, b""
+
+    def deserialize(self, blob):
+        taken = blob.startswith(b"kernels")
+        self.held = blob if taken else b""
+        return taken
+
+    def serialize(self):
+        return self.held
+
+    def compile(self):
+        if not self.held:
+            self.held = b"kernels"
+            self.compiled.append(self)
 
 
 class Context:

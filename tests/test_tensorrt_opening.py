@@ -1,6 +1,7 @@
 """Plans opened and closed: shared, with plugins, refused by name, and everything given back."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from segmenter_engines import open_session
 from segmenter_engines.gpu_targets import PORTABLE
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import plan as plans
+from segmenter_engines.sessions.runtime_cache import cache_file
 from segmenter_engines.sessions.tensorrt import TensorRTSession
 from tests.fake_machine import machine_fixture, plan_fixture, shots  # noqa: F401 - fixtures
 from tests.fake_tensorrt import VERSIONS, Engine, labels_of, write_plan
@@ -34,6 +36,41 @@ def test_sessions_share_a_plan_and_the_last_closes_it(machine, plan):
     assert trt.alive == 0
     with open_session(plan, threads=1):
         assert trt.deserialized == 2
+
+
+def test_a_plan_keeps_the_settings_that_its_contexts_refer_to(machine, plan):
+    trt = machine.trt["tensorrt-rtx"]
+    with open_session(plan, threads=1), open_session(plan, threads=1):
+        (opened,) = plans._OPEN.values()
+        first, second = trt.contexts
+        assert first is second
+        assert list(opened._configs.values()) == [first]
+    assert opened._configs == {}
+
+
+def test_compiled_kernels_are_kept_for_the_next_process(machine, plan, tmp_path):
+    trt, file = machine.trt["tensorrt-rtx"], cache_file(read_manifest(plan).sha256, machine.cuda.gpu)
+    open_session(plan, threads=1).close()
+    assert len(trt.compiled) == 1
+    assert file.is_relative_to(tmp_path)
+    assert file.read_bytes() == b"kernels"
+    written = file.stat().st_mtime_ns
+    open_session(plan, threads=1).close()
+    assert len(trt.compiled) == 1
+    assert file.stat().st_mtime_ns == written
+    assert cache_file(read_manifest(plan).sha256, "another GPU") != file
+    # of another version: compiled anew and written over
+    file.write_bytes(b"others")
+    open_session(plan, threads=1).close()
+    assert len(trt.compiled) == 2
+    assert file.read_bytes() == b"kernels"
+    # where nothing can be read or written: told, and the session is as good
+    file.unlink()
+    file.mkdir()
+    session = open_session(plan, threads=1)
+    assert np.array_equal(session(shots(1)), labels_of(shots(1), 5))
+    with pytest.warns(RuntimeWarning, match=r"kernels of a plan, .*; the next process compiles"):
+        session.close()
 
 
 def test_two_sessions_of_a_plan_in_two_threads(machine, tmp_path):
@@ -197,6 +234,10 @@ for _ in range(3):
 stream = session.stream(shots(3))
 next(stream)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
     assert run.stderr == ""
     assert run.stdout == "left 0 []\n"
+    assert len(list((tmp_path / "cache").rglob("*.cache"))) == 1

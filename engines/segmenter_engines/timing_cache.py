@@ -30,7 +30,7 @@ def cache_folder(option: str | None, engine: str) -> Path | None:
         return None
     if option == NONE:
         return None
-    folder = Path(option).expanduser() if option else _user_cache() / "segmenter" / "timing"
+    folder = Path(option).expanduser() if option else user_cache() / "segmenter" / "timing"
     if folder.exists() and not folder.is_dir():
         raise EngineError(f"--timing-cache {folder}: is a file; name a folder, or `none`")
     return folder
@@ -76,7 +76,8 @@ def keep(config: Any, file: Path, say: Callable[[str], None]) -> None:
         say(f"timing cache {file}: {error.strerror}; the timings of this build are not kept")
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """The folder where this system keeps what programs can make again."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":

@@ -12,6 +12,7 @@ from segmenter_engines.manifest import PIXELS, Manifest
 from segmenter_engines.plan_checks import check_plan, rebuild_command
 from segmenter_engines.plugin_library import load_plugins
 from segmenter_engines.sessions.device import Device, Memory
+from segmenter_engines.sessions.runtime_cache import cache_file, keep, load
 from segmenter_engines.tensorrt_api import builder_log, product, tensorrt
 
 INPUT = "images"
@@ -32,7 +33,10 @@ _LOCK = Lock()
 class Plan:
     """A deserialised plan; sessions in any thread make contexts of it. Made by `acquire`, given back by `release`."""
 
-    def __init__(self, key: tuple[str, str, str, int], trt: Any, path: Path, manifest: Manifest, plan: bytes) -> None:
+    def __init__(
+        self, key: tuple[str, str, str, int], trt: Any, path: Path, manifest: Manifest, plan: bytes, kernels: Path
+    ) -> None:
+        """kernels: the file that keeps what TensorRT-RTX compiles for it."""
         self.key, self.sessions, self.trt = key, 0, trt
         self.name = product(manifest.engine).name
         log = builder_log(manifest.engine)
@@ -52,8 +56,12 @@ class Plan:
         self._pixels = manifest.input == PIXELS
         self.types = {name: np.dtype(TYPES[kind]) for name, kind in types.items()}
         self.outputs = tuple(name for name in types if name != INPUT)
-        self.scratch_bytes = int(self._engine.device_memory_size_v2)
+        # 10.0 has the first alone
+        name = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
+        self.scratch_bytes = int(getattr(self._engine, name))
         self._cache: Any = None
+        self._kernels, self._loaded = kernels, b""
+        self._configs: dict[bool, Any] = {}  # by `fixed_kernels`: contexts refer to theirs
         self._lock = Lock()
 
     def context(self, scratch: Memory, fixed_kernels: bool) -> Any:
@@ -101,21 +109,27 @@ class Plan:
         builder_log(self.key[0]).clear()
 
     def close(self) -> None:
-        # an engine goes before the runtime that made it
+        # an engine goes before the runtime that made it, and what was made of it before it
+        if self._cache is not None:
+            keep(self._cache, self._kernels, self._loaded)
+        self._configs.clear()
         self._cache = self._engine = None
         self._runtime = None
 
     def _config(self, strategy: Any, fixed_kernels: bool) -> Any:
         """TensorRT-RTX compiles kernels when a context is made; the cache has the next find them."""
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        kinds = self.trt.DynamicShapesKernelSpecializationStrategy
-        # lazily, kernels compiled meanwhile replace the first ones, and a graph would never see them
-        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed_kernels else kinds.LAZY
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-        config.set_runtime_cache(self._cache)
-        return config
+        if fixed_kernels not in self._configs:
+            config = self._engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            kinds = self.trt.DynamicShapesKernelSpecializationStrategy
+            # lazily, kernels compiled meanwhile replace the first ones, and a graph would never see them
+            config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed_kernels else kinds.LAZY
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                self._loaded = load(self._cache, self._kernels)
+            config.set_runtime_cache(self._cache)
+            self._configs[fixed_kernels] = config
+        return self._configs[fixed_kernels]
 
     def _names(self) -> list[str]:
         return [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -140,7 +154,7 @@ def acquire(path: Path, manifest: Manifest, device: Device, plugins: Path | None
         if plan is None:
             if manifest.plugins:
                 load_plugins(trt, manifest.engine, plugins, manifest.plugins, builder_log(manifest.engine))
-            plan = Plan(key, trt, path, manifest, content)
+            plan = Plan(key, trt, path, manifest, content, cache_file(manifest.sha256, device.gpu))
         try:
             plan.require_profile(path, manifest)  # of every session: another manifest may name the same plan
         except EngineError:
