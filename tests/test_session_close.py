@@ -1,6 +1,7 @@
 """A session that is closed: its runtime is gone at once, and every call says so."""
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -64,6 +65,19 @@ def test_every_call_of_a_closed_session_says_so(engine_folder, engine):
         session(pictures(1)[:, :5])  # a size it never took is not what is wrong now
     with pytest.raises(EngineError, match="this session is closed"), session:
         session(pictures(1))
+
+
+def test_a_session_that_runs_is_not_closed_under_it(engine_folder):
+    with opened(engine_folder, "openvino") as session, ThreadPoolExecutor(1) as pool:
+        wanted, honest = session(pictures(1)), session._masks
+
+        def closed_meanwhile(x):
+            with pytest.raises(EngineError, match="openvino-fp32, small: in use by another call"):
+                pool.submit(session.close).result()
+            return honest(x)
+
+        session._masks = closed_meanwhile
+        assert (session(pictures(1)) == wanted).all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,7 +1,9 @@
 """Every session on a small network: the labels PyTorch gives, and what each refuses."""
 
 import json
+import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -276,6 +278,37 @@ def test_images_of_a_batch_run_beside_each_other_for_throughput(engine_folder, e
         session._masks = lambda x: honest(x[:, :1])  # an exception of the runtime's own, in its threads
         with pytest.raises(EngineError, match=f"{engine}-fp32, small: "):
             session(images)
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_a_call_that_overlaps_another_is_refused_and_ruins_nothing(engine_folder, mode):
+    images, refused = pictures(2), r"^openvino-fp32, small: in use by another call; one session serves one thread, open"
+    with (
+        open_session(engine_folder / "model.fp32.onnx", "openvino", threads=1, mode=mode) as session,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        wanted = session(images)
+
+        def tried(_):
+            try:
+                return session(images)
+            except EngineError as error:
+                return str(error)
+
+        for result in pool.map(tried, range(60)):
+            assert re.match(refused, result) if isinstance(result, str) else np.array_equal(result, wanted)
+        honest = session._masks
+
+        def overlapped(x):
+            masks = honest(x)  # in the runtime's memory, until they are labels
+            session._masks = honest
+            with pytest.raises(EngineError, match=refused):
+                pool.submit(session, pictures(2, seed=1)).result()
+            return masks
+
+        session._masks = overlapped
+        assert np.array_equal(session(images), wanted)
+        assert np.array_equal(session(images), wanted)
 
 
 def test_engines_with_one_way_to_run_refuse_another(engine_folder):

@@ -42,6 +42,8 @@ def open_session(
     path, engine, threads, precision, mode: as of `open_engine`. require_verified: refuse instead of warning. A
     checkpoint is what engines are verified against, and needs no verdict. require_signature: a public Ed25519 key (PEM)
     that the artifact's manifest must be signed for, see `segmenter_engines.signature`.
+    A session serves one thread at a time: open one for each. OpenVINO's refuses a call, and to be closed, while
+    another call runs (EngineError), and is as good as before.
     Raises EngineError as `open_engine` does, and when what is required is not there.
     """
     path = Path(path)

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU: fp32 and int8 graphs, in float32 or, where the CPU has it, bfloat16."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -83,6 +85,7 @@ class OpenVinoSession(Session):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        self._in_use = Lock()
         self._request: Any = compiled.create_infer_request()
         self._failed = False  # a failed call leaves some of OpenVINO's layers at its shapes, others at those before
         self._queue: Any = openvino.AsyncInferQueue(compiled) if mode == "throughput" else None
@@ -90,6 +93,23 @@ class OpenVinoSession(Session):
     @property
     def name(self) -> str:
         return f"openvino-{'bf16' if self.spec.precision == 'fp32' and self._floats == 'bf16' else self.spec.precision}"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse what comes while another call runs: it would compute, and write masks, in that one's request."""
+        if not self._in_use.acquire(blocking=False):
+            raise EngineError(
+                f"{self.name}, {self.spec.model}: in use by another call; one session serves one thread, open another"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        with self._alone(), super()._named():  # until the call has read its masks
+            yield
 
     def _masks(self, x: np.ndarray) -> np.ndarray:
         if self._failed:
@@ -125,9 +145,11 @@ class OpenVinoSession(Session):
         return np.concatenate(rows)
 
     def close(self) -> None:
-        super().close()
-        # what was compiled goes with the last of these
-        self._request = self._queue = None
+        """Give back at once what it holds; it cannot be used then. Raises EngineError while a call runs."""
+        with self._alone():
+            super().close()
+            # what was compiled goes with the last of these
+            self._request = self._queue = None
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"openvino {self._version}", "floats": self._floats}
