@@ -6,14 +6,15 @@
 #include <system_error>
 #include <utility>
 
+#include "cpu.h"
+
 namespace segmenter_trt {
 
 int choose_threads(int wanted, std::int64_t tasks, std::int64_t pixels, std::int64_t pixels_per_thread) {
   if (wanted < 0) throw std::invalid_argument("threads " + std::to_string(wanted) + ": wanted 0 (automatic) or more");
   std::int64_t most = wanted;
   if (wanted == 0) {
-    const std::int64_t machine = std::max(1u, std::thread::hardware_concurrency());
-    most = std::min(machine, (pixels + pixels_per_thread - 1) / pixels_per_thread);
+    most = std::min<std::int64_t>(usable_cores(), (pixels + pixels_per_thread - 1) / pixels_per_thread);
   }
   return static_cast<int>(std::max<std::int64_t>(1, std::min(most, tasks)));
 }

@@ -10,8 +10,8 @@
 
 namespace segmenter_trt {
 
-// Threads for `tasks` pieces of work: as many as asked for, or with 0 one for every `pixels_per_thread`, at most the
-// machine's. Throws std::invalid_argument for a negative number.
+// Threads for `tasks` pieces of work: as many as asked for, or with 0 one for every `pixels_per_thread`, at most
+// the cores this process may use. Throws std::invalid_argument for a negative number.
 int choose_threads(int wanted, std::int64_t tasks, std::int64_t pixels, std::int64_t pixels_per_thread);
 
 // Used by one thread at a time.

@@ -2,6 +2,7 @@
 #include "workers.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -53,6 +54,19 @@ TEST(Workers, AreAsManyAsTheWorkIsWorth) {
   EXPECT_EQ(choose_threads(4, 0, 0, 1), 1);
   EXPECT_EQ(choose_threads(0, 100, 10, 100), 1);
   EXPECT_THROW(choose_threads(-1, 1, 1, 1), std::invalid_argument);
+}
+
+TEST(Workers, AreNoMoreThanTheCoresThisProcessMayUse) {
+  cpu_set_t before, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+  int core = 0;
+  while (!CPU_ISSET(core, &before)) ++core;
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  EXPECT_EQ(choose_threads(0, 100, 100, 1), 1);
+  ASSERT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+  EXPECT_EQ(choose_threads(0, 1000, 1000, 1), CPU_COUNT(&before));
 }
 
 }  // namespace
