@@ -185,6 +185,28 @@ def test_a_name_may_be_as_long_as_names_get(cli: Any, tmp_path: Path) -> None:
     assert [file.stem for file in (tmp_path / "out" / "labels").iterdir()] == [path.stem]
 
 
+def test_pictures_are_written_in_files_of_ones_own(cli: Any, sdk: Path, engine_folder: Path, tmp_path: Path) -> None:
+    alone = ("unshare", "--user", "--map-root-user", "--pid", "--fork")  # the first process there, as in a container
+    if not shutil.which("unshare") or call(*alone, "true").returncode:
+        pytest.skip("no namespace for processes can be made here")
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "picture.ppm")
+    labels = tmp_path / "out" / "labels"
+    labels.mkdir(parents=True)
+    others = labels / ".segmenter_trt.1.tmp"
+    others.write_bytes(b"half a pict")
+    program = (*alone, sdk / "bin" / "segmenter_trt_cli", engine_folder / FP32, tmp_path / "picture.ppm")
+    result = call(*program, "--out", tmp_path / "out", "--threads", "1", umask=0o027)
+    assert result.returncode == 0, result.stderr
+    assert others.read_bytes() == b"half a pict"
+    (written,) = labels.glob("picture.*")
+    assert written.stat().st_mode & 0o777 == 0o640
+    # and nothing is left of what cannot be put in its place
+    written.unlink()
+    written.mkdir()
+    refused(cli(tmp_path / "picture.ppm", "--out", tmp_path / "out"), rf"{written}: cannot be written \(.*; make room")
+    assert sorted(labels.iterdir()) == [others, written]
+
+
 def test_times(cli: Any) -> None:
     result = cli("--time", "20")
     assert result.returncode == 0, result.stderr

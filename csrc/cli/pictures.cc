@@ -1,11 +1,14 @@
 #include "pictures.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <fstream>
 #include <map>
+#include <random>
 #include <system_error>
 
 namespace segmenter_trt::cli {
@@ -60,6 +63,21 @@ Picture decode(const Bytes& file) {
   throw PictureError("not of a format this build reads (" + formats() + "); convert it");
 }
 
+// A new file in a folder, nobody else's: of who writes there from containers, numbers of processes tell nothing apart.
+fs::path temporary_in(const fs::path& folder) {
+  std::random_device random;
+  for (;;) {
+    // a name of its own: the picture's may be as long as names get
+    fs::path path = folder / (".segmenter_trt." + std::to_string(random()) + ".tmp");
+    const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (file >= 0) {
+      close(file);
+      return path;
+    }
+    if (errno != EEXIST) return {};
+  }
+}
+
 void write_file(const fs::path& path, const Bytes& bytes) {
   std::error_code fault;
   fs::create_directories(path.parent_path(), fault);
@@ -67,17 +85,17 @@ void write_file(const fs::path& path, const Bytes& bytes) {
     throw PictureError(path.parent_path().string() + ": no folder can be made there (" + fault.message() +
                        "); choose another --out");
   }
-  // a name of its own: the picture's may be as long as names get
-  const fs::path temporary = path.parent_path() / (".segmenter_trt." + std::to_string(getpid()) + ".tmp");
+  const fs::path temporary = temporary_in(path.parent_path());
   std::ofstream stream(temporary, std::ios::binary);
   stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   stream.close();
-  if (!stream) {
+  if (stream) fs::rename(temporary, path, fault);
+  if (!stream || fault) {
     std::error_code ignored;
     fs::remove(temporary, ignored);
-    throw PictureError(path.string() + ": cannot be written; make room, or choose another --out");
+    throw PictureError(path.string() + ": cannot be written" + (fault ? " (" + fault.message() + ")" : "") +
+                       "; make room, or choose another --out");
   }
-  fs::rename(temporary, path);
 }
 
 }  // namespace
