@@ -53,6 +53,11 @@ def test_c(programs: Path, engine_folder: Path, expected: np.ndarray, tmp_path: 
     assert result.returncode == 0, result.stderr
     counts = [int(line.split()[0]) for line in result.stdout.splitlines()]
     assert counts == np.bincount(expected.ravel(), minlength=5).tolist()
+    for head in (b"P6 72 56 15\n", b"P6 72 56 65535\n", b"P6 72 56\n"):
+        (tmp_path / "other.ppm").write_bytes(head + bytes(72 * 56 * 6))
+        result = call(programs / "label_image_c", engine_folder / FP32, tmp_path / "other.ppm")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "other.ppm: wanted a binary PPM of 8 bits, at most 16384x16384 pixels" in result.stderr
 
 
 def test_server(programs: Path, engine_folder: Path) -> None:

@@ -11,9 +11,10 @@
 static uint8_t* read_ppm(const char* path, int64_t* height, int64_t* width) {
   FILE* const file = fopen(path, "rb");
   uint8_t* pixels = NULL;
+  int most = 0; /* the largest value of a channel, which says how many bytes it has */
   if (file == NULL) return NULL;
-  if (fscanf(file, "P6 %" SCNd64 " %" SCNd64 " 255", width, height) == 2 && fgetc(file) != EOF && *width > 0 &&
-      *height > 0 && *width <= 16384 && *height <= 16384) {
+  if (fscanf(file, "P6 %" SCNd64 " %" SCNd64 " %d", width, height, &most) == 3 && most == 255 && fgetc(file) != EOF &&
+      *width > 0 && *height > 0 && *width <= 16384 && *height <= 16384) {
     const size_t bytes = (size_t)(*height * *width * 3);
     pixels = malloc(bytes);
     if (pixels != NULL && fread(pixels, 1, bytes, file) != bytes) {
@@ -46,7 +47,7 @@ int main(int count, char** arguments) {
   void* const labels = malloc(bytes);
   int status = 2;
   if (picture == NULL || pixels == NULL || labels == NULL) {
-    fprintf(stderr, "error: %s: wanted a binary PPM of at most 16384x16384 pixels\n", arguments[2]);
+    fprintf(stderr, "error: %s: wanted a binary PPM of 8 bits, at most 16384x16384 pixels\n", arguments[2]);
   } else if (segmenter_trt_resize(picture, 1, height, width, pixels, H, W, 0) != SEGMENTER_TRT_OK ||
              segmenter_trt_session_run(session, pixels, 1, H, W, labels, bytes) != SEGMENTER_TRT_OK) {
     fprintf(stderr, "error: %s\n", segmenter_trt_last_error());
