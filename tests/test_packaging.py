@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from segmenter.version import __version__
-from tests.cpp_build import ROOT, run
+from tests.cpp_build import ROOT, json_headers, run
 
 PACKAGES = {
     "segmenter": ROOT / "segmenter",
@@ -101,6 +101,29 @@ except segmenter_trt.ArtifactError as error: print(error)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[0] == f"{__version__} 0"
     assert "no such engine file" in result.stdout
+
+
+@pytest.mark.parametrize("tools", [False, True])
+def test_within_another_project_the_targets_have_the_names_of_the_installed_ones(tools: bool, tmp_path: Path) -> None:
+    for program in ("cmake", "c++"):
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+    (tmp_path / "CMakeLists.txt").write_text(f"""
+cmake_minimum_required(VERSION 3.22)
+project(other LANGUAGES CXX)
+add_subdirectory({ROOT} segmenter_trt)
+foreach(target segmenter_trt::segmenter_trt segmenter_trt::segmenter_trt_c segmenter_trt_cli)
+  if(TARGET ${{target}})
+    message(NOTICE "target ${{target}}")
+  endif()
+endforeach()
+""")
+    options = (f"-DSEGMENTER_TRT_JSON={json_headers()}", *(("-DSEGMENTER_TRT_TOOLS=ON",) if tools else ()))
+    result = run("cmake", "-S", tmp_path, "-B", tmp_path / "build", *options)
+    assert result.returncode == 0, result.stderr
+    found = [line.partition(" ")[2] for line in result.stderr.splitlines() if line.startswith("target ")]
+    both = ["segmenter_trt::segmenter_trt", "segmenter_trt::segmenter_trt_c", "segmenter_trt_cli"]
+    assert found == (both if tools else both[:1])
 
 
 def test_the_installed_library_is_whole(sdk: Path) -> None:
