@@ -1,6 +1,7 @@
 """segmenter_trt's Engine and Session: the labels of the Python sessions, in anybody's memory, from any thread."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,28 @@ def test_eight_threads_give_the_labels_of_one(tiny: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         for labels in pool.map(all_of_them, range(8)):
             np.testing.assert_array_equal(labels, serial)
+
+
+@pytest.mark.parametrize("way", ["python", "native"])
+def test_fewer_threads_than_cores_are_kept_on_none_of_them(engine_folder: Path, way: str) -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core, which every thread is on")
+    images, seen = pictures(8), set()
+    with (
+        open_engine(engine_folder / FP32, "openvino", threads=1) as python,
+        segmenter_trt.Engine(engine_folder / FP32, threads=1) as engine,
+        segmenter_trt.Session(engine) as native,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        call = {"python": python, "native": native.run}[way]
+        calls = pool.submit(lambda: [call(images) for _ in range(20)])
+        while not calls.done():
+            for thread in Path("/proc/self/task").iterdir():
+                with suppress(ProcessLookupError):  # it has ended
+                    seen.add(frozenset(os.sched_getaffinity(int(thread.name))))
+        calls.result()
+    assert seen == {frozenset(cores)}
 
 
 def test_ten_thousand_runs_keep_no_memory(tiny: Path) -> None:

@@ -235,9 +235,12 @@ class OpenVinoBackend final : public Backend {
     require_promised_input(model.get(), name);
     const std::string threads = std::to_string(threads_);
     const std::string streams = std::to_string(request.options.streams);
-    check(api_.core_compile_model(core, model.get(), kDevice, 8, compiled_.model.made(), "INFERENCE_NUM_THREADS",
+    // it keeps fewer threads than cores on the first of them, which are every process's first: the system spreads them
+    const std::size_t words = threads_ < scheduled_cores() ? 10 : 8;
+    check(api_.core_compile_model(core, model.get(), kDevice, words, compiled_.model.made(), "INFERENCE_NUM_THREADS",
                                   threads.c_str(), "INFERENCE_PRECISION_HINT", floats_ == "bf16" ? "bf16" : "f32",
-                                  "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", streams.c_str()),
+                                  "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", streams.c_str(), "ENABLE_CPU_PINNING",
+                                  "NO"),
           name);
   }
 

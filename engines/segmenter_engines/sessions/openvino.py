@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import openvino
 
+from segmenter.cores import scheduled_cores
 from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
@@ -66,15 +67,15 @@ class OpenVinoSession(Session):
             model = openvino.Model([model.output("masks")], model.get_parameters())
             sides = model.input(0).partial_shape
             require_promised_input(path, manifest, [side.get_length() if side.is_static else None for side in sides])
-            compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_NUM_THREADS": threads,
-                    "INFERENCE_PRECISION_HINT": _HINTS[self._floats],
-                    "PERFORMANCE_HINT": mode.upper(),
-                },
-            )
+            options: dict[str, Any] = {
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": _HINTS[self._floats],
+                "PERFORMANCE_HINT": mode.upper(),
+            }
+            if threads < scheduled_cores():
+                # it keeps them on the first cores, which are every process's first: the system spreads them
+                options["ENABLE_CPU_PINNING"] = False
+            compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise EngineError(f"{path}: OpenVINO {self._version} cannot open it: {error}") from error
         saturates = manifest.precision == "int8" and int8_saturates(cpu_flags())
