@@ -12,6 +12,7 @@
 #include "backend.h"
 #include "cpu.h"
 #include "engine_state.h"
+#include "process.h"
 #include "regular_file.h"
 #include "segmenter_trt/errors.h"
 #include "sha256.h"
@@ -108,8 +109,8 @@ Engine Engine::open(const fs::path& artifact, const EngineOptions& options) {
   if (!unsure.empty()) unsure += "; run `segmenter verify --engine " + facts.engine + "` on this machine";
   if (options.require_verified && !unsure.empty()) throw ArtifactError(artifact.string() + ": " + unsure);
   std::string name = engine + ", " + manifest.model;
-  return Engine(std::make_shared<const State>(
-      State{artifact, std::move(manifest), definite.threads, std::move(backend), std::move(name), std::move(unsure)}));
+  return Engine(of_this_process(std::make_unique<const State>(
+      State{artifact, std::move(manifest), definite.threads, std::move(backend), std::move(name), std::move(unsure)})));
 }
 
 const Manifest& Engine::manifest() const noexcept { return state_->manifest; }

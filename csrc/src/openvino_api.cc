@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "environment.h"
+#include "process.h"
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt {
@@ -112,8 +113,14 @@ OpenVino::OpenVino(const fs::path& runtime) : library_(open_library(runtime)) {
 }
 
 const ov_core* OpenVino::core() const {
+  static const Process opener;
   static std::mutex lock;
   static auto& cores = *new std::map<void*, ov_core*>;  // by library
+  if (!opener.is_this()) {
+    throw Unavailable(
+        "engine openvino: this process was forked from one that had opened OpenVINO, whose threads it has not; open"
+        " engines after the fork alone, or start processes by spawn");
+  }
   const std::lock_guard<std::mutex> guard(lock);
   ov_core*& core = cores[library_];
   if (core == nullptr && core_create(&core) != 0) core = nullptr;

@@ -44,7 +44,8 @@ class OpenVino {
   // What went wrong in the last call, in one line.
   std::string told() const;
 
-  // The one core this library has in the process; nullptr when it cannot be made, and told() says why. It is never
+  // The one core this library has in the process; nullptr when it cannot be made, and told() says why. Throws
+  // Unavailable in a child of fork() whose parent had it: OpenVINO would wait for threads of the parent's. It is never
   // freed: a core leads the signals of the thread that first asks it for the CPU (a property, a compilation) to a
   // stack of its own and unmaps that when it goes, and of two cores that do not go in the reverse of the order they
   // came in the thread keeps an unmapped one, so that its next signal ends the process.

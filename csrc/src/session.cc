@@ -12,6 +12,7 @@
 #include "engine_state.h"
 #include "label_plan.h"
 #include "normalize_planes.h"
+#include "process.h"
 #include "score_rows.h"
 #include "segmenter_trt/errors.h"
 #include "segmenter_trt/resize.h"
@@ -233,7 +234,7 @@ Session::Session(const Engine& engine, const SessionOptions& options) {
   if (options.threads < 0) {
     throw InputError(std::to_string(options.threads) + " threads: wanted 0 (the engine's) or more");
   }
-  state_ = std::make_unique<State>(engine, options);
+  state_ = of_this_process(std::make_unique<State>(engine, options));
 }
 
 Session::Session(Session&&) noexcept = default;

@@ -27,7 +27,8 @@ struct NormalizedView {
 };
 
 // One per thread; it keeps the engine alive. After the first call of a shape, calls allocate nothing. A child of fork()
-// has none of the threads its parent's engines and sessions work with, and opens its own.
+// has none of the threads its parent's engines and sessions work with: it may let go of them, no more. It opens its
+// own, but none in OpenVINO where its parent had opened one.
 class Session {
  public:
   explicit Session(const Engine& engine, const SessionOptions& options = {});
@@ -71,7 +72,7 @@ class Session {
  private:
   friend struct DeviceWindows;
   struct State;
-  std::unique_ptr<State> state_;
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace segmenter_trt

@@ -1,11 +1,14 @@
 """OpenVINO on the CPU: fp32 and int8 graphs, in float32 or, where the CPU has it, bfloat16."""
 
+import ctypes
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import openvino
@@ -21,7 +24,18 @@ from segmenter_engines.verified import passed_saturating
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _lock = Lock()
-_cores: list[openvino.Core] = []
+_cores: list[tuple[int, openvino.Core]] = []  # with the process that made it
+_sessions: WeakSet["OpenVinoSession"] = WeakSet()
+
+
+def _keep_for_ever() -> None:
+    """In a child of fork(): what is OpenVINO's would wait, when it goes, for threads that the child has not."""
+    for thing in (_cores, *((session._request, session._queue) for session in _sessions)):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 def shared_core() -> openvino.Core:
@@ -31,11 +45,18 @@ def shared_core() -> openvino.Core:
     own and unmaps that when it goes. Of two cores that do not go in the reverse of the order they came in, the thread
     keeps an unmapped one, and its next signal (Ctrl-C) ends the process with a segmentation fault: so it is in OpenVINO
     2026.4.
+    Raises Unavailable in a child of fork() whose parent had it: OpenVINO would wait for threads that the child has not.
     """
     with _lock:
         if not _cores:
-            _cores.append(openvino.Core())
-        return _cores[0]
+            _cores.append((os.getpid(), openvino.Core()))
+        opener, core = _cores[0]
+    if opener != os.getpid():
+        raise Unavailable(
+            "engine openvino: this process was forked from one that had opened OpenVINO, whose threads it has not; open"
+            " engines after the fork alone, or start processes by spawn"
+        )
+    return core
 
 
 class OpenVinoSession(Session):
@@ -90,6 +111,7 @@ class OpenVinoSession(Session):
         self._request: Any = compiled.create_infer_request()
         self._failed = False  # a failed call leaves some of OpenVINO's layers at its shapes, others at those before
         self._queue: Any = openvino.AsyncInferQueue(compiled) if mode == "throughput" else None
+        _sessions.add(self)
 
     @property
     def name(self) -> str:
