@@ -1,6 +1,7 @@
 """The compiled routines against their plain twins, and against the formula they promise, bit for bit."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -281,4 +282,12 @@ def test_build_info_says_what_was_built() -> None:
     assert info["simd"] in ("baseline", "avx2")
     assert info["standard"] == "C++20"
     assert info["compiler"].startswith(("g++", "clang"))
-    assert info["tensorrt"] is False
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx", "other"])
+def test_build_info_says_whether_plans_can_be_opened(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGMENTER_TRT_BACKENDS", str(tmp_path))
+    (tmp_path / f"libsegmenter_trt_{name}.so").touch()
+    assert segmenter_trt.build_info()["tensorrt"] is (name != "other")

@@ -149,6 +149,9 @@ using BackendModuleFunction = const BackendModule*();
 // build lacks it, and what the backend throws.
 std::unique_ptr<Backend> make_backend(const BackendRequest& request);
 
+// Whether a backend for plans lies where they are looked for, but for the system's own folders.
+bool has_tensorrt() noexcept;
+
 }  // namespace segmenter_trt
 
 extern "C" const segmenter_trt::BackendModule* segmenter_trt_backend_module();

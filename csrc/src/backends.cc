@@ -26,6 +26,12 @@ fs::path own_folder() {
   return fs::absolute(info.dli_fname, ignored).parent_path();
 }
 
+std::string file_of(std::string_view name) {
+  std::string file = "libsegmenter_trt_" + std::string(name) + ".so";
+  std::replace(file.begin(), file.end(), '-', '_');
+  return file;
+}
+
 // Places to look for a backend's library, the last of them left to the system.
 std::vector<fs::path> candidates(const std::string& file) {
   if (const fs::path folder = environment(kFolderVariable); !folder.empty()) return {folder / file};
@@ -41,8 +47,7 @@ std::vector<fs::path> candidates(const std::string& file) {
 }
 
 const BackendModule& open_module(const std::string& name) {
-  std::string file = "libsegmenter_trt_" + name + ".so";
-  std::replace(file.begin(), file.end(), '-', '_');
+  const std::string file = file_of(name);
   std::string told;
   for (const fs::path& path : candidates(file)) {
     // never closed: errors and runners of it may outlive any engine
@@ -81,6 +86,16 @@ std::string chosen(const BackendRequest& request) {
 std::unique_ptr<Backend> make_backend(const BackendRequest& request) {
   const std::string name = chosen(request);
   return name == kOpenVino ? make_openvino_backend(request) : open_module(name).make(request);
+}
+
+bool has_tensorrt() noexcept {
+  for (const std::string_view name : {"tensorrt", "tensorrt-rtx"}) {
+    for (const fs::path& path : candidates(file_of(name))) {
+      std::error_code ignored;
+      if (path.has_parent_path() && fs::exists(path, ignored)) return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace segmenter_trt

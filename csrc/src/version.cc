@@ -1,5 +1,6 @@
 #include "segmenter_trt/version.h"
 
+#include "backend.h"
 #include "segmenter_trt/simd.h"
 
 #if defined(__clang__)
@@ -11,7 +12,7 @@
 namespace segmenter_trt {
 
 BuildInfo build_info() noexcept {
-  return {SEGMENTER_TRT_VERSION, SEGMENTER_TRT_COMPILER, "C++20", name(resolve(Simd::automatic)), false};
+  return {SEGMENTER_TRT_VERSION, SEGMENTER_TRT_COMPILER, "C++20", name(resolve(Simd::automatic)), has_tensorrt()};
 }
 
 }  // namespace segmenter_trt

@@ -8,7 +8,7 @@ struct BuildInfo {
   const char* compiler;  // name and version
   const char* standard;  // of C++
   const char* simd;      // the instruction set the routines use on this machine
-  bool tensorrt;         // whether the TensorRT runtime is built in
+  bool tensorrt;         // whether a backend for plans lies where engines look for it
 };
 
 BuildInfo build_info() noexcept;
