@@ -166,6 +166,9 @@ def test_errors_are_classes_of_their_own(engine_folder: Path, tmp_path: Path) ->
         segmenter_trt.Engine(path, precision="fp8")
     with pytest.raises(segmenter_trt.Unavailable):
         segmenter_trt.Engine(path, runtime=tmp_path)
+    odd = os.fsdecode(bytes(tmp_path) + b"/\xff.onnx")
+    with pytest.raises(segmenter_trt.ArtifactError, match=f"^{re.escape(odd)}: no such engine file"):
+        segmenter_trt.Engine(odd)
     change_manifest(path, sha256="0" * 64)
     with pytest.raises(segmenter_trt.ArtifactError, match="SHA-256 differs"):
         segmenter_trt.Engine(path)

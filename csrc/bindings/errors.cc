@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <exception>
+#include <string>
+#include <string_view>
 
 #include "parts.h"
 
@@ -26,22 +28,29 @@ PyObject* make(py::module_& module, const char* name, const char* doc, const py:
   return made;
 }
 
+// Paths in it need not be UTF-8: their other bytes become what Python makes of them in file names.
+void set_error(PyObject* kind, const Error& error) {
+  const std::string_view what = error.what();
+  PyObject* const text = PyUnicode_DecodeUTF8(what.data(), static_cast<Py_ssize_t>(what.size()), "surrogateescape");
+  py::set_error(kind, py::reinterpret_steal<py::object>(text));
+}
+
 void translate(std::exception_ptr thrown) {  // NOLINT(performance-unnecessary-value-param): as pybind11 calls it
   if (!thrown) return;
   try {
     std::rethrow_exception(thrown);
   } catch (const ManifestError& error) {
-    py::set_error(classes.manifest, error.what());
+    set_error(classes.manifest, error);
   } catch (const ArtifactError& error) {
-    py::set_error(classes.artifact, error.what());
+    set_error(classes.artifact, error);
   } catch (const Unavailable& error) {
-    py::set_error(classes.unavailable, error.what());
+    set_error(classes.unavailable, error);
   } catch (const InputError& error) {
-    py::set_error(classes.input, error.what());
+    set_error(classes.input, error);
   } catch (const RunError& error) {
-    py::set_error(classes.run, error.what());
+    set_error(classes.run, error);
   } catch (const Error& error) {
-    py::set_error(classes.base, error.what());
+    set_error(classes.base, error);
   }
 }
 
