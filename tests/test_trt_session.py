@@ -128,6 +128,20 @@ def test_more_images_than_an_engine_takes_go_in_several_calls(
     np.testing.assert_array_equal(few.logits(images), session.logits(images))
 
 
+def test_engines_of_a_least_batch_take_any_number_above_it(engine_folder: Path, tmp_path: Path, session: Any) -> None:
+    four = segmenter_trt.Session(
+        segmenter_trt.Engine(copied(engine_folder / FP32, tmp_path, batch=[4, 4, 4]), threads=1)
+    )
+    for count in (4, 6, 9):
+        images = pictures(count, seed=6)
+        wanted = session.run(images)
+        np.testing.assert_array_equal(four.run(images), wanted)
+        np.testing.assert_array_equal(four.run_resized(images), wanted)
+        np.testing.assert_array_equal(four.masks(images), session.masks(images))
+    with pytest.raises(segmenter_trt.InputError, match="batch of 3: this engine takes at least 4"):
+        four.run(images[:3])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_scores_that_are_no_numbers_are_heard(session: Any, value: float) -> None:
     with pytest.raises(segmenter_trt.RunError, match="no numbers"):

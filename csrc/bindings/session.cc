@@ -202,15 +202,17 @@ class PySession {
   }
 
   // More images than the engine takes at once go in several calls of nearly the same number, with a look at Ctrl-C
-  // between them. An empty batch is the core's to refuse.
+  // between them; where that is fewer than it takes, calls share images. Fewer in all, as none, are the core's to
+  // refuse.
   template <class Call>
   static void in_calls(const Session& session, std::int64_t B, const Call& call) {
-    const std::int64_t most = std::max<std::int64_t>(session.engine().manifest().batch.max, 1);
+    const Range batch = session.engine().manifest().batch;
+    const std::int64_t least = std::min<std::int64_t>(batch.min, B), most = std::max<std::int64_t>(batch.max, 1);
     const std::int64_t calls = std::max<std::int64_t>((B + most - 1) / most, 1);
     for (std::int64_t i = 0; i < calls; ++i) {
       if (i != 0) check_signals();
-      const std::int64_t first = B * i / calls;
-      call(first, B * (i + 1) / calls - first);
+      const std::int64_t first = std::min(B * i / calls, B - least);
+      call(first, std::max(B * (i + 1) / calls - first, least));
     }
   }
 
@@ -267,8 +269,8 @@ raise RunError.)")
       .def("run", &PySession::run, py::arg("images"), py::arg("out") = py::none(),
            R"(Labels of images: uint8 RGB [B, H, W, 3] -> uint8 [B, H, W] (int16 when K > 256); [H, W, 3] -> [H, W].
 
-Of a size the engine takes, and any number of them: more than it takes at once go in several calls. out: memory for the
-labels, which is written and returned; None makes a NumPy array.
+Of a size the engine takes, and at least its smallest batch of them; more than its largest go in several calls. out:
+memory for the labels, which is written and returned; None makes a NumPy array.
 Raises InputError (a ValueError) for other images or labels, RunError when the network fails or gives no numbers.)")
       .def("run_resized", &PySession::run_resized, py::arg("images"), py::kw_only(), py::arg("size") = py::none(),
            py::arg("out") = py::none(),
