@@ -1,6 +1,8 @@
 """segmenter_trt's engines and sessions that are closed: what they held is gone at once, and every call says so."""
 
 import ctypes
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,32 @@ from tests.trt_backend import H, W, write_plan
 segmenter_trt = pytest.importorskip("segmenter_trt", reason="segmenter_trt is not compiled; run pip install .")
 
 IMAGE = np.zeros((H, W, 3), np.uint8)
+
+# of an engine: a thread that nobody waits for calls it again and again until the program has ended
+DAEMON = """
+import sys, threading, time
+import numpy as np, segmenter_trt
+
+engine = segmenter_trt.Engine(sys.argv[1])
+image, tall = np.zeros((1, 4, 6, 3), np.uint8), np.zeros((4000, 4, 3), np.uint8)
+
+def call():
+    session = segmenter_trt.Session(engine)
+    calls = {
+        "run": lambda: session.run(image),
+        "run_resized": lambda: session.run_resized(tall[None, :9]),
+        "several": lambda: session.run(np.broadcast_to(image, (3000, 4, 6, 3)).copy()),
+        "resize": lambda: segmenter_trt.resize(tall, 3000, 8, 1),
+        "session": lambda: segmenter_trt.Session(engine),
+    }
+    while True:
+        calls[sys.argv[2]]()
+
+for _ in range(4):
+    threading.Thread(target=call, daemon=True).start()
+time.sleep(0.3)
+print("ended")
+"""
 
 
 @pytest.fixture
@@ -51,6 +79,14 @@ def test_with_gives_back_after_an_error_and_passes_it_on(plan: Path, alive: Any)
     ):
         session.run(IMAGE[:1])
     assert alive() == (0, 0)
+
+
+@pytest.mark.parametrize("call", ["run", "run_resized", "several", "resize", "session"])
+def test_a_program_ends_while_a_thread_is_in_a_call(plan: Path, call: str) -> None:
+    for _ in range(3):
+        command = [sys.executable, "-c", DAEMON, str(plan), call]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
 def test_sessions_outlive_the_engine_they_are_of(plan: Path, alive: Any) -> None:

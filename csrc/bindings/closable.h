@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "gil.h"
 #include "segmenter_trt/errors.h"
 
 namespace segmenter_trt::bindings {
@@ -21,7 +22,7 @@ class FreedWithoutGil {
   FreedWithoutGil(const FreedWithoutGil&) = delete;
   FreedWithoutGil& operator=(const FreedWithoutGil&) = delete;
   ~FreedWithoutGil() {
-    const pybind11::gil_scoped_release release;
+    const WithoutGil release;
     object_.reset();
   }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "gil.h"
 #include "parts.h"
 #include "segmenter_trt/errors.h"
 
@@ -98,7 +99,7 @@ std::unique_ptr<PyEngine> open_engine(const fs::path& path, const std::optional<
   };
   find_libraries(path, options);
   const auto opened = [&] {
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     return Engine::open(path, options);
   };
   return std::make_unique<PyEngine>(opened(), device);

@@ -1,6 +1,7 @@
 // The Python extension segmenter_trt._native, put together of its parts.
 #include <pybind11/pybind11.h>
 
+#include "gil.h"
 #include "parts.h"
 #include "segmenter_trt/core_to_core.h"
 #include "segmenter_trt/version.h"
@@ -29,7 +30,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.def("build_info", &build_info,
              "What this module is and how it was built: version, compiler, standard, simd, tensorrt.");
   module.def("core_to_core_ns", &trt::core_to_core_ns, py::arg("first"), py::arg("second"),
-             py::call_guard<py::gil_scoped_release>(),
+             py::call_guard<trt::bindings::WithoutGil>(),
              R"(Nanoseconds a cache line takes from one core to another, half of a round trip; takes some milliseconds.
 
 first, second: cores as os.sched_getaffinity numbers them. On a virtual machine it changes while it runs, as its host

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "gil.h"
 #include "parts.h"
 #include "segmenter_trt/normalize.h"
 #include "segmenter_trt/resize.h"
@@ -71,7 +72,7 @@ py::array labels_of(const trt::MasksView& masks, trt::Size size, trt::Size kept,
   py::array_t<Label> labels({masks.B, kept.height, kept.width});
   Label* const data = labels.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     trt::upsample_argmax<Label>(masks, size, {data, kept}, threads, simd);
   }
   return labels;
@@ -104,7 +105,7 @@ py::array_t<float> normalize(const py::object& images, const py::object& scale, 
   py::array_t<float> planes({view.B, std::int64_t{3}, height, width});
   float* const data = planes.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     trt::normalize(view, scales.data(), shifts.data(), {data, height, width}, threads, chosen);
   }
   return planes;
@@ -118,7 +119,7 @@ py::array_t<std::uint8_t> resize(const py::object& image, std::int64_t height, s
   py::array_t<std::uint8_t> resized({height, width, std::int64_t{3}});
   std::uint8_t* const data = resized.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     trt::resize(view, {data, height, width}, threads);
   }
   return resized;

@@ -18,6 +18,7 @@
 #include "closable.h"
 #include "engine.h"
 #include "exclusive.h"
+#include "gil.h"
 #include "images.h"
 #include "memory.h"
 #include "parts.h"
@@ -28,7 +29,8 @@ namespace {
 
 // Ctrl-C: throws what a signal's handler raised. Handlers run in Python's main thread; in others this does nothing.
 void check_signals() {
-  const py::gil_scoped_acquire acquire;
+  std::optional<py::gil_scoped_acquire> acquired;
+  take_gil([&] { acquired.emplace(); });
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
@@ -76,7 +78,7 @@ class PySession {
     const Labels labels = labels_for(input, view, wide_, out);
     const Exclusive one(held_);
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       in_calls(*session, view.B, [&](std::int64_t first, std::int64_t count) {
         const std::int64_t pixels = first * view.H * view.W;
         const ImagesView part = {view.data + pixels * 3, count, view.H, view.W};
@@ -101,7 +103,7 @@ class PySession {
     const Labels labels = labels_for(input, {view.data, view.B, H, W}, wide_, out);
     const Exclusive one(held_);
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       std::vector<ImagesView> pictures;
       in_calls(*session, view.B, [&, H = H, W = W](std::int64_t first, std::int64_t count) {
         pictures.clear();
@@ -124,7 +126,7 @@ class PySession {
     const WindowOptions options = {.window = window, .stride = stride, .batch = batch, .between = check_signals};
     const Exclusive one(held_);
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       with_labels(labels.data, 0, {view.H, view.W},
                   [&](const auto& to) { run_sliding_window(*session, view, to, options); });
     }
@@ -154,7 +156,7 @@ class PySession {
     float* const data = logits.mutable_data();
     const Exclusive one(held_);
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       in_calls(*session, view.B, [&](std::int64_t first, std::int64_t count) {
         session->logits({view.data + first * pixels * 3, count, view.H, view.W}, data + first * K * pixels);
         require_finite(data + first * K * pixels, count * K * pixels, "logits");
@@ -178,7 +180,7 @@ class PySession {
     }
     const Exclusive one(held_);
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       void* const handle = reinterpret_cast<void*>(number);  // NOLINT(performance-no-int-to-ptr): as Python has it
       session->enqueue(view, labels.data, handle);
     }
@@ -187,7 +189,7 @@ class PySession {
 
  private:
   static Session make(const Engine& engine, const SessionOptions& options) {
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     return Session(engine, options);
   }
 
@@ -225,7 +227,7 @@ class PySession {
     const std::int64_t each = manifest.K() * h * w;
     const Exclusive one(held_);
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       in_calls(session, view.B, [&](std::int64_t first, std::int64_t count) {
         const MasksView made = session.masks(View{view.data + first * values, count, view.H, view.W});
         if (made.B * made.K * made.h * made.w != count * each) throw RunError("masks: of another shape than promised");
