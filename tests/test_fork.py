@@ -67,6 +67,19 @@ def test_engines_opened_after_a_fork_work(engine_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["native", "python"])
+def test_what_a_child_inherits_computes_nothing(engine_folder: Path, way: str) -> None:
+    before = f"session = {way}(); call = session.run if {way} is native else session; call(image)"
+    after = """
+try:
+    call(image)
+except (segmenter_trt.RunError, Unavailable) as error:
+    print(error)
+"""
+    (line,) = told(engine_folder, before, after)
+    assert "this process was forked from " in line
+
+
+@pytest.mark.parametrize("way", ["native", "python"])
 @pytest.mark.parametrize("end", ["session = None", "session.close()", "sys.exit(0)"])
 def test_what_a_child_inherits_goes_without_waiting(engine_folder: Path, way: str, end: str) -> None:
     before = f"session = {way}(); session.run(image)" if way == "native" else f"session = {way}(); session(image)"

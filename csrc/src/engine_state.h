@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backend.h"
+#include "process.h"
 #include "segmenter_trt/engine.h"
 
 namespace segmenter_trt {
@@ -17,6 +18,7 @@ struct Engine::State {
   std::unique_ptr<Backend> backend;
   std::string name;        // engine, precision and model, as messages begin: "openvino-int8, small"
   std::string unverified;  // why it may not be taken for verified; empty when it may
+  Process opener = {};
 };
 
 }  // namespace segmenter_trt

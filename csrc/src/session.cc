@@ -40,13 +40,24 @@ struct Session::State {
         backend(*of.state_->backend),
         name(of.state_->name),
         preprocess(affine(manifest.preprocess)),
-        threads(options.threads > 0 ? options.threads : of.state_->threads),
-        runner(backend.make_runner(options)) {
+        opener(of.state_->opener),
+        threads(options.threads > 0 ? options.threads : of.state_->threads) {
+    require_opener();
+    runner = backend.make_runner(options);
     shapes.reserve(kShapes);
+  }
+
+  // In a child of fork() the runtime would wait for threads that there are not.
+  void require_opener() const {
+    if (opener.is_this()) return;
+    throw RunError(name +
+                   ": this process was forked from the one that opened this engine, whose threads it has not; open"
+                   " engines after the fork alone, or start processes by spawn");
   }
 
   ImageShape checked(const void* data, std::int64_t B, std::int64_t H, std::int64_t W) const {
     if (data == nullptr) throw InputError("images that are nowhere: wanted a pointer to uint8 RGB [B, H, W, 3]");
+    require_opener();
     const ImageShape shape = {B, H, W};
     check_size(H, W, manifest);
     check_batch(B, manifest.batch);
@@ -102,6 +113,7 @@ struct Session::State {
   }
 
   ImageShape checked_pictures(std::span<const ImagesView> pictures, Size size) const {
+    require_opener();
     const ImageShape shape = {static_cast<std::int64_t>(pictures.size()), size.height, size.width};
     check_size(shape.H, shape.W, manifest);
     check_batch(shape.B, manifest.batch);
@@ -144,6 +156,7 @@ struct Session::State {
   }
 
   bool label_windows(const ImagesView& pixels, void* labels, const WindowOptions& options) {
+    require_opener();
     const std::int64_t side = patches(options.window), whole = side * manifest.patch_size;
     WindowGrid grid{};
     grid.H = pixels.H, grid.W = pixels.W;
@@ -218,6 +231,7 @@ struct Session::State {
   const Backend& backend;
   const std::string& name;
   const Affine preprocess;
+  const Process opener;
   const int threads;
   std::unique_ptr<Runner> runner;
   Workers workers;

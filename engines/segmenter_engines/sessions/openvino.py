@@ -131,6 +131,7 @@ class OpenVinoSession(Session):
 
     @contextmanager
     def _named(self) -> Iterator[None]:
+        shared_core()  # which raises where nothing may be computed
         with self._alone(), super()._named():  # until the call has read its masks
             yield
 
