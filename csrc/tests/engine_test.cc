@@ -137,7 +137,8 @@ TEST(Verified, KnowsWhichCpuItPassedOn) {
   EXPECT_TRUE(passed_on(R"(["avx2", "avx512f"])"));
   EXPECT_TRUE(passed_on(R"([{}, "avx2"])"));
   EXPECT_FALSE(passed_on(R"(["avx2", "avx512f"])", "false"));
-  for (const char* flags : {R"(["avx2", "avx_vnni"])", R"(["avx512_vnni", "avx2"])", R"(["asimddp"])", "[]", "{}", "5"}) {
+  for (const char* flags :
+       {R"(["avx2", "avx_vnni"])", R"(["avx512_vnni", "avx2"])", R"(["asimddp"])", "[]", "{}", "5"}) {
     EXPECT_FALSE(passed_on(flags)) << flags;
   }
   Manifest without = {};

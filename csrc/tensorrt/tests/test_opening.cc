@@ -214,9 +214,8 @@ TEST(PlanChecks, VersionsAreComparedByTheNumbersBothTell) {
     Manifest manifest{};
     manifest.versions = {{"tensorrt", told_by_manifest}};
     const std::string plan = header("ftrt", {10, 7, 0, 23}, 0) + std::string(300, '\1');
-    return told([&] {
-      tensorrt::require_version(manifest, "m.plan", std::as_bytes(std::span(plan)), "tensorrt", version);
-    });
+    return told(
+        [&] { tensorrt::require_version(manifest, "m.plan", std::as_bytes(std::span(plan)), "tensorrt", version); });
   };
   for (const char* const built : {"10.7.0", "10.7.0.23"}) {
     EXPECT_EQ(check(built, "10.7.0.23"), "nothing was thrown") << built;
