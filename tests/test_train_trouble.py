@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from segmenter import load_model
+from segmenter.datasets.shapes import Shapes
 from segmenter.errors import CheckpointError, DataError, SegmenterError
 from segmenter.ranks import LostRank
 from segmenter.training.learner import Learner, NotFiniteError
@@ -38,6 +39,46 @@ def test_a_worker_that_dies_is_explained(
         patch.setattr(Learner, "update", kill_a_worker)
         assert "a process that loads images died" in refuse(capsys, tmp_path, *options)
     assert RunFolder(tmp_path).read_record().step >= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("Unable to allocate 1 GiB"), "images died (MemoryError: Unable to allocate 1 GiB), mostly for lack"),
+        (RuntimeError("unable to share"), "images died (RuntimeError: unable to share)"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files; lower --workers, or allow more by `ulimit"),
+    ],
+)
+def test_what_a_worker_has_too_little_of_is_named(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shapes, "__getitem__", short)
+        assert told in refuse(capsys, tmp_path, "--workers", "1", "--steps", "4")
+    assert train(tmp_path, "--workers", "0", "--accumulate", "2", "--steps", "4") == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nSee the documentation"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("at", ["make_network", "Trainer.train"])
+def test_too_little_memory_is_one_line(
+    at: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"segmenter.training.run.{at}", short)
+    assert "too little memory (" in (said := refuse(capsys, tmp_path, "--steps", "2"))
+    assert "--accumulate 2" in said
 
 
 def test_full_disk_while_saving(

@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from segmenter.config import Preprocess
 from segmenter.cores import usable_cores
@@ -151,8 +152,13 @@ def _batches_of(loader: DataLoader[Item]) -> Iterator[Any]:
     """
     try:
         yield from loader
-    except (ConnectionError, EOFError) as error:
-        raise RuntimeError(f"DataLoader worker ended: {error or type(error).__name__}") from error
+    except Exception as error:
+        # PyTorch ends its processes as the iterator is freed, and an error of theirs is in a cycle with it; at exit
+        # Python would wait for them, who hear no SIGTERM, before it looks for cycles
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, ConnectionError | EOFError):
+            raise RuntimeError(f"DataLoader worker ended: {error or type(error).__name__}") from error
+        raise
 
 
 def spare_workers() -> int:
@@ -168,10 +174,17 @@ def _stack(items: "list[Item] | SegmenterError") -> tuple[Batch | Raw, list[str]
         return items
     skipped = [line for _, lines in items for line in lines]
     raw = [sample for sample, _ in items if len(sample) == 3]
-    if raw:
-        return stack_raw(raw), skipped
     pairs = [sample for sample, _ in items if len(sample) == 2]
-    return (torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])), skipped
+    stacked: Batch | Raw = stack_raw(raw) if raw else _stacked(pairs)
+    if get_worker_info() is not None:
+        # a batch that PyTorch cannot share later, in a thread of its own, is lost, and waited for without end
+        for tensor in stacked[:2]:
+            tensor.share_memory_()
+    return stacked, skipped
+
+
+def _stacked(pairs: list[Batch]) -> Batch:
+    return torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])
 
 
 def _say(line: str) -> None:

@@ -26,6 +26,7 @@ from segmenter.training.loss import class_weights
 from segmenter.training.network import make_network
 from segmenter.training.options import TrainOptions
 from segmenter.training.repeatable import needed, repeatable
+from segmenter.training.shortage import shortage
 from segmenter.training.state import METRICS_NAME, RunFolder, TrainingRecord, write_metrics
 
 _WEIGHED_IMAGES = 500  # looked at for class frequencies
@@ -39,7 +40,12 @@ def run_training(options: TrainOptions) -> int:
     if options.machine.threads:
         torch.set_num_threads(options.machine.threads)
     interruption = Interruption()
-    with interruption.listening(), joined(options.machine.device) as ranks, repeatable(options.machine.deterministic):
+    with (
+        interruption.listening(),
+        joined(options.machine.device) as ranks,
+        repeatable(options.machine.deterministic),
+        _explaining(),
+    ):
         return _run(options, ranks, interruption)
 
 
@@ -91,7 +97,7 @@ def _run(options: TrainOptions, ranks: Ranks, interruption: Interruption) -> int
             if record is None and (warning := _rough(options)):
                 log.note(warning)
             try:
-                with _explaining(device, ranks):
+                with ranks.exchanging():
                     final = trainer.train(log, interruption)
             except Interrupted:
                 log.note(f"stopped at step {trainer.step}, saved in {folder.last}; the same command goes on from there")
@@ -135,23 +141,14 @@ def _rough(options: TrainOptions) -> str | None:
 
 
 @contextmanager
-def _explaining(device: torch.device, ranks: Ranks) -> Iterator[None]:
-    """Turn what PyTorch raises for lack of memory, or of what an option needs, into an error that says what to do."""
+def _explaining() -> Iterator[None]:
+    """Turn what is raised for lack of memory, or of what an option needs, into an error that says what to do."""
     try:
-        with ranks.exchanging():
-            yield
-    except torch.OutOfMemoryError as error:
-        advice = "pass --accumulate 2 (or more), --amp bf16, or lower --crop"
-        raise ConfigError(f"{device} has too little memory; {advice}") from error
-    except RuntimeError as error:
-        if (reason := needed(error)) is not None:
-            raise ConfigError(reason) from error
-        if "DataLoader worker" not in str(error):
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if (reason := needed(error) or shortage(error)) is None:
             raise
-        raise ConfigError(
-            f"a process that loads images died ({str(error).splitlines()[0]}), mostly for lack of memory or of room in"
-            " /dev/shm; lower --workers or --batch, and start again to go on"
-        ) from error
+        raise ConfigError(reason) from error
 
 
 def _resumed(options: TrainOptions, folder: RunFolder, data: SegmentationDataset) -> TrainingRecord | None:

@@ -1,5 +1,7 @@
 """The order of training images: every image once an epoch, and the same from any update on, with any workers."""
 
+import gc
+import multiprocessing
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -66,6 +68,34 @@ def test_a_worker_that_dies_handing_over_is_one_that_died(error: Exception, monk
     samples = augmented()
     with pytest.raises(RuntimeError, match="DataLoader worker ended: "):
         next(batches(samples, Order(5, 2, seed=0, first=0, steps=1), workers=1))
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_batch_that_finds_no_room_in_shared_memory_is_an_error(raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    samples = augmented()
+    samples.raw = raw
+    with pytest.raises(RuntimeError, match=r"(?s)DataLoader worker.*No space left on device"):
+        next(batches(samples, Order(5, 2, seed=0, first=0, steps=1), workers=1))
+
+
+@pytest.mark.parametrize("error", [TypeError, MemoryError, KeyError])
+def test_an_error_in_a_worker_leaves_no_process_behind(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise error("no picture")
+
+    monkeypatch.setattr(Shapes, "__getitem__", broken)
+    before = set(multiprocessing.active_children())
+    gc.disable()  # at exit Python waits for processes before it looks for cycles
+    try:
+        with pytest.raises(error, match="no picture"):
+            next(batches(augmented(), Order(5, 2, seed=0, first=0, steps=None), workers=2))
+        assert set(multiprocessing.active_children()) <= before
+    finally:
+        gc.enable()
 
 
 def test_seed_changes_augmentation() -> None:
