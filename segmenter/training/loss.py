@@ -97,14 +97,16 @@ def require_stride(stride: int, patch_size: int) -> None:
 def class_weights(labels: Iterable[np.ndarray], num_classes: int) -> Tensor:
     """Square roots of inverse class frequencies, float32 [K], so scaled that their mean over pixels is 1.
 
-    labels: integer maps; values from `num_classes` on are ignored. A class that never occurs gets weight 1.
+    labels: integer maps, perhaps a sample of all; values from `num_classes` on are ignored. A class that never occurs
+    there gets the largest weight of the others, as it can be no commoner by much; where none occurs, all get 1.
     """
     counts = np.zeros(num_classes, np.int64)
     for one in labels:
         counts += np.bincount(one.ravel(), minlength=num_classes)[:num_classes]
     share = counts / max(int(counts.sum()), 1)
+    seen = counts > 0
     weights = np.ones(num_classes)
-    weights[counts > 0] = share[counts > 0] ** -0.5
-    mean = (share * weights).sum()
-    weights[counts > 0] /= mean if mean else 1.0
+    weights[seen] = share[seen] ** -0.5
+    weights[~seen] = weights[seen].max(initial=1.0)
+    weights /= (share * weights).sum() or 1.0
     return torch.from_numpy(weights.astype(np.float32))

@@ -94,7 +94,8 @@ class OptimizerOptions:
     loss_stride: int = 1
     """Compute the loss on every n-th pixel, along both sides."""
     class_weights: bool = False
-    """Weight classes by the inverse square root of their frequency."""
+    """Weight classes by the inverse square root of their frequency in at most 500 images, spread over all of training.
+    A class that none of them shows gets the largest weight of the others."""
 
     def __post_init__(self) -> None:
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")

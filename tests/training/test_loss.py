@@ -127,7 +127,16 @@ def test_class_weights() -> None:
     assert (weights * share).sum() == pytest.approx(1)
     np.testing.assert_allclose(weights[1] / weights[0], np.sqrt(59), rtol=1e-6)
     np.testing.assert_allclose(weights[3] / weights[0], np.sqrt(59 / 30), rtol=1e-6)
-    assert weights[2] == weights[4] == 1  # never occur
+    assert weights[2] == weights[4] == weights[1]  # never occur in what was looked at: as rare as the rarest
+
+
+def test_a_class_that_a_sample_lacks_weighs_no_less_than_those_it_shows() -> None:
+    shown, rare = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
+    shown[0, 0] = 1
+    rare[0] = 2
+    sample, all_labels = class_weights([shown], 3), class_weights([shown] * 999 + [rare], 3)
+    assert sample[2] == sample[1] > sample[0]
+    assert all_labels[2] > all_labels[1] > all_labels[0]
 
 
 def test_class_weights_without_labels() -> None:
