@@ -129,6 +129,38 @@ def test_an_evaluation_that_uses_up_the_time_is_the_last(tmp_path: Path, monkeyp
     assert train(tmp_path, "--max-minutes", "10", "--eval-every", "1") == 0
     assert evaluations(tmp_path) == [1]
     assert metrics(tmp_path)["step"] == 1
+    # and once it has ended, so it has at the next start
+    before = metrics(tmp_path)
+    assert train(tmp_path, "--max-minutes", "10", "--eval-every", "1") == 0
+    assert evaluations(tmp_path) == [1]
+    assert metrics(tmp_path) == before
+
+
+@pytest.mark.parametrize("ending", ["signal within it", "kill after it"])
+def test_the_time_of_an_evaluation_counts_however_the_run_stops(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, evaluate_labels = 0.0, run.evaluate_labels
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        nonlocal late
+        late += 100
+        if ending == "signal within it":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_labels(*arguments, **options)
+
+    def killed(self: Trainer) -> bool:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(run, "evaluate_labels", slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
+    monkeypatch.setattr(Trainer, "_save_due", killed)
+    assert train(tmp_path, "--steps", "9", "--eval-every", "2") in (130, 128 + signal.SIGTERM)
+    record = RunFolder(tmp_path).read_record()
+    assert record.step == 2
+    assert record.elapsed_s > 100
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -105,7 +105,7 @@ class Trainer:
         if self.progress < 1:
             if self._evaluation_due(self.progress):
                 # a kill or a signal came after this state was saved and before it was judged
-                self.evaluate(log, interruption)
+                self._evaluate_on_the_way(log, interruption)
             try:
                 try:
                     self._updates(log, interruption)
@@ -160,6 +160,15 @@ class Trainer:
         log.record({**measures, "elapsed_s": self.evaluated[1]})
         return metrics
 
+    def _evaluate_on_the_way(self, log: TrainingLog | NoLog, interruption: Interruption) -> None:
+        """Judge the network as it was saved; the time that takes, also where a signal ends it, is the run's."""
+        try:
+            self.evaluate(log, interruption)
+        finally:
+            self.record = replace(self.record, elapsed_s=self.elapsed_s)
+            if self.ranks.first:
+                self.folder.save_record(self.record)
+
     def _order(self, first: int, steps: int | None) -> Order:
         return Order(len(self.samples.dataset), self.options.length.batch, self.options.seed, first, steps)
 
@@ -193,7 +202,7 @@ class Trainer:
                 raise Interrupted
             if self.progress < 1 and self._evaluation_due(self.progress):
                 self.save()
-                self.evaluate(log, interruption)
+                self._evaluate_on_the_way(log, interruption)
             elif self.progress < 1 and self.ranks.first and self._save_due():
                 self.save()
             began = time.monotonic()

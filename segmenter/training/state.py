@@ -111,6 +111,14 @@ class RunFolder:
         self._publish(name, self.last, write)
         self._remove_states("step-", keep=(name, before))
 
+    def save_record(self, record: TrainingRecord) -> None:
+        """Put another record of the same update into `last`.
+
+        Raises CheckpointError when it cannot be written.
+        """
+        with reporting(self.last / TRAINING_NAME, "cannot be written"):
+            _write_json(self.last / TRAINING_NAME, asdict(record))
+
     def save_best(self, model: Segmenter, metrics: dict[str, Any]) -> None:
         """Write the network and its metrics (with their `step`) and make it `best`.
 
