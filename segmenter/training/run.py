@@ -173,18 +173,22 @@ def _resumed(options: TrainOptions, folder: RunFolder, data: SegmentationDataset
         {**identity, "images": facts["images"]},
     )
     different = [key for key in here if there.get(key) != here[key]]
-    network = any(key in asdict(options.network) for key in different)  # which going on cannot change
-    if network or (different and options.resume == "auto"):
+    # which going on cannot change: updates are counted in batches, and a network has its shape
+    fixed = [key for key in different if key in {"batch", *asdict(options.network)}]
+    if fixed or (different and options.resume == "auto"):
         listed = "; ".join(f"{key} {there.get(key)} there, {here[key]} here" for key in different)
-        way_on = (
-            "give the network's options as there" if network else "pass --resume always to go on with these options"
-        )
+        as_there = f"give {', '.join(_option(key) for key in fixed)} as there"
+        way_on = as_there if fixed else "pass --resume always to go on with these options"
         raise ConfigError(
             f"{folder.root} holds a run with other options ({listed}); choose another --out, {way_on},"
             " or pass --resume never to start over"
         )
     weights = _weights(options, data) if different else record.class_weights
     return replace(record, options=identity, data=facts, class_weights=weights)
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def _facts(data: SegmentationDataset) -> dict[str, Any]:
