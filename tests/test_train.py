@@ -74,13 +74,17 @@ def test_starting_over_on_unreadable_data_deletes_nothing(
     assert len(load_model(tmp_path / "run" / "best").config.classes) > 3
 
 
-@pytest.mark.parametrize("change", [["--width", "32"], ["--dropout", "0.1"], ["--decoder", "linear"]])
-def test_a_run_keeps_its_network(change: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+CHANGES = [["--width", "32"], ["--dropout", "0.1"], ["--decoder", "linear"], ["--batch", "4"]]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_keeps_its_network_and_its_batch(change: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, "--steps", "2") == 0
     for resume in ("auto", "always"):
         error = refuse(capsys, tmp_path, "--steps", "4", *change, "--resume", resume)
         assert f"{change[0][2:]} " in error
         assert f"there, {change[1]} here" in error
+        assert f"give {change[0]} as there" in error
         assert "--resume always" not in error
         assert "--resume never" in error
     assert RunFolder(tmp_path).read_record().step == 2
@@ -91,6 +95,23 @@ def test_other_classes_are_refused(tmp_path: Path, picture_root: Path, capsys: p
     assert train(tmp_path / "run", "--steps", "2") == 0
     folder = ["--dataset", "folder", "--data", str(picture_root), "--steps", "2"]
     assert "other classes" in refuse(capsys, tmp_path / "run", *folder, "--resume", "always")
+
+
+WRONG = {
+    "--lr": ("-1.0", "inf", "nan"),
+    "--backbone-lr": ("-0.001", "inf", "nan"),
+    "--power": ("-1.0", "inf", "nan"),
+    "--momentum": ("1.5", "1.0", "nan"),
+    "--clip-grad": ("-1.0", "nan"),
+    "--freeze-for": ("-3.0", "1.5", "nan"),
+    "--freeze-encoder-blocks": ("-4",),
+    "--save-every-seconds": ("-5.0", "nan"),
+    "--long-ratio": ("inf", "0.0"),
+    "--epochs": ("1e+308",),
+    "--seed": (str(2**63),),
+    "--threads": ("1000000",),
+    "--limit": ("-1",),
+}
 
 
 def test_impossible_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +145,9 @@ def test_impossible_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--crop", "0", "9"], "--crop 0 9"),
         (["--optimizer", "sgd", "--lr", "1e-6", "--steps", "2"], "minimum"),
         (["--lr", "1e30", "--steps", "30"], "came apart at step"),
+        *(([option, value], f"{option} {value}: wanted") for option, values in WRONG.items() for value in values),
+        (["--scale", "0.5", "inf"], "--scale (0.5, inf)"),
+        (["--device", "meta"], "device 'meta' cannot be used here"),
     ):
         assert named in refuse(capsys, tmp_path / "never", *options), options
 

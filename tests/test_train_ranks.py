@@ -164,7 +164,7 @@ def test_machines_that_share_no_folder_are_refused(monkeypatch: pytest.MonkeyPat
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     options = [*TINY, "--steps", "4", "--out", str(tmp_path / "run")]
-    for mistake, named in ((["--batch", "1"], "--batch 1: wanted 2 or more"), (["--lr", "-1"], "learning rate")):
+    for mistake, named in ((["--batch", "1"], "--batch 1: wanted 2 or more"), (["--min-lr", "-1"], "learning rate")):
         said = tmp_path / named[:7]
         assert run_ranks(2, [*options, *mistake], said) == [2, 2]
         (line,) = [one for rank in "01" for one in (said / rank).read_text().splitlines() if "error:" in one]

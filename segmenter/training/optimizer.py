@@ -47,8 +47,6 @@ def make_optimizer(model: Segmenter, options: OptimizerOptions) -> Optimizer:
 
     Raises ConfigError for rates an optimiser cannot use.
     """
-    if options.lr <= 0:
-        raise ConfigError(f"learning rate {options.lr}: wanted more than 0")
     scale = 1.0 if options.backbone_lr is None else options.backbone_lr / options.lr
     groups = parameter_groups(model, options.weight_decay, scale, options.layer_decay)
     try:

@@ -11,6 +11,10 @@ from segmenter.config import PATCH_SIZES, EncoderConfig
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 
+_SEEDS = 2**63  # more than PyTorch takes
+# beyond these there is no run, but numbers that overflow, or no memory
+_LARGEST_SCALE, _LONGEST, _MOST_THREADS = 100, 1e9, 1024
+
 
 @dataclass(frozen=True)
 class NetworkOptions:
@@ -98,6 +102,13 @@ class OptimizerOptions:
     A class that none of them shows gets the largest weight of the others."""
 
     def __post_init__(self) -> None:
+        require(0 < self.lr < math.inf, "--lr", self.lr, "more than 0")
+        require(0 <= (self.backbone_lr or 0) < math.inf, "--backbone-lr", self.backbone_lr, "0 or more")
+        require(0 <= self.power < math.inf, "--power", self.power, "0 or more")
+        require(0 <= self.momentum < 1, "--momentum", self.momentum, "a share from 0 to below 1")
+        require(self.clip_grad >= 0, "--clip-grad", self.clip_grad, "0 or more")
+        require(self.freeze_encoder_blocks >= 0, "--freeze-encoder-blocks", self.freeze_encoder_blocks, "0 or more")
+        require(0 <= self.freeze_for <= 1, "--freeze-for", self.freeze_for, "a share from 0 to 1")
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
         require(0 < self.layer_decay <= 1, "--layer-decay", self.layer_decay, "more than 0, at most 1")
         require(0 <= self.ema < 1, "--ema", self.ema, "a share from 0 to below 1")
@@ -125,7 +136,9 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         require((self.short_side or 1) >= 1, "--short-side", self.short_side, "at least a pixel")
-        require((self.long_ratio or 1) >= 1, "--long-ratio", self.long_ratio, "at least 1")
+        ratio, scale = self.long_ratio, self.scale
+        require(ratio is None or 1 <= ratio < math.inf, "--long-ratio", ratio, "at least 1")
+        require(scale is None or max(scale) <= _LARGEST_SCALE, "--scale", scale, f"at most {_LARGEST_SCALE}")
         if self.crop is not None and min(self.crop) < 1:
             raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least a pixel a side")
 
@@ -151,7 +164,7 @@ class LengthOptions:
         require(self.batch >= 1, "--batch", self.batch, "at least 1 image")
         require(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1 update")
         for option, value in (("--epochs", self.epochs), ("--max-minutes", self.max_minutes)):
-            require(value is None or 0 < value < math.inf, option, value, "more than 0")
+            require(value is None or 0 < value <= _LONGEST, option, value, f"more than 0, at most {_LONGEST:g}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,7 @@ class RecordOptions:
 
     def __post_init__(self) -> None:
         require((self.eval_every or 0) >= 0, "--eval-every", self.eval_every, "0 or more updates")
+        require(self.save_every_seconds >= 0, "--save-every-seconds", self.save_every_seconds, "0 or more")
         require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
 
 
@@ -201,7 +215,7 @@ class MachineOptions:
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1 part")
-        require(self.threads >= 0, "--threads", self.threads, "0 or more")
+        require(0 <= self.threads <= _MOST_THREADS, "--threads", self.threads, f"0 to {_MOST_THREADS}")
         require((self.workers or 0) >= 0, "--workers", self.workers, "0 or more")
 
 
@@ -224,7 +238,8 @@ class TrainOptions:
     recipe: str | None = None
     """Result row to train as, such as ade20k-seg-b-mask-16 (`segmenter recipes` lists them); options beside it win."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """Where --out holds a run: auto goes on if the options agree, always even if they differ, but for the network's.
+    """Where --out holds a run: auto goes on if the options agree, always even if others than the network's and --batch
+    differ.
     With never, that run is deleted and this one starts over."""
     seed: int = 0
     """Seed of all that is random: weights, the order of images and their changes."""
@@ -238,7 +253,8 @@ class TrainOptions:
     machine: MachineOptions = field(default_factory=MachineOptions)
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "--seed", self.seed, "0 or more")
+        require(0 <= self.seed < _SEEDS, "--seed", self.seed, f"0 or more, below {_SEEDS}")
+        require(self.limit >= 0, "--limit", self.limit, "0 or more images")
 
     def identity(self) -> dict[str, Any]:
         """What must agree for a run to be the same run, flat and fit for JSON: all but where, how often and on what."""

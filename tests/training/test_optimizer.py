@@ -176,10 +176,10 @@ def test_state_of_another_network_is_refused(tiny_model: Segmenter) -> None:
 
 
 def test_rates_that_cannot_be(tiny_model: Segmenter) -> None:
-    with pytest.raises(ConfigError, match="learning rate 0"):
-        make_optimizer(tiny_model, OptimizerOptions(lr=0.0))
-    with pytest.raises(ConfigError, match="sgd"):
-        make_optimizer(tiny_model, OptimizerOptions(momentum=-1.0))
+    with pytest.raises(ConfigError, match=r"--lr 0\.0: wanted more than 0"):
+        OptimizerOptions(lr=0.0)
+    with pytest.raises(ConfigError, match=r"--momentum -1\.0: wanted a share"):
+        OptimizerOptions(momentum=-1.0)
     with pytest.raises(ConfigError, match="sgd: Nesterov momentum requires a momentum"):
         make_optimizer(tiny_model, OptimizerOptions(momentum=0.0, nesterov=True))
     with pytest.raises(ConfigError, match="adamw"):
