@@ -93,6 +93,6 @@ def test_inference_options_are_checked(tiny_model: Segmenter) -> None:
 def test_devices_are_checked() -> None:
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda")
-    for name in ("abacus", "cuda:99"):
+    for name in ("abacus", "cuda:99", "meta"):
         with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here"):
             pick_device(name)
