@@ -98,11 +98,20 @@ def _replace_together(temporaries: tuple[Path, ...], paths: tuple[Path, ...]) ->
             if old is not None:
                 old.unlink(missing_ok=True)
     for folder in {path.parent for path in paths}:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        settle_names(folder)
+
+
+def settle_names(folder: Path) -> None:
+    """Wait until a folder's names are on the disk, where its file system can tell."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # of files every file system can, of folders some network ones, and those in user space, cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _second_name(path: Path) -> Path | None:

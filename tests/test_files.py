@@ -1,6 +1,9 @@
 """Files are whole or not there, and a place that takes none is named before the work and not after it."""
 
+import errno
 import os
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,21 @@ def test_files_that_belong_together_are_replaced_together(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
         ("old", "older", "new"), "whole"
     )
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_settles_no_folders_takes_files(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def files_alone(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    refused = pytest.raises(OSError, match="Input/output") if code == errno.EIO else nullcontext()
+    with refused, atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "file").read_text() == "whole"
