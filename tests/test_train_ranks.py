@@ -19,7 +19,7 @@ from segmenter.errors import ConfigError
 from segmenter.model import Segmenter
 from segmenter.ranks import Ranks
 from segmenter.training.options import TrainOptions
-from segmenter.training.run import _require_one_folder
+from segmenter.training.run import _require_one_folder, _require_shared
 from segmenter.training.state import RunFolder
 from tests.training.ranks import run_ranks, start_ranks
 from tests.training.runs import TINY, assert_same_weights, losses, metrics, run_here
@@ -160,6 +160,31 @@ def test_machines_that_share_no_folder_are_refused(monkeypatch: pytest.MonkeyPat
         _require_one_folder(ranks, 7, options)
     monkeypatch.setattr(ranks, "largest", lambda *values: (-7.0, 7.0))
     _require_one_folder(ranks, 7, options)
+
+
+def test_a_folder_of_the_same_name_on_another_machine_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmenter.training.state._LATE_S", 0.0)
+    other, none = RunFolder(tmp_path / "other"), RunFolder(tmp_path / "none")
+    with other.locked(), RunFolder(tmp_path / "run").locked() as token:
+        second = Ranks("cpu", 1, 2)
+
+        def of_second(folder: RunFolder) -> None:
+            of_first = iter([float(token), 0.0])
+            monkeypatch.setattr(second, "largest", lambda value: (max(value, next(of_first)),))
+            _require_shared(second, folder, 0)
+
+        of_second(RunFolder(tmp_path / "run"))
+        for folder in (other, none):
+            with pytest.raises(ConfigError, match=r"not every machine sees there .* a folder that all of them share"):
+                of_second(folder)
+        assert not none.root.exists()
+        # and the first, which sees it, hears of the second
+        first = Ranks("cpu", 0, 2)
+        monkeypatch.setattr(first, "largest", lambda value: (1.0,))
+        with pytest.raises(ConfigError, match="not every machine"):
+            _require_shared(first, RunFolder(tmp_path / "run"), token)
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:

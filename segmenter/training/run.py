@@ -57,18 +57,18 @@ def _run(options: TrainOptions, ranks: Ranks, interruption: Interruption) -> int
     ops = ops_cpu if device.type == "cpu" else None
     inference = Inference(window=options.record.eval_window)
 
+    judged_on: dict[str, int | None] = {"images": len(val), "window": options.record.eval_window}
+
     def judge(model: Segmenter) -> ConfusionMatrix:
         return evaluate_labels(predictor(model, inference), own, progress=False)
 
     def report(matrix: ConfusionMatrix) -> Metrics:
         require_labelled(matrix, val)
-        return summary(matrix, val.classes)
+        return {**summary(matrix, val.classes), "judged_on": judged_on}
 
     folder = RunFolder(options.out)
     with ExitStack() as stack:
-        if ranks.first:
-            stack.enter_context(folder.locked())
-        ranks.wait()
+        _require_shared(ranks, folder, stack.enter_context(folder.locked()) if ranks.first else 0)
         record = _resumed(options, folder, data)
         if record is not None:
             model = Segmenter(read_config(folder.last / CONFIG_NAME), ops)
@@ -112,6 +112,17 @@ def _run(options: TrainOptions, ranks: Ranks, interruption: Interruption) -> int
                 best = _report(folder, final, trainer)
                 print(f"mIoU {best['miou'] or 0.0:.4f} at step {best['step']}: {folder.best}")
     return 0
+
+
+def _require_shared(ranks: Ranks, folder: RunFolder, token: int) -> None:
+    """Raises ConfigError where not every process sees the folder that the first has locked; `token` is the first's."""
+    (theirs,) = ranks.largest(float(token))
+    (blind,) = ranks.largest(float(not (ranks.first or folder.shows(int(theirs)))))
+    if blind:
+        raise ConfigError(
+            f"--out {folder.root}: not every machine sees there what the first one writes; name a folder that all of"
+            " them share"
+        )
 
 
 def _require_one_folder(ranks: Ranks, step: int, options: TrainOptions) -> None:

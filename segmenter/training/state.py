@@ -12,7 +12,9 @@ The one before it is kept too. Nothing in a state is code.
 import errno
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -24,7 +26,7 @@ from torch.optim import Optimizer
 
 from segmenter.checkpoint import STATES, WEIGHTS_NAME, load_weights, read_tensors, save_model, write_tensors
 from segmenter.errors import CheckpointError
-from segmenter.files import atomic_path
+from segmenter.files import atomic_path, settle_names
 from segmenter.model import Segmenter
 from segmenter.training.optimizer import load_optimizer, optimizer_tensors
 
@@ -38,7 +40,9 @@ LEARNING_NAME = "learning.safetensors"
 TRAINING_NAME = "training.json"
 METRICS_NAME = "metrics.json"
 WANDB_NAME = "wandb-id"  # the name Weights & Biases knows the run by
+_LOCK_NAME = ".lock"
 _UNFINISHED = ".part"
+_LATE_S = 30.0  # after which a network file system shows what another machine has written
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,17 @@ class RunFolder:
         self.last, self.best = root / "last", root / "best"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[int]:
         """Keep other processes from training in this folder; the lock ends with the process, however it ends.
+
+        Gives a number below 2^53 by which the others of this run know the folder, see `shows`.
 
         Raises CheckpointError when another process holds it, the folder cannot be made, or it is a copy whose links
         have become folders.
         """
         with reporting(self.root, "cannot be written"):
             self.root.mkdir(parents=True, exist_ok=True)
-            file = (self.root / ".lock").open("w")
+            file = (self.root / _LOCK_NAME).open("a", encoding="utf-8")
         with file:
             if fcntl is not None:
                 try:
@@ -80,8 +86,28 @@ class RunFolder:
                         raise CheckpointError(
                             f"{self.root}: another process is training here; wait for it, or choose another --out"
                         ) from error
+            token = secrets.randbits(53)
+            with reporting(self.root, "cannot be written"):
+                file.truncate(0)
+                file.write(str(token))
+                file.flush()
+                os.fsync(file.fileno())
             self._mend_links()
-            yield
+            yield token
+
+    def shows(self, token: int) -> bool:
+        """Whether this is the folder that another process has locked, and not one of that name on another machine.
+
+        Not for that process itself: its lock ends with the first time it closes the file.
+        """
+        end = time.monotonic() + _LATE_S
+        while True:
+            with suppress(OSError):
+                if (self.root / _LOCK_NAME).read_text(encoding="utf-8") == str(token):
+                    return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
 
     @property
     def holds_run(self) -> bool:
@@ -199,13 +225,13 @@ class RunFolder:
                     shutil.rmtree(stale, ignore_errors=True)
                 unfinished.mkdir(parents=True)
                 write(unfinished)
-                _sync(unfinished)
+                settle_names(unfinished)
                 unfinished.replace(final)
-                _sync(self.states)
+                settle_names(self.states)
                 pointer.unlink(missing_ok=True)
                 pointer.symlink_to(final.relative_to(self.root), target_is_directory=True)
                 pointer.replace(link)
-                _sync(self.root)
+                settle_names(self.root)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             with suppress(OSError):
@@ -273,12 +299,3 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the folder's names are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
