@@ -51,6 +51,24 @@ def test_other_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert metrics(tmp_path)["step"] == 2
 
 
+@pytest.mark.parametrize("change", [["--eval-window", "32"], ["--limit", "3"], []])
+def test_best_is_chosen_among_equal_evaluations(
+    change: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr("segmenter.training.run.summary", lambda *_: {**UNMEASURED, "miou": next(measured)})
+    assert train(tmp_path, "--steps", "1") == 0
+    assert metrics(tmp_path)["judged_on"] == {"images": 7, "window": None}
+    options = ["--steps", "3", "--eval-every", "2", "--resume", "always", *change]
+    assert train(tmp_path, *options) == 0
+    report = metrics(tmp_path)
+    assert report["last"] == {"step": 3, "miou": 0.4}
+    assert (report["step"], report["miou"]) == ((2, 0.5) if change else (1, 0.9))
+
+
+UNMEASURED = {"pixel_accuracy": None, "mean_accuracy": None}
+
+
 def test_validation_without_labels_is_refused(
     tmp_path: Path, picture_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,7 @@ class Trainer:
     """A run in its folder: `train` until the schedule ends or a signal comes.
 
     judge: the network's confusion matrix over this process's share of the validation images. report: metrics of that of
-    all of them; `best` is chosen by their `miou`. record: where the run begins. resume: read weights and optimiser
+    all of them; `best` is chosen by their `miou` among those of one `judged_on`. record: where the run begins. resume: read weights and optimiser
     state from the folder. All processes of a run do the same; the first alone writes.
     """
 
@@ -152,7 +152,7 @@ class Trainer:
         self.metrics = metrics = {"step": self.step, **self.report(matrix)}
         if self.ranks.first:
             best = self.folder.best_metrics()
-            if best is None or (metrics["miou"] or 0.0) > (best["miou"] or 0.0):
+            if best is None or _otherwise_judged(best, metrics) or (metrics["miou"] or 0.0) > (best["miou"] or 0.0):
                 self.folder.save_best(self.learner.judged, metrics)
         miou, accuracy = _text(metrics["miou"]), _text(metrics["pixel_accuracy"])
         log.note(f"step {self.step}: mIoU {miou}, pixel accuracy {accuracy}")
@@ -240,6 +240,11 @@ class Trainer:
         images, batch = len(self.samples.dataset), self.options.length.batch
         epoch_ended = self.step * batch // images > (self.step - 1) * batch // images
         return age >= self.options.record.save_every_seconds or (epoch_ended and age * _SAVING_SHARE > self.saving_s)
+
+
+def _otherwise_judged(best: Metrics, metrics: Metrics) -> bool:
+    """Whether two evaluations, of other images or by other windows, cannot be compared; older ones do not say."""
+    return bool(best.get("judged_on", metrics.get("judged_on")) != metrics.get("judged_on"))
 
 
 def _text(measure: float | None) -> str:
