@@ -148,9 +148,10 @@ def joined(device: str) -> Iterator[Ranks]:
     Raises ConfigError for a device that is not here, or one GPU for many processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks(pick_device(device))
+        picked = pick_device(device)
+        _make_current(picked)
+        yield Ranks(picked)
         return
-    import torch
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
@@ -162,8 +163,7 @@ def joined(device: str) -> Iterator[Ranks]:
         ranks.device = _own_device(device)
         store.set(f"who/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
         on_gpu = ranks.device.startswith("cuda")
-        if on_gpu:
-            torch.cuda.set_device(ranks.device)
+        _make_current(ranks.device)
         # what is small and on the CPU never waits for a GPU
         init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count)
         yield ranks
@@ -189,6 +189,17 @@ def _first_to_fail(ranks: Ranks, store: "Store") -> bool:
     except RuntimeError:  # the store is gone, and so is who kept it
         return True
     return first
+
+
+def _make_current(device: str) -> None:
+    """Have a GPU named by its number be the one that PyTorch means where it is told none.
+
+    It asks that one whether it computes in bf16, and pins memory for it.
+    """
+    if device.startswith("cuda:"):
+        import torch
+
+        torch.cuda.set_device(device)
 
 
 def _own_device(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.distributed import HashStore
 
@@ -45,6 +46,16 @@ def test_one_process_exchanges_nothing() -> None:
         assert counts.tolist() == [0, 1, 2, 3]
         assert ranks.largest(3.0, -1.0) == (3.0, -1.0)
         assert ranks.gathered([1.5]) == [1.5]
+
+
+def test_one_process_computes_on_the_gpu_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[str] = []
+    monkeypatch.setattr("segmenter.ranks.pick_device", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("cuda:1", "cuda", "cpu"):
+        with joined(name) as ranks:
+            assert ranks.device == name
+    assert current == ["cuda:1"]
 
 
 @pytest.mark.parametrize(
