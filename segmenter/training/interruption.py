@@ -2,9 +2,12 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_ECHO_S = 1.0  # a launcher passes on a signal that the batch system, or the terminal, has sent to all processes
 
 
 class Interrupted(Exception):  # noqa: N818  (a request, as KeyboardInterrupt is, and no error)
@@ -12,10 +15,15 @@ class Interrupted(Exception):  # noqa: N818  (a request, as KeyboardInterrupt is
 
 
 class Interruption:
-    """Remembers a signal in `.signal`, its number or None; a second Ctrl-C is a KeyboardInterrupt as ever."""
+    """Remembers a signal in `.signal`, its number or None; a second Ctrl-C is a KeyboardInterrupt as ever.
+
+    An echo of the first is none. Processes of a job tell each other of a signal, so that `.signal` may be set before
+    this one hears it.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._heard_at: float | None = None
         self._at_once = False
 
     @contextmanager
@@ -43,7 +51,9 @@ class Interruption:
             self._at_once = False
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self._heard_at is None:
+            self._heard_at = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._heard_at > _ECHO_S:
             raise KeyboardInterrupt
         self.signal = number
         if self._at_once:
