@@ -96,7 +96,9 @@ CHANGES = [["--width", "32"], ["--dropout", "0.1"], ["--decoder", "linear"], ["-
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_run_keeps_its_network_and_its_batch(change: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_keeps_its_network_and_its_batch(
+    change: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(tmp_path, "--steps", "2") == 0
     for resume in ("auto", "always"):
         error = refuse(capsys, tmp_path, "--steps", "4", *change, "--resume", resume)

@@ -40,8 +40,8 @@ class Trainer:
     """A run in its folder: `train` until the schedule ends or a signal comes.
 
     judge: the network's confusion matrix over this process's share of the validation images. report: metrics of that of
-    all of them; `best` is chosen by their `miou` among those of one `judged_on`. record: where the run begins. resume: read weights and optimiser
-    state from the folder. All processes of a run do the same; the first alone writes.
+    all of them; `best` is chosen by their `miou`, among those of one `judged_on`. record: where the run begins. resume:
+    read weights and optimiser state from the folder. All processes of a run do the same; the first alone writes.
     """
 
     def __init__(
