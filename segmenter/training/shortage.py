@@ -15,6 +15,6 @@ def shortage(error: Exception) -> str | None:
         )
     # a CPU's allocator has no class of its own
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in told:
-        advice = "pass --accumulate 2 (or more), --amp bf16, or lower --crop"
+        advice = "pass --accumulate 2 (or more) or --amp bf16, lower --crop, or take a smaller network"
         return f"too little memory ({told.splitlines()[0][:200] if told else 'Python has no more'}); {advice}"
     return None
