@@ -5,6 +5,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -150,15 +152,25 @@ def _batches_of(loader: DataLoader[Item]) -> Iterator[Any]:
 
     PyTorch raises that itself, but for one that dies while its tensors are handed over: then a connection breaks.
     """
+    others, ours = set(active_children()), set[BaseProcess]()
+    made: Iterator[Any] = iter(())
     try:
-        yield from loader
+        try:
+            made = iter(loader)
+        finally:
+            ours = set(active_children()) - others
+        yield from made
     except Exception as error:
-        # PyTorch ends its processes as the iterator is freed, and an error of theirs is in a cycle with it; at exit
-        # Python would wait for them, who hear no SIGTERM, before it looks for cycles
+        # an error of a worker's is in a cycle with the iterator, which ends its processes as it is freed
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, ConnectionError | EOFError):
             raise RuntimeError(f"DataLoader worker ended: {error or type(error).__name__}") from error
         raise
+    finally:
+        del made
+        # those of an iterator that could not be made, and who hangs: they hear no SIGTERM, and at exit Python waits
+        for process in ours:
+            process.kill()
 
 
 def spare_workers() -> int:

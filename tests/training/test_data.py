@@ -1,7 +1,10 @@
 """The order of training images: every image once an epoch, and the same from any update on, with any workers."""
 
+import errno
 import gc
 import multiprocessing
+import multiprocessing.process
+import signal
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +20,7 @@ from segmenter.datasets import Sample
 from segmenter.datasets.shapes import Shapes
 from segmenter.errors import DataError, ImageError
 from segmenter.training.augment import PRESETS
-from segmenter.training.data import Augmented, Order, batches
+from segmenter.training.data import Augmented, Order, _start_worker, batches
 
 
 def augmented(seed: int = 0) -> Augmented:
@@ -96,6 +99,31 @@ def test_an_error_in_a_worker_leaves_no_process_behind(error: type[Exception], m
         assert set(multiprocessing.active_children()) <= before
     finally:
         gc.enable()
+
+
+# PyTorch's iterator fails to end what it has not wholly made
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_that_could_not_all_be_started_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, ready = multiprocessing.process.BaseProcess.start, multiprocessing.Event()
+    started: list[multiprocessing.process.BaseProcess] = []
+
+    def one_alone(self: multiprocessing.process.BaseProcess) -> None:
+        if started:
+            assert ready.wait(60)
+            raise OSError(errno.EMFILE, "Too many open files")
+        started.append(self)
+        begin(self)
+
+    def tell(number: int) -> None:
+        _start_worker(number)
+        ready.set()
+
+    monkeypatch.setattr("segmenter.training.data._start_worker", tell)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", one_alone)
+    with pytest.raises(OSError, match="Too many open files"):
+        next(batches(augmented(), Order(5, 2, seed=0, first=0, steps=None), workers=2))
+    started[0].join(20)
+    assert started[0].exitcode == -signal.SIGKILL
 
 
 def test_seed_changes_augmentation() -> None:
