@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from segmenter.cores import usable_cores
+from segmenter.cores import scheduled_cores, usable_cores
 from segmenter.cpu import cpu_flags, cpu_info
 from segmenter.packages import installed
 
@@ -102,7 +102,7 @@ class Neighbours:
         if self._busy is None or now is None:
             return None
         others = now - self._busy - (self._ours() - self._spent)
-        return max(others, 0.0) / (usable_cores() * (time.perf_counter() - self._start))
+        return max(others, 0.0) / (scheduled_cores() * (time.perf_counter() - self._start))
 
 
 def busiest(rows: Iterable[Mapping[str, Any]]) -> float:

@@ -49,7 +49,7 @@ class Options:
     calls: int = 100
     """Timed calls in a turn."""
     threads: int | None = None
-    """CPU threads; every core when left out."""
+    """CPU threads; every core this process may use when left out."""
     json: Path | None = None
     """Also write the result to this file."""
 

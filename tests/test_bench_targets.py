@@ -189,3 +189,16 @@ def test_without_a_gpu_there_is_no_table_and_with_one_all_of_it(tmp_path: Path, 
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "not measured: attention, 1 x 197, 12 x 64; wanted as fast as sdpa-cudnn and sdpa-flash"
     assert len(said) == 28
+
+
+def test_a_folder_of_two_gpus_has_a_page_without_targets(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / RUNS).mkdir()
+    for gpu in ("GPU 8000", "GPU 9000"):
+        run = kernels_run() | {"model": {"name": gpu}}
+        (tmp_path / RUNS / f"{gpu}.json").write_text(json.dumps(run), encoding="utf-8")
+    assert acceptance_page.main([str(tmp_path)]) == 0
+    assert "no targets: runs of different GPUs (GPU 8000; GPU 9000)" in capsys.readouterr().err
+    text = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert "GPU 8000" in text
+    assert "GPU 9000" in text
+    assert "<h3>Targets</h3>" not in text

@@ -66,6 +66,29 @@ def test_engines_opened_after_a_fork_work(engine_folder: Path) -> None:
     assert told(engine_folder, "", "print(native().run(image).shape, python()(image).shape)") == ["(56, 72) (56, 72)"]
 
 
+def test_a_lock_held_by_another_thread_at_the_fork_is_not_waited_for(engine_folder: Path) -> None:
+    before = """
+import threading
+from segmenter_engines.sessions import openvino
+python().close()
+held = threading.Event()
+def hold():
+    with openvino._lock:
+        held.set()
+        threading.Event().wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+"""
+    after = """
+try:
+    python()
+except Unavailable as error:
+    print(error)
+"""
+    (line,) = told(engine_folder, before, after)
+    assert "this process was forked from " in line
+
+
 @pytest.mark.parametrize("way", ["native", "python"])
 def test_what_a_child_inherits_computes_nothing(engine_folder: Path, way: str) -> None:
     before = f"session = {way}(); call = session.run if {way} is native else session; call(image)"

@@ -48,6 +48,19 @@ def test_a_plan_keeps_the_settings_that_its_contexts_refer_to(machine, plan):
     assert opened._configs == {}
 
 
+def test_who_has_no_folder_of_their_own_opens_plans_all_the_same(machine, plan, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", nobody)
+    assert cache_file(read_manifest(plan).sha256, machine.cuda.gpu) is None
+    for _ in range(2):
+        open_session(plan, threads=1).close()
+    assert len(machine.trt["tensorrt-rtx"].compiled) == 2
+
+
 def test_compiled_kernels_are_kept_for_the_next_process(machine, plan, tmp_path):
     trt, file = machine.trt["tensorrt-rtx"], cache_file(read_manifest(plan).sha256, machine.cuda.gpu)
     open_session(plan, threads=1).close()

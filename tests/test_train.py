@@ -128,7 +128,7 @@ WRONG = {
     "--save-every-seconds": ("-5.0", "nan"),
     "--long-ratio": ("inf", "0.0"),
     "--epochs": ("1e+308",),
-    "--seed": (str(2**63),),
+    "--seed": (str(2**64),),
     "--threads": ("1000000",),
     "--limit": ("-1",),
 }

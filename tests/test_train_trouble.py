@@ -19,6 +19,7 @@ from segmenter.training.learner import Learner, NotFiniteError
 from segmenter.training.log import TrainingLog
 from segmenter.training.loop import Trainer
 from segmenter.training.options import RecordOptions, TrainOptions
+from segmenter.training.run import _explaining
 from segmenter.training.state import RunFolder
 from tests.training.runs import losses, metrics, refuse, stop_after, train
 
@@ -79,6 +80,11 @@ def test_too_little_memory_is_one_line(
     monkeypatch.setattr(f"segmenter.training.run.{at}", short)
     assert "too little memory (" in (said := refuse(capsys, tmp_path, "--steps", "2"))
     assert "--accumulate 2" in said
+
+
+def test_a_full_disk_is_no_option_that_pytorch_lacks() -> None:
+    with pytest.raises(OSError, match="No space left"), _explaining():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/deterministic/log.jsonl")
 
 
 def test_full_disk_while_saving(

@@ -160,9 +160,12 @@ void Plan::require_device(const Manifest& manifest, const std::string& artifact)
   if (wanted.empty()) return;  // of any
   if (std::any_of(wanted.begin(), wanted.end(), [&](const std::string& one) { return holds(one, capability); })) return;
   const std::string here = std::to_string(capability.first) + "." + std::to_string(capability.second);
-  throw ArtifactError(artifact + ": built for GPUs of compute capability " + joined(wanted) + ", " + device_name_ +
-                      " has " + here + "; run it on one of those, or " + rebuild_advice(manifest, artifact) +
-                      ", with --gpus " + here + ", or --engine tensorrt where TensorRT-RTX does not know such GPUs");
+  // a pipeline would make the same again
+  const bool built = manifest.command.starts_with("segmenter build ");
+  const std::string advice = built ? rebuild_advice(manifest, artifact) + "," : "build its graph: `segmenter build`";
+  throw Unavailable(artifact + ": built for GPUs of compute capability " + joined(wanted) + ", " + device_name_ +
+                    " has " + here + "; run it on one of those, or " + advice + " with --gpus " + here +
+                    ", or --engine tensorrt where TensorRT-RTX does not know such GPUs");
 }
 
 void Plan::load_plugins(const BackendRequest& request) {

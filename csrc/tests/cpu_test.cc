@@ -2,15 +2,17 @@
 #include "cpu.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <limits>
+#include <string>
 
 namespace segmenter_trt {
 namespace {
 
 TEST(Cpu, QuotasOfControlGroupsAreSeen) {
-  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "segmenter_trt_cpu_test";
+  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / ("segmenter_trt_cpu_test_" + std::to_string(getpid()));
   const auto quota = [&](const std::string& groups, const std::string& file, const std::string& text) {
     std::filesystem::remove_all(folder);
     std::filesystem::create_directories((folder / file).parent_path());

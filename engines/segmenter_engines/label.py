@@ -46,7 +46,7 @@ class Options:
     engine: Annotated[str | None, one_of(ENGINES)] = None
     """Runtime to open it with; the first that fits when left out."""
     threads: int | None = None
-    """CPU threads; all cores when left out."""
+    """CPU threads; every core this process may use when left out."""
     ray: int = 0
     """Label by so many workers of Ray Data, on the cluster `ray` finds; 0 labels here, without it."""
     ray_gpus: float = 0.0

@@ -127,7 +127,7 @@ class Options:
     verify_images: int = IMAGES
     """Number of verification images, spread evenly over the split; 0 for all. Of few, a drop of mIoU is chance."""
     threads: int | None = None
-    """CPU threads; all cores when left out."""
+    """CPU threads; every core this process may use when left out."""
 
 
 def pipeline(options: Options) -> int:

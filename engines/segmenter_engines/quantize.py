@@ -160,7 +160,7 @@ class Options:
     checkpoint: Path | None = None
     """The checkpoint the graph was made of: judge against it in PyTorch, not against the graph."""
     threads: int | None = None
-    """CPU threads; all cores when left out."""
+    """CPU threads; every core this process may use when left out."""
 
 
 def quantize_graph(options: Options) -> int:

@@ -90,7 +90,7 @@ class Options:
     judge_images: int = 8
     """Number of those, spread evenly over the split; 0 for all. Each costs a run for every layer and group."""
     threads: int | None = None
-    """CPU threads; all cores when left out."""
+    """CPU threads; every core this process may use when left out."""
     out: Path | None = None
     """JSON file to write the report to."""
 

@@ -216,7 +216,7 @@ class Options:
     max_drop: float | None = None
     """mIoU that may be lost (0 to 1), instead of the precision's limit."""
     threads: int | None = None
-    """CPU threads; all cores when left out."""
+    """CPU threads; every core this process may use when left out."""
     out: Path | None = None
     """JSON file to write the verdict to; it also goes into the manifest, which has to be signed again then."""
     require_signature: Path | None = None

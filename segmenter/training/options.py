@@ -11,7 +11,7 @@ from segmenter.config import PATCH_SIZES, EncoderConfig
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 
-_SEEDS = 2**63  # more than PyTorch takes
+_SEEDS = 2**64  # as many as PyTorch takes
 # beyond these there is no run, but numbers that overflow, or no memory
 _LARGEST_SCALE, _LONGEST, _MOST_THREADS = 100, 1e9, 1024
 

@@ -24,8 +24,8 @@ def repeatable(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def needed(error: Exception) -> str | None:
-    """What an error of PyTorch says an option lacks here, in one line; None for any other."""
+def needed(error: RuntimeError) -> str | None:
+    """What a RuntimeError of PyTorch says an option lacks here, in one line; None for any other."""
     told = " ".join(str(error).split())
     if "deterministic" in told:
         return f"--deterministic: {told[:120]}; leave the option out on this device"

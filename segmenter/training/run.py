@@ -157,7 +157,7 @@ def _explaining() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        if (reason := needed(error) or shortage(error)) is None:
+        if (reason := (needed(error) if isinstance(error, RuntimeError) else None) or shortage(error)) is None:
             raise
         raise ConfigError(reason) from error
 

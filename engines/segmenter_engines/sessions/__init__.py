@@ -81,7 +81,7 @@ def open_engine(
 
     path: a checkpoint folder or official checkpoint.pth (engines `eager`, `compiled`, `triton`), an exported .onnx
     (`onnxruntime`, `openvino`), or a .plan (`tensorrt-rtx`). engine: one of `ENGINES`; None takes the first that fits
-    the path. threads: CPU threads, all cores when None. precision: see the engine's class.
+    the path. threads: CPU threads, every core this process may use when None. precision: see the engine's class.
     mode: `latency`, or `throughput` for the engines that run images of a batch beside each other.
     Raises EngineError, in one line, when the engine is unknown or does not fit the path, and Unavailable when this
     machine lacks what it needs.

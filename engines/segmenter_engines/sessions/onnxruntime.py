@@ -19,9 +19,9 @@ from segmenter_engines.widen import rounded
 
 
 def session_options(threads: int | None, precision: str = "") -> onnxruntime.SessionOptions:
-    """Options with every optimisation on, `threads` CPU threads (all cores when None), and warnings kept quiet.
+    """Options with every optimisation on and warnings kept quiet.
 
-    precision: of the graph, where it is known.
+    threads: of the CPU, as many as ONNX Runtime chooses when None. precision: of the graph, where it is known.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0

@@ -29,7 +29,12 @@ _sessions: WeakSet["OpenVinoSession"] = WeakSet()
 
 
 def _keep_for_ever() -> None:
-    """In a child of fork(): what is OpenVINO's would wait, when it goes, for threads that the child has not."""
+    """In a child of fork(): what is OpenVINO's would wait, when it goes, for threads that the child has not.
+
+    Nor has it the thread that may have held the lock.
+    """
+    global _lock
+    _lock = Lock()
     for thing in (_cores, *((session._request, session._queue) for session in _sessions)):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 

@@ -34,9 +34,9 @@ class Plan:
     """A deserialised plan; sessions in any thread make contexts of it. Made by `acquire`, given back by `release`."""
 
     def __init__(
-        self, key: tuple[str, str, str, int], trt: Any, path: Path, manifest: Manifest, plan: bytes, kernels: Path
+        self, key: tuple[str, str, str, int], trt: Any, path: Path, manifest: Manifest, plan: bytes, gpu: str
     ) -> None:
-        """kernels: the file that keeps what TensorRT-RTX compiles for it."""
+        """gpu: the name of the device's."""
         self.key, self.sessions, self.trt = key, 0, trt
         self.name = product(manifest.engine).name
         log = builder_log(manifest.engine)
@@ -60,7 +60,7 @@ class Plan:
         name = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
         self.scratch_bytes = int(getattr(self._engine, name))
         self._cache: Any = None
-        self._kernels, self._loaded = kernels, b""
+        self._gpu, self._loaded = gpu, b""
         self._configs: dict[bool, Any] = {}  # by `fixed_kernels`: contexts refer to theirs
         self._lock = Lock()
 
@@ -111,7 +111,7 @@ class Plan:
     def close(self) -> None:
         # an engine goes before the runtime that made it, and what was made of it before it
         if self._cache is not None:
-            keep(self._cache, self._kernels, self._loaded)
+            keep(self._cache, cache_file(self.key[1], self._gpu), self._loaded)
         self._configs.clear()
         self._cache = self._engine = None
         self._runtime = None
@@ -126,7 +126,7 @@ class Plan:
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed_kernels else kinds.LAZY
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
-                self._loaded = load(self._cache, self._kernels)
+                self._loaded = load(self._cache, cache_file(self.key[1], self._gpu))
             config.set_runtime_cache(self._cache)
             self._configs[fixed_kernels] = config
         return self._configs[fixed_kernels]
@@ -154,7 +154,7 @@ def acquire(path: Path, manifest: Manifest, device: Device, plugins: Path | None
         if plan is None:
             if manifest.plugins:
                 load_plugins(trt, manifest.engine, plugins, manifest.plugins, builder_log(manifest.engine))
-            plan = Plan(key, trt, path, manifest, content, cache_file(manifest.sha256, device.gpu))
+            plan = Plan(key, trt, path, manifest, content, device.gpu)
         try:
             plan.require_profile(path, manifest)  # of every session: another manifest may name the same plan
         except EngineError:

@@ -12,14 +12,19 @@ from segmenter.files import atomic_path
 from segmenter_engines.timing_cache import user_cache
 
 
-def cache_file(plan_sha256: str, gpu: str) -> Path:
-    """The file of a plan's kernels for a GPU, in the user's cache folder."""
+def cache_file(plan_sha256: str, gpu: str) -> Path | None:
+    """The file of a plan's kernels for a GPU, in the user's cache folder; None for a user who has no folder."""
     mark = hashlib.sha256(f"{plan_sha256} {gpu}".encode()).hexdigest()[:32]
-    return user_cache() / "segmenter" / "kernels" / f"{mark}.cache"
+    try:
+        return user_cache() / "segmenter" / "kernels" / f"{mark}.cache"
+    except RuntimeError:  # of pathlib's, where neither HOME nor the system's list of users names one
+        return None
 
 
-def load(cache: Any, file: Path) -> bytes:
+def load(cache: Any, file: Path | None) -> bytes:
     """Give a runtime cache what `file` holds; returns that, empty where there is none or it cannot be used."""
+    if file is None:
+        return b""
     try:
         kept = file.read_bytes()
     except FileNotFoundError:
@@ -30,8 +35,10 @@ def load(cache: Any, file: Path) -> bytes:
     return kept if cache.deserialize(kept) else b""
 
 
-def keep(cache: Any, file: Path, loaded: bytes) -> None:
+def keep(cache: Any, file: Path | None, loaded: bytes) -> None:
     """Write what a runtime cache holds where that is not what was `loaded`; a failure costs time and no labels."""
+    if file is None:
+        return
     memory = cache.serialize()
     held = b"" if memory is None else bytes(memoryview(memory))
     if held in (b"", loaded):
