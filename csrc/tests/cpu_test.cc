@@ -12,7 +12,8 @@ namespace segmenter_trt {
 namespace {
 
 TEST(Cpu, QuotasOfControlGroupsAreSeen) {
-  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / ("segmenter_trt_cpu_test_" + std::to_string(getpid()));
+  const std::filesystem::path folder =
+      std::filesystem::path(testing::TempDir()) / ("segmenter_trt_cpu_test_" + std::to_string(getpid()));
   const auto quota = [&](const std::string& groups, const std::string& file, const std::string& text) {
     std::filesystem::remove_all(folder);
     std::filesystem::create_directories((folder / file).parent_path());
