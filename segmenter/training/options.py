@@ -238,8 +238,7 @@ class TrainOptions:
     recipe: str | None = None
     """Result row to train as, such as ade20k-seg-b-mask-16 (`segmenter recipes` lists them); options beside it win."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """Where --out holds a run: auto goes on if the options agree, always even if others than the network's and --batch
-    differ.
+    """Where --out holds a run: auto goes on if the options agree, always if the network's and --batch do.
     With never, that run is deleted and this one starts over."""
     seed: int = 0
     """Seed of all that is random: weights, the order of images and their changes."""
