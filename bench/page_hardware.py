@@ -5,7 +5,7 @@ from typing import Any
 
 from segmenter_bench.acceptance import LOGS, Outcome, log_name
 from segmenter_bench.kernel_race import OURS, past
-from segmenter_bench.sections import commit_of
+from segmenter_bench.sections import commit_of, when
 from segmenter_bench.sheets import DASH, Cell, Sheet, number, quantity
 
 Run = dict[str, Any]
@@ -48,7 +48,7 @@ def _staged(run: Run) -> tuple[Any, ...]:
 
 def _made(runs: Sequence[Run]) -> str:
     """When runs of one commit were made, and that commit."""
-    dates = [run["created"].removesuffix("Z").replace("T", " ") for run in (runs[0], runs[-1])]
+    dates = [when(run) for run in (runs[0], runs[-1])]
     commit = commit_of(runs[0]["machine"], 7)
     return " to ".join(dict.fromkeys(dates)) + (f", commit {commit}" if commit else "")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segmenter_bench.circumstances import instructions, same_machine
-from segmenter_bench.sections import Section, commit_of, machine_name, of_one_file, times_of
+from segmenter_bench.sections import Section, commit_of, machine_name, of_one_file, times_of, when
 
 Run = dict[str, Any]
 
@@ -76,7 +76,7 @@ def _of_the_race(section: Section, batch: int | None, region: str) -> str:
 def _made(run: Run, section: Section) -> str:
     """When a run was made, of which commit and, where it is not that of the section's newest speeds, on what."""
     commit = commit_of(run["machine"], 7)
-    parts = [run["created"].removesuffix("Z").replace("T", " "), *([f"commit {commit}"] if commit else [])]
+    parts = [when(run), *([f"commit {commit}"] if commit else [])]
     speeds = section.of("throughput")
     if speeds is not None and not same_machine(run, speeds):
         parts.append(

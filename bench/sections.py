@@ -318,6 +318,11 @@ def machine_name(machine: dict[str, Any]) -> str:
     return " + ".join(parts)
 
 
+def when(run: dict[str, Any]) -> str:
+    """When a run was made, UTC, for people."""
+    return str(run["created"]).removesuffix("Z").replace("T", " ")
+
+
 def commit_of(machine: dict[str, Any], digits: int) -> str:
     """The commit of the checkout that was run, with its local changes told; empty where it is not known."""
     git = machine.get("git")
