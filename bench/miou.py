@@ -32,7 +32,7 @@ from segmenter_bench.runs import (
     wide_console,
     write_run,
 )
-from segmenter_bench.sections import signed
+from segmenter_bench.sections import drop_cell
 from segmenter_bench.sheets import DASH
 from segmenter_engines.limits import LIMITS
 
@@ -217,7 +217,7 @@ def show(run: dict[str, Any]) -> None:
     for title in ("mIoU", "vs PyTorch", "pixel acc.", "agree %"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in run["rows"]:
-        cells = [_cell(row.get("miou"), "{:.4f}"), signed(row.get("drop"))]
+        cells = [_cell(row.get("miou"), "{:.4f}"), drop_cell(row.get("drop"))]
         cells.append(_cell(row.get("pixel_accuracy"), "{:.4f}"))
         cells.append(_cell(row["agreement"], "{:.2%}").rstrip("%"))
         table.add_row(row["engine"], *cells, style="red" if row["status"] == "failed" else None)

@@ -65,7 +65,7 @@ def absent(raced: set[str], device: torch.device) -> list[dict[str, str]]:
                 reason = "not among the ways of this run" if device.type == "cuda" else "no CUDA device here"
                 if lacking is not None and rung.engine.startswith("triton"):
                     reason = f"the triton engine needs {lacking}, which is not installed"
-            elif name != "on a GPU" and device.type == "cuda":
+            elif device.type == "cuda":
                 reason = "a rung on a CPU: where there is a GPU, only those on it are timed with these packages"
             if rung.engine not in raced:
                 reasons[rung.engine] = reason

@@ -12,7 +12,7 @@ from segmenter_bench.page_hardware import hardware
 from segmenter_bench.page_ladder import ladders
 from segmenter_bench.page_tables import heat, missing, results
 from segmenter_bench.provenance import told
-from segmenter_bench.sections import OFFICIAL, Line, Section, by_reason, commit_of, machine_name, rounds_of, signed
+from segmenter_bench.sections import OFFICIAL, Line, Section, by_reason, commit_of, drop_cell, machine_name, rounds_of
 from segmenter_bench.sheets import Cell, Sheet, quantity
 from segmenter_bench.timing import IN_PROCESSES
 
@@ -115,7 +115,7 @@ def _tiles(section: Section) -> str:
             way = f"{of}, same run, same threads"
             tiles.append((Cell(f"{best.speedup:.1f}x", best.speed), way))
         if best.miou is not None:
-            fall = f"{signed(best.drop)} vs PyTorch" if best.drop is not None else "of PyTorch itself"
+            fall = f"{drop_cell(best.drop)} vs PyTorch" if best.drop is not None else "of PyTorch itself"
             tiles.append((Cell(f"{best.miou:.4f}", best.accuracy), f"its mIoU, {fall}"))
     lines = section.lines(section.batches[0] if section.batches else None)
     to_judge = [one for one in lines if one.compared and (one.judged or one.faults)]

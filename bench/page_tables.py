@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from segmenter_bench.sections import Line, Section, signed, times_head
+from segmenter_bench.sections import Line, Section, drop_cell, times_head
 from segmenter_bench.sheets import DASH, Cell, number, quantity
 from segmenter_bench.timing import shown
 
@@ -14,7 +14,7 @@ VISIBLE_LOSS = 0.02  # IoU below PyTorch's that is worth a frame
 def results(lines: Sequence[Line], best: Line | None) -> str:
     columns: list[tuple[str, Callable[[Line], Cell]]] = [
         ("mIoU", lambda one: Cell(number(one.miou, ".4f"), one.accuracy)),
-        ("vs PyTorch", lambda one: Cell(signed(one.drop), one.accuracy)),
+        ("vs PyTorch", lambda one: Cell(drop_cell(one.drop), one.accuracy)),
         ("pixels as PyTorch", lambda one: Cell(number(one.agreement, ".2%"), one.agreed)),
         ("images/s", lambda one: Cell(quantity(one.images_per_s, 4), one.speed)),
         *((f"{name} ms", _timing(f"ms_{name}")) for name in ("p50", "p90", "p99")),

@@ -329,6 +329,6 @@ def commit_of(machine: dict[str, Any], digits: int) -> str:
     return f"{git['commit'][:digits]}{' with local changes' if git.get('dirty') else ''}" if git else ""
 
 
-def signed(drop: float | None) -> str:
+def drop_cell(drop: float | None) -> str:
     """A loss of mIoU as `verify` shows it, a dash where there is none."""
     return DASH if drop is None else change(drop)

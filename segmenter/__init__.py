@@ -1,7 +1,9 @@
 """Segmenter (Strudel et al., ICCV 2021) in plain PyTorch: the network, its data, and how it is judged."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from segmenter.lazy import submodule
 from segmenter.version import __version__
 
 if TYPE_CHECKING:
@@ -21,8 +23,4 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `segmenter --help` should not wait for it
-    if name not in _HOMES:
-        raise AttributeError(f"module 'segmenter' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES[name]), name) if name in _HOMES else submodule(__name__, name)

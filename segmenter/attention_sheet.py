@@ -10,7 +10,6 @@ from segmenter.drawing import GLOW, INK, SOFT, Colour, colours, fitted, font
 _GAP = 8
 _CAPTION = 20
 _KEY = 180, 12  # pixels
-_HEADING = 260
 _MARK: Colour = (0, 230, 118)
 
 

@@ -26,6 +26,7 @@ from segmenter.device import pick_device
 from segmenter.errors import ConfigError
 from segmenter.evaluation import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
+from segmenter.images import resize_labels
 from segmenter.inference import Inference, predictor
 from segmenter.option import ANY_CHECKPOINT
 
@@ -90,7 +91,6 @@ def picture(sample: Sample, labels: np.ndarray, alone: "ConfusionMatrix", side: 
     H, W = labels.shape
     scale = min(1.0, side / max(H, W))
     h, w = max(1, round(H * scale)), max(1, round(W * scale))
-    nearest = np.ix_((np.arange(h) * 2 + 1) * H // (2 * h), (np.arange(w) * 2 + 1) * W // (2 * w))
     photo = io.BytesIO()
     Image.fromarray(sample.image[..., :3]).resize((w, h), Image.Resampling.BOX).save(
         photo, "JPEG", quality=_JPEG_QUALITY
@@ -103,8 +103,8 @@ def picture(sample: Sample, labels: np.ndarray, alone: "ConfusionMatrix", side: 
         "accuracy": number(alone.pixel_accuracy),
         "iou": {str(index): float(value) for index, value in enumerate(alone.iou) if not math.isnan(value)},
         "photo": f"data:image/jpeg;base64,{base64.b64encode(photo.getvalue()).decode()}",
-        "truth": _packed(sample.labels[nearest]),
-        "labels": _packed(labels[nearest]),
+        "truth": _packed(resize_labels(sample.labels, h, w)),
+        "labels": _packed(resize_labels(labels, h, w)),
     }
 
 

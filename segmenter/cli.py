@@ -81,8 +81,6 @@ _EXTRAS = {
     "onnxscript": "engines",
     "onnxslim": "engines",
     "openvino": "engines",
-    "matplotlib": "bench",
-    "psutil": "bench",
     "pynvml": "gpu",
     "triton": "gpu",
     "tensorrt": "tensorrt",

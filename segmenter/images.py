@@ -78,15 +78,20 @@ def picture_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> lis
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
 
 
-def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Labels [h, w] at another size [height, width], each the one its pixel's centre falls into.
+def nearest(places: np.ndarray, length: int, resized: int) -> np.ndarray:
+    """Which of `length` pixels holds the centre of each place on a side resized to `resized` pixels.
 
     In whole numbers, as `segmenter_trt_cli` does: Pillow's NEAREST rounds a centre on an edge now here, now there.
     """
-    (h, w), y, x = labels.shape, np.arange(height), np.arange(width)
+    return (2 * places + 1) * length // (2 * resized)
+
+
+def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Labels [h, w] at another size [height, width], each the one its pixel's centre falls into."""
+    h, w = labels.shape
     if (h, w) == (height, width):
         return labels
-    return labels[((2 * y + 1) * h // (2 * height))[:, None], (2 * x + 1) * w // (2 * width)]
+    return labels[nearest(np.arange(height), h, height)[:, None], nearest(np.arange(width), w, width)]
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

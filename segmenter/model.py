@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segmenter import ops as reference_ops
 from segmenter.config import EncoderConfig, SegmenterConfig
 from segmenter.decoder import LinearDecoder, MaskDecoder
-from segmenter.errors import ConfigError
+from segmenter.errors import ConfigError, ImageError
 from segmenter.ops import NAMES, Ops
 from segmenter.vit import Block, Encoder
 
@@ -75,7 +75,12 @@ class Segmenter(nn.Module):
             cast(Block, block).fold_layer_scale()
 
     def patch_tokens(self, image: Tensor) -> Tensor:
-        """What the decoder reads: [B, 3, H, W] -> tokens [B, ceil(H / P) ceil(W / P), C], without the extra ones."""
+        """What the decoder reads: [B, 3, H, W] -> tokens [B, ceil(H / P) ceil(W / P), C], without the extra ones.
+
+        Raises ImageError for an image of another number of axes.
+        """
+        if image.dim() != 4:
+            raise ImageError(f"image {list(image.shape)}: expected [B, 3, H, W]; a single image is image[None]")
         padded = pad_to_patches(image, self.config.encoder.patch_size)
         return self.encoder(padded)[:, self.config.encoder.extra_tokens :]
 

@@ -105,7 +105,7 @@ def augmented(dataset: SegmentationDataset, options: Options) -> Iterator[tuple[
 
 def _cell(image: np.ndarray, labels: np.ndarray, palette: Sequence[tuple[int, int, int]], side: int) -> np.ndarray:
     """A sample's panels beside each other: RGB, every other channel in grey, the labels over RGB."""
-    from segmenter.training.augment import nearest
+    from segmenter.images import nearest
 
     factor = side / max(labels.shape)
     rows, columns = (

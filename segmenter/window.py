@@ -38,15 +38,19 @@ def enlarge(image: Tensor, window: int) -> Tensor:
     return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def window_logits(
     model: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int, window_batch: int = 1
 ) -> Tensor:
     """Logits [K, h, w] of an image [1, 3, h, w], both sides >= `window`: the mean over the windows covering a pixel.
 
-    Raises ConfigError when the windows would leave gaps or the image is smaller than a window.
+    window_batch: windows a call, at least 1.
+
+    Raises ConfigError when windows would leave gaps, the image is smaller than one, or window_batch is below 1.
     """
     h, w = image.shape[-2:]
+    if window_batch < 1:
+        raise ConfigError(f"window_batch {window_batch}: wanted at least 1 window a call")
     if not 0 < stride <= window:
         raise ConfigError(f"stride {stride} with window {window}: wanted 1 to {window}, or pixels are left out")
     if min(h, w) < window:
@@ -66,7 +70,7 @@ def window_logits(
     return total / count
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors nobody may change in place
 def segment(
     model: Callable[[Tensor], Tensor],
     views: Sequence[tuple[Tensor, bool]],

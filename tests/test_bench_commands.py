@@ -19,7 +19,7 @@ from segmenter_bench import miou, report, throughput
 from segmenter_bench.models import MARK, open_folder, pictures, random_folder
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.runs import read_run, require_writable
-from segmenter_bench.sections import signed
+from segmenter_bench.sections import drop_cell
 from segmenter_engines import artifacts
 from segmenter_engines.export import export
 from segmenter_engines.quantize import quantize
@@ -249,7 +249,7 @@ def test_a_required_miou_is_met_by_every_engine_or_refused():
 
 
 def test_a_change_of_miou_is_the_engines_minus_pytorchs():
-    assert [signed(drop) for drop in (0.0017, -0.0003, 0.0, 4e-5, -4e-5, None)] == [
+    assert [drop_cell(drop) for drop in (0.0017, -0.0003, 0.0, 4e-5, -4e-5, None)] == [
         "-0.0017",
         "+0.0003",
         "0.0000",

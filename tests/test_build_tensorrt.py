@@ -100,6 +100,16 @@ def test_timings_are_kept_elsewhere_or_not_at_all(fake, source, tmp_path):
         build(source, tmp_path / "m.plan", engine="tensorrt", timing_cache=str(tmp_path / "m.plan"))
 
 
+def test_a_user_without_a_home_keeps_no_timings(fake, source, tmp_path, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", nobody)
+    build(source, tmp_path / "m.plan", engine="tensorrt")
+    assert fake.builds[-1].config.cache is None
+
+
 def test_a_folder_that_takes_no_timings_costs_no_plan(fake, source, tmp_path, monkeypatch):
     said: list[str] = []
     (tmp_path / "cache").write_text("a file where the folder would be")

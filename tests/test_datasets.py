@@ -90,7 +90,7 @@ def test_subset_spreads_over_the_dataset() -> None:
 
 
 def test_folder_reads_images_masks_and_classes(picture_root: Path) -> None:
-    dataset = open_dataset("folder", picture_root, "train")
+    dataset = open_dataset("folder", str(picture_root), "train")
     assert dataset.classes == ("ground", "wall", "sky")
     assert dataset.palette[0] == (120, 90, 60)
     assert dataset.palette[2] == (90, 160, 230)

@@ -3,14 +3,27 @@
 import errno
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from segmenter.datasets import Sample
+from segmenter.datasets.fitted import Fitted
 from segmenter.errors import ImageError
-from segmenter.images import legend, overlay, read_image, read_labels, with_legend, write_image, write_labels
+from segmenter.images import (
+    legend,
+    overlay,
+    read_image,
+    read_labels,
+    resize_labels,
+    with_legend,
+    write_image,
+    write_labels,
+)
 
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 RGB = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
@@ -174,6 +187,32 @@ def test_full_disk_loses_nothing_and_is_named(tmp_path: Path, monkeypatch: pytes
     assert caught.value.filename == str(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+class One(Sequence[Sample]):
+    """A dataset of one sample."""
+
+    classes, palette, ignore, channels = ("a",), PALETTE[:1], 255, 3
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: object) -> Any:
+        return self.sample
+
+
+@pytest.mark.parametrize("size", [(36, 48), (12, 16), (24, 31), (42, 42)])
+def test_labels_are_resized_by_one_rule(size: tuple[int, int]) -> None:
+    """The pixel that a centre falls into; where it falls on an edge, the later one."""
+    labels = np.random.default_rng(0).integers(0, 200, (24, 32), dtype=np.uint8)
+    places = [[(2 * i + 1) * old // (2 * new) for i in range(new)] for old, new in zip(labels.shape, size, strict=True)]
+    wanted = labels[np.ix_(*places)]
+    np.testing.assert_array_equal(resize_labels(labels, *size), wanted)
+    fitted = Fitted(One(Sample(np.zeros((24, 32, 3), np.uint8), labels, "one")), size)[0]
+    np.testing.assert_array_equal(fitted.labels, wanted)
 
 
 def test_overlay_blends_known_classes_only() -> None:

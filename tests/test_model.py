@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segmenter import load_model, ops
-from segmenter.errors import ConfigError
+from segmenter.errors import ConfigError, ImageError
 from segmenter.model import Segmenter
 from segmenter.vit import resize_position
 from segmenter.window import segment
@@ -56,6 +56,15 @@ def test_any_size_goes_in_and_labels_are_the_argmax_of_logits(decoder, size):
 
 
 @torch.inference_mode()
+def test_a_single_image_wants_a_batch_axis():
+    model = small_network()
+    for ask in (model, model.masks, model.labels):
+        with pytest.raises(
+            ImageError, match=r"image \[3, 32, 32\]: expected \[B, 3, H, W\]; a single image is image\[None\]"
+        ):
+            ask(torch.zeros(3, 32, 32))
+
+
 def test_padding_is_zeros_on_the_right_and_at_the_bottom():
     model = small_network()
     image = torch.randn(1, 3, 60, 50)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from segmenter.version import __version__
-from tests.cpp_build import ROOT, json_headers, run
+from tests.cpp_build import ROOT, json_headers, run, succeed
 
 PACKAGES = {
     "segmenter": ROOT / "segmenter",
@@ -50,6 +50,20 @@ def test_layers(package: str, forbidden: set[str], inside_functions: bool) -> No
     for file in files:
         found = set(imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions))
         assert not found & forbidden, f"{file.relative_to(ROOT)} imports {sorted(found & forbidden)}"
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("segmenter", "metrics.ConfusionMatrix ops.attention window.segment"),
+        ("segmenter_engines", "build.build export.export verify.verify"),
+    ],
+)
+def test_modules_of_a_package_are_its_attributes(package: str, names: str) -> None:
+    asked = "; ".join(f"{package}.{name}" for name in names.split())
+    succeed(sys.executable, "-c", f"import {package}; {asked}")
+    refused = run(sys.executable, "-c", f"import {package}; {package}.metricks")
+    assert f"AttributeError: module '{package}' has no attribute 'metricks'" in refused.stderr
 
 
 def test_compiled_version_is_the_projects() -> None:

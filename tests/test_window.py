@@ -40,6 +40,21 @@ def test_a_pointwise_model_sees_no_windows(window_batch):
     torch.testing.assert_close(probabilities, pointwise_model(image)[0].softmax(0))
 
 
+def test_what_comes_out_may_be_changed_in_place():
+    with torch.inference_mode():
+        image = torch.ones(1, 3, 4, 4)
+    probabilities = segment(pointwise_model, [(image, False)], (4, 4), 4, 4)
+    probabilities /= 2
+    logits = window_logits(pointwise_model, image, 4, 4)
+    logits += 1
+
+
+@pytest.mark.parametrize("window_batch", [0, -1])
+def test_windows_go_by_one_or_more(window_batch):
+    with pytest.raises(ConfigError, match=f"window_batch {window_batch}: wanted at least 1"):
+        segment(pointwise_model, [(torch.ones(1, 3, 4, 4), False)], (4, 4), 4, 4, window_batch)
+
+
 def test_flipped_views_are_flipped_back():
     image = random_image(32, 40)
     plain, flipped = (

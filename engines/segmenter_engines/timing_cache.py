@@ -6,19 +6,20 @@ TensorRT-RTX has none: it times nothing when it builds, and since 1.2 its calls 
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from segmenter.errors import EngineError
 from segmenter.files import atomic_path
+from segmenter_engines.user_cache import user_cache
 
 NONE = "none"
 
 
 def cache_folder(option: str | None, engine: str) -> Path | None:
-    """Where the caches of an engine lie; None for none. option: a folder, `none`, or None for the user's cache folder.
+    """Where the caches of an engine lie; None for none. option: a folder, `none`, or None for the user's cache folder
+    (none, for a user without one).
 
     Raises EngineError for a folder that an engine without such a cache is given, or that is a file.
     """
@@ -30,8 +31,9 @@ def cache_folder(option: str | None, engine: str) -> Path | None:
         return None
     if option == NONE:
         return None
-    folder = Path(option).expanduser() if option else user_cache() / "segmenter" / "timing"
-    if folder.exists() and not folder.is_dir():
+    # the path's own way raises for a user that the system does not know
+    folder = Path(os.path.expanduser(option)) if option else user_cache("timing")  # noqa: PTH111
+    if folder is not None and folder.exists() and not folder.is_dir():
         raise EngineError(f"--timing-cache {folder}: is a file; name a folder, or `none`")
     return folder
 
@@ -74,12 +76,3 @@ def keep(config: Any, file: Path, say: Callable[[str], None]) -> None:
             temporary.write_bytes(memoryview(cache.serialize()))
     except OSError as error:
         say(f"timing cache {file}: {error.strerror}; the timings of this build are not kept")
-
-
-def user_cache() -> Path:
-    """The folder where this system keeps what programs can make again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -47,7 +47,7 @@ _CLASSES = {
 }
 
 
-def open_dataset(name: str, root: Path | None, split: str) -> SegmentationDataset:
+def open_dataset(name: str, root: Path | str | None, split: str) -> SegmentationDataset:
     """Open a split, 'train' or 'val', of one of `DATASETS`; `shapes` needs no root.
 
     Raises ConfigError for an unknown name or split or a missing root, DataError for a folder not laid out as promised.
@@ -59,7 +59,7 @@ def open_dataset(name: str, root: Path | None, split: str) -> SegmentationDatase
     return PairedDataset(layout_of(name, root, split))
 
 
-def layout_of(name: str, root: Path | None, split: str) -> Layout:
+def layout_of(name: str, root: Path | str | None, split: str) -> Layout:
     """Where the files of a dataset on disk should lie; of these only `folder`'s list of classes is read.
 
     Raises ConfigError for an unknown name or split or a missing root, DataError when the root is no folder.
@@ -69,6 +69,7 @@ def layout_of(name: str, root: Path | None, split: str) -> Layout:
     if root is None:
         raise ConfigError(f"dataset {name} lies on disk; name its folder with --data")
     layout, expected = _LAYOUTS[name]
+    root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; {expected}")
     return layout(root, split)

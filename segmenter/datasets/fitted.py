@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from segmenter.datasets.sample import Sample, SegmentationDataset
+from segmenter.images import resize_labels
 
 
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -21,7 +22,7 @@ def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Fitted:
-    """A dataset with every sample resized to `size` (H, W): images bilinearly, labels to the nearest pixel."""
+    """A dataset with every sample resized to `size` (H, W): images bilinearly, labels as `resize_labels` does."""
 
     def __init__(self, samples: SegmentationDataset, size: tuple[int, int]) -> None:
         self.samples, self.size = samples, size
@@ -35,5 +36,4 @@ class Fitted:
         sample = self.samples[index]
         if sample.image.shape[:2] == self.size:
             return sample
-        labels = Image.fromarray(sample.labels).resize((self.size[1], self.size[0]), Image.Resampling.NEAREST)
-        return Sample(fit(sample.image, self.size), np.asarray(labels), sample.name, sample.file)
+        return Sample(fit(sample.image, self.size), resize_labels(sample.labels, *self.size), sample.name, sample.file)

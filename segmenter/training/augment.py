@@ -17,6 +17,7 @@ from torch import Tensor
 from segmenter.config import Preprocess
 from segmenter.datasets import IGNORE
 from segmenter.errors import ConfigError
+from segmenter.images import nearest
 from segmenter.preprocess import normalize_planar
 from segmenter.training.colour import Colours, distort
 from segmenter.training.options import AugmentOptions
@@ -159,11 +160,6 @@ def pad_to(crop: tuple[int, int], normal: Tensor, target: np.ndarray) -> tuple[T
         return normal, labels
     sides = (0, right, 0, down)
     return F.pad(normal, sides), F.pad(labels, sides, value=IGNORE)
-
-
-def nearest(places: np.ndarray, length: int, resized: int) -> np.ndarray:
-    """Which of `length` pixels holds the centre of each place on a side resized to `resized`, integers throughout."""
-    return (2 * places + 1) * length // (2 * resized)
 
 
 def _resized_size(shape: Sequence[int], crop: tuple[int, int], scale: float, settings: Augmentation) -> tuple[int, int]:

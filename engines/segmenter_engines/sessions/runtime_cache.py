@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from segmenter.files import atomic_path
-from segmenter_engines.timing_cache import user_cache
+from segmenter_engines.user_cache import user_cache
 
 
 def cache_file(plan_sha256: str, gpu: str) -> Path | None:
     """The file of a plan's kernels for a GPU, in the user's cache folder; None for a user who has no folder."""
     mark = hashlib.sha256(f"{plan_sha256} {gpu}".encode()).hexdigest()[:32]
-    try:
-        return user_cache() / "segmenter" / "kernels" / f"{mark}.cache"
-    except RuntimeError:  # of pathlib's, where neither HOME nor the system's list of users names one
-        return None
+    folder = user_cache("kernels")
+    return None if folder is None else folder / f"{mark}.cache"
 
 
 def load(cache: Any, file: Path | None) -> bytes:
