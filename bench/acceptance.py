@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # relative, because a checkout has this package under another name
-from .acceptance_steps import BENCH, RUNS, Step, plan
+from .acceptance_steps import BENCH, GROUPS, NEEDS, RUNS, Step, plan
 from .acceptance_subject import ROOT, SOURCES, code, configs, gpus, machine, tiles_in
 
 STEPS, PAGE, LOGS = "steps.jsonl", "report.html", "logs"
@@ -220,8 +220,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="time for all steps; 9 by default. A step that this cuts keeps what it has, the run then ends with 1 and\n"
         f"the same command goes on there; below {USEFUL_MINUTES:g} there is little but the machine's ceilings",
     )
-    groups = ("machine", "kernels", "tune", "engines", "stages", "accuracy")
-    parser.add_argument("--only", nargs="+", choices=groups, help="these steps alone")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=lambda text: text.split(","),
+        metavar="GROUP",
+        help=f"steps of these groups alone, of {', '.join(GROUPS)}",
+    )
     parser.add_argument(
         "--tune",
         action="store_true",
@@ -235,6 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0.0 < options.minutes <= 24 * 60:
         parser.error(f"--minutes {options.minutes}: wanted above 0 and at most a day")
+    if options.only is not None:
+        options.only = [group for part in options.only for group in part]
+        if unknown := [group for group in options.only if group not in GROUPS]:
+            parser.error(f"--only {', '.join(unknown)}: wanted some of {', '.join(GROUPS)}")
     start = time.monotonic()
     signal.signal(signal.SIGTERM, _stopped)
     with environment() as variables:
@@ -245,6 +254,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"--out {options.out}: cannot write there ({error.strerror}); pass another folder")
         steps = plan(options, bool(gpus()), bare=not all(map(run.found, BENCH)))
+        here = {step.group for step in steps}
+        if absent := [f"{group} needs {NEEDS[group]}" for group in options.only or () if group not in here]:
+            if not steps:
+                parser.error(f"nothing to do: {'; '.join(absent)}")
+            _say(f"left out: {'; '.join(absent)}")
         if options.minutes < USEFUL_MINUTES:
             _say(f"--minutes {options.minutes:g}: little will be done; {USEFUL_MINUTES:g} is the useful minimum")
         try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUNS = "runs"  # folder of what steps measured
+GROUPS = ("machine", "kernels", "tune", "engines", "stages", "accuracy")
+NEEDS = {"tune": "a GPU and --tune", "accuracy": "--folder"}  # of groups that not every run has
 # in processes of their own: one that spoils the GPU's context takes no other along
 KERNELS = {
     "attention": ("attention",),

@@ -343,3 +343,32 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyte
         acceptance.main(["--out", str(tmp_path / "file" / "out")])
     assert stop.value.code == 2
     assert "cannot write there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        (["kernels,engine"], "--only engine: wanted some of machine, kernels, tune, engines, stages, accuracy"),
+        (["accuracy"], "nothing to do: accuracy needs --folder"),
+        (["tune,accuracy"], "nothing to do: tune needs a GPU and --tune; accuracy needs --folder"),
+    ],
+)
+def test_groups_that_are_none_or_have_nothing_to_do_are_named(
+    only: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptance, "gpus", list)
+    with pytest.raises(SystemExit) as stop:
+        acceptance.main(["--out", str(tmp_path / "out"), "--only", *only])
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_groups_are_named_with_commas_or_blanks_and_what_is_left_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(acceptance, "gpus", list)
+    monkeypatch.setattr(Acceptance, "run", lambda self, steps: asked.extend(step.group for step in steps))
+    assert acceptance.main(["--out", str(tmp_path / "out"), "--only", "machine,accuracy", "stages"]) == 0
+    assert asked == ["machine", "stages"]
+    assert "left out: accuracy needs --folder" in capsys.readouterr().err
