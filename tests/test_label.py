@@ -148,6 +148,28 @@ def test_labels_of_two_engines_do_not_mix(
     assert json.loads((tmp_path / "torch" / "engine.json").read_text())["engine"] == "eager-fp32"
 
 
+def test_labels_of_two_runtimes_or_precisions_do_not_mix(
+    engine_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, out = engine_folder / FP32, tmp_path / "out"
+    assert label(engine, photos, out, "--engine", "onnxruntime") == 0
+    facts = (out / "engine.json").read_text()
+    refused = "holds labels of another engine, onnxruntime-fp32 (engine.json), and this is openvino"
+    assert label(engine, photos, out, "--engine", "openvino") == 2  # and nothing is left to do
+    assert refused in capsys.readouterr().err
+    (out / "a.png").unlink()
+    assert label(engine, photos, out, "--engine", "openvino") == 2
+    assert refused in capsys.readouterr().err
+    for other, named in (("onnxruntime-bf16", "onnxruntime-bf16"), (None, "none it names")):
+        (out / "engine.json").write_text(json.dumps(json.loads(facts) | {"engine": other}))
+        assert label(engine, photos, out) == 2
+        assert f"another engine, {named} (engine.json), and this is onnxruntime" in capsys.readouterr().err
+    assert not (out / "a.png").exists()
+    (out / "engine.json").write_text(facts)
+    assert label(engine, photos, out) == 0
+    assert (out / "a.png").exists()
+
+
 def test_a_bad_picture_is_named_and_the_others_are_labelled(
     engine_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

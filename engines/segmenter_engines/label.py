@@ -24,7 +24,7 @@ from segmenter.errors import ConfigError, DataError
 from segmenter.images import IMAGE_SUFFIXES, turned_warning
 from segmenter.option import one_of
 from segmenter_engines.labeller import Labeller, attempt, label_name, require_labels_of
-from segmenter_engines.sessions import ENGINES
+from segmenter_engines.sessions import ENGINES, engine_for
 from segmenter_engines.store import Store
 
 
@@ -93,7 +93,7 @@ def label(options: Options) -> int:
         raise ConfigError(f"--out {out.url}: lies in --images, whose pictures labels would mix with; choose another")
     every = pictures(images)
     own = share(every, options.shard)
-    require_labels_of(options.artifact, out)
+    require_labels_of(options.artifact, out, engine_for(options.artifact, options.engine))
     if not own:
         print(f"none of the {len(every)} images falls to share {options.shard}, by the hashes of their names")
         return 0

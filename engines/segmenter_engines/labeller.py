@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, DataError, ImageError
@@ -29,10 +30,11 @@ class Labeller:
         self.session: Session = open_session(artifact, engine, threads=threads)
         self.predict = one_at_a_time(self.session)
         self.turned: list[str] = []  # the names of those labelled whose EXIF orientation was not applied
-        if not require_labels_of(artifact, self.out, self.session.classes):
-            facts = _facts(artifact, self.session.classes) | {"engine": self.session.name}
-            with self.out.writing(ENGINE_NAME) as temporary:
-                temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        try:
+            self._say_whose(artifact)
+        except BaseException:
+            self.close()
+            raise
 
     def label(self, name: str) -> None:
         """Write one picture's labels, at its own size; an engine of other sizes sees it resized.
@@ -51,6 +53,14 @@ class Labeller:
     def close(self) -> None:
         self.session.close()
 
+    def _say_whose(self, artifact: Path) -> None:
+        """See that the labels there are of this engine, and say so where nothing did."""
+        name, classes = self.session.name, self.session.classes
+        if not require_labels_of(artifact, self.out, name, classes):
+            with self.out.writing(ENGINE_NAME) as temporary:
+                facts = _facts(artifact, classes) | {"engine": name}
+                temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
     def _taken(self, H: int, W: int) -> tuple[int, int]:
         """The nearest size that the engine takes."""
         spec = self.session.spec
@@ -61,12 +71,24 @@ class Labeller:
         return height, width
 
 
-def require_labels_of(artifact: Path, out: Store, classes: Sequence[str] | None = None) -> bool:
-    """Whether a store says what its labels are of. Raises ConfigError where that is another engine."""
+def require_labels_of(artifact: Path, out: Store, engine: str, classes: Sequence[str] | None = None) -> bool:
+    """Whether a store says what its labels are of. Raises ConfigError where that is another engine.
+
+    engine: a session's name, such as `openvino-int8`; before there is one, the engine's alone.
+    """
     there = out.read_text(ENGINE_NAME)
-    if there is not None and not _agrees(there, _facts(artifact, classes)):
+    if there is None:
+        return False
+    known = _noted(there)
+    if any(known.get(key) != value for key, value in _facts(artifact, classes).items()):
         raise ConfigError(f"--out {out.url}: holds labels of another engine ({ENGINE_NAME}); choose another folder")
-    return there is not None
+    maker = str(known.get("engine") or "none it names")
+    if engine not in (maker, maker.rpartition("-")[0]):
+        raise ConfigError(
+            f"--out {out.url}: holds labels of another engine, {maker} ({ENGINE_NAME}), and this is {engine}; choose"
+            " another folder or --engine"
+        )
+    return True
 
 
 def label_name(name: str) -> str:
@@ -88,9 +110,10 @@ def _facts(artifact: Path, classes: Sequence[str] | None) -> dict[str, object]:
     return facts if classes is None else facts | {"classes": list(classes)}
 
 
-def _agrees(there: str, facts: dict[str, object]) -> bool:
+def _noted(there: str) -> dict[str, Any]:
+    """What a file of facts says; nothing where it is damaged."""
     try:
         known = json.loads(there)
     except ValueError:
-        return False
-    return isinstance(known, dict) and all(known.get(key) == value for key, value in facts.items())
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -13,7 +13,7 @@ from segmenter_engines.sessions.session import Mode, Session
 from segmenter_engines.sessions.spec import Spec
 from segmenter_engines.verified import unverified
 
-__all__ = ["ENGINES", "Session", "Spec", "open_engine", "open_session"]
+__all__ = ["ENGINES", "Session", "Spec", "engine_for", "open_engine", "open_session"]
 
 # engine -> (module, class, extra of this project that installs its runtime)
 ENGINES = {
@@ -87,20 +87,7 @@ def open_engine(
     machine lacks what it needs.
     """
     path = Path(path)
-    choices = _choices(path)
-    if engine is not None and engine not in ENGINES:
-        raise EngineError(f"engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
-    if not choices:
-        raise EngineError(
-            f"{path}: no checkpoint; wanted a checkpoint folder ({CONFIG_NAME} and {WEIGHTS_NAME}, or an official"
-            f" {OFFICIAL_NAME} and its {VARIANT_NAME}), or a file of an engine folder (.onnx or .plan, its manifest"
-            f" beside it){_in_folder(path, engine) or '; make one with `segmenter pipeline`'}"
-        )
-    engine = engine or choices[0]
-    if engine not in choices:
-        raise EngineError(
-            f"{path}: engine {engine} cannot open it; it is for {' or '.join(choices)}{_in_folder(path, engine)}"
-        )
+    engine = engine_for(path, engine)
     if threads is not None and threads < 1:
         raise EngineError(f"{threads} threads: wanted at least 1")
     module, name, extra = ENGINES[engine]
@@ -115,6 +102,28 @@ def open_engine(
     chosen = {} if mode == "latency" else {"mode": mode}  # most engines have but one
     session: Session = kind(path, threads or usable_cores(), precision, **chosen)
     return session
+
+
+def engine_for(path: Path, engine: str | None = None) -> str:
+    """The engine that `open_engine` opens an artifact with: the one asked for, else the first that fits it.
+
+    Raises EngineError when the engine is unknown or does not fit the path.
+    """
+    choices = _choices(path)
+    if engine is not None and engine not in ENGINES:
+        raise EngineError(f"engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
+    if not choices:
+        raise EngineError(
+            f"{path}: no checkpoint; wanted a checkpoint folder ({CONFIG_NAME} and {WEIGHTS_NAME}, or an official"
+            f" {OFFICIAL_NAME} and its {VARIANT_NAME}), or a file of an engine folder (.onnx or .plan, its manifest"
+            f" beside it){_in_folder(path, engine) or '; make one with `segmenter pipeline`'}"
+        )
+    engine = engine or choices[0]
+    if engine not in choices:
+        raise EngineError(
+            f"{path}: engine {engine} cannot open it; it is for {' or '.join(choices)}{_in_folder(path, engine)}"
+        )
+    return engine
 
 
 def _choices(path: Path) -> tuple[str, ...]:
