@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import sys
 import warnings
 from fractions import Fraction
@@ -17,8 +19,11 @@ from segmenter_engines.export import export
 from segmenter_engines.folder import CHECKPOINT, FP32, INT8
 from segmenter_engines.label import main, pictures, share
 from segmenter_engines.labeller import Labeller
+from segmenter_engines.limits import LIMITS
+from segmenter_engines.manifest import manifest_path
 from segmenter_engines.sessions import ENGINES
 from segmenter_engines.store import Store
+from segmenter_engines.verdict import Verdict, record
 from tests.labelling import NAMES, label, labels, photos_fixture  # noqa: F401 - the last is a fixture
 from tests.small_engines import H, W
 
@@ -168,6 +173,21 @@ def test_labels_of_two_runtimes_or_precisions_do_not_mix(
     (out / "engine.json").write_text(facts)
     assert label(engine, photos, out) == 0
     assert (out / "a.png").exists()
+
+
+def test_only_a_verified_engine_labels_where_that_is_asked(
+    engine_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (engine_folder / FP32, manifest_path(engine_folder / FP32)):
+        shutil.copy(path, tmp_path)
+    record(tmp_path / FP32, Verdict("openvino-fp32", "fp32", 4, 0.4, 0.5, 1.0, LIMITS["fp32"]))
+    record(tmp_path / FP32, Verdict("onnxruntime-fp32", "fp32", 4, 0.5, 0.5, 1.0, LIMITS["fp32"]))
+    strict = "--require-verified", "--engine"
+    assert label(tmp_path / FP32, photos, tmp_path / "out", *strict, "openvino", "--shard", "0/1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: .*{FP32}: failed its verification in openvino-fp32: mIoU dropped by 0\.1000", line)
+    assert not (tmp_path / "out").exists()
+    assert label(tmp_path / FP32, photos, tmp_path / "out", *strict, "onnxruntime") == 0
 
 
 def test_a_bad_picture_is_named_and_the_others_are_labelled(

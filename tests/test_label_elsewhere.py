@@ -107,14 +107,12 @@ def test_rays_contract(engine_folder: Path, photos: Path, tmp_path: Path) -> Non
     assert list(labels(tmp_path / "out")) == ["a.png"]
 
 
-def test_the_pipeline_given_to_ray(
-    engine_folder: Path,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """By a stand-in that takes what Ray Data documents for `from_items` and `map_batches`, and runs it here."""
+@pytest.fixture(name="ray_asked")
+def ray_asked_fixture(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A stand-in that takes what Ray Data documents for `from_items` and `map_batches`, and runs it here.
+
+    Gives what it was asked for.
+    """
     asked: list[dict[str, Any]] = []
 
     class FakeDataset:
@@ -136,11 +134,40 @@ def test_the_pipeline_given_to_ray(
     fake: Any = ModuleType("ray")
     fake.data = SimpleNamespace(from_items=FakeDataset)
     monkeypatch.setitem(sys.modules, "ray", fake)
+    return asked
+
+
+def test_the_pipeline_given_to_ray(
+    engine_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    ray_asked: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (photos / "b.jpg").write_bytes(b"no picture")
     assert label(engine_folder / FP32, photos, tmp_path / "out", "--ray", "3", "--ray-gpus", "0.5") == 1
-    assert asked == [{"concurrency": 3, "num_gpus": 0.5}]
+    assert ray_asked == [{"concurrency": 3, "num_gpus": 0.5}]
     assert "b.jpg: not a JPEG or PNG file" in capsys.readouterr().err
     assert len(labels(tmp_path / "out")) == 4
+
+
+@pytest.mark.usefixtures("ray_asked")
+def test_what_rays_workers_may_not_open_is_one_line(
+    engine_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option, complaint in (
+        (["--require-verified"], f"{FP32}: not verified in onnxruntime-fp32"),
+        (["--require-signature", "none.pem"], f"{tmp_path}/none.pem: no such file, wanted a public Ed25519 key"),
+    ):
+        assert label(engine_folder / FP32, photos, tmp_path / "out", "--ray", "2", *option) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert complaint in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

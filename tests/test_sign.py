@@ -12,6 +12,7 @@ from segmenter_engines import sign as sign_command
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import manifest_path, read_manifest
 from segmenter_engines.signature import require_signature, sign, signature_path
+from tests.labelling import label, photos_fixture  # noqa: F401 - the last is a fixture
 
 pytest.importorskip("cryptography", reason="the extra `signing` is not installed")
 
@@ -62,6 +63,17 @@ def test_a_signature_fits_its_manifest_and_key_alone(artifact, keys):
         signature_path(artifact).write_bytes(content)
         with pytest.raises(EngineError, match="does not fit"):
             require_signature(artifact, keys / "ours.pub")
+
+
+@pytest.mark.filterwarnings("ignore:.*not verified in:RuntimeWarning")
+def test_only_a_signed_engine_labels_where_that_is_asked(artifact, keys, photos, tmp_path, capsys):
+    asked = "--require-signature", str(keys / "ours.pub")
+    assert label(artifact, photos, tmp_path / "out", *asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"has no signature {FP32}.json.sig" in line
+    assert not (tmp_path / "out").exists()
+    sign(artifact, keys / "ours.pem")
+    assert label(artifact, photos, tmp_path / "out", *asked) == 0
 
 
 def test_a_changed_manifest_ends_its_signature(artifact, keys):

@@ -47,6 +47,10 @@ class Options:
     """Runtime to open it with; the first that fits when left out."""
     threads: int | None = None
     """CPU threads; every core this process may use when left out."""
+    require_verified: bool = False
+    """Refuse an engine that has not passed `segmenter verify`, instead of warning; a checkpoint needs no verdict."""
+    require_signature: Path | None = None
+    """Public Ed25519 key (PEM): only an engine that is signed with its private half is opened."""
     ray: int = 0
     """Label by so many workers of Ray Data, on the cluster `ray` finds; 0 labels here, without it."""
     ray_gpus: float = 0.0
@@ -119,7 +123,15 @@ def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], float]
     """Label pictures; what went wrong with some, in a line each, and CPU seconds here once the engine is open."""
     if not todo:
         return [], 0.0
-    where = options.artifact, options.images, options.out, options.engine, options.threads
+    where = (
+        options.artifact,
+        options.images,
+        options.out,
+        options.engine,
+        options.threads,
+        options.require_verified,
+        options.require_signature,
+    )
     if options.ray:
         from segmenter_engines.label_ray import label_by_ray
 

@@ -5,35 +5,53 @@ from pathlib import Path
 
 import numpy as np
 
+from segmenter.errors import EngineError, SegmenterError
 from segmenter_engines.labeller import Labeller, attempt
 
-Where = tuple[Path, str, str, str | None, int | None]  # what `Labeller` is made of
+Where = tuple[Path, str, str, str | None, int | None, bool, Path | None]  # what `Labeller` is made of
 _NAMES = 16  # a batch
 
 
 class RayLabeller:
-    """For `ray.data.Dataset.map_batches`: {"name": [n]} -> the same with "error", empty where labels are made."""
+    """For `ray.data.Dataset.map_batches`: {"name": [n]} -> the same with "error", empty where labels are made.
+
+    "refused" says why this worker opens no engine, and is empty where it does: of what a constructor raises, Ray tells
+    that a worker died.
+    """
 
     def __init__(self, *where: object) -> None:
-        self.labeller = Labeller(*where)  # type: ignore[arg-type]
+        self.labeller: Labeller | None = None
+        self.refused = ""
+        try:
+            self.labeller = Labeller(*where)  # type: ignore[arg-type]
+        except SegmenterError as error:
+            self.refused = str(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        errors = [attempt(self.labeller, str(name)) for name in batch["name"]]
-        return {"name": batch["name"], "error": np.array(errors, dtype=str)}
+        names = batch["name"]
+        errors = [attempt(self.labeller, str(name)) if self.labeller else "" for name in names]
+        return {"name": names, "error": np.array(errors, dtype=str), "refused": np.array([self.refused] * len(names))}
 
 
 def label_by_ray(where: Where, names: Sequence[str], workers: int, gpus: float = 0.0) -> list[str]:
     """Label pictures of a store that all machines see by Ray's workers; what went wrong with some, in a line each.
 
-    Raises ModuleNotFoundError without Ray.
+    Raises ModuleNotFoundError without Ray, and EngineError when a worker cannot open the engine, or may not.
     """
     import ray
 
-    artifact, images, out, *rest = where
+    artifact, images, out, engine, threads, verified, key = where
     # workers have other working folders
-    seen = artifact.resolve(), *(url if "://" in url else str(Path(url).resolve()) for url in (images, out)), *rest
+    images, out = (url if "://" in url else str(Path(url).resolve()) for url in (images, out))
+    seen = artifact.resolve(), images, out, engine, threads, verified, key and key.resolve()
     rows = ray.data.from_items([{"name": name} for name in names])
     done = rows.map_batches(
         RayLabeller, fn_constructor_args=seen, batch_size=_NAMES, concurrency=workers, num_gpus=gpus
     )
-    return [row["error"] for row in done.iter_rows() if row["error"]]
+    errors = []
+    for row in done.iter_rows():
+        if row["refused"]:
+            raise EngineError(row["refused"])
+        if row["error"]:
+            errors.append(row["error"])
+    return errors

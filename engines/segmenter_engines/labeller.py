@@ -24,10 +24,23 @@ class Labeller:
     """
 
     def __init__(
-        self, artifact: Path, images: str, out: str, engine: str | None = None, threads: int | None = None
+        self,
+        artifact: Path,
+        images: str,
+        out: str,
+        engine: str | None = None,
+        threads: int | None = None,
+        require_verified: bool = False,
+        require_signature: Path | None = None,
     ) -> None:
         self.images, self.out = Store(images), Store(out)
-        self.session: Session = open_session(artifact, engine, threads=threads)
+        self.session: Session = open_session(
+            artifact,
+            engine,
+            threads=threads,
+            require_verified=require_verified,
+            require_signature=require_signature,
+        )
         self.predict = one_at_a_time(self.session)
         self.turned: list[str] = []  # the names of those labelled whose EXIF orientation was not applied
         try:
