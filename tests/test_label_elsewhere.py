@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFile
+from PIL import Image
 
 from segmenter.images import read_labels
 from segmenter_engines.folder import FP32
@@ -104,6 +105,7 @@ def test_rays_contract(engine_folder: Path, photos: Path, tmp_path: Path) -> Non
     assert result["name"].tolist() == ["a.png", "b.jpg"]
     assert result["error"][0] == ""
     assert "b.jpg" in result["error"][1]
+    assert result["turned"].tolist() == [False, False]
     assert list(labels(tmp_path / "out")) == ["a.png"]
 
 
@@ -145,9 +147,14 @@ def test_the_pipeline_given_to_ray(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (photos / "b.jpg").write_bytes(b"no picture")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photos / "e.jpeg").save(photos / "e.jpeg", exif=exif)
     assert label(engine_folder / FP32, photos, tmp_path / "out", "--ray", "3", "--ray-gpus", "0.5") == 1
     assert ray_asked == [{"concurrency": 3, "num_gpus": 0.5}]
-    assert "b.jpg: not a JPEG or PNG file" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "b.jpg: not a JPEG or PNG file" in told
+    assert "warning: e.jpeg: labelled as stored, not turned as EXIF says" in told
     assert len(labels(tmp_path / "out")) == 4
 
 

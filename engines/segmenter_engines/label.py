@@ -103,8 +103,10 @@ def label(options: Options) -> int:
         return 0
     there = set(out.names((".png",)))
     todo = [name for name in own if label_name(name) not in there]
-    errors, seconds = _label_all(options, todo)
+    errors, turned, seconds = _label_all(options, todo)
     console = Console(stderr=True)
+    if turned:
+        console.print(f"warning: {turned_warning(turned)}", markup=False, highlight=False, soft_wrap=True)
     for error in errors:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     if not todo:
@@ -119,10 +121,14 @@ def label(options: Options) -> int:
     return 1 if errors else 0
 
 
-def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], float]:
-    """Label pictures; what went wrong with some, in a line each, and CPU seconds here once the engine is open."""
+def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], list[str], float]:
+    """Label pictures.
+
+    Returns what went wrong with some, in a line each, the names of those whose EXIF orientation was not applied, and
+    CPU seconds here once the engine is open.
+    """
     if not todo:
-        return [], 0.0
+        return [], [], 0.0
     where = (
         options.artifact,
         options.images,
@@ -135,7 +141,7 @@ def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], float]
     if options.ray:
         from segmenter_engines.label_ray import label_by_ray
 
-        return label_by_ray(where, todo, options.ray, options.ray_gpus), 0.0
+        return *label_by_ray(where, todo, options.ray, options.ray_gpus), 0.0
     console = Console(stderr=True)
     with warnings.catch_warnings(record=True) as told:
         labeller = Labeller(*where)
@@ -145,11 +151,7 @@ def _label_all(options: Options, todo: Sequence[str]) -> tuple[list[str], float]
     try:
         names = track(todo, "labelling", console=console, transient=True)
         errors = [line for name in names if (line := attempt(labeller, name))]
-        seconds = time.process_time() - began
-        if labeller.turned:
-            line = f"warning: {turned_warning(labeller.turned)}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return errors, seconds
+        return errors, labeller.turned, time.process_time() - began
     finally:
         labeller.close()
 

@@ -15,8 +15,8 @@ _NAMES = 16  # a batch
 class RayLabeller:
     """For `ray.data.Dataset.map_batches`: {"name": [n]} -> the same with "error", empty where labels are made.
 
-    "refused" says why this worker opens no engine, and is empty where it does: of what a constructor raises, Ray tells
-    that a worker died.
+    "turned" says whose EXIF orientation was not applied, "refused" why this worker opens no engine, empty where it
+    does: of what a constructor raises, Ray tells that a worker died.
     """
 
     def __init__(self, *where: object) -> None:
@@ -29,13 +29,23 @@ class RayLabeller:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = batch["name"]
-        errors = [attempt(self.labeller, str(name)) if self.labeller else "" for name in names]
-        return {"name": names, "error": np.array(errors, dtype=str), "refused": np.array([self.refused] * len(names))}
+        errors, turned = [""] * len(names), [False] * len(names)
+        if self.labeller:
+            self.labeller.turned.clear()
+            errors = [attempt(self.labeller, str(name)) for name in names]
+            turned = [name in self.labeller.turned for name in names]
+        return {
+            "name": names,
+            "error": np.array(errors, dtype=str),
+            "turned": np.array(turned, dtype=bool),
+            "refused": np.array([self.refused] * len(names), dtype=str),
+        }
 
 
-def label_by_ray(where: Where, names: Sequence[str], workers: int, gpus: float = 0.0) -> list[str]:
-    """Label pictures of a store that all machines see by Ray's workers; what went wrong with some, in a line each.
+def label_by_ray(where: Where, names: Sequence[str], workers: int, gpus: float = 0.0) -> tuple[list[str], list[str]]:
+    """Label pictures of a store that all machines see by Ray's workers.
 
+    Returns what went wrong with some, in a line each, and the names of those whose EXIF orientation was not applied.
     Raises ModuleNotFoundError without Ray, and EngineError when a worker cannot open the engine, or may not.
     """
     import ray
@@ -48,10 +58,12 @@ def label_by_ray(where: Where, names: Sequence[str], workers: int, gpus: float =
     done = rows.map_batches(
         RayLabeller, fn_constructor_args=seen, batch_size=_NAMES, concurrency=workers, num_gpus=gpus
     )
-    errors = []
+    errors, turned = [], []
     for row in done.iter_rows():
         if row["refused"]:
             raise EngineError(row["refused"])
         if row["error"]:
             errors.append(row["error"])
-    return errors
+        if row["turned"]:
+            turned.append(row["name"])
+    return errors, turned
