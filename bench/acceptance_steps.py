@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,8 @@ class Step:
 
     @property
     def command(self) -> str:
-        """As someone else would type it."""
-        return " ".join(["python", "-m", self.module, *self.arguments])
+        """As someone else would type it into a shell."""
+        return shlex.join(["python", "-m", self.module, *self.arguments])
 
 
 def plan(options: argparse.Namespace, gpu: bool, bare: bool = False) -> list[Step]:

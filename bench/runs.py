@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,11 +52,11 @@ def new_run(kind: str, command: str, model: dict[str, Any], settings: dict[str, 
 
 
 def command_of(program: str, argv: Sequence[str] | None) -> str:
-    """The command line that made a run, as someone else would type it."""
+    """The command line that made a run, as someone else would type it into a shell."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == program.split()[-1:]:  # `segmenter NAME ...` has the command's name among its arguments
         arguments = arguments[1:]
-    return " ".join([program, *arguments])
+    return shlex.join([*program.split(), *arguments])
 
 
 def wide_console() -> "Console":

@@ -40,6 +40,10 @@ def run(out: Path, steps: list[Step], seconds: float = 60.0) -> dict[str, Outcom
     return {one.step: one for one in outcomes(out)}
 
 
+def test_the_command_of_a_step_is_what_a_shell_runs_again() -> None:
+    assert step("quoted", "print('a b')").command == """python -m timeit -n 1 -r 1 'print('"'"'a b'"'"')'"""
+
+
 def test_steps_end_well_or_badly_and_the_next_goes_on(tmp_path: Path) -> None:
     steps = [
         step("good", "print(1)"),

@@ -1,6 +1,7 @@
 """The bench on a small network, from engine folder to page."""
 
 import json
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -296,6 +297,14 @@ def test_the_command_of_a_run_names_its_subcommand_once():
 
     for arguments in (["bench-miou", "--folder", "m"], ["--folder", "m"]):
         assert command_of("segmenter bench-miou", arguments) == "segmenter bench-miou --folder m"
+
+
+def test_the_command_of_a_run_is_what_a_shell_runs_again():
+    from segmenter_bench.runs import command_of
+
+    told = command_of("segmenter bench-miou", ["--folder", "my m", "--title", "5 $ a day"])
+    assert shlex.split(told) == ["segmenter", "bench-miou", "--folder", "my m", "--title", "5 $ a day"]
+    assert command_of("segmenter report", []) == "segmenter report"
 
 
 @pytest.mark.parametrize("columns", ["40", "80"])

@@ -1,9 +1,13 @@
 """What is written can be read, and what cannot be read is not written."""
 
+import shlex
+import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 
 import pytest
 
+from segmenter.cli import COMMANDS
 from segmenter.errors import EngineError
 from segmenter_engines.manifest import command_line, manifest_path, read_manifest
 from segmenter_engines.manifest_fields import FieldError, read_fields
@@ -59,9 +63,35 @@ def test_how_deep_a_manifest_is_nested_ends_in_one_line(depth, opening, closing)
             read_fields(text.encode())
 
 
+def started_as(monkeypatch, module, *argv):
+    """Let this process seem to run `python -m module`, or a program of its own where None."""
+    spec = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr("sys.argv", list(argv))
+
+
 def test_a_command_is_one_line_whatever_its_arguments(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/home/me/segmenter", "build", "a\nb\x1b[2J", "x" * 9000])
+    started_as(monkeypatch, None, "/home/me/segmenter", "build", "a\nb\x1b[2J", "x" * 9000)
     told = command_line()
-    assert told.startswith("segmenter build a b [2J x")
+    assert told.startswith("segmenter build 'a b [2J' x")
     assert told.isprintable()
     assert len(told) == 8000
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "wanted"),
+    [
+        (None, ["/usr/bin/segmenter", "build", "my m/x.onnx"], ["segmenter", "build", "my m/x.onnx"]),
+        (None, ["/home/me/deploy.py", "$HOME"], ["python", "deploy.py", "$HOME"]),
+        ("segmenter.__main__", ["/a/segmenter/__main__.py", "build", "x"], ["segmenter", "build", "x"]),
+        ("segmenter_bench.throughput", ["/a/throughput.py", "x"], ["python", "-m", "segmenter_bench.throughput", "x"]),
+        *(
+            (module, ["/a/file.py", "x;y"], ["segmenter", name, "x;y"])
+            for name, (module, _) in COMMANDS.items()
+            if module.startswith("segmenter_engines.")
+        ),
+    ],
+)
+def test_a_command_is_what_a_shell_runs_again(module, argv, wanted, monkeypatch):
+    started_as(monkeypatch, module, *argv)
+    assert shlex.split(command_line()) == wanted

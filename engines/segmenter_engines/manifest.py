@@ -22,6 +22,7 @@
 import json
 import platform
 import re
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -206,5 +207,17 @@ def machine_name() -> str:
 
 
 def command_line() -> str:
-    """The command this process runs, in one line, with its program's folder left out."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:8000]
+    """The command this process runs, in one line that a shell runs again, without the program's folder."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", shlex.join([*_program(), *sys.argv[1:]]))[:8000]
+
+
+def _program() -> list[str]:
+    """What starts this process in a shell: `segmenter build` for `python -m segmenter_engines.build` as well."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        name = Path(sys.argv[0]).name
+        return ["python", name] if name.endswith(".py") else [name]
+    package, _, module = spec.name.removesuffix(".__main__").rpartition(".")
+    if package == "segmenter_engines":  # its modules that run are commands, by the same names
+        return ["segmenter", module.replace("_", "-")]
+    return ["segmenter"] if (package, module) == ("", "segmenter") else ["python", "-m", spec.name]
