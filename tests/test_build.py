@@ -51,7 +51,9 @@ def test_options_reach_the_builder(rtx, source, tmp_path, capsys):
     plan = tmp_path / "m.plan"
     arguments = [str(source), "--out", str(plan), "--batch", "2", "2", "2", "--level", "1", "--gpus", "8.6", "12.0"]
     assert build_command.main([*arguments, "--outputs", "masks", "--report", "--workspace-mib", "512"]) == 0
-    assert "3 fused attention kernels; TensorRT-RTX" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 fused attention kernels; TensorRT-RTX" in said
+    assert f"not verified in tensorrt-rtx-fp16: run `segmenter verify {plan} --checkpoint CHECKPOINT" in said
     manifest = read_manifest(plan)
     assert manifest.compute_capabilities == ("8.6", "12.0")
     assert (manifest.outputs, manifest.batch, manifest.details["level"]) == (("masks",), (2, 2, 2), 1)

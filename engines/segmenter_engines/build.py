@@ -36,7 +36,7 @@ from segmenter_engines.manifest import (
 from segmenter_engines.shape_profile import Range, profile_of
 from segmenter_engines.tensorrt_api import ENGINES, product
 from segmenter_engines.timing_cache import cache_folder
-from segmenter_engines.verified import graph_verification
+from segmenter_engines.verified import graph_verification, unverified
 
 
 def build(
@@ -245,7 +245,13 @@ def build_plan(options: Options) -> int:
     )
     for fault in manifest.details["layer_faults"]:
         print(f"  slower than the graph asks: {fault}; see `segmenter layers {options.out}`")
-    if samples is not None and checkpoint is not None:
+    if samples is None or checkpoint is None:
+        print(
+            f"  {unverified(manifest, f'{manifest.engine}-{manifest.precision}')}: run `segmenter verify {options.out}"
+            " --checkpoint CHECKPOINT --dataset DATASET` where it runs, or build with those two options, which verifies"
+            " its graph where no GPU is"
+        )
+    else:
         from segmenter_engines.verify import verify_build
 
         print(f"{len(samples)} images: {verify_build(options.out, options.source, checkpoint, samples).line()}")
