@@ -68,8 +68,14 @@ class LabelsOnly(Sound):
         return (np.nan_to_num(x[:, 0]) > 0).astype(np.uint8)
 
 
-def checked(session):
-    images = pictures(4, 64, 80)
+class LastRowIsTheFirst(Sound):
+    def _masks(self, x):
+        masks = super()._masks(x)
+        return masks if len(x) < 3 else np.concatenate([masks[:-1], masks[:1]])
+
+
+def checked(session, count=4):
+    images = pictures(count, 64, 80)
     return check_invariants(session, images, [session(image) for image in images])
 
 
@@ -103,6 +109,13 @@ def test_rows_that_are_all_the_first_are_told():
     assert found.row_disagreement > 0.1
     verdict = Verdict("x-int8", "int8", 4, 0.5, 0.5, 1.0, LIMITS["int8"], invariants=found)
     assert verdict.faults[0].startswith("a row of a batch differs from its image alone in")
+
+
+@pytest.mark.parametrize("engine", [FirstRowOnly, LastRowIsTheFirst])
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_are_told_apart_where_images_are_fewer(engine, count):
+    assert checked(engine(), count).row_disagreement > 0.1
+    assert checked(Sound(max_batch=None), count) == Invariants((2, 3, 8), 0.0, True, True, True)
 
 
 def test_integers_have_no_nan_and_are_not_blamed_for_it():

@@ -41,13 +41,16 @@ class Invariants:
 def check_invariants(session: Session, images: Sequence[np.ndarray], alone: Sequence[np.ndarray]) -> Invariants:
     """Put images through an engine in batches of several sizes, twice, and with a row of NaN.
 
-    images: uint8 RGB [H, W, 3]; alone: the labels the engine gives each by itself. Those of the first's shape count.
+    images: uint8 RGB [H, W, 3]; alone: the labels the engine gives each by itself. Those of the first's shape count,
+    and where they are fewer than the rows of a batch, the same moved sideways: of equal rows none could be told from
+    another.
     """
     pairs = [(image, labels) for image, labels in zip(images, alone, strict=True) if image.shape == images[0].shape]
     sizes = _sizes(session)
-    worst = max((_row_disagreement(session, pairs, size) for size in sizes), default=None)
-    rows = next((size for size in sizes if size >= 3), max((1, *sizes)))
-    three = np.stack([pairs[row % len(pairs)][0] for row in range(rows)])
+    rows = _rows(session, pairs, max((1, *sizes)))
+    worst = max((_row_disagreement(session, rows[:size]) for size in sizes), default=None)
+    few = next((size for size in sizes if size >= 3), len(rows))
+    three = np.stack([image for image, _ in rows[:few]])
     return Invariants(sizes, worst, *_repeated_and_spoilt(session, three))
 
 
@@ -66,8 +69,20 @@ def _sizes(session: Session) -> tuple[int, ...]:
     return tuple(sorted(size for size in wanted if size > 1 and least <= size <= (most or size)))
 
 
-def _row_disagreement(session: Session, pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: int) -> float:
-    rows = [pairs[row % len(pairs)] for row in range(size)]
+def _rows(
+    session: Session, pairs: Sequence[tuple[np.ndarray, np.ndarray]], count: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """So many images with their labels alone, no two the same: those given, then the same moved, labelled here."""
+    label, rows = one_at_a_time(session), list(pairs[:count])
+    turns = -(-count // len(pairs))
+    for row in range(len(rows), count):
+        image = pairs[row % len(pairs)][0]
+        moved = np.roll(image, max(1, image.shape[1] // turns) * (row // len(pairs)), axis=1)
+        rows.append((moved, label(moved)))
+    return rows
+
+
+def _row_disagreement(session: Session, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     together = session(np.stack([image for image, _ in rows]))
     return max(float((row != labels).mean()) for row, (_, labels) in zip(together, rows, strict=True))
 
