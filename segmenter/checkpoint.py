@@ -6,6 +6,8 @@ which a kill left half replaced is found when it is opened. Editing `config.json
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +27,7 @@ STATES = "states"  # folder of a training run's checkpoints, which its links `be
 WEIGHTS_NAME = "model.safetensors"
 OFFICIAL_NAME = "checkpoint.pth"
 VARIANT_NAME = "variant.yml"
+TRAINED_WITH = "use the configuration these weights were trained with"  # the next step where the two do not fit
 _SAVED_WITH = "config_sha256"
 
 
@@ -131,19 +134,49 @@ def _require_itself(folder: Path) -> None:
         raise CheckpointError(f"{folder}: is no checkpoint, but a folder that holds some; pass {' or '.join(held[:4])}")
 
 
-def load_weights(
-    model: Segmenter,
-    tensors: dict[str, Tensor],
-    source: Path,
-    advice: str = "use the configuration these weights were trained with",
-) -> None:
-    """Put `tensors` into the model, every name and shape matching, every value a number.
+def outline(
+    config: SegmenterConfig, tensors: Mapping[str, Tensor], source: Path, advice: str = TRAINED_WITH
+) -> dict[str, Tensor]:
+    """The state that a network of a configuration would have, names and shapes alone, on PyTorch's meta device.
 
-    advice: the next step where they do not match.
-    Raises CheckpointError naming the first differences, the usual sign of a checkpoint of another variant, or the first
-    tensor that holds a NaN or an infinity.
+    A file may claim any size, and memory is not spent on it before weights have been held against it. tensors: those
+    weights; of more blocks than they can be of, some are left out. source, advice: of the error.
+    Raises CheckpointError for sizes that no tensor can have.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    most = len(tensors) + 1  # one too many is enough not to fit
+    encoder = replace(config.encoder, depth=min(config.encoder.depth, most))
+    decoder = replace(config.decoder, depth=min(config.decoder.depth, most))
+    try:
+        with torch.device("meta"):
+            return Segmenter(replace(config, encoder=encoder, decoder=decoder)).state_dict()
+    except (RuntimeError, TypeError) as error:  # as PyTorch says that a size is beyond 64 bits
+        raise CheckpointError(
+            f"{source}: weights do not fit the configuration {config.name!r}, whose sizes no tensor can have; {advice}"
+        ) from error
+
+
+def load_network(
+    config: SegmenterConfig,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    advice: str = TRAINED_WITH,
+    ops: ModuleType | None = None,
+) -> Segmenter:
+    """The network of a configuration with weights, built once every name and shape of them is seen to match.
+
+    Raises CheckpointError as `load_weights` does.
+    """
+    _require_fit(config, outline(config, tensors, source, advice), tensors, source, advice)
+    model = Segmenter(config, ops)
+    load_weights(model, tensors, source, advice)
+    return model
+
+
+def _require_fit(
+    config: SegmenterConfig, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path, advice: str
+) -> None:
+    """Raises CheckpointError naming the first differences between a network's state and weights."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     differences = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     differences += [f"{name} is not part of it" for name in found.keys() - wanted.keys()]
@@ -156,9 +189,20 @@ def load_weights(
         shown = "; ".join(sorted(differences)[:4])
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise CheckpointError(
-            f"{source}: weights do not fit the configuration {model.config.name!r}: {shown}{more}; {advice}"
+            f"{source}: weights do not fit the configuration {config.name!r}: {shown}{more}; {advice}"
         )
-    broken = next((name for name in wanted if not bool(torch.isfinite(tensors[name]).all())), None)
+
+
+def load_weights(model: Segmenter, tensors: Mapping[str, Tensor], source: Path, advice: str = TRAINED_WITH) -> None:
+    """Put `tensors` into the model, every name and shape matching, every value a number.
+
+    advice: the next step where they do not match.
+    Raises CheckpointError naming the first differences, the usual sign of a checkpoint of another variant, or the first
+    tensor that holds a NaN or an infinity.
+    """
+    state = model.state_dict()
+    _require_fit(model.config, state, tensors, source, advice)
+    broken = next((name for name in state if not bool(torch.isfinite(tensors[name]).all())), None)
     if broken is not None:
         raise CheckpointError(
             f"{source}: {broken} holds values that are no numbers (NaN or infinite), as a training that came apart"
@@ -191,6 +235,5 @@ def load_model(path: Path | str, device: str = "cpu", ops: ModuleType | None = N
         config, saved_with = _read_config(folder / CONFIG_NAME)
         tensors = read_tensors(folder / WEIGHTS_NAME)
         _require_pair(folder, saved_with)
-        model = Segmenter(config, ops)
-        load_weights(model, tensors, folder / WEIGHTS_NAME)
+        model = load_network(config, tensors, folder / WEIGHTS_NAME, ops=ops)
     return model.to(pick_device(device)).eval()

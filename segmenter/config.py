@@ -7,6 +7,7 @@ from segmenter.errors import ConfigError
 
 PATCH_SIZES = (8, 14, 16, 32)
 HEAD_WIDTH = 64  # channels a head of the paper's networks, of timm's ViTs and of DINOv2's
+MAX_CLASSES = 1 << 15  # labels are 16 bit integers at most
 _KINDS = {int: "whole numbers", float: "a number", bool: "true or false", str: "text"}
 
 

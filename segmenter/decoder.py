@@ -14,6 +14,13 @@ def to_grid(scores: Tensor, grid: tuple[int, int]) -> Tensor:
     return scores.reshape(B, *grid, K).permute(0, 3, 1, 2)
 
 
+def _projection(C: int) -> nn.Parameter:
+    """A projection of tokens, [C, C], as the official code begins: normal, of standard deviation C^-0.5."""
+    shape = torch.empty(C, C)
+    # to draw on the meta device, where there are shapes alone, PyTorch loads its compiler, for more than a second
+    return nn.Parameter(shape if shape.is_meta else C**-0.5 * torch.randn(C, C))
+
+
 class LinearDecoder(nn.Module):
     """One linear layer a patch (paper, section 3.2, "Linear"). [B, h w, C] -> [B, K, h, w]."""
 
@@ -48,8 +55,8 @@ class MaskDecoder(nn.Module):
             )
             for index in range(config.depth)
         )
-        self.proj_patch = nn.Parameter(C**-0.5 * torch.randn(C, C))
-        self.proj_classes = nn.Parameter(C**-0.5 * torch.randn(C, C))
+        self.proj_patch = _projection(C)
+        self.proj_classes = _projection(C)
         self.decoder_norm = LayerNorm(C, config.norm_eps, ops)
         self.mask_norm = nn.LayerNorm(num_classes, eps=config.norm_eps)
         self.apply(init_weights)

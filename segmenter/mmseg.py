@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from segmenter.checkpoint import load_weights
+from segmenter.checkpoint import load_network, outline
 from segmenter.config import HEAD_WIDTH, DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.datasets import classes_of
 from segmenter.errors import CheckpointError, ConfigError
@@ -69,13 +69,12 @@ def load_mmseg(
     tensors, origins, left_out = _renamed(path, _state_of(data))
     settings = read_settings(path, meta)
     config = _config_of(path, tensors, meta, settings, names)
-    model = Segmenter(config)
-    fidelity = replace(account(model.state_dict(), origins, left_out), notes=settings.notes)
+    advice = "download it again"
+    fidelity = replace(account(outline(config, tensors, path, advice), origins, left_out), notes=settings.notes)
     if report is not None:
         report(fidelity)
     fidelity.require_whole(path)
-    load_weights(model, tensors, path, "download it again")
-    return model
+    return load_network(config, tensors, path, advice)
 
 
 def _state_of(data: object) -> Mapping[Any, Any]:

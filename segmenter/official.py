@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from segmenter.checkpoint import VARIANT_NAME, load_weights
+from segmenter.checkpoint import VARIANT_NAME, load_network, outline
 from segmenter.config import HEAD_WIDTH, NORMALIZATIONS, DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.datasets import classes_of
 from segmenter.errors import CheckpointError, ConfigError
@@ -53,13 +53,12 @@ def load_official(
     config = official_config(read_variant(variant_path), variant_path, names)
     whole = read_pickle(path)
     tensors = {name: tensor for name, tensor in whole.items() if not HEADS.match(name)}
-    model = Segmenter(config, ops)
+    advice = f"use the {variant_path.name} they were trained with, or correct {variant_path}"
     if report is not None:
         origins = {name: Origin(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
         left_out = {name: tuple(tensor.shape) for name, tensor in whole.items() if name not in tensors}
-        report(account(model.state_dict(), origins, left_out))
-    load_weights(model, tensors, path, f"use the {variant_path.name} they were trained with, or correct {variant_path}")
-    return model
+        report(account(outline(config, tensors, path, advice), origins, left_out))
+    return load_network(config, tensors, path, advice, ops)
 
 
 def official_config(variant: dict[str, Any], source: Path, names: Classes | None = None) -> SegmenterConfig:

@@ -1,5 +1,6 @@
 """Small networks for tests: every feature of the encoder and decoders, milliseconds to run."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from segmenter.checkpoint import save_model
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig
 from segmenter.model import Segmenter
+from segmenter.vit import Block
 
 CLASSES = ("ground", "tree", "house", "sky", "road")
 
@@ -34,6 +36,17 @@ def small_network(
             scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
             parameter.add_(torch.randn_like(parameter) * scale)
     return model
+
+
+def count_blocks(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let a test fail at once where more blocks than so many are made, which might take minutes and all memory."""
+    count, made = itertools.count(1), Block.__init__
+
+    def counted(*arguments: Any, **named: Any) -> None:
+        assert next(count) <= most, f"more than {most} blocks were made"
+        made(*arguments, **named)
+
+    monkeypatch.setattr(Block, "__init__", counted)
 
 
 def rotary_network(decoder: str = "mask", **encoder: Any) -> Segmenter:

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from segmenter import probe as probe_command
 from segmenter.checkpoint import require_new_checkpoint, save_model, write_tensors
 from segmenter.errors import CheckpointError, ConfigError
 from segmenter_engines import qat as qat_command
-from tests.networks import small_network
+from tests.networks import count_blocks, small_network
 
 
 def test_round_trip_is_exact_and_any_of_its_names_opens_it(tmp_path):
@@ -75,6 +77,38 @@ def test_weights_of_another_variant_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"\(128, 64\), wanted \(64, 64\)"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "sizes", "difference"),
+    [
+        ("encoder", {"image_size": [1 << 20, 1 << 20]}, r"encoder\.pos_embed is \(1, 17, 64\), wanted \(1, 4294967297"),
+        ("encoder", {"image_size": [1 << 80, 1 << 80]}, "whose sizes no tensor can have"),
+        ("encoder", {"width": 1 << 20}, r"decoder\.proj_dec\.weight is \(64, 64\), wanted \(64, 1048576\)"),
+        ("encoder", {"mlp_width": 1 << 60}, "whose sizes no tensor can have"),
+        ("encoder", {"registers": 1 << 40}, r"encoder\.register_tokens is missing"),
+        ("encoder", {"depth": 1 << 40}, r"encoder\.blocks\.10\..* is missing"),
+        ("decoder", {"depth": 1 << 40}, r"decoder\.blocks\.1\..* is missing"),
+        ("decoder", {"width": 1 << 20}, r"decoder\.blocks\.0\..*, wanted \(1048576"),
+    ],
+)
+def test_sizes_are_held_against_the_weights_before_a_network_has_them(tmp_path, monkeypatch, part, sizes, difference):
+    save_model(small_network(), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values[part] |= sizes
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    count_blocks(monkeypatch, 1000)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: weights do not fit .*{difference}") as error:
+        load_model(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_shapes_alone_load_nothing_more_of_pytorch(tmp_path):
+    """To draw on the meta device it imports its compiler, for more than a second."""
+    save_model(small_network(), tmp_path)
+    code = "import sys; from segmenter import load_model; load_model(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "torch._dynamo" not in done.stdout.split()
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from segmenter import load_model
 from segmenter.errors import CheckpointError
 from segmenter.pretrained import main as pretrained
-from tests.networks import small_network
+from tests.networks import count_blocks, small_network
 from tests.official_files import write_variant
 
 
@@ -150,6 +151,33 @@ def test_unsupported_variant_files_are_named(tmp_path, change, message):
     write_variant(tmp_path, **change)
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "claimed", "message"),
+    [
+        ("  n_layers: 2\n", "  n_layers: 1099511627776\n", r"encoder\.blocks\.10\..* is missing"),
+        ("mer, n_layers: 1", "mer, n_layers: 1099511627776", r"decoder\.blocks\.1\..* is missing"),
+        ("  - 48\n", "  - 1099511627776\n", r"encoder\.pos_embed is \(1, 13, 64\), wanted \(1, 274877906945, 64\)"),
+        ("d_model: 64", "d_model: 1048576", r"wanted \(1048576, 1048576\)"),
+        ("n_cls: 5", "n_cls: 1099511627776", "1099511627776 classes: wanted at least one class, at most 32768"),
+    ],
+)
+def test_sizes_are_held_against_the_weights_before_a_network_has_them(
+    tmp_path, monkeypatch, capsys, told, claimed, message
+):
+    torch.save({"model": small_network(mlp_width=256, image_size=(64, 48)).state_dict()}, tmp_path / "checkpoint.pth")
+    write_variant(tmp_path)
+    text = (tmp_path / "variant.yml").read_text()
+    assert text.count(told) == 1
+    (tmp_path / "variant.yml").write_text(text.replace(told, claimed))
+    count_blocks(monkeypatch, 1000)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path)
+    assert pretrained([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert said.count("\n") == 1
 
 
 def test_ade20k_checkpoints_know_their_classes(tmp_path):

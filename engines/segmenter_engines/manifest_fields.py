@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from segmenter.config import Preprocess
+from segmenter.config import MAX_CLASSES, Preprocess
 
 FORMAT = 2
 PIXELS, NORMALIZED = "pixels", "normalized"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 32  # lists and objects within each other
-MAX_SIDE, MAX_BATCH, MAX_CLASSES = 1 << 16, 1 << 16, 1 << 15
+MAX_SIDE, MAX_BATCH = 1 << 16, 1 << 16
 
 Check = Callable[[Any], Any]
 

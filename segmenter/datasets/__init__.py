@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from segmenter.config import default_palette
+from segmenter.config import MAX_CLASSES, default_palette
 from segmenter.datasets import ade20k, camvid, cityscapes, folder, pascal_context, rgbt_glass, shapes
 from segmenter.datasets.pairs import Layout, PairedDataset
 from segmenter.datasets.sample import IGNORE, SPLITS, Sample, SegmentationDataset, Subset
@@ -82,10 +82,10 @@ def classes_of(name: str, count: int | None = None) -> tuple[tuple[str, ...], tu
     """
     if name in _CLASSES and count in (None, len(_CLASSES[name][0])):
         return _CLASSES[name]
-    if count is None or count < 1:
-        if count is None:
-            raise ConfigError(f"dataset {name!r} has no classes of its own; pass --data, its folder, or --num-classes")
-        raise ConfigError(f"{count} classes: wanted at least one class")
+    if count is None:
+        raise ConfigError(f"dataset {name!r} has no classes of its own; pass --data, its folder, or --num-classes")
+    if not 1 <= count <= MAX_CLASSES:
+        raise ConfigError(f"{count} classes: wanted at least one class, at most {MAX_CLASSES}")
     return tuple(f"class {index}" for index in range(count)), default_palette(count)
 
 
