@@ -16,6 +16,7 @@ from segmenter_engines import artifacts, pipeline
 from segmenter_engines.export import export
 from segmenter_engines.folder import ARTIFACTS, CHECKPOINT, FP16, FP32, INT8, INT8_TENSORRT, PLANS, reason_path
 from segmenter_engines.manifest import manifest_path, read_manifest
+from segmenter_engines.sessions import open_engine
 from tests.fake_machine import machine_fixture  # noqa: F401 - a fixture
 from tests.fake_tensorrt import write_plan
 
@@ -66,6 +67,9 @@ def test_a_folder_holds_every_engine_verified_or_the_reason_it_does_not(
         assert set(verdicts) == engines[name]
         assert all(verdict["passed"] for verdict in verdicts.values())
         assert all(verdict["reference_miou"] > 0.5 for verdict in verdicts.values())  # or passing says little
+    with open_engine(out / INT8, "openvino", threads=1) as session:
+        floats = session.describe()["floats"]  # bf16 where the CPU has it
+    assert read_manifest(out / INT8).verification["openvino-int8"]["trade"]["against"] == f"openvino-{floats}"
     for name in PLANS:
         assert not (out / name).exists()
         assert not manifest_path(out / name).exists()

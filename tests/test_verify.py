@@ -26,6 +26,7 @@ from segmenter_engines.limits import LIMITS, Limit
 from segmenter_engines.manifest import manifest_path, read_manifest
 from segmenter_engines.quantize import quantize
 from segmenter_engines.sessions.onnxruntime import OnnxRuntimeSession, WholeGraphSession
+from segmenter_engines.sessions.openvino import OpenVinoSession
 from segmenter_engines.trade import Trade
 from segmenter_engines.verdict import Verdict
 from segmenter_engines.verify import open_as_shipped, verify, verify_build
@@ -289,12 +290,16 @@ def test_a_rival_makes_its_labels_as_the_engine_does(mixed, picture_root, monkey
     monkeypatch.setattr(
         verify_command, "time_trade", lambda session, rival, images: pairs.append((session, rival)) or Trade("x", 1, 2)
     )
-    for engine, rival in ((INT8_TENSORRT, FP16), (INT8, FP32)):
-        verify_on(picture_root, mixed / engine, "--checkpoint", mixed / "checkpoint", "--rival", mixed / rival)
+    for engine, rival, *named in ((INT8_TENSORRT, FP16), (INT8, FP32), (INT8, FP32, "--engine", "openvino")):
+        arguments = ("--checkpoint", mixed / "checkpoint", "--rival", mixed / rival, *named)
+        verify_on(picture_root, mixed / engine, *arguments)
     assert [(type(mine), type(rival)) for mine, rival in pairs] == [
         (WholeGraphSession, WholeGraphSession),
         (OnnxRuntimeSession, OnnxRuntimeSession),
+        (OpenVinoSession, OpenVinoSession),
     ]
+    mine, rival = pairs[-1]
+    assert rival.name == f"openvino-{mine.describe()['floats']}"  # in bf16 both, where the CPU has it
 
 
 def test_verify_names_the_files_whose_classes_differ(mixed, picture_root, capsys):

@@ -42,7 +42,7 @@ from segmenter_engines.recipe import calibration_images
 from segmenter_engines.sessions import Session, open_engine
 from segmenter_engines.verdict import record
 from segmenter_engines.verified import carry
-from segmenter_engines.verify import Judged, at_size_of, judge, open_as_shipped, verify
+from segmenter_engines.verify import Judged, at_size_of, floats_of, judge, open_as_shipped, verify
 
 # what is verified where; a plan without a GPU is vouched for by the graph it was built from, in ONNX Runtime
 VERIFIED = (
@@ -76,7 +76,7 @@ def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | 
             try:
                 with ExitStack() as stack:
                     session = stack.enter_context(open_as_shipped(folder / name, engine, threads, precision))
-                    size, rival = session.spec.usual_size, _rival(folder, name, engine, threads, stack)
+                    size, rival = session.spec.usual_size, _rival(folder, name, session, threads, stack)
                     if size not in known:
                         known[size] = judge(reference, at_size_of(session, samples))
                     verdict = verify(session, reference, samples, rival=rival, expected=known[size])
@@ -99,10 +99,12 @@ def verify_artifacts(folder: Path, samples: SegmentationDataset, threads: int | 
     return tuple(faults)
 
 
-def _rival(folder: Path, name: str, engine: str, threads: int | None, stack: ExitStack) -> Session | None:
+def _rival(folder: Path, name: str, session: Session, threads: int | None, stack: ExitStack) -> Session | None:
     """The engine an int8 one is timed against, closed with `stack`; None where there is none."""
     rival = folder / RIVALS.get(name, "")
-    return stack.enter_context(open_engine(rival, engine, threads=threads)) if rival.is_file() else None
+    if not rival.is_file():
+        return None
+    return stack.enter_context(open_engine(rival, session.engine, threads=threads, precision=floats_of(session)))
 
 
 @dataclass(frozen=True)

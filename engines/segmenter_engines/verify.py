@@ -187,6 +187,15 @@ def open_as_shipped(path: Path, engine: str | None, threads: int | None, precisi
     return open_engine(path, engine, threads=threads, precision=precision)
 
 
+def floats_of(session: Session) -> str | None:
+    """What an engine's floating-point layers compute in; None where its runtime leaves no choice.
+
+    An 8-bit engine's rival is opened in it too: OpenVINO runs the rest of an int8 graph in bf16 where the CPU has it,
+    and against fp32 what 16 bits gain alone would count as a gain of 8.
+    """
+    return session.describe().get("floats")
+
+
 @dataclass(frozen=True)
 class Options:
     """Compare an engine with PyTorch on labelled images; exits with 2 past the limit of its precision.
@@ -212,7 +221,8 @@ class Options:
     precision: str | None = None
     """Precision of the floating-point layers, for engines that offer a choice: fp32 or bf16 for openvino."""
     rival: Path | None = None
-    """The floating-point .onnx or .plan an 8-bit one was made from: times both, and says where it gains below 5 %."""
+    """The floating-point .onnx or .plan an 8-bit one was made from: times both, and says where it gains below 5 %.
+    Its floating-point layers compute as the 8-bit one's do: in OpenVINO in bf16 where the CPU has it."""
     max_drop: float | None = None
     """mIoU that may be lost (0 to 1), instead of the precision's limit."""
     threads: int | None = None
@@ -247,7 +257,7 @@ def verify_artifact(options: Options) -> int:
             verdict = verify(session, reference, chosen, limit=limit)
         else:
             # shipped alike too, or its labels would be made faster
-            with open_as_shipped(options.rival, session.engine, options.threads, None) as rival:
+            with open_as_shipped(options.rival, session.engine, options.threads, floats_of(session)) as rival:
                 _require_equal_classes(rival, reference, options.rival, options.checkpoint)
                 verdict = verify(session, reference, chosen, limit=limit, rival=rival)
     record(options.artifact, verdict)
