@@ -27,11 +27,13 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """`atomic_path` for files that belong together: all are replaced, or, where that fails or is interrupted, none is.
 
     Between the renames there is no moment that a process can be stopped in by Ctrl-C or an error and leave a mix; only
-    one that is killed, or a power cut, can leave new files beside old ones, each whole.
+    one that is killed, or a power cut, can leave new files beside old ones, each whole. The first is the one that is
+    worth most: a full disk, whose error does not say where, is told as its.
     """
     paths = tuple(map(Path, paths))
     with ExitStack() as stack:
-        temporaries = tuple(stack.enter_context(_temporary(path)) for path in paths)
+        # the first is entered last, so that an error without a name is told as its: it is the large one
+        temporaries = tuple(stack.enter_context(_temporary(path)) for path in reversed(paths))[::-1]
         yield temporaries
         for temporary, path in zip(temporaries, paths, strict=True):
             with _named(path, temporary):

@@ -86,6 +86,17 @@ def test_files_that_belong_together_are_replaced_together(
     )
 
 
+def test_a_full_disk_is_told_as_the_first_of_files_that_belong_together(tmp_path: Path) -> None:
+    graph, manifest = tmp_path / "m.onnx", tmp_path / "m.onnx.json"
+    with pytest.raises(OSError, match="No space left") as told, atomic_paths(graph, manifest):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert told.value.filename == str(graph)
+    with pytest.raises(OSError, match="No space left") as told, atomic_paths(graph, manifest) as (_, beside):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(beside))
+    assert told.value.filename == str(manifest)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
 def test_a_file_system_that_settles_no_folders_takes_files(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
