@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ from segmenter.errors import CheckpointError, EngineError
 from segmenter.preprocess import normalize
 from segmenter_engines import open_session
 from segmenter_engines.cut import cut
+from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import open_engine
 from segmenter_engines.sessions.onnxruntime import session_options
 from tests.networks import CLASSES
@@ -233,6 +236,44 @@ def test_one_session_takes_every_size_of_a_range(ranged_folder, reference, engin
             sure = torch.from_numpy(reference.logits(images)).softmax(dim=1).amax(dim=1)
             np.testing.assert_allclose(session.confidence(images), sure, rtol=0, atol=1e-4)
             assert session.confidence(images[0]).shape == (height, width)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"classes": CLASSES[:3], "palette": ((0, 0, 0),) * 3},
+            "gives masks [any, 5, 4, 5], its manifest says [1 to 64, 3, 4, 5]",
+        ),
+        ({"patch_size": 8}, "gives masks [any, 5, 4, 5], its manifest says [1 to 64, 5, 7, 9]"),
+        ({"plugins": ("SegmenterAttention",)}, "holds SegmenterAttention, which"),
+    ],
+)
+def test_a_graph_that_gives_other_masks_than_its_manifest_says_is_not_opened(
+    engine_folder, tmp_path, engine, changes, says
+):
+    path = tmp_path / "model.fp32.onnx"
+    shutil.copy(engine_folder / path.name, path)
+    manifest = replace(read_manifest(engine_folder / path.name), batch=(1, 1, 64))
+    manifest.write(path)
+    open_engine(path, engine, threads=1).close()
+    replace(manifest, **changes).write(path)
+    with pytest.raises(EngineError, match=re.escape(f"{path}: ") + ".*" + re.escape(says)):
+        open_engine(path, engine, threads=1)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_masks_that_a_graph_leaves_open_are_held_to_its_manifest_when_they_come(ranged_folder, tmp_path, engine):
+    path = tmp_path / RANGED
+    shutil.copy(ranged_folder / RANGED, path)
+    replace(read_manifest(ranged_folder / RANGED), patch_size=8).write(path)
+    images = pictures(1)
+    told = re.escape(f"are [1, 5, 4, 5], its manifest promises [1, 5, {H // 8}, {W // 8}]; make both again")
+    with open_engine(path, engine, threads=1) as session:
+        for call in (session, session.logits, session.confidence):
+            with pytest.raises(EngineError, match=told):
+                call(images)
 
 
 def test_images_outside_a_range_are_named_with_the_range_that_takes_them(ranged_folder):

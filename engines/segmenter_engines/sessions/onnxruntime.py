@@ -12,7 +12,7 @@ from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError
 from segmenter_engines.cut import cut
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.graph_input import require_promised_input
+from segmenter_engines.sessions.graph_promises import Sides, require_native, require_promised
 from segmenter_engines.sessions.session import Mode, Session
 from segmenter_engines.sessions.spec import Spec
 from segmenter_engines.widen import rounded
@@ -51,6 +51,7 @@ class OnnxRuntimeSession(Session):
 
     def __init__(self, path: Path, threads: int, precision: str | None = None, mode: Mode = "latency") -> None:
         manifest = read_manifest(path)
+        require_native(path, manifest, "ONNX Runtime")
         super().__init__(Spec.of_manifest(manifest), threads)
         self._refuse(precision)
         self.mode = self._splitting(mode)
@@ -65,8 +66,8 @@ class OnnxRuntimeSession(Session):
             )
         except Exception as error:  # onnxruntime's exceptions share no narrower base
             raise EngineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {error}") from error
-        sides = self._session.get_inputs()[0].shape
-        require_promised_input(path, manifest, [side if isinstance(side, int) else None for side in sides])
+        given = {output.name: _sides(output) for output in self._session.get_outputs()}
+        require_promised(path, manifest, _sides(self._session.get_inputs()[0]), given.get("masks", ()))
 
     def _graph(self, path: Path) -> onnx.ModelProto:
         return onnx.load(path)
@@ -90,6 +91,11 @@ class OnnxRuntimeSession(Session):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"onnxruntime {onnxruntime.__version__}"}
+
+
+def _sides(value: Any) -> Sides:
+    """Of an input or output as ONNX Runtime tells of it: a side left open has a name, or none."""
+    return [side if isinstance(side, int) else None for side in value.shape]
 
 
 class WholeGraphSession(OnnxRuntimeSession):

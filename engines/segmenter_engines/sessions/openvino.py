@@ -17,7 +17,7 @@ from segmenter.cores import scheduled_cores
 from segmenter.cpu import cpu_flags, int8_saturates
 from segmenter.errors import EngineError, Unavailable
 from segmenter_engines.manifest import read_manifest
-from segmenter_engines.sessions.graph_input import require_promised_input
+from segmenter_engines.sessions.graph_promises import Sides, require_native, require_promised
 from segmenter_engines.sessions.session import Mode, Session
 from segmenter_engines.sessions.spec import Spec
 from segmenter_engines.verified import passed_saturating
@@ -77,6 +77,7 @@ class OpenVinoSession(Session):
 
     def __init__(self, path: Path, threads: int, precision: str | None = None, mode: Mode = "latency") -> None:
         manifest = read_manifest(path)
+        require_native(path, manifest, "OpenVINO")
         if precision not in (None, *_HINTS):
             raise EngineError(f"precision {precision!r}: OpenVINO computes in {' or '.join(_HINTS)} on a CPU")
         core = shared_core()
@@ -91,8 +92,7 @@ class OpenVinoSession(Session):
         try:
             model = core.read_model(path)
             model = openvino.Model([model.output("masks")], model.get_parameters())
-            sides = model.input(0).partial_shape
-            require_promised_input(path, manifest, [side.get_length() if side.is_static else None for side in sides])
+            require_promised(path, manifest, _sides(model.input(0)), _sides(model.output(0)))
             options: dict[str, Any] = {
                 "INFERENCE_NUM_THREADS": threads,
                 "INFERENCE_PRECISION_HINT": _HINTS[self._floats],
@@ -182,3 +182,7 @@ class OpenVinoSession(Session):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"runtime": f"openvino {self._version}", "floats": self._floats}
+
+
+def _sides(port: Any) -> Sides:
+    return [side.get_length() if side.is_static else None for side in port.partial_shape]

@@ -66,7 +66,7 @@ class Session(ABC):
         """Full-resolution logits of images: uint8 RGB [B, H, W, 3] -> float32 [B, K, H, W]; [H, W, 3] -> [K, H, W]."""
         batch = self._checked(images)
         with self._named():
-            logits = self._upsampled(self._masks(self._feed(batch)), batch.shape[1:3]).numpy()
+            logits = self._upsampled(self._promised_masks(self._feed(batch)), batch.shape[1:3]).numpy()
         return logits[0] if images.ndim == 3 else logits
 
     def confidence(self, images: np.ndarray) -> np.ndarray:
@@ -100,7 +100,8 @@ class Session(ABC):
                 f" {x.dtype}; pass those, or export again with another --input"
             )
         with self._named():
-            return np.array(self._masks(x), order="C")  # the caller's own: engines may write the next over theirs
+            # the caller's own: engines may write the next over theirs
+            return np.array(self._promised_masks(x), order="C")
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Labels of one image or batch after another, see `TensorRTSession` and `TritonSession`.
@@ -146,14 +147,26 @@ class Session(ABC):
     def _masks(self, x: np.ndarray) -> np.ndarray:
         """The network's input -> class masks float32 [B, K, h, w] of the padded image, C-contiguous."""
 
+    def _promised_masks(self, x: np.ndarray) -> np.ndarray:
+        """`_masks`, of the classes and the patch grid that what reads them goes by. Raises EngineError for others."""
+        masks, P = self._masks(x), self.spec.patch_size
+        H, W = x.shape[1:3] if self.spec.input == PIXELS else x.shape[2:4]
+        wanted = (len(x), len(self.classes), -(-H // P), -(-W // P))
+        if masks.shape != wanted:
+            raise EngineError(
+                f"{self.name}, {self.spec.model}: its masks of {len(x)} images of {H}x{W} are {list(masks.shape)}, its"
+                f" manifest promises {list(wanted)}; make both again"
+            )
+        return masks
+
     def _labels(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         # here and below, because engines that do both on a GPU need no compiled routines
         from segmenter_trt import upsample_argmax
 
-        return upsample_argmax(self._masks(x), self._padded(*size), size, threads=self.threads)
+        return upsample_argmax(self._promised_masks(x), self._padded(*size), size, threads=self.threads)
 
     def _confidence(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        masks = torch.from_numpy(self._masks(x))
+        masks = torch.from_numpy(self._promised_masks(x))
         self._require_numbers(bool(masks.isfinite().all()))
         confidence = torch.empty(len(masks), *size)
         P, (h, _) = self.spec.patch_size, masks.shape[-2:]
