@@ -25,7 +25,7 @@ from segmenter.files import sha256
 from segmenter_engines import open_session
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import Manifest, manifest_path, read_manifest
-from segmenter_engines.plan_checks import check_plan
+from segmenter_engines.plan_checks import check_plan, read_plan
 from segmenter_engines.quantize import quantize
 from tests.hostile_files import RAN, forged_manifests, hostile_checkpoints, lying_safetensors, outside
 
@@ -79,7 +79,8 @@ def outcome(attempt) -> str:
 def opened(path: Path, engine: str) -> None:
     """Open it; of a plan, do what its session does between the GPU, which is not here, and the runtime."""
     if engine == "tensorrt-rtx":
-        check_plan(path, read_manifest(path, check_hash=False), "1.7.1.116", None)
+        manifest = read_manifest(path, check_hash=False)
+        check_plan(path, manifest, read_plan(path, manifest), "1.7.1.116", None)
     else:
         open_session(path, engine, threads=1)
 

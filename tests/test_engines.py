@@ -1,5 +1,6 @@
 """From a checkpoint to engines on a small network: export, plans, what does not fit, the commands."""
 
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -71,8 +72,18 @@ def test_artifacts_and_engines_that_do_not_fit_are_named(engine_folder, tmp_path
         open_session(copy)
     shutil.copy(manifest_path(engine_folder / "model.fp32.onnx"), manifest_path(copy))
     copy.write_bytes(copy.read_bytes() + b"x")
-    with pytest.raises(EngineError, match="SHA-256 differs"):
-        open_session(copy)
+    written = read_manifest(copy, check_hash=False)
+    for command, advice in (
+        ("segmenter export ck --out m.onnx", "segmenter export ck --out m.onnx"),
+        ("pytest", "segmenter export CHECKPOINT --out model.fp32.onnx"),
+    ):
+        replace(written, command=command).write(copy)
+        told = (
+            f"{copy}: is not the file its manifest vouches for (expected SHA-256 {written.sha256}, it has"
+            f" {sha256(copy)}); copy both files again, or make it again: `{advice}`"
+        )
+        with pytest.raises(EngineError, match=f"^{re.escape(told)}$"):
+            open_session(copy)
     manifest_path(copy).write_text("{}")
     with pytest.raises(EngineError, match="format None"):
         open_session(copy)

@@ -11,7 +11,7 @@ from segmenter.files import sha256
 from segmenter_engines.build import build
 from segmenter_engines.gpu_targets import set_targets
 from segmenter_engines.manifest import NORMALIZED, Manifest, read_manifest
-from segmenter_engines.plan_checks import check_plan, read_header, runs_on
+from segmenter_engines.plan_checks import check_plan, read_header, read_plan, runs_on
 
 COMMAND = "segmenter build m.onnx --out m.plan"
 
@@ -19,6 +19,13 @@ COMMAND = "segmenter build m.onnx --out m.plan"
 def plan_bytes(tag=b"vtrt", version=(1, 7, 1, 116), length=64, layout=0):
     head = tag + layout.to_bytes(4, "little") + (2).to_bytes(8, "little") + length.to_bytes(8, "little")
     return (head + bytes(version) + tag).ljust(64, b"\1")
+
+
+def checked(path, manifest, *runtime):
+    """The bytes of a plan that may be given to a runtime."""
+    content = read_plan(path, manifest)
+    check_plan(path, manifest, content, *runtime)
+    return content
 
 
 @pytest.fixture
@@ -53,11 +60,11 @@ def plan(tmp_path):
 
 def test_a_plan_that_fits_is_given_back_whole(plan):
     path, manifest = plan
-    assert check_plan(path, manifest, "1.7.1.116", (9, 0)) == plan_bytes()
-    assert check_plan(path, manifest, "1.7.1.116", None) == plan_bytes()
+    assert checked(path, manifest, "1.7.1.116", (9, 0)) == plan_bytes()
+    assert checked(path, manifest, "1.7.1.116", None) == plan_bytes()
     library = {"name": "plugins.so", "sha256": sha256(path.with_name("plugins.so"))}
     plugged = replace(manifest, plugins=("SegmenterAttention",), details={"plugin_library": library})
-    assert check_plan(path, plugged, "1.7.1.116", (8, 6), path.with_name("plugins.so")) == plan_bytes()
+    assert checked(path, plugged, "1.7.1.116", (8, 6), path.with_name("plugins.so")) == plan_bytes()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +93,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_command(plan, changes, ver
     if library := changes.pop("library", None):
         changes["details"] = {"plugin_library": {"name": "plugins.so", "sha256": library}}
     with pytest.raises(EngineError, match=complaint) as caught:
-        check_plan(path, replace(manifest, **changes), version, capability, plugins and path.with_name(plugins))
+        checked(path, replace(manifest, **changes), version, capability, plugins and path.with_name(plugins))
     assert COMMAND in str(caught.value)
 
 
@@ -97,7 +104,7 @@ def test_a_gpu_that_a_plan_is_not_for_is_what_the_machine_lacks(plan):
         ("segmenter pipeline ckpt --out m", "build its graph: `segmenter build` with --gpus 8.0, or --engine tensorrt"),
     ):
         with pytest.raises(Unavailable, match=f"run it on one of those, or {advice}"):
-            check_plan(path, replace(manifest, command=command), "1.7.1.116", (8, 0))
+            checked(path, replace(manifest, command=command), "1.7.1.116", (8, 0))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,7 @@ def test_the_header_of_a_plan_is_believed_against_its_manifest(plan, content, co
     path, manifest = plan
     path.write_bytes(content)
     with pytest.raises(EngineError, match=complaint):
-        check_plan(path, replace(manifest, sha256=sha256(path)), "1.7.1.116", None)
+        checked(path, replace(manifest, sha256=sha256(path)), "1.7.1.116", None)
 
 
 def test_a_plan_of_tensorrt_tells_its_version_where_the_layout_is_known(plan):
@@ -125,9 +132,9 @@ def test_a_plan_of_tensorrt_tells_its_version_where_the_layout_is_known(plan):
         changed = replace(manifest, engine="tensorrt", sha256=sha256(path), versions=versions)
         if raises:
             with pytest.raises(EngineError, match=r"own header says tensorrt 10\.3\.0\.26"):
-                check_plan(path, changed, "10.14.1.48", None)
+                checked(path, changed, "10.14.1.48", None)
         else:
-            assert check_plan(path, changed, "10.14.1.48", None)
+            assert checked(path, changed, "10.14.1.48", None)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +156,10 @@ def test_versions_are_compared_by_the_numbers_both_tell(plan, header, told, here
     path.write_bytes(plan_bytes(tag=b"ftrt", version=header))
     changed = replace(manifest, engine="tensorrt", sha256=sha256(path), versions={"tensorrt": told})
     if fits:
-        assert check_plan(path, changed, here, None)
+        assert checked(path, changed, here, None)
     else:
         with pytest.raises(EngineError, match=f"this is {here}"):
-            check_plan(path, changed, here, None)
+            checked(path, changed, here, None)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def test_the_header_of_a_real_plan(engine_folder, tmp_path):
 
     build(engine_folder / "model.fp16.onnx", tmp_path / "m.plan")
     manifest = read_manifest(tmp_path / "m.plan", check_hash=False)
-    plan = check_plan(tmp_path / "m.plan", manifest, tensorrt_rtx.__version__, None)
+    plan = checked(tmp_path / "m.plan", manifest, tensorrt_rtx.__version__, None)
     header = read_header(plan)
     assert header is not None
     assert header.length == len(plan) == (tmp_path / "m.plan").stat().st_size

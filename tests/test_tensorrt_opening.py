@@ -17,6 +17,7 @@ from segmenter_engines import open_session
 from segmenter_engines.gpu_targets import PORTABLE
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import plan as plans
+from segmenter_engines.sessions import tensorrt as module
 from segmenter_engines.sessions.runtime_cache import cache_file
 from segmenter_engines.sessions.tensorrt import TensorRTSession
 from tests.fake_machine import machine_fixture, plan_fixture, shots  # noqa: F401 - fixtures
@@ -147,6 +148,23 @@ def test_what_cannot_be_opened_is_named_and_leaves_nothing(machine, tmp_path, mo
     monkeypatch.undo()
     with pytest.raises(EngineError, match="precision 'int8': tensorrt-rtx computes in what its artifact holds, fp16"):
         open_session(plan, threads=1, precision="int8")
+
+
+def test_a_plan_is_told_to_be_damaged_before_what_its_gpu_lacks(machine, monkeypatch, plan):
+    """Nor does what lacks a driver say that it is whole unseen."""
+
+    def missing(engine):
+        raise Unavailable("no driver")
+
+    monkeypatch.setattr(module, "require_driver", missing)
+    with pytest.raises(Unavailable, match="no driver"):
+        open_session(plan, threads=1)
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    plan.write_bytes(content)
+    with pytest.raises(EngineError, match=r"manifest vouches for \(expected SHA-256 .*; copy both files again") as told:
+        open_session(plan, threads=1)
+    assert not isinstance(told.value, Unavailable)
 
 
 def test_what_is_not_as_the_manifest_says_is_named(machine, tmp_path, plan):

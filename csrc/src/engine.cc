@@ -13,6 +13,7 @@
 #include "cpu.h"
 #include "engine_state.h"
 #include "process.h"
+#include "rebuild.h"
 #include "regular_file.h"
 #include "segmenter_trt/errors.h"
 #include "sha256.h"
@@ -97,9 +98,10 @@ Engine Engine::open(const fs::path& artifact, const EngineOptions& options) {
   require_file(artifact);
   const Contents contents(artifact);
   Manifest manifest = read_manifest(artifact);
-  if (sha256(contents.bytes()) != manifest.sha256) {
-    throw ArtifactError(artifact.string() +
-                        ": is not the file its manifest vouches for (SHA-256 differs); make both again");
+  if (const std::string found = sha256(contents.bytes()); found != manifest.sha256) {
+    throw ArtifactError(artifact.string() + ": is not the file its manifest vouches for (expected SHA-256 " +
+                        manifest.sha256 + ", it has " + found + "); copy both files again, or " +
+                        rebuild_advice(manifest, artifact.string()));
   }
   auto backend = make_backend({manifest, artifact, contents.bytes(), definite});
   const Description facts = backend->describe();

@@ -11,6 +11,7 @@
 #include "environment.h"
 #include "failure.h"
 #include "plan_checks.h"
+#include "rebuild.h"
 #include "runner.h"
 #include "segmenter_trt/errors.h"
 

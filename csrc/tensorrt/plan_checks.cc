@@ -9,6 +9,7 @@
 #include <optional>
 #include <string_view>
 
+#include "rebuild.h"
 #include "segmenter_trt/errors.h"
 #include "sha256.h"
 
@@ -90,13 +91,6 @@ std::string joined(const std::vector<std::string>& parts, const char* between) {
   std::string text;
   for (const std::string& part : parts) text += (text.empty() ? "" : between) + part;
   return text;
-}
-
-std::string rebuild_advice(const Manifest& manifest, const std::string& artifact) {
-  const bool made =
-      manifest.command.starts_with("segmenter build ") || manifest.command.starts_with("segmenter pipeline ");
-  const std::string name = fs::path(artifact).filename().string();
-  return "make it again: `" + (made ? manifest.command : "segmenter build GRAPH.onnx --out " + name) + "`";
 }
 
 void require_version(const Manifest& manifest, const std::string& artifact, std::span<const std::byte> plan,

@@ -22,9 +22,6 @@ void require_version(const Manifest& manifest, const std::string& artifact, std:
 void require_plugin_library(const Manifest& manifest, const std::string& artifact,
                             const std::filesystem::path& library);
 
-// Advice that ends an error: how to make the plan again.
-std::string rebuild_advice(const Manifest& manifest, const std::string& artifact);
-
 std::string joined(const std::vector<std::string>& parts, const char* between = ", ");
 
 }  // namespace segmenter_trt::tensorrt

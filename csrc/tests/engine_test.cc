@@ -57,7 +57,10 @@ TEST_F(EngineTest, RefusesAFileItsManifestDoesNotVouchFor) {
     std::string bytes = fake.bytes;
     bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
     write("m.plan", bytes);
-    EXPECT_TRUE(contains(told<ArtifactError>([&] { Engine::open(folder_ / "m.plan"); }), "SHA-256 differs"));
+    EXPECT_EQ(told<ArtifactError>([&] { Engine::open(folder_ / "m.plan"); }),
+              (folder_ / "m.plan").string() + ": is not the file its manifest vouches for (expected SHA-256 " +
+                  digest_of(fake.bytes) + ", it has " + digest_of(bytes) +
+                  "); copy both files again, or make it again: `segmenter build GRAPH.onnx --out m.plan`");
   }
 }
 

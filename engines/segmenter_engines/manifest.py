@@ -133,13 +133,29 @@ def read_manifest(artifact: Path, *, check_hash: bool = True) -> Manifest:
     if check_hash:
         if manifest.kind == "onnx":
             require_size(artifact)  # before it is read at all
-        if sha256(artifact) != manifest.sha256:
-            raise EngineError(
-                f"{artifact}: is not the file its manifest vouches for (SHA-256 differs); make both again"
-            )
+        require_hash(artifact, manifest, sha256(artifact))
         if manifest.kind == "onnx":
             require_self_contained(artifact)
     return manifest
+
+
+def require_hash(artifact: Path, manifest: Manifest, found: str) -> None:
+    """Raises EngineError where an artifact's SHA-256 is another than its manifest vouches for."""
+    if found != manifest.sha256:
+        raise EngineError(
+            f"{artifact}: is not the file its manifest vouches for (expected SHA-256 {manifest.sha256}, it has"
+            f" {found}); copy both files again, or {rebuild_command(artifact, manifest)}"
+        )
+
+
+def rebuild_command(artifact: Path, manifest: Manifest) -> str:
+    """Advice that ends an error: how to make the artifact again."""
+    graph = artifact.suffix == ".onnx"
+    steps = ("export", "quantize", "pipeline") if graph else ("build", "pipeline")
+    usual = "export CHECKPOINT" if graph else "build GRAPH.onnx"
+    made = manifest.command.startswith(tuple(f"segmenter {step} " for step in steps))
+    command = manifest.command if made else f"segmenter {usual} --out {artifact.name}"
+    return f"make it again: `{command}`"
 
 
 def require_out(out: Path, suffix: str, source: Path) -> None:

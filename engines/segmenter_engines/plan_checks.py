@@ -14,7 +14,7 @@ from pathlib import Path
 
 from segmenter.errors import EngineError, Unavailable
 from segmenter.files import sha256
-from segmenter_engines.manifest import Manifest, manifest_path
+from segmenter_engines.manifest import Manifest, manifest_path, rebuild_command, require_hash
 
 TAGS = {b"vtrt": "tensorrt-rtx", b"ftrt": "tensorrt"}
 _HEADER_BYTES = 32
@@ -40,33 +40,39 @@ def read_header(plan: bytes) -> PlanHeader | None:
     return PlanHeader(engine, tuple(plan[24:28]), length)
 
 
+def read_plan(path: Path, manifest: Manifest) -> bytes:
+    """The bytes of a plan, read once, so that what is checked of them is what is run.
+
+    manifest: as `read_manifest` gives it, with or without its hash checked.
+    Raises EngineError when it is no plan's, or vouches for another file.
+    """
+    if manifest.kind != "plan":
+        again = rebuild_command(path, manifest)
+        raise EngineError(f"{path}: its manifest is of an {manifest.kind}, wanted a plan; {again}")
+    plan = path.read_bytes()
+    require_hash(path, manifest, hashlib.sha256(plan).hexdigest())
+    return plan
+
+
 def check_plan(
     path: Path,
     manifest: Manifest,
+    plan: bytes,
     runtime_version: str,
     device_capability: tuple[int, int] | None,
     plugins: Path | None = None,
     gpu: str = "this one",
-) -> bytes:
-    """See that a plan may be given to the runtime; returns its bytes, read once, so what was checked is what is run.
+) -> None:
+    """See that a plan may be given to the runtime.
 
-    manifest: as `read_manifest` gives it, with or without its hash checked. runtime_version: the `__version__` of the
-    runtime's module. device_capability: (major, minor) of the GPU; None leaves it unchecked. plugins: the plugin
-    library that would be loaded for it, None where there is none. gpu: what an error calls the GPU.
+    plan: its bytes, of `read_plan`. runtime_version: the `__version__` of the runtime's module. device_capability:
+    (major, minor) of the GPU; None leaves it unchecked. plugins: the plugin library that would be loaded for it, None
+    where there is none. gpu: what an error calls the GPU.
     Opens no runtime and loads no library.
     Raises EngineError naming what was expected, what is here, and the command that rebuilds; Unavailable, which is
     one, where it is the GPU that does not fit.
     """
     again = rebuild_command(path, manifest)
-    if manifest.kind != "plan":
-        raise EngineError(f"{path}: its manifest is of an {manifest.kind}, wanted a plan; {again}")
-    plan = path.read_bytes()
-    found = hashlib.sha256(plan).hexdigest()
-    if found != manifest.sha256:
-        raise EngineError(
-            f"{path}: is not the file its manifest vouches for (expected SHA-256 {manifest.sha256}, it has {found});"
-            f" {again}"
-        )
     _check_version(path, manifest, runtime_version, plan, again)
     if device_capability is not None and not runs_on(manifest.compute_capabilities, device_capability):
         wanted, here = " or ".join(manifest.compute_capabilities), ".".join(map(str, device_capability))
@@ -77,14 +83,6 @@ def check_plan(
             f" {advice} with --gpus {here}, or --engine tensorrt where TensorRT-RTX does not know such GPUs"
         )
     _check_plugins(path, manifest, plugins, again)
-    return plan
-
-
-def rebuild_command(path: Path, manifest: Manifest) -> str:
-    """Advice that ends an error: how to make the plan again."""
-    made = manifest.command.startswith(("segmenter build ", "segmenter pipeline "))
-    command = manifest.command if made else f"segmenter build GRAPH.onnx --out {path.name}"
-    return f"make it again: `{command}`"
 
 
 def runs_on(capabilities: tuple[str, ...], device: tuple[int, int]) -> bool:

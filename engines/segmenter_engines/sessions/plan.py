@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from segmenter.errors import EngineError
-from segmenter_engines.manifest import PIXELS, Manifest
-from segmenter_engines.plan_checks import check_plan, rebuild_command
+from segmenter_engines.manifest import PIXELS, Manifest, rebuild_command
+from segmenter_engines.plan_checks import check_plan
 from segmenter_engines.plugin_library import load_plugins
 from segmenter_engines.sessions.device import Device, Memory
 from segmenter_engines.sessions.runtime_cache import cache_file, keep, load
@@ -139,17 +139,18 @@ def _text(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def acquire(path: Path, manifest: Manifest, device: Device, plugins: Path | None) -> Plan:
+def acquire(path: Path, manifest: Manifest, content: bytes, device: Device, plugins: Path | None) -> Plan:
     """The plan of a file on a device, checked and deserialised unless a session has it open already.
 
-    plugins: the library that serves its custom ops. To be called with the device current.
+    content: of the file, by `read_plan`. plugins: the library that serves its custom ops. To be called with the device
+    current.
     Raises EngineError when the plan may not run here or cannot be loaded, Unavailable when the runtime is missing.
     """
     trt = tensorrt(manifest.engine)
     key = (manifest.engine, manifest.sha256, device.name, device.index)
     # held while one is deserialised: whoever asks for the same meanwhile wants to share it
     with _LOCK:
-        content = check_plan(path, manifest, trt.__version__, device.capability, plugins, device.gpu)
+        check_plan(path, manifest, content, trt.__version__, device.capability, plugins, device.gpu)
         plan = _OPEN.get(key)
         if plan is None:
             if manifest.plugins:

@@ -13,6 +13,7 @@ import segmenter_trt
 from segmenter.errors import EngineError, Unavailable
 from segmenter.ops import label_dtype
 from segmenter_engines.manifest import PIXELS, read_manifest
+from segmenter_engines.plan_checks import read_plan
 from segmenter_engines.sessions.device import LIBRARIES, Device, open_device, require_driver
 from segmenter_engines.sessions.device.array import DeviceArray, view_of
 from segmenter_engines.sessions.lane import Lane
@@ -48,12 +49,13 @@ class TensorRTSession(Session):
         of `segmenter_trt` when None. libraries: what may drive the GPU, the first that can; arrays of PyCUDA's own
         context need it to.
         """
-        manifest = read_manifest(path, check_hash=False)  # `acquire` checks it, of the bytes it loads
+        manifest = read_manifest(path, check_hash=False)  # `read_plan` checks it, of the bytes that are loaded
         self.engine = manifest.engine
         super().__init__(Spec.of_manifest(manifest), threads)
         self._refuse(precision)
         self._manifest = manifest
         self._product = product(self.engine).name
+        content = read_plan(path, manifest)  # first: what lacks a GPU to run on is told to be whole
         require_driver(self.engine)
         if not {"labels", "masks"} & set(manifest.outputs):
             raise EngineError(f"{path}: gives {', '.join(manifest.outputs)}; a session needs labels or masks of a plan")
@@ -65,7 +67,8 @@ class TensorRTSession(Session):
         if manifest.plugins and plugins is None:
             plugins = _plugin_library()
         with self._named(), self._device.current():
-            plan = acquire(path, manifest, self._device, plugins)
+            plan = acquire(path, manifest, content, self._device, plugins)
+            del content  # the runtime has its own
             try:
                 self._runner = Runner(plan, self._device, graphs)
                 self._lane = Lane(self._runner)
