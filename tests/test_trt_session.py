@@ -20,9 +20,12 @@ import pytest
 
 from segmenter.checkpoint import save_model
 from segmenter.errors import EngineError
+from segmenter_engines import open_session
 from segmenter_engines.export import export
 from segmenter_engines.folder import FP16, FP32, INT8
+from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import open_engine
+from segmenter_engines.verified import facts_digest
 from tests.networks import small_network
 from tests.small_engines import H, W, pictures
 
@@ -231,14 +234,21 @@ def test_what_is_not_verified_is_told_or_refused(engine_folder: Path, tmp_path: 
     assert segmenter_trt.Engine(path, threads=1).describe()["warning"] == complaint
     with pytest.raises(segmenter_trt.ArtifactError, match=rf"{FP32}: {complaint}"):
         segmenter_trt.Engine(path, threads=1, require_verified=True)
-    digest = sha256(path.read_bytes()).hexdigest()
+    manifest = read_manifest(path)
+    digests = {"sha256": manifest.sha256, "facts_sha256": facts_digest(manifest)}
     for passed, warning in ((True, ""), (False, "failed its verification in openvino-fp32: mIoU dropped; run")):
-        verdict = {"passed": passed, "faults": ["mIoU dropped"], "sha256": digest}
+        verdict = {"passed": passed, "faults": ["mIoU dropped"], **digests}
         change_manifest(path, verification={"openvino-fp32": verdict, "onnxruntime-fp32": verdict | {"passed": False}})
         assert segmenter_trt.Engine(path, threads=1).describe()["warning"].startswith(warning)
     change_manifest(path, verification={"openvino-fp32": verdict | {"passed": True}})
     engine = segmenter_trt.Engine(path, threads=1, require_verified=True)
     assert segmenter_trt.Session(engine).describe()["warning"] == ""
+    change_manifest(path, preprocess={"mean": [0.1] * 3, "std": [0.2] * 3})
+    with pytest.raises(segmenter_trt.ArtifactError) as native:
+        segmenter_trt.Engine(path, threads=1, require_verified=True)
+    with pytest.raises(EngineError, match="or before what its manifest says of classes, preprocessing or") as python:
+        open_session(path, "openvino", threads=1, require_verified=True)
+    assert str(python.value).startswith(str(native.value))
 
 
 def test_importing_loads_nothing() -> None:

@@ -7,20 +7,28 @@ from dataclasses import replace
 
 import pytest
 
+from segmenter.config import Preprocess
 from segmenter.errors import EngineError
 from segmenter_engines import open_session
 from segmenter_engines.folder import FP16, FP32, INT8
 from segmenter_engines.limits import LIMITS
-from segmenter_engines.manifest import manifest_path, read_manifest, vouched
+from segmenter_engines.manifest import PIXELS, manifest_path, read_manifest, vouched
 from segmenter_engines.sessions import open_engine
 from segmenter_engines.verdict import Verdict, record
-from segmenter_engines.verified import carry, graph_verification, passed_saturating, unverified
+from segmenter_engines.verified import carry, facts_digest, graph_verification, passed_saturating, unverified
 from tests.fake_machine import machine_fixture  # noqa: F401 - a fixture
 from tests.fake_tensorrt import write_plan
+from tests.networks import CLASSES
+from tests.small_engines import H, W
 from tests.test_plan_checks import plan  # noqa: F401 - a fixture
 
 PASSED = Verdict("onnxruntime-fp32", "fp32", 4, 0.5, 0.5, 1.0, LIMITS["fp32"])
 FAILED = Verdict("openvino-fp32", "fp32", 4, 0.4, 0.5, 1.0, LIMITS["fp32"])
+
+
+def passed_as(manifest, **more):
+    """A verdict of an artifact with this manifest."""
+    return {"passed": True, "sha256": manifest.sha256, "facts_sha256": facts_digest(manifest), **more}
 
 
 @pytest.fixture
@@ -67,6 +75,45 @@ def test_a_verdict_of_another_file_does_not_count(artifact):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocess": Preprocess(mean=(0.1, 0.1, 0.1), std=(0.2, 0.2, 0.2))},
+        {"preprocess": Preprocess(mean=(0.5, 0.5, 0.5 + 2**-53))},
+        {"classes": CLASSES[::-1]},
+        {"patch_size": 8},
+        {"height": (H, H, 2 * H)},
+        {"width": (W, W, 2 * W)},
+        {"batch": (1, 2, 4)},
+        {"input": PIXELS},
+        {"precision": "bf16"},
+        {"outputs": ("masks",)},
+        {"plugins": ("SegmenterAttention",)},
+        {"details": {"plugin_library": {"name": "p.so", "sha256": "0" * 64}}},
+    ],
+)
+def test_a_verdict_of_another_manifest_does_not_count(artifact, changes):
+    record(artifact, PASSED)
+    manifest = read_manifest(artifact)
+    since = "verified in onnxruntime-fp32 by an older release, or before what its manifest says of .* was changed"
+    assert re.fullmatch(since, unverified(replace(manifest, **changes), PASSED.engine))
+    repainted = replace(manifest, palette=((1, 2, 3),) * len(CLASSES), model="other", machine="other", command="make")
+    assert unverified(repainted, PASSED.engine) is None
+    older = {PASSED.engine: {"passed": True, "sha256": manifest.sha256}}
+    assert re.fullmatch(since, unverified(replace(manifest, verification=older), PASSED.engine))
+
+
+def test_a_manifest_edited_after_its_verdict_is_warned_of_or_refused(artifact):
+    record(artifact, PASSED)
+    replace(read_manifest(artifact), classes=CLASSES[::-1]).write(artifact)
+    with pytest.warns(RuntimeWarning, match="was changed; run `segmenter verify --engine onnxruntime`"):
+        open_session(artifact, threads=1).close()
+    with pytest.raises(EngineError, match="was changed; run `segmenter verify"):
+        open_session(artifact, threads=1, require_verified=True)
+    record(artifact, PASSED)
+    open_session(artifact, threads=1, require_verified=True).close()
+
+
+@pytest.mark.parametrize(
     ("faults", "told"),
     [(5, "it does not tell why"), ({"a": 1}, "it does not tell why"), ([3, "drop\x1b[2J", "ü"], r"drop\?\[2J; \?")],
 )
@@ -95,7 +142,7 @@ def test_an_engine_that_passed_where_int8_overflows_is_not_warned_of_there(
     monkeypatch.setattr("segmenter_engines.sessions.openvino.cpu_flags", lambda: ["avx2"])
     for path in (engine_folder / INT8, manifest_path(engine_folder / INT8)):
         shutil.copy(path, tmp_path)
-    verdict = {"passed": True, "sha256": read_manifest(tmp_path / INT8).sha256, "cpu_flags": flags}
+    verdict = passed_as(read_manifest(tmp_path / INT8), cpu_flags=flags)
     for judged, quiet in ((verdict, passed), (verdict | {"passed": False, "faults": []}, False)):
         manifest = replace(read_manifest(tmp_path / INT8), verification={"openvino-int8": judged})
         manifest.write(tmp_path / INT8)
@@ -116,7 +163,7 @@ def test_a_checkpoint_needs_no_verdict(engine_folder):
 def test_a_plan_carries_the_verdict_of_its_graph_as_the_graphs(artifact, plan, verdict, told):  # noqa: F811
     record(artifact, verdict)
     graph, (path, manifest) = read_manifest(artifact), plan
-    own = {"tensorrt-rtx-fp16": {"passed": True, "sha256": manifest.sha256}}
+    own = {"tensorrt-rtx-fp16": passed_as(manifest)}
     replace(manifest, source={"onnx": vouched("0" * 64)}).write(path)
     with pytest.raises(EngineError, match="was not built from"):
         carry(artifact, path)
@@ -142,7 +189,7 @@ def test_a_plan_carries_the_verdict_of_its_graph_as_the_graphs(artifact, plan, v
 )
 def test_a_plan_is_verified_on_the_gpu_it_passed_on(plan, told, device, reason):  # noqa: F811
     _, manifest = plan
-    own = {"tensorrt-rtx-fp16": {"passed": True, "sha256": manifest.sha256, **told}}
+    own = {"tensorrt-rtx-fp16": passed_as(manifest, **told)}
     assert unverified(replace(manifest, verification=own), "tensorrt-rtx-fp16", device) == reason
 
 
@@ -150,7 +197,7 @@ def test_a_plan_that_passed_on_another_gpu_is_warned_of_and_refused(machine, tmp
     path = write_plan(tmp_path / "m.plan")
     manifest = read_manifest(path)
     for device, quiet in ((machine.cuda.gpu, True), ("NVIDIA L4", False)):
-        own = {"tensorrt-rtx-fp16": {"passed": True, "sha256": manifest.sha256, "device": device}}
+        own = {"tensorrt-rtx-fp16": passed_as(manifest, device=device)}
         replace(manifest, verification=own).write(path)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

@@ -1,10 +1,17 @@
 #include "verified.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <utility>
 #include <vector>
+
+#include "sha256.h"
 
 namespace segmenter_trt {
 namespace {
@@ -45,13 +52,53 @@ std::string faults(const std::vector<json>& verdicts) {
   return told.empty() ? "it does not tell why" : printable(std::move(told));
 }
 
+// Parted by spaces: "16 56 160".
+std::string line(const Range& range) {
+  return std::to_string(range.min) + " " + std::to_string(range.opt) + " " + std::to_string(range.max);
+}
+
+std::string line(const std::vector<std::string>& names) {
+  std::string joined;
+  for (const std::string& name : names) joined += (joined.empty() ? "" : " ") + name;
+  return joined;
+}
+
+// Doubles as 16 hexadecimal digits each.
+std::string line(const std::array<double, 3>& numbers) {
+  constexpr const char* kDigits = "0123456789abcdef";
+  std::string joined;
+  for (const double number : numbers) {
+    if (!joined.empty()) joined += ' ';
+    const auto bits = std::bit_cast<std::uint64_t>(number);
+    for (int shift = 60; shift >= 0; shift -= 4) joined += kDigits[bits >> shift & 15];
+  }
+  return joined;
+}
+
 }  // namespace
+
+std::string facts_digest(const Manifest& manifest) {
+  std::string text = manifest.precision;
+  for (const std::string& next :
+       {std::string(manifest.input == Input::pixels ? "pixels" : "normalized"), std::to_string(manifest.patch_size),
+        line(manifest.height), line(manifest.width), line(manifest.batch), line(manifest.outputs),
+        line(manifest.plugins), manifest.plugin_library ? manifest.plugin_library->sha256 : std::string(),
+        line(manifest.preprocess.mean), line(manifest.preprocess.std)}) {
+    text += "\n" + next;
+  }
+  for (const std::string& name : manifest.classes) text += "\n" + name;
+  return sha256(std::as_bytes(std::span(text)));
+}
 
 std::string unverified(const Manifest& manifest, const std::string& engine, const std::string& device) {
   const json found = json::parse(manifest.verification);
   const auto own = found.find(engine);
   if (own != found.end() && text(*own, "sha256") == manifest.sha256) {
     if (!passed(*own)) return "failed its verification in " + engine + ": " + faults({*own});
+    if (text(*own, "facts_sha256") != facts_digest(manifest)) {
+      return "verified in " + engine +
+             " by an older release, or before what its manifest says of classes, preprocessing or sizes was changed";
+    }
     const std::string on = text(*own, "device");
     if (device.empty() || manifest.kind != Kind::plan || on == device) return "";
     return "verified in " + engine + " on " + (on.empty() ? "another GPU" : printable(on)) + ", not on this " + device;

@@ -79,9 +79,10 @@ TEST_F(EngineTest, PassesOnWhatABackendThrows) {
 
 TEST_F(EngineTest, TellsWhatIsNotVerified) {
   const std::string advice = "; run `segmenter verify --engine tensorrt` on this machine";
-  const auto verdict = [](const std::string& name, const std::string& digest, const std::string& passed) {
-    return "\"" + name + R"(": {"sha256": ")" + digest + R"(", "device": "nothing", "passed": )" + passed +
-           R"(, "faults": [5, "mIoU\u001b dropped", "\u00fc"]})";
+  const std::string facts = facts_digest(parse_manifest(Fake{}.manifest(), "m"));
+  const auto verdict = [&facts](const std::string& name, const std::string& digest, const std::string& passed) {
+    return "\"" + name + R"(": {"sha256": ")" + digest + R"(", "facts_sha256": ")" + facts +
+           R"(", "device": "nothing", "passed": )" + passed + R"(, "faults": [5, "mIoU\u001b dropped", "\u00fc"]})";
   };
   const std::string own = digest_of(Fake{}.bytes), other(64, '0');
   const std::string graph = verdict("graph:onnxruntime-fp32", "00", "true");
@@ -108,6 +109,16 @@ TEST_F(EngineTest, TellsWhatIsNotVerified) {
   }
   const Fake passed = {.verification = "{" + graph + ", " + verdict("tensorrt-fp32", own, "true") + "}"};
   EXPECT_EQ(open(passed, {.require_verified = true}).describe().warning, "");
+  Fake changed = passed;
+  changed.preprocess = R"({"mean": [0.5, 0, 0], "std": [0.00392156862745098, 0.5, 0.5]})";
+  const std::string since =
+      "verified in tensorrt-fp32 by an older release, or before what its manifest says of classes, preprocessing or"
+      " sizes was changed";
+  EXPECT_EQ(open(changed).describe().warning, since + advice);
+  EXPECT_EQ(told<ArtifactError>([&] { open(changed, {.require_verified = true}); }),
+            (folder_ / "m.plan").string() + ": " + since + advice);
+  const Fake older = {.verification = R"({"tensorrt-fp32": {"sha256": ")" + own + R"(", "passed": true}})"};
+  EXPECT_EQ(open(older).describe().warning, since + advice);
 }
 
 TEST(Verified, KnowsWhichGpuAPlanPassedOn) {
@@ -115,7 +126,8 @@ TEST(Verified, KnowsWhichGpuAPlanPassedOn) {
     Manifest manifest = {};
     manifest.kind = kind;
     manifest.sha256 = "00";
-    manifest.verification = R"({"tensorrt-fp16": {"sha256": "00", "passed": true)" + told + "}}";
+    manifest.verification = R"({"tensorrt-fp16": {"sha256": "00", "facts_sha256": ")" + facts_digest(manifest) +
+                            R"(", "passed": true)" + told + "}}";
     return unverified(manifest, "tensorrt-fp16", device);
   };
   const std::string l4 = R"(, "device": "NVIDIA L4")";
@@ -133,8 +145,8 @@ TEST(Verified, KnowsWhichCpuItPassedOn) {
   const auto passed_on = [](const std::string& flags, const std::string& passed = "true") {
     Manifest manifest = {};
     manifest.sha256 = "00";
-    manifest.verification =
-        R"({"openvino-int8": {"sha256": "00", "passed": )" + passed + R"(, "cpu_flags": )" + flags + "}}";
+    manifest.verification = R"({"openvino-int8": {"sha256": "00", "facts_sha256": ")" + facts_digest(manifest) +
+                            R"(", "passed": )" + passed + R"(, "cpu_flags": )" + flags + "}}";
     return passed_saturating(manifest, "openvino-int8");
   };
   EXPECT_TRUE(passed_on(R"(["avx2", "avx512f"])"));

@@ -1,5 +1,5 @@
 // manifest_program FILE: for every manifest in FILE, each behind its length (uint64, the machine's byte order), a line:
-// `accepted`, or why not. Tests hold the lines to what Python's reader says.
+// `accepted` and the digest of its facts, or why not. Tests hold the lines to what Python's reader says.
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
@@ -7,6 +7,7 @@
 
 #include "segmenter_trt/errors.h"
 #include "segmenter_trt/manifest.h"
+#include "verified.h"
 
 int main(int count, char** arguments) {
   if (count != 2) return 2;
@@ -15,9 +16,9 @@ int main(int count, char** arguments) {
   while (file.read(reinterpret_cast<char*>(&bytes), sizeof bytes)) {
     std::string text(bytes, '\0');
     if (!file.read(text.data(), static_cast<std::streamsize>(bytes))) return 2;
-    std::string told = "accepted";
+    std::string told;
     try {
-      segmenter_trt::parse_manifest(text, "m.json");
+      told = "accepted " + segmenter_trt::facts_digest(segmenter_trt::parse_manifest(text, "m.json"));
     } catch (const segmenter_trt::ManifestError& error) {
       told = error.what();
     }

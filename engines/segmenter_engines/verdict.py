@@ -10,6 +10,7 @@ from segmenter_engines.invariants import Invariants
 from segmenter_engines.limits import Limit
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.trade import Trade
+from segmenter_engines.verified import facts_digest
 
 UNTRAINED = 0.05  # mIoU a trained network is above
 
@@ -98,5 +99,5 @@ class Verdict:
 def record(artifact: Path, verdict: Verdict) -> None:
     """Add the verdict to the artifact's manifest, beside those of other engines; a signature no longer fits then."""
     manifest = read_manifest(artifact)
-    told = verdict.to_dict() | {"sha256": manifest.sha256}
+    told = verdict.to_dict() | {"sha256": manifest.sha256, "facts_sha256": facts_digest(manifest)}
     replace(manifest, verification={**(manifest.verification or {}), verdict.engine: told}).write(artifact)

@@ -1,10 +1,13 @@
 """What the verdicts in a manifest are worth: for this file, in this engine, or only for the graph behind it.
 
 `verification` holds a verdict a key: `openvino-int8` is of the artifact itself in that engine, and in a plan's manifest
-`graph:onnxruntime-fp16` is of the graph the plan was built from. A verdict counts for the file whose hash it names.
+`graph:onnxruntime-fp16` is of the graph the plan was built from. A verdict counts for the file whose hash it names, and
+for a manifest that says the same of it as then (`facts_digest`).
 """
 
+import hashlib
 import re
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,28 @@ from segmenter.errors import EngineError
 from segmenter_engines.manifest import Manifest, read_manifest, vouched
 
 OF_GRAPH = "graph:"
+
+
+def facts_digest(manifest: Manifest) -> str:
+    """SHA-256 of what a manifest says that decides labels; csrc/src/verified.cc has the same.
+
+    Of a line each, without one that ends the last: precision, input, patch size, heights, widths, batches, outputs,
+    plugins, the SHA-256 of the plugin library, mean, std, and every class. Parts of a line are parted by a space, mean
+    and std are doubles as 16 hexadecimal digits (IEEE 754, big endian).
+    """
+    preprocess = manifest.preprocess
+    lines = [
+        manifest.precision,
+        manifest.input,
+        str(manifest.patch_size),
+        *(" ".join(map(str, span)) for span in (manifest.height, manifest.width, manifest.batch)),
+        " ".join(manifest.outputs),
+        " ".join(manifest.plugins),
+        (manifest.plugin_library or {}).get("sha256", ""),
+        *(" ".join(struct.pack(">d", one).hex() for one in three) for three in (preprocess.mean, preprocess.std)),
+        *manifest.classes,
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def graph_verification(graph: Manifest) -> dict[str, Any] | None:
@@ -51,6 +76,11 @@ def unverified(manifest: Manifest, engine: str, device: str | None = None) -> st
         return f"not verified in {engine}"
     if not verdict["passed"]:
         return f"failed its verification in {engine}: {_faults({engine: verdict})}"
+    if verdict.get("facts_sha256") != facts_digest(manifest):
+        return (
+            f"verified in {engine} by an older release, or before what its manifest says of classes, preprocessing or"
+            " sizes was changed"
+        )
     if device is not None and manifest.kind == "plan" and verdict.get("device") != device:
         return f"verified in {engine} on {_printable(verdict.get('device')) or 'another GPU'}, not on this {device}"
     return None
