@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from segmenter.errors import ConfigError, DataError
+from segmenter.errors import DataError
+from segmenter.option import require
 from segmenter_bench.circumstances import differences, same_machine
 from segmenter_bench.placement import comparable, settled
 
@@ -30,9 +31,7 @@ Name = tuple[str, int, str]  # engine, batch, region
 
 def require_tolerance(tolerance: float) -> None:
     """Raises ConfigError for a tolerance that no change could be told by."""
-    # written so that a NaN fails
-    if not 0.0 < tolerance <= 10.0:
-        raise ConfigError(f"--tolerance {tolerance}: wanted above 0 and at most 10; 10 % is 0.1")
+    require(0.0 < tolerance <= 10.0, "--tolerance", tolerance, "above 0 and at most 10; 10 % is 0.1")
 
 
 @dataclass(frozen=True)

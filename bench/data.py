@@ -25,9 +25,10 @@ from segmenter.cores import usable_cores
 from segmenter.datasets import Sample, SegmentationDataset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.datasets.pairs import PairedDataset, require_same_size
-from segmenter.errors import ConfigError, VerificationError
+from segmenter.errors import VerificationError
 from segmenter.files import require_writable
 from segmenter.images import read_labels
+from segmenter.option import require_least
 from segmenter.preprocess import normalize_planar
 from segmenter.training.augment import augment, augmentation_of, cut_image, cut_labels, draw, pad_to, to_planar
 from segmenter.training.colour import distort
@@ -65,11 +66,7 @@ class Options:
     augmentation: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least 1")
-        if self.workers < 0:
-            raise ConfigError(f"--workers {self.workers}: wanted 0 or more")
+        require_least(self, images=1, batch=1, workers=0)
 
 
 class Stages:

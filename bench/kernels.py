@@ -16,6 +16,7 @@ from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, EngineError
+from segmenter.option import require
 from segmenter_bench.kernel_race import OURS, measured, past
 from segmenter_bench.runs import command_of, print_styled, wide_console, write_run
 
@@ -38,8 +39,7 @@ class Options:
     """Folder for the JSON of the run; without a GPU nothing is timed, and none is written."""
 
     def __post_init__(self) -> None:
-        if not self.batch or min(self.batch) < 1:
-            raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
+        require(min(self.batch, default=0) >= 1, "--batch", " ".join(map(str, self.batch)), "sizes of at least 1")
 
 
 def _ops(options: Options) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, EngineError, VerificationError
 from segmenter.evaluation import evaluate_labels, number, require_same_classes, summary
 from segmenter.images import resize_labels
+from segmenter.option import require, require_least
 from segmenter_bench.engines import REFERENCE, RIVALS, RUNGS, TABLE, TRUTH, choose, missing
 from segmenter_bench.examples import label_map, photo
 from segmenter_bench.models import open_folder
@@ -68,15 +69,14 @@ class Options:
     """Folder for the JSON of the run."""
 
     def __post_init__(self) -> None:
-        if self.require_miou is not None and not 0.0 <= self.require_miou <= 1.0:
-            raise ConfigError(f"--require-miou {self.require_miou}: wanted 0 to 1; 62 % is 0.62")
+        share = self.require_miou
+        require(share is None or 0.0 <= share <= 1.0, "--require-miou", share, "0 to 1; 62 % is 0.62")
         for row in TABLE:
             if not row.compared and row.name in self.engine:
                 raise ConfigError(
                     f"--engine {row.name}: another network, of random weights: it has no mIoU; leave it out"
                 )
-        if self.examples < 0 or (self.threads is not None and self.threads < 1):
-            raise ConfigError(f"--examples {self.examples}, --threads {self.threads}: wanted at least 0 and 1")
+        require_least(self, examples=0, threads=1)
 
 
 class _Judged:

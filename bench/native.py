@@ -23,6 +23,7 @@ from segmenter.datasets.fitted import fit
 from segmenter.errors import ConfigError, EngineError
 from segmenter.files import require_writable
 from segmenter.images import read_image
+from segmenter.option import require_least
 from segmenter_bench.placement import Distances, Placement, counted, gauge
 from segmenter_bench.runs import wide_console, write_record
 from segmenter_bench.timing import burst, take_turns
@@ -54,9 +55,7 @@ class Options:
     """Also write the result to this file."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "calls", *(("threads",) if self.threads is not None else ())):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least 1")
+        require_least(self, rounds=1, calls=1, threads=1)
 
 
 def picture_for(options: Options, size: tuple[int, int]) -> np.ndarray:

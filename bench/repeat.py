@@ -20,7 +20,8 @@ from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.datasets.option import DATASET
-from segmenter.errors import ConfigError, DataError, VerificationError
+from segmenter.errors import DataError, VerificationError
+from segmenter.option import require
 from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.placement import comparable, settled
@@ -80,10 +81,8 @@ class Options:
     """Folder of the runs, each a folder 1, 2, ...; runs already whole there are not made again."""
 
     def __post_init__(self) -> None:
-        if self.times < 2:
-            raise ConfigError(f"--times {self.times}: wanted at least 2, or there is nothing to compare")
-        if not 0.0 < self.limit <= 10.0:
-            raise ConfigError(f"--limit {self.limit}: wanted above 0 and at most 10; 10 % is 0.1")
+        require(self.times >= 2, "--times", self.times, "at least 2, or there is nothing to compare")
+        require(0.0 < self.limit <= 10.0, "--limit", self.limit, "above 0 and at most 10; 10 % is 0.1")
 
 
 def ratios(folder: Path) -> dict[Key, list[Measured]]:

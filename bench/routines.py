@@ -20,8 +20,9 @@ from rich.table import Table
 
 import segmenter_trt
 from segmenter.cli import run as run_command
-from segmenter.errors import ConfigError, VerificationError
+from segmenter.errors import VerificationError
 from segmenter.files import require_writable
+from segmenter.option import require_least
 from segmenter_bench.machine import Neighbours, busy_note, process_seconds
 from segmenter_bench.runs import wide_console, write_record
 from segmenter_bench.timing import burst, take_turns
@@ -39,9 +40,7 @@ class Options:
     """Also write the result to this file."""
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("classes", 2)):  # of two classes, the nearer decides what is a tie
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least {least}")
+        require_least(self, rounds=1, classes=2)  # of two classes, the nearer decides what is a tie
 
 
 def in_turns(theirs: Callable[[], Any], mine: Callable[[], Any], rounds: int) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from segmenter.config import variant
 from segmenter.cores import usable_cores
 from segmenter.errors import ConfigError, Unavailable
 from segmenter.model import Segmenter
-from segmenter.option import ANY_CHECKPOINT
+from segmenter.option import ANY_CHECKPOINT, require_least
 from segmenter.preprocess import normalize
 from segmenter_bench.ceilings import Ceilings, best_seconds, ceilings
 from segmenter_bench.machine import BUSY, Neighbours, process_seconds
@@ -103,9 +103,7 @@ class Options:
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.variant is None):
             raise ConfigError("pass either --checkpoint FOLDER or --variant NAME, such as --variant Seg-Ti-Mask/16")
-        for name in ("batch", "rounds", *(("threads",) if self.threads is not None else ())):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least 1")
+        require_least(self, batch=1, rounds=1, threads=1)
 
 
 @torch.inference_mode()

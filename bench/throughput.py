@@ -22,6 +22,7 @@ from segmenter.datasets import Subset, open_dataset
 from segmenter.datasets.fitted import fit
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
+from segmenter.option import require, require_least
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry, choose, misfit, missing
 from segmenter_bench.machine import BUSY, busiest
 from segmenter_bench.models import Subject, open_folder, pictures, random_folder
@@ -108,17 +109,10 @@ class Options:
                 f"--{given[0]} {getattr(self, given[0])}: the engines of {self.folder} take images of one size, set"
                 f" when they were exported; leave it out, or fill a folder of that size with `segmenter pipeline`"
             )
-        for name in ("rounds", "min_calls", "images", "classes", *(("threads",) if self.threads is not None else ())):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: wanted at least 1")
-        # written so that a NaN fails
-        if not 0.0 <= self.burst_seconds < math.inf or self.warmup < 0:
-            raise ConfigError(
-                f"--burst-seconds {self.burst_seconds}, --warmup {self.warmup}: wanted at least 0 of both, and a turn"
-                " that ends"
-            )
-        if not self.batch or min(self.batch) < 1:
-            raise ConfigError(f"--batch {' '.join(map(str, self.batch))}: wanted sizes of at least 1")
+        require_least(self, rounds=1, min_calls=1, images=1, classes=1, threads=1, warmup=0)
+        seconds = self.burst_seconds
+        require(0.0 <= seconds < math.inf, "--burst-seconds", seconds, "at least 0, and a turn that ends")
+        require(min(self.batch, default=0) >= 1, "--batch", " ".join(map(str, self.batch)), "sizes of at least 1")
 
 
 def throughput(

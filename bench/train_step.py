@@ -21,10 +21,11 @@ from segmenter.config import variant
 from segmenter.datasets import Sample
 from segmenter.datasets.fitted import Fitted
 from segmenter.datasets.shapes import Shapes
-from segmenter.errors import ConfigError, VerificationError
+from segmenter.errors import VerificationError
 from segmenter.files import require_writable
 from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
+from segmenter.option import require, require_least
 from segmenter.ranks import Ranks
 from segmenter.training import ops_cpu
 from segmenter.training.augment import PRESETS
@@ -73,13 +74,10 @@ class Options:
     """Also write the result to this file."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "updates", "rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least 1")
-        if min(self.crop) < 1:
-            raise ConfigError(f"--crop {self.crop[0]} {self.crop[1]}: wanted at least 1 pixel each way")
-        if self.most is not None and not 0.0 < self.most < math.inf:
-            raise ConfigError(f"--most {self.most}: wanted a number above 0; 5 % more than the bare loop is 1.05")
+        require_least(self, batch=1, updates=1, rounds=1, threads=1)
+        require(min(self.crop) >= 1, "--crop", " ".join(map(str, self.crop)), "at least 1 pixel each way")
+        possible = self.most is None or 0.0 < self.most < math.inf
+        require(possible, "--most", self.most, "a number above 0; 5 % more than the bare loop is 1.05")
 
 
 class Kept:

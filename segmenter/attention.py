@@ -20,7 +20,7 @@ from segmenter.device import pick_device
 from segmenter.errors import ConfigError, ImageError
 from segmenter.image_paths import find_images, require_kept
 from segmenter.images import read_image, write_image
-from segmenter.option import ANY_CHECKPOINT
+from segmenter.option import ANY_CHECKPOINT, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.at is not None and self.token is not None:
             raise ConfigError("--at and --token both name a token; pass one of them")
-        if self.width < 0:
-            raise ConfigError(f"--width {self.width}: wanted pixels, or 0 for the image's own width")
+        require(self.width >= 0, "--width", self.width, "pixels, or 0 for the image's own width")
 
 
 def attention_maps(model: "Segmenter", image: "Tensor", part: Part, token: int) -> "Tensor":

@@ -23,12 +23,11 @@ from segmenter.cli import run
 from segmenter.datasets import Sample, SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.device import pick_device
-from segmenter.errors import ConfigError
 from segmenter.evaluation import evaluate_labels, number, require_labelled, require_same_classes, summary
 from segmenter.files import atomic_path, require_writable
 from segmenter.images import resize_labels
 from segmenter.inference import Inference, predictor
-from segmenter.option import ANY_CHECKPOINT
+from segmenter.option import ANY_CHECKPOINT, require
 
 if TYPE_CHECKING:
     from segmenter.metrics import ConfusionMatrix
@@ -58,10 +57,8 @@ class Options:
     inference: Annotated[Inference, tyro.conf.arg(name="")] = field(default_factory=Inference)
 
     def __post_init__(self) -> None:
-        if self.show < 0:
-            raise ConfigError(f"--show {self.show}: wanted a number of images, or 0 for all of them")
-        if self.side < 16:
-            raise ConfigError(f"--side {self.side}: wanted 16 pixels or more")
+        require(self.show >= 0, "--show", self.show, "a number of images, or 0 for all of them")
+        require(self.side >= 16, "--side", self.side, "16 pixels or more")
 
 
 class Shelf:

@@ -23,8 +23,9 @@ from segmenter.cores import usable_cores
 from segmenter.datasets import IGNORE, ON_DISK, SPLITS, layout_of, require_known
 from segmenter.datasets.option import DATASET_ON_DISK
 from segmenter.datasets.pairs import Layout, list_files, require_same_size, unread_images
-from segmenter.errors import ConfigError, DataError, ImageError, SegmenterError
+from segmenter.errors import DataError, ImageError, SegmenterError
 from segmenter.images import orientation, read_labels
+from segmenter.option import require
 
 _SMALLEST_SIDE = 16  # pixels: most networks' patch, and no network takes an image smaller than its own
 
@@ -145,8 +146,7 @@ class Options:
     """Name at most N files of each kind of problem; 0 names all."""
 
     def __post_init__(self) -> None:
-        if self.show < 0:
-            raise ConfigError(f"--show {self.show}: wanted a number of files, or 0 for all")
+        require(self.show >= 0, "--show", self.show, "a number of files, or 0 for all")
 
 
 def check_data(options: Options) -> int:

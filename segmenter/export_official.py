@@ -19,6 +19,7 @@ from segmenter.errors import ConfigError
 from segmenter.files import atomic_paths
 from segmenter.model import Segmenter
 from segmenter.official import HEADS, NAMES
+from segmenter.option import require
 from segmenter.pickles import read_pickle
 
 _NORMALIZATIONS = {HALF: "vit", IMAGENET: "deit"}
@@ -147,8 +148,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for option, value in (("--window", self.window), ("--stride", self.stride)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{option} {value}: wanted at least 1 pixel")
+            require(value is None or value >= 1, option, value, "at least 1 pixel")
 
 
 def export_official(options: Options) -> int:

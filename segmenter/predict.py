@@ -16,7 +16,7 @@ from rich.progress import track
 
 from segmenter.cli import run
 from segmenter.device import pick_device
-from segmenter.errors import ConfigError, ImageError
+from segmenter.errors import ImageError
 from segmenter.image_paths import find_images, require_kept
 from segmenter.images import (
     orientation,
@@ -28,7 +28,7 @@ from segmenter.images import (
     write_labels,
 )
 from segmenter.inference import Inference, Predict, predict_named, predictor
-from segmenter.option import ANY_CHECKPOINT
+from segmenter.option import ANY_CHECKPOINT, require
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class Options:
     alpha: float = 0.5
     """Share of the class colour in the overlays, 0 to 1."""
     inference: Annotated[Inference, tyro.conf.arg(name="")] = field(default_factory=Inference)
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.alpha <= 1.0, "--alpha", self.alpha, "0 to 1")
 
 
 def predict_file(
@@ -80,8 +83,6 @@ def _outputs(path: Path, out: Path) -> tuple[Path, Path]:
 def predict(options: Options) -> int:
     from segmenter.checkpoint import load_model
 
-    if not 0.0 <= options.alpha <= 1.0:
-        raise ConfigError(f"alpha {options.alpha}: wanted 0 to 1")
     files = find_images(options.images)
     require_kept(files, [output for path in files for output in _outputs(path, options.out)])
     model = load_model(options.checkpoint, pick_device(options.inference.device))

@@ -35,6 +35,7 @@ from segmenter.fidelity import Fidelity, account, fidelity_table
 from segmenter.mmseg import is_mmseg, load_mmseg
 from segmenter.model import Segmenter
 from segmenter.official import Classes, load_official, official_windows, read_variant
+from segmenter.option import require
 from segmenter.patch_resize import PatchResize
 from segmenter.pickles import PICKLES, load_plain
 
@@ -126,8 +127,7 @@ def from_backbone(
 def _begin_at(model: Segmenter, mask_scale: float) -> None:
     if not isinstance(model.decoder, MaskDecoder):
         raise ConfigError(f"--mask-scale {mask_scale}: is for mask decoders, and this one is linear; leave it out")
-    if not 0.0 < mask_scale < math.inf:
-        raise ConfigError(f"--mask-scale {mask_scale}: wanted more than 0; the official code has 1")
+    require(0.0 < mask_scale < math.inf, "--mask-scale", mask_scale, "more than 0; the official code has 1")
     nn.init.constant_(model.decoder.mask_norm.weight, mask_scale)
 
 

@@ -19,6 +19,7 @@ from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
 from segmenter.files import require_writable
 from segmenter.images import overlay, with_legend, write_image
+from segmenter.option import require_least
 from segmenter.training.options import AugmentOptions
 
 _GAP = 8  # pixels between samples
@@ -48,9 +49,7 @@ class Options:
     augmentation: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 1), ("side", 16), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name} {getattr(self, name)}: wanted at least {least}")
+        require_least(self, samples=1, side=16, seed=0)
         if self.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ConfigError(f"--out {self.out}: wanted a name that ends in .png or .jpg")
 

@@ -112,6 +112,7 @@ def test_predict_usage_errors(checkpoint: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "empty" / "twin.jpg").unlink()
     arguments = ["--checkpoint", str(checkpoint), "--images", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]
     assert predict.main([*arguments, "--alpha", "2"]) == 2
+    assert "--alpha 2.0: wanted 0 to 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -22,7 +22,7 @@ from rich.progress import track
 from segmenter.cli import run
 from segmenter.errors import ConfigError, DataError
 from segmenter.images import IMAGE_SUFFIXES, turned_warning
-from segmenter.option import one_of
+from segmenter.option import one_of, require_least
 from segmenter_engines.labeller import Labeller, attempt, label_name, require_labels_of
 from segmenter_engines.sessions import ENGINES, engine_for
 from segmenter_engines.store import Store
@@ -57,8 +57,7 @@ class Options:
     """GPUs of each of Ray's workers."""
 
     def __post_init__(self) -> None:
-        if self.ray < 0 or self.ray_gpus < 0:
-            raise ConfigError(f"--ray {self.ray} --ray-gpus {self.ray_gpus}: wanted 0 or more")
+        require_least(self, ray=0, ray_gpus=0)
 
 
 def pictures(images: Store) -> list[str]:

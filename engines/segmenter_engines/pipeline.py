@@ -20,7 +20,7 @@ from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError, SegmenterError, Unavailable, VerificationError
 from segmenter.evaluation import require_same_classes
-from segmenter.option import ANY_CHECKPOINT
+from segmenter.option import ANY_CHECKPOINT, require_least
 from segmenter_engines.artifacts import PLAN_ENGINE, make_artifacts
 from segmenter_engines.calibrate import Method
 from segmenter_engines.folder import (
@@ -131,11 +131,12 @@ class Options:
     threads: int | None = None
     """CPU threads; every core this process may use when left out."""
 
+    def __post_init__(self) -> None:
+        require_least(self, threads=1)
+
 
 def pipeline(options: Options) -> int:
     model = load_model(options.checkpoint)
-    if options.threads is not None and options.threads < 1:
-        raise ConfigError(f"--threads {options.threads}: wanted at least 1")
     train = open_dataset(options.dataset, options.data, "train")
     val = Subset(open_dataset(options.dataset, options.data, "val"), options.verify_images)
     require_same_classes(model.config.classes, val, options.checkpoint)

@@ -33,10 +33,10 @@ from segmenter.evaluation import evaluate_labels, require_same_classes
 from segmenter.files import require_writable
 from segmenter.inference import Inference, predictor
 from segmenter.model import Segmenter
+from segmenter.option import require, require_least
 from segmenter.training.augment import PRESETS
 from segmenter.training.data import Augmented, Order, batches, spare_workers
 from segmenter.training.loss import finite_weights, require_finite, require_stride, segmentation_loss
-from segmenter.training.options import require
 from segmenter.training.schedule import Schedule
 from segmenter_engines.fake_quant import fake_quantised, take_smoothing
 from segmenter_engines.formats import REAL
@@ -78,8 +78,7 @@ class Options:
     """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
 
     def __post_init__(self) -> None:
-        for option, value in (("--steps", self.steps), ("--batch", self.batch)):
-            require(value >= 1, option, value, "at least 1")
+        require_least(self, steps=1, batch=1)
         require(0 < self.lr < math.inf, "--lr", self.lr, "more than 0")
         require(self.augment in PRESETS, "--augment", self.augment, f"one of {', '.join(PRESETS)}")
         require((self.workers or 0) >= 0, "--workers", self.workers, "0 or more")

@@ -18,6 +18,7 @@ from segmenter.datasets import SegmentationDataset
 from segmenter.errors import DataError, ImageError
 from segmenter.metrics import ConfusionMatrix
 from segmenter.model import Segmenter
+from segmenter.option import require
 from segmenter.ranks import Ranks
 from segmenter.training.augment import augmentation_of
 from segmenter.training.bad_batch import came_apart
@@ -26,7 +27,7 @@ from segmenter.training.interruption import Interrupted, Interruption
 from segmenter.training.learner import Learner, NotFiniteError
 from segmenter.training.log import NoLog, TrainingLog
 from segmenter.training.loss import finite_weights, require_stride
-from segmenter.training.options import TrainOptions, require
+from segmenter.training.options import TrainOptions
 from segmenter.training.schedule import Schedule
 from segmenter.training.share import Share
 from segmenter.training.state import RunFolder, TrainingRecord

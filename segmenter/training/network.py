@@ -9,9 +9,9 @@ from torch import Tensor
 from segmenter.checkpoint import load_model, load_weights
 from segmenter.config import DecoderConfig, EncoderConfig, SegmenterConfig, variant, whole_patches
 from segmenter.datasets import SegmentationDataset
-from segmenter.errors import ConfigError
 from segmenter.evaluation import different_class
 from segmenter.model import Segmenter
+from segmenter.option import require
 from segmenter.training.options import NetworkOptions
 from segmenter.vit import for_images, widen_projection
 
@@ -119,8 +119,8 @@ def _other_classes(there: tuple[str, ...], here: tuple[str, ...]) -> str:
 def _with_chances(config: SegmenterConfig, options: NetworkOptions) -> SegmenterConfig:
     """The configuration with dropout and stochastic depth as asked for."""
     for name, value in (("dropout", options.dropout), ("drop_path", options.drop_path)):
-        if value is not None and not 0 <= value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: wanted a share from 0 to below 1")
+        holds = value is None or 0 <= value < 1
+        require(holds, f"--{name.replace('_', '-')}", value, "a share from 0 to below 1")
     encoder, decoder = config.encoder, config.decoder
     if options.dropout is not None:
         decoder = replace(decoder, dropout=options.dropout)

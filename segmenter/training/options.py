@@ -10,6 +10,7 @@ import tyro
 from segmenter.config import PATCH_SIZES, EncoderConfig
 from segmenter.datasets.option import DATASET
 from segmenter.errors import ConfigError
+from segmenter.option import require, require_least
 
 _SEEDS = 2**64  # as many as PyTorch takes
 # beyond these there is no run, but numbers that overflow, or no memory
@@ -48,8 +49,7 @@ class NetworkOptions:
             for name in ("patch_size", "width", "depth", "heads", "decoder", "decoder_depth")
             if getattr(self, name) != getattr(NetworkOptions, name)
         ]
-        for name in ("width", "depth", "heads", "decoder_depth"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
+        require_least(self, width=1, depth=1, heads=1, decoder_depth=1)
         require(self.patch_size in PATCH_SIZES, "--patch-size", self.patch_size, f"one of {PATCH_SIZES}")
         given = [f"--{name}" for name in ("variant", "init") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -296,16 +296,9 @@ class ProbeOptions:
     """cpu, cuda, cuda:1, ...; auto is cuda where there is one."""
 
     def __post_init__(self) -> None:
-        for option, value in (("--steps", self.steps), ("--batch", self.batch)):
-            require(value >= 1, option, value, "at least 1")
+        require_least(self, steps=1, batch=1)
         require(0 < self.lr < math.inf, "--lr", self.lr, "more than 0")
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
-
-
-def require(holds: bool, option: str, value: object, wanted: str) -> None:
-    """Raises ConfigError, naming an option, its value and what is wanted, unless `holds`."""
-    if not holds:
-        raise ConfigError(f"{option} {value}: wanted {wanted}")
 
 
 def _plain(value: Any) -> Any:
