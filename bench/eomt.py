@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmenter.checkpoint import CONFIG_NAME, read_config
-from segmenter.config import SegmenterConfig
+from segmenter.config import SegmenterConfig, whole_patches
 from segmenter.model import Segmenter, pad_to_patches
 from segmenter.preprocess import normalize
 from segmenter.vit import init_weights
@@ -86,8 +86,8 @@ class EncoderOnly(nn.Module):
 
     def labels(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> labels [B, H, W]."""
-        P, (H, W) = self.config.encoder.patch_size, image.shape[-2:]
-        return self.ops.upsample_argmax(self.masks(image), (H + -H % P, W + -W % P), (H, W))
+        size = image.shape[2], image.shape[3]
+        return self.ops.upsample_argmax(self.masks(image), whole_patches(size, self.config.encoder.patch_size), size)
 
 
 class EomtStyle:

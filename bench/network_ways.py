@@ -235,7 +235,7 @@ def _kernels(name: str, model: Segmenter, kernels: Any, fused_labels: bool, grap
         grid = (images.shape[1] // P, images.shape[2] // P)
         place = encoder.embedding(grid)
         x = kernels.patch_embed(images, proj.weight, proj.bias, *place, mean=spec.mean, std=spec.std)
-        return model.decoder(encoder.encode(x, grid)[:, encoder.config.extra_tokens :], grid)
+        return model.masks_of(x, grid)
 
     def labels(images: Tensor) -> Tensor:
         found, size = masks(images), (images.shape[1], images.shape[2])

@@ -45,6 +45,10 @@ class Segmenter(nn.Module):
         P, (H, W) = self.config.encoder.patch_size, image.shape[-2:]
         return self.decoder(self.patch_tokens(image), (-(-H // P), -(-W // P)))
 
+    def masks_of(self, embedded: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Class masks [B, K, h, w] of what an embedding like `Encoder.embed` gave at a grid (h, w)."""
+        return self.decoder(self.encoder.encode(embedded, grid)[:, self.config.encoder.extra_tokens :], grid)
+
     def forward(self, image: Tensor) -> Tensor:
         masks, P, (H, W) = self.masks(image), self.config.encoder.patch_size, image.shape[-2:]
         size = masks.shape[2] * P, masks.shape[3] * P

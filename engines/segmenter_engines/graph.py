@@ -82,7 +82,7 @@ class Graph(nn.Module):
         if self.position is not None:
             position = self.position(h, w)
         embedded = self.model.ops.patch_embed(padded, proj.weight, proj.bias, position, tokens)
-        return self.model.decoder(encoder.encode(embedded, grid)[:, encoder.config.extra_tokens :], grid)
+        return self.model.masks_of(embedded, grid)
 
 
 class Normalize(nn.Module):

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 
 import segmenter_trt
+from segmenter.config import whole_patches
 from segmenter.cores import usable_cores
 from segmenter.datasets import Sample, SegmentationDataset, Subset
 from segmenter.datasets.fitted import Fitted
@@ -133,8 +134,6 @@ class Judge:
         return whole
 
     def _labels(self, masks: np.ndarray) -> np.ndarray:
-        (H, W), P = self.base.size, self.base.patch_size
-        labels: np.ndarray = segmenter_trt.upsample_argmax(
-            masks, (H + -H % P, W + -W % P), (H, W), threads=self.threads
-        )
+        padded = whole_patches(self.base.size, self.base.patch_size)
+        labels: np.ndarray = segmenter_trt.upsample_argmax(masks, padded, self.base.size, threads=self.threads)
         return labels[0]

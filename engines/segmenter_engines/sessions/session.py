@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmenter.config import whole_patches
 from segmenter.errors import EngineError, SegmenterError, Unavailable
 from segmenter.preprocess import affine
 from segmenter_engines.graph import is_range
@@ -246,8 +247,7 @@ class Session(ABC):
         )
 
     def _padded(self, H: int, W: int) -> tuple[int, int]:
-        P = self.spec.patch_size
-        return H + -H % P, W + -W % P
+        return whole_patches((H, W), self.spec.patch_size)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         self._require_open()

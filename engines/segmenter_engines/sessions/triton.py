@@ -171,9 +171,7 @@ class TritonSession(Session):
         x = segmenter_kernels.patch_embed(
             images, proj.weight, proj.bias, *encoder.embedding(grid), mean=preprocess.mean, std=preprocess.std
         )
-        tokens = encoder.encode(x, grid)[:, encoder.config.extra_tokens :]
-        masks: Tensor = self._model.decoder(tokens, grid)
-        return masks
+        return self._model.masks_of(x, grid)
 
     def _label(self, masks: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Any:
         return segmenter_kernels.upsample_argmax(masks, padded, size)
