@@ -1,8 +1,8 @@
 #include "options.h"
 
+#include <algorithm>
 #include <charconv>
-#include <cmath>
-#include <cstring>
+#include <iterator>
 #include <string_view>
 #include <vector>
 
@@ -13,8 +13,14 @@ namespace {
 
 constexpr std::int64_t kMost = std::int64_t{1} << 24;
 
+// An option as it was passed.
+struct Given {
+  std::string_view name, text;
+};
+
 template <class Number>
-Number number(std::string_view name, std::string_view text, Number least, Number most) {
+Number number(Given given, Number least, Number most) {
+  const auto [name, text] = given;
   Number value = 0;
   const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (fault != std::errc() || end != text.data() + text.size() || !(value >= least && value <= most)) {
@@ -25,65 +31,41 @@ Number number(std::string_view name, std::string_view text, Number least, Number
   return value;
 }
 
+std::int64_t side(Given given) { return number<std::int64_t>(given, 1, kMost); }
+
 void read_size(std::string_view text, Options& options) {
   const std::size_t cross = text.find('x');
   if (cross == std::string_view::npos) {
     throw Mistake("--raw " + std::string(text) + ": wanted WIDTHxHEIGHT, such as 1280x720");
   }
-  options.raw_width = number<std::int64_t>("--raw: width", text.substr(0, cross), 1, kMost);
-  options.raw_height = number<std::int64_t>("--raw: height", text.substr(cross + 1), 1, kMost);
+  options.raw_width = side({"--raw: width", text.substr(0, cross)});
+  options.raw_height = side({"--raw: height", text.substr(cross + 1)});
   if (options.raw_width * options.raw_height > kMostPixels) {
     throw Mistake("--raw " + std::string(text) + ": wanted at most " + std::to_string(kMostPixels) + " pixels");
   }
 }
 
-// Whether `name` is an option with a value, which is then taken.
-bool take(std::string_view name, std::string_view value, Options& options) {
-  const auto side = [&] { return number<std::int64_t>(name, value, 1, kMost); };
-  if (name == "--out") {
-    options.out = value;
-  } else if (name == "--alpha") {
-    options.alpha = number<float>(name, value, 0, 1);
-  } else if (name == "--raw") {
-    read_size(value, options);
-  } else if (name == "--time") {
-    options.runs = number<std::int64_t>(name, value, 1, 1'000'000'000);
-  } else if (name == "--batch") {
-    options.batch = side();
-  } else if (name == "--window") {
-    options.window = side();
-  } else if (name == "--stride") {
-    options.stride = side();
-  } else if (name == "--window-batch") {
-    options.window_batch = side();
-  } else if (name == "--backend") {
-    options.runtime.backend = value;
-  } else if (name == "--precision") {
-    options.runtime.precision = value;
-  } else if (name == "--threads") {
-    options.runtime.threads = number<int>(name, value, 0, 4096);
-  } else if (name == "--device") {
-    options.runtime.device = number<int>(name, value, 0, 4096);
-  } else if (name == "--runtime") {
-    options.runtime.runtime = value;
-  } else if (name == "--plugins") {
-    options.runtime.plugins = value;
-  } else {
-    return false;
-  }
-  return true;
-}
+struct Option {
+  std::string_view name;
+  void (*take)(Options& options, Given given);
+};
 
-constexpr std::string_view kWithValues[] = {"--out",     "--alpha",   "--raw",    "--time",        "--window",
-                                            "--stride",  "--backend", "--device", "--threads",     "--precision",
-                                            "--runtime", "--plugins", "--batch",  "--window-batch"};
-
-bool has_value(std::string_view name) {
-  for (const std::string_view known : kWithValues) {
-    if (name == known) return true;
-  }
-  return false;
-}
+constexpr Option kWithValues[] = {
+    {"--out", [](Options& options, Given given) { options.out = given.text; }},
+    {"--alpha", [](Options& options, Given given) { options.alpha = number<float>(given, 0, 1); }},
+    {"--raw", [](Options& options, Given given) { read_size(given.text, options); }},
+    {"--time", [](Options& options, Given given) { options.runs = number<std::int64_t>(given, 1, 1'000'000'000); }},
+    {"--batch", [](Options& options, Given given) { options.batch = side(given); }},
+    {"--window", [](Options& options, Given given) { options.window = side(given); }},
+    {"--stride", [](Options& options, Given given) { options.stride = side(given); }},
+    {"--window-batch", [](Options& options, Given given) { options.window_batch = side(given); }},
+    {"--backend", [](Options& options, Given given) { options.runtime.backend = given.text; }},
+    {"--precision", [](Options& options, Given given) { options.runtime.precision = given.text; }},
+    {"--threads", [](Options& options, Given given) { options.runtime.threads = number<int>(given, 0, 4096); }},
+    {"--device", [](Options& options, Given given) { options.runtime.device = number<int>(given, 0, 4096); }},
+    {"--runtime", [](Options& options, Given given) { options.runtime.runtime = given.text; }},
+    {"--plugins", [](Options& options, Given given) { options.runtime.plugins = given.text; }},
+};
 
 void check(const Options& options, std::size_t positions) {
   if (options.help || options.version) return;
@@ -170,11 +152,15 @@ Options parse(int count, const char* const* arguments) {
     } else {
       const std::size_t equals = argument.find('=');
       const std::string_view name = argument.substr(0, equals);
-      if (!has_value(name)) throw Mistake("no option " + std::string(name) + "; see segmenter_trt_cli --help");
+      const Option* const option = std::find_if(std::begin(kWithValues), std::end(kWithValues),
+                                                [&](const Option& known) { return known.name == name; });
+      if (option == std::end(kWithValues)) {
+        throw Mistake("no option " + std::string(name) + "; see segmenter_trt_cli --help");
+      }
       if (equals == std::string_view::npos && i + 1 == count) {
         throw Mistake(std::string(name) + ": wanted a value after it; see segmenter_trt_cli --help");
       }
-      take(name, equals == std::string_view::npos ? arguments[++i] : argument.substr(equals + 1), options);
+      option->take(options, {name, equals == std::string_view::npos ? arguments[++i] : argument.substr(equals + 1)});
     }
   }
   if (!positions.empty()) options.engine = positions[0];
