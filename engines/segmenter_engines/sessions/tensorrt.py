@@ -205,8 +205,7 @@ class TensorRTSession(Session):
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        if self._runner.closed:
-            raise EngineError(f"{self.name}, {self.spec.model}: this session is closed; open it again")
+        self._closed = self._runner.closed  # which the interpreter's end closes without asking the session
         with self._named(), self._device.current():
             yield
 

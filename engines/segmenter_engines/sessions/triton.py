@@ -134,11 +134,7 @@ class TritonSession(Session):
         return labels[0] if image.ndim == 3 else labels
 
     def _finite(self, labels: Tensor, finite: Tensor) -> np.ndarray:
-        if not finite:
-            raise EngineError(
-                f"{self.name}, {self.spec.model}: scores that are no numbers; try another precision, or its weights"
-                " are broken"
-            )
+        self._require_numbers(bool(finite))
         return labels.numpy()
 
     @torch.inference_mode()
