@@ -1,22 +1,15 @@
 """A comparison of two speed runs for people: a table of the engines, and what else its reader must know."""
 
-from rich import box
-from rich.table import Table
-
 from segmenter_bench.comparison import Change, Comparison
-from segmenter_bench.runs import wide_console
+from segmenter_bench.runs import table_of, wide_console
 from segmenter_bench.sheets import DASH, quantity
 
 
 def show(found: Comparison) -> None:
     """Print a comparison as a table on stdout; engines whose change is unsure are named in the last line."""
     console = wide_console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("engine", "region"):
-        table.add_column(title, no_wrap=True)
-    titles = ("batch", "baseline ms", "candidate ms", "baseline x", "candidate x", "change", "interval of these rounds")
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
+    titles = ("baseline ms", "candidate ms", "baseline x", "candidate x", "change", "interval of these rounds")
+    table = table_of(("engine", "region"), ("batch", *titles))
     table.add_column("verdict", no_wrap=True)
     for one in found.changes:
         cells = [quantity(ms, 4) for ms in one.ms]

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich import box
-from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.errors import ConfigError, EngineError
 from segmenter.option import require
 from segmenter_bench.kernel_race import OURS, measured, past
-from segmenter_bench.runs import command_of, print_styled, wide_console, write_run
+from segmenter_bench.runs import command_of, print_styled, table_of, wide_console, write_run
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,7 @@ def show(run: Mapping[str, Any]) -> None:
     products = ", ".join(f"{name} product {tflops:.0f} TFLOP/s" for name, tflops in ceilings["tflops"].items())
     measured = f"{products}, copy {ceilings['gb_per_s']:.0f} GB/s"
     print_styled(console, run["model"]["name"], "bold", f" {run['settings']['dtype']}; measured ceilings: {measured}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("op", "shape", "by"):
-        table.add_column(title, no_wrap=True)
-    for title in ("p50 ms", "p20", "p80", "TFLOP/s", "GB/s", "share %"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = table_of(("op", "shape", "by"), ("p50 ms", "p20", "p80", "TFLOP/s", "GB/s", "share %"))
     for row in run["rows"]:
         if row["status"] == "ok":
             cells = [f"{row[key]:.4f}" for key in ("ms_p50", "ms_p20", "ms_p80")]

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from segmenter.cli import run as run_command
 from segmenter.cores import usable_cores
@@ -30,6 +28,7 @@ from segmenter_bench.runs import (
     print_rest,
     print_styled,
     require_writable,
+    table_of,
     wide_console,
     write_run,
 )
@@ -212,10 +211,7 @@ def show(run: dict[str, Any]) -> None:
     console, model, settings = wide_console(), run["model"], run["settings"]
     on = f"{settings['dataset']} {settings['split']}, {settings['images']} images"
     print_styled(console, model["name"], "bold", f" {model['height']}x{model['width']} on {on}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("engine", no_wrap=True)
-    for title in ("mIoU", "vs PyTorch", "pixel acc.", "agree %"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = table_of(("engine",), ("mIoU", "vs PyTorch", "pixel acc.", "agree %"))
     for row in run["rows"]:
         cells = [_cell(row.get("miou"), "{:.4f}"), drop_cell(row.get("drop"))]
         cells.append(_cell(row.get("pixel_accuracy"), "{:.4f}"))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from segmenter_bench.engines import TRUTH
 from segmenter_bench.origins import linked
 from segmenter_bench.page_tables import swatch
 from segmenter_bench.plot import Mark, scatter, symbol
@@ -53,7 +54,7 @@ def _scatter(lines: Sequence[Line]) -> str:
     ]
     if not marks:
         return ""
-    truth = next((one.miou for one in lines if one.engine == "eager"), None)
+    truth = next((one.miou for one in lines if one.engine == TRUTH), None)
     wide, narrow = scatter(marks, 660, 400, truth), scatter(marks, 360, 360, truth)
     plots = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
     colours = list(dict.fromkeys(mark.style for mark in marks))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from segmenter_bench.engines import TRUTH
 from segmenter_bench.sections import Line, Section, drop_cell, times_head
 from segmenter_bench.sheets import DASH, Cell, number, quantity
 from segmenter_bench.timing import shown
@@ -70,7 +71,7 @@ def heat(section: Section) -> str:
     if run is None or not rows:
         return ""
     classes, palette = section.model["classes"], section.model.get("palette", ())
-    truth = next((row["iou"] for row in rows if row["engine"] == "eager"), None)
+    truth = next((row["iou"] for row in rows if row["engine"] == TRUTH), None)
     head = "".join(f'<th scope="col">{escape(row["engine"])}</th>' for row in rows)
     body = []
     for index, name in enumerate(classes):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from segmenter.checkpoint import WEIGHTS_NAME
 from segmenter.errors import EngineError
 from segmenter.files import sha256
 from segmenter_bench.engines import REFERENCE, TRUTH, Entry
@@ -19,6 +18,7 @@ from segmenter_bench.placement import Distances, Gauge, Placement, counted, over
 from segmenter_bench.timing import Burst, Timing, each_round, ratio
 from segmenter_bench.worker import Worker
 from segmenter_engines.limits import LIMITS
+from segmenter_engines.manifest import weights_of
 
 MORE_ROUNDS = 2  # times as many at most, where cores move meanwhile
 
@@ -67,8 +67,7 @@ def say(message: str) -> None:
 
 def artifact_sha256(entry: Entry, folder: Path) -> str:
     """SHA-256 of the file the engine of a row is opened from; of a checkpoint, of its weights."""
-    artifact = folder / entry.artifact
-    return sha256(artifact / WEIGHTS_NAME if artifact.is_dir() else artifact)
+    return sha256(weights_of(folder / entry.artifact))
 
 
 @contextmanager

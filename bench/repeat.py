@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rich import box
-from rich.table import Table
-
 from segmenter.cli import run as run_command
 from segmenter.datasets.option import DATASET
 from segmenter.errors import DataError, VerificationError
@@ -25,7 +22,7 @@ from segmenter.option import require
 from segmenter_bench.acceptance import PAGE
 from segmenter_bench.acceptance_steps import RUNS
 from segmenter_bench.placement import comparable, settled
-from segmenter_bench.runs import read_run, require_writable, wide_console
+from segmenter_bench.runs import read_run, require_writable, table_of, wide_console
 from segmenter_bench.sections import counted_rounds, speedup
 
 Key = tuple[str, str, int, str]  # network, engine, batch, region
@@ -135,11 +132,8 @@ def spreads(runs: Sequence[Mapping[Key, list[Measured]]], times: int) -> tuple[l
 def show(found: Sequence[Spread], limit: float) -> None:
     """Print every ratio of every run as a table on stdout."""
     runs = max((len(one.measured) for one in found), default=0)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("network", "engine", "region"):
-        table.add_column(title, no_wrap=True)
-    for title in ("batch", "cores apart", *(f"run {index + 1}" for index in range(runs)), "spread", "others busy"):
-        table.add_column(title, justify="right", no_wrap=True)
+    figures = ("batch", "cores apart", *(f"run {index + 1}" for index in range(runs)), "spread", "others busy")
+    table = table_of(("network", "engine", "region"), figures)
     for one in found:
         name, engine, batch, region = one.key
         ns = one.found[0].core_to_core_ns

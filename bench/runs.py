@@ -19,6 +19,7 @@ from segmenter_bench import machine
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from rich.console import Console
+    from rich.table import Table
 
 FAMILY = "segmenter-bench/"
 SCHEMA = f"{FAMILY}1"
@@ -65,6 +66,19 @@ def wide_console() -> "Console":
 
     # reasons and names are text: 'segmenter-trt[tensorrt]' has no style in it
     return Console(width=max(Console().width, WIDEST_TABLE), markup=False)
+
+
+def table_of(words: Sequence[str], figures: Sequence[str]) -> "Table":
+    """A table without rows: columns of words, then of figures."""
+    from rich import box  # as above
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in words:
+        table.add_column(title, no_wrap=True)
+    for title in figures:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
 
 
 def print_styled(console: "Console", start: str, style: str, rest: str) -> None:

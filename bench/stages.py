@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from rich import box
-from rich.table import Table
 from torch import Tensor
 
 from segmenter import ops as plain_ops
@@ -34,7 +32,7 @@ from segmenter_bench.models import pictures
 from segmenter_bench.random_weights import random_model
 from segmenter_bench.ranges import Ranges
 from segmenter_bench.roofline import Stage, stages
-from segmenter_bench.runs import command_of, new_run, print_styled, require_writable, wide_console, write_run
+from segmenter_bench.runs import command_of, new_run, print_styled, require_writable, table_of, wide_console, write_run
 from segmenter_bench.sheets import quantity
 from segmenter_bench.stage_times import measured_stages
 
@@ -204,10 +202,7 @@ def show(run: Mapping[str, Any]) -> None:
         f" {model['height']}x{model['width']}, batch {settings['batch']}, {settings['dtype']},"
         f" {settings['ops']} ops on {settings['device']}; measured ceilings: {measured}",
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stage", no_wrap=True)
-    for title in ("ms", "% of time", "GFLOP", "MB", "bound ms", "% of bound"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = table_of(("stage",), ("ms", "% of time", "GFLOP", "MB", "bound ms", "% of bound"))
     for row in run["rows"]:
         shares = ["-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("share_of_time", "share_of_bound")]
         work = [quantity(value, 3) for value in (row["flops"] / 1e9, row["traffic_bytes"] / 1e6, row["bound_ms"])]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from segmenter.cli import run as run_command
@@ -35,6 +34,7 @@ from segmenter_bench.runs import (
     print_rest,
     print_styled,
     require_writable,
+    table_of,
     wide_console,
     write_run,
 )
@@ -190,14 +190,11 @@ def show(run: dict[str, Any]) -> None:
 
 
 def _table(rows: Sequence[dict[str, Any]], reference: str, planned: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("engine", no_wrap=True)
     # CPU time counts threads that only wait, so it is worth a look only where wall time is not to be trusted
     by_cpu = busiest(rows) > BUSY
     ratios = [f"x {reference}", *(["x by CPU"] if by_cpu else [])]
     references = {row["batch"]: row for row in rows if row["engine"] == reference}
-    for title in ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "+MB", "agree %"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = table_of(("engine",), ("batch", "img/s", "p50 ms", "p90", "p99", *ratios, "MB", "+MB", "agree %"))
     for row in rows:
         timing, share = row["timing"], row["agreement"]
         cells = ["-"] * (6 + len(ratios))

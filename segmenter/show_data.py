@@ -16,8 +16,7 @@ import tyro
 from segmenter.cli import run
 from segmenter.datasets import IGNORE, SegmentationDataset, open_dataset
 from segmenter.datasets.option import DATASET
-from segmenter.errors import ConfigError
-from segmenter.files import require_writable
+from segmenter.drawing import require_picture_path
 from segmenter.images import overlay, with_legend, write_image
 from segmenter.option import require_least
 from segmenter.training.options import AugmentOptions
@@ -50,12 +49,10 @@ class Options:
 
     def __post_init__(self) -> None:
         require_least(self, samples=1, side=16, seed=0)
-        if self.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise ConfigError(f"--out {self.out}: wanted a name that ends in .png or .jpg")
 
 
 def show_data(options: Options) -> int:
-    require_writable(options.out)
+    require_picture_path(options.out, "--out")
     dataset = open_dataset(options.dataset, options.data, options.split)
     sheet = contact_sheet(dataset, options)
     write_image(options.out, sheet)

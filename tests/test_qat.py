@@ -257,7 +257,7 @@ def test_weights_that_the_last_update_broke_are_not_written(learnt, tmp_path, mo
 
 
 def test_recipes_that_are_none_or_of_other_weights_are_refused(learnt, engine_folder, tmp_path):
-    with pytest.raises(EngineError, match=r"is fp32 onnx; a recipe is a graph that `segmenter quantize` made"):
+    with pytest.raises(EngineError, match=r"is fp32 onnx; wanted a graph that `segmenter quantize` made"):
         prepare(learnt / "checkpoint", learnt / "fp32.onnx")
     with pytest.raises(EngineError, match="made of other weights"):
         prepare(engine_folder / "checkpoint", learnt / "coarse.onnx")

@@ -81,5 +81,5 @@ def test_impossible_options(
     assert main(["--out", str(tmp_path / "s.png"), *options]) == 2
     assert message in capsys.readouterr().err
     assert main(["--out", str(tmp_path / "s.gif")]) == 2
-    assert "wanted a name that ends in .png or .jpg" in capsys.readouterr().err
+    assert "s.gif: wanted the name of a picture, such as s.png" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,6 @@ from segmenter_engines.widen import widened
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
-_NO_IMAGES = "no calibration images; pass at least one, typically 16 to 64"
 
 
 def ranges(
@@ -34,10 +33,10 @@ def ranges(
 ) -> dict[str, Range]:
     """Range of each named float tensor of a graph over batches of its input, run in ONNX Runtime in float32.
 
-    batches: what the graph takes, a batch an image. `minmax` spans everything seen; the others clip what one pass over
-    the images has counted: `percentile` both tails, `entropy` and `mse` where the least is lost, `mse` to `form` in a
-    graph of element type `real`.
-    Raises EngineError when there is no batch, or an activation is no number.
+    batches: one or more of what the graph takes, a batch an image. `minmax` spans everything seen; the others clip
+    what one pass over the images has counted: `percentile` both tails, `entropy` and `mse` where the least is lost,
+    `mse` to `form` in a graph of element type `real`.
+    Raises EngineError when an activation is no number.
     """
     wanted = list(dict.fromkeys(tensors))
     if method == "minmax":
@@ -47,8 +46,6 @@ def ranges(
         for name, value in zip(wanted, values, strict=True):
             _require_numbers(name, float(value.min()), float(value.max()))
             histograms[name].add(value)
-    if any(not histogram.counts.any() for histogram in histograms.values()):
-        raise EngineError(_NO_IMAGES)
     if method == "percentile":
         return {name: histogram.percentile(percentile) for name, histogram in histograms.items()}
     if method == "entropy":
@@ -68,8 +65,6 @@ def channel_peaks(
         graph.graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/Abs"]))
     watched = [_reduce(graph, f"{name}/Abs", "ReduceMax", axes.name) for name in wanted]
     peaks = [np.stack(values) for values in zip(*_watch(graph, watched, batches, threads), strict=True)]
-    if not peaks:
-        raise EngineError(_NO_IMAGES)
     return {name: values.max(axis=0).astype(np.float32) for name, values in zip(wanted, peaks, strict=True)}
 
 
@@ -85,8 +80,6 @@ def _spans(
             _require_numbers(name, float(low), float(high), float(total))
             # zero must be exactly representable, so it is always inside
             found[name] = Range(float(low), float(high)).union(found.get(name, Range(0.0, 0.0)))
-    if not found:
-        raise EngineError(_NO_IMAGES)
     return found
 
 

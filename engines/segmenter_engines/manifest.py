@@ -203,6 +203,16 @@ def require_checkpoint(artifact: Path, manifest: Manifest, checkpoint: Path) -> 
         )
 
 
+def read_quantised(path: Path) -> Manifest:
+    """The manifest of a quantised graph. Raises EngineError where it is of anything else."""
+    manifest = read_manifest(path)
+    if manifest.precision not in ("int8", "fp8") or manifest.kind != "onnx":
+        raise EngineError(
+            f"{path}: is {manifest.precision} {manifest.kind}; wanted a graph that `segmenter quantize` made"
+        )
+    return manifest
+
+
 def weights_of(checkpoint: Path) -> Path:
     """The file that holds a checkpoint's weights."""
     if not checkpoint.is_dir():

@@ -28,7 +28,6 @@ from segmenter.cli import run
 from segmenter.datasets import SegmentationDataset, Subset, open_dataset
 from segmenter.datasets.option import DATASET
 from segmenter.device import pick_device
-from segmenter.errors import EngineError
 from segmenter.evaluation import evaluate_labels, require_same_classes
 from segmenter.files import require_writable
 from segmenter.inference import Inference, predictor
@@ -40,7 +39,7 @@ from segmenter.training.loss import finite_weights, require_finite, require_stri
 from segmenter.training.schedule import Schedule
 from segmenter_engines.fake_quant import fake_quantised, take_smoothing
 from segmenter_engines.formats import REAL
-from segmenter_engines.manifest import read_manifest, require_checkpoint
+from segmenter_engines.manifest import read_quantised, require_checkpoint
 from segmenter_engines.qdq import Quantised, quantised_layers
 
 
@@ -91,11 +90,7 @@ def prepare(checkpoint: Path, recipe: Path, device: str = "cpu") -> tuple[Segmen
     LayerScale is folded into the linear layers, as export does it.
     Raises CheckpointError for the checkpoint, EngineError when the recipe is not quantised, or of other weights.
     """
-    manifest = read_manifest(recipe)
-    if manifest.precision not in ("int8", "fp8") or manifest.kind != "onnx":
-        raise EngineError(
-            f"{recipe}: is {manifest.precision} {manifest.kind}; a recipe is a graph that `segmenter quantize` made"
-        )
+    manifest = read_quantised(recipe)
     require_checkpoint(recipe, manifest, checkpoint)
     graph = onnx.load(recipe).graph
     model = load_model(checkpoint)

@@ -32,6 +32,7 @@ from segmenter_engines.manifest import (
     read_manifest,
     require_out,
     versions_of,
+    vouched,
 )
 from segmenter_engines.mixed import Search, describe, search
 from segmenter_engines.recipe import (
@@ -113,7 +114,7 @@ def _details(ready: Calibrated, kept: Sequence[str], found: Search | None, scale
     if recipe.method == "percentile":
         calibration["percentile"] = recipe.percentile
     if scales_of is not None:
-        calibration = {"scales_of": f"sha256:{sha256(scales_of)}"}
+        calibration = {"scales_of": vouched(sha256(scales_of))}
     details = {
         "target": ready.target,
         "base_precision": ready.base.precision,

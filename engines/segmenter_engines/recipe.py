@@ -20,7 +20,7 @@ from segmenter.preprocess import normalize
 from segmenter_engines.calibrate import METHODS, Method, channel_peaks, ranges
 from segmenter_engines.formats import REAL, Precision, Target, activation_format, weight_format
 from segmenter_engines.heads import split_by_heads
-from segmenter_engines.manifest import PIXELS, Manifest, read_manifest
+from segmenter_engines.manifest import PIXELS, Manifest, read_manifest, read_quantised
 from segmenter_engines.qdq import Linear, activations_of, insert_qdq, linears, names, quantised_layers
 from segmenter_engines.smooth import norm_fed, smooth
 from segmenter_engines.steps import Steps, steps_over
@@ -127,9 +127,7 @@ def calibrated_like(source: Path, other: Path) -> Calibrated:
     The layers that one keeps in floating point stay so. Nothing is smoothed: `segmenter qat` has done so.
     Raises EngineError when `other` is no quantised graph, is for another target, or has other layers.
     """
-    made = read_manifest(other)
-    if made.precision not in ("int8", "fp8") or made.kind != "onnx":
-        raise EngineError(f"{other}: is {made.precision} {made.kind}; wanted a graph that `segmenter quantize` made")
+    made = read_quantised(other)
     recipe = Recipe(cast(Precision, made.precision), made.details.get("target"), smoothing=0.0)
     base, target = _fitting(source, recipe)
     model = onnx.load(source)
