@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto
 
+from segmenter_engines.qdq import layer_name
+
 TYPES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
@@ -41,7 +43,7 @@ def asked(graph: onnx.GraphProto) -> Asked:
     made_by = {output: node for node in graph.node for output in node.output}
     readers = {name: node.op_type for node in graph.node for name in node.input}
     linears = [
-        AskedLinear(node.name, _parameter(weight), precision)
+        AskedLinear(node.name, layer_name(weight.partition("/")[0]), precision)
         for node in graph.node
         if node.op_type in ("MatMul", "Gemm")
         for weight, precision in [_weight(node, constants, made_by)]
@@ -69,8 +71,3 @@ def _weight(node: NodeProto, constants: dict[str, int], made_by: dict[str, NodeP
     if left is not None and left.op_type == "DequantizeLinear":
         return name, TYPES.get(constants[source.input[0]], "other")
     return name, TYPES.get(constants[source.input[1]], "other")  # weights alone are held in 8 bits
-
-
-def _parameter(weight: str) -> str:
-    """encoder.blocks.0.attn.qkv of model.encoder.blocks.0.attn.qkv.weight/dq."""
-    return weight.partition("/")[0].removeprefix("model.").removesuffix(".weight")

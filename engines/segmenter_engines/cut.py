@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 import onnx
 
+from segmenter_engines.wiring import drop_unused
+
 
 def cut(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
     """Leave in a graph, in place, what these of its outputs need.
@@ -20,5 +22,4 @@ def cut(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(reversed(kept))
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
-        graph.initializer.remove(tensor)
+    drop_unused(graph)

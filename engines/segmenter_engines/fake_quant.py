@@ -21,6 +21,7 @@ from segmenter.rotary import Rotation, turned
 from segmenter.vit import Block
 from segmenter_engines.formats import FP8, INT8, Format, values_of
 from segmenter_engines.qdq import Quantised, layer_name, quantised_layers, weight_scale
+from segmenter_engines.wiring import Wiring
 
 
 class _Fake(torch.autograd.Function):
@@ -130,20 +131,19 @@ def take_smoothing(model: Segmenter, graph: onnx.GraphProto) -> int:
     What a norm was divided by is the ratio of its parameters to the graph's; any such factors leave the network as it
     was in floating point, because the weights behind the norm are multiplied by them.
     """
-    made_by = {output: node for node in graph.node for output in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    wiring = Wiring(graph)
     readers: dict[str, list[str]] = {}
     for weight, layer in quantised_layers(graph).items():
         readers.setdefault(layer.activation, []).append(weight)
     modules = dict(model.named_modules())
     found = 0
     for activation, weights in readers.items():
-        node = made_by.get(activation)
+        node = wiring.made_by.get(activation)
         if node is None or node.op_type != "LayerNormalization" or "/smooth/" not in node.input[1]:
             continue
         linears = [cast(nn.Linear, modules[layer_name(weight)]) for weight in weights]
         norm = _norm_before(modules, weights[0])
-        there = torch.stack([values_of(constants[name]) for name in node.input[1:3]])
+        there = torch.stack([values_of(wiring.constants[name]) for name in node.input[1:3]])
         here = torch.stack([norm.weight, norm.bias])
         larger = there.abs().argmax(0, keepdim=True)
         divisor = (here.gather(0, larger) / there.gather(0, larger))[0]

@@ -10,15 +10,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from segmenter_engines.wiring import Wiring
+
 
 def split_by_heads(graph: onnx.GraphProto) -> int:
     """Rewrite each such split in place; returns how many there were. Values do not change."""
-    made_by = {output: node for node in graph.node for output in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    wiring = Wiring(graph)
+    made_by, constants, readers = wiring.made_by, wiring.constants, wiring.readers
 
     def width_of(name: str) -> int:
         """Channels of what a linear layer gives, with its bias or without; 0 for anything else."""
@@ -33,7 +31,7 @@ def split_by_heads(graph: onnx.GraphProto) -> int:
         parts = [readers.get(name, []) for name in split.output]
         if any(len(part) != 1 or part[0].op_type != "Reshape" for part in parts):
             return None
-        shapes = {_last_two(part[0].input[1], constants, made_by) for part in parts}
+        shapes = {_last_two(part[0].input[1], wiring) for part in parts}
         heads = shapes.pop() if len(shapes) == 1 else None
         # with one head the exporter reshapes to [B, 1, N, D] and needs no transpose: another pattern, left alone
         return heads if heads is not None and 3 * heads[0] * heads[1] == width_of(split.input[0]) else None
@@ -61,14 +59,13 @@ def split_by_heads(graph: onnx.GraphProto) -> int:
     return found
 
 
-def _last_two(
-    name: str, constants: dict[str, onnx.TensorProto], made_by: dict[str, onnx.NodeProto]
-) -> tuple[int, int] | None:
+def _last_two(name: str, wiring: Wiring) -> tuple[int, int] | None:
     """The last two of the four numbers of a reshape's target, where both are known; a dynamic size computes others."""
+    constants = wiring.constants
     if name in constants:
         shape = numpy_helper.to_array(constants[name])
         return (int(shape[2]), int(shape[3])) if shape.size == 4 and min(shape[2:]) > 0 else None
-    node = made_by.get(name)
+    node = wiring.made_by.get(name)
     if node is None or node.op_type != "Concat" or len(node.input) != 4:
         return None
     pair = [constants[one] for one in node.input[2:] if one in constants]

@@ -16,6 +16,7 @@ from onnx import NodeProto, helper
 from segmenter.errors import EngineError
 from segmenter_engines.formats import FORMATS, Format, held_scale, tensor_of, values_of
 from segmenter_engines.steps import Steps
+from segmenter_engines.wiring import Wiring, drop_unused
 
 # class projections, of the mask decoder and of the linear one: kept in floating point
 TAIL = ("decoder.proj_patch", "decoder.proj_classes", "decoder.head")
@@ -35,7 +36,7 @@ def linears(graph: onnx.GraphProto, exclude: Sequence[str] = ()) -> list[Linear]
 
     Words are whole parts of a name: blocks.1 is in encoder.blocks.1.mlp.fc1.weight, not in encoder.blocks.10.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = Wiring(graph).constants
     return [
         Linear(node, node.input[0], node.input[1])
         for node in graph.node
@@ -61,7 +62,7 @@ def insert_qdq(graph: onnx.GraphProto, chosen: Sequence[Linear], steps: Mapping[
 
     steps: of each chosen layer's activation, by the tensor's name; weights: the format of its weight.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = Wiring(graph).constants
     real = constants[chosen[0].weight].data_type
     before: list[NodeProto] = []
     after: dict[str, list[NodeProto]] = {}
@@ -94,9 +95,7 @@ def insert_qdq(graph: onnx.GraphProto, chosen: Sequence[Linear], steps: Mapping[
             graph.node.extend(after.pop(output, ()))
     if after:
         raise EngineError(f"cannot quantise graph inputs {sorted(after)}; report this with the graph")
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
+    drop_unused(graph)
 
 
 def _activation(graph: onnx.GraphProto, name: str, steps: Steps, real: int) -> list[NodeProto]:
@@ -143,8 +142,8 @@ class Quantised:
 
 def quantised_layers(graph: onnx.GraphProto) -> dict[str, Quantised]:
     """The layers of a Q/DQ graph by their weight's name, as `insert_qdq` wrote them."""
-    made_by = {output: node for node in graph.node for output in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    wiring = Wiring(graph)
+    made_by, constants = wiring.made_by, wiring.constants
     found = {}
     for node in graph.node:
         sides = [made_by[name] for name in node.input if name in made_by] if node.op_type == "MatMul" else []

@@ -13,6 +13,7 @@ import onnx
 import torch
 
 from segmenter_engines.formats import tensor_of, values_of
+from segmenter_engines.wiring import Wiring, drop_unused
 
 MOST = 100.0  # times a channel is scaled at most, either way: 16-bit LayerNorm weights must hold the result
 
@@ -23,10 +24,7 @@ def norm_fed(graph: onnx.GraphProto, weights: Sequence[str]) -> dict[str, tuple[
     weights: names of the linear layers' weights; an output or a weight that anything else reads is left out.
     """
     known = set(weights)
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = Wiring(graph).readers
     found = {}
     for norm in graph.node:
         if norm.op_type != "LayerNormalization" or len(norm.input) != 3:
@@ -49,7 +47,7 @@ def smooth(
     fed: as `norm_fed` finds them; peaks: largest magnitude of each channel of each output, [I]; alpha: share of the
     difficulty moved to the weights, 0 to 1.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = Wiring(graph).constants
     for name, (norm, weights) in fed.items():
         matrices = [_values(constants[weight]) for weight in weights]
         rows = np.stack([np.abs(matrix).max(axis=1) for matrix in matrices]).max(axis=0)
@@ -63,9 +61,7 @@ def smooth(
             _replace(own, _values(own) / scale)
         for weight, matrix in zip(weights, matrices, strict=True):
             _replace(constants[weight], matrix * scale[:, None])
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
+    drop_unused(graph)
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
