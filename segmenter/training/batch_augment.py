@@ -9,8 +9,9 @@ from torch import Tensor
 
 from segmenter.config import Preprocess
 from segmenter.datasets import IGNORE
+from segmenter.images import nearest
 from segmenter.preprocess import normalize_planar
-from segmenter.training.augment import Draw, nearest
+from segmenter.training.augment import Draw
 from segmenter.training.colour import distort
 
 
