@@ -54,13 +54,14 @@ __all__ = [
 
 
 def plugin_library() -> Path:
-    """The TensorRT plugins that run graphs of `segmenter export --lowering plugin`, for TensorRT's `load_library`.
+    """The library of TensorRT's plugins that run graphs of `segmenter export --lowering plugin`.
 
-    Raises RuntimeError naming how to build it when this package was installed without it, as it is by default.
+    TensorRT's own `load_library` wants `str(...)` of it. Raises Unavailable naming how to build it when this package
+    was installed without it, as it is by default.
     """
     path = runtimes.installed_plugins()
     if path is None:
-        raise RuntimeError(
+        raise Unavailable(
             "segmenter_trt was built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot --out"
             " cubins --only attention patch_embed mask_scores upsample_argmax merge_windows resize normalize`, then"
             " install with"

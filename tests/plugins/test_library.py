@@ -97,9 +97,8 @@ def test_a_folder_the_launcher_cannot_launch_is_refused(cubins: Path, tmp_path: 
 
 def test_where_the_library_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(segmenter_trt.runtimes, "__file__", str(tmp_path / "runtimes.py"))
-    with pytest.raises(
-        RuntimeError, match=r"built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot"
-    ):
+    advice = r"built without libsegmenter_trt_plugin.so; run `python -m segmenter_kernels.aot"
+    with pytest.raises(segmenter_trt.Unavailable, match=advice):
         segmenter_trt.plugin_library()
     (tmp_path / "libsegmenter_trt_plugin.so").touch()
     assert segmenter_trt.plugin_library() == tmp_path / "libsegmenter_trt_plugin.so"

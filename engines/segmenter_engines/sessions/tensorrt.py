@@ -214,5 +214,5 @@ def _plugin_library() -> Path | None:
     """The plugin library that came with `segmenter_trt`, if it was built with one."""
     try:
         return Path(segmenter_trt.plugin_library())
-    except RuntimeError:  # it was not: the plan's checks say which library is wanted
+    except segmenter_trt.Unavailable:  # it was not: the plan's checks say which library is wanted
         return None
