@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmenter.images import read_labels
+from segmenter_engines.export import export
 from segmenter_engines.folder import FP32
 from segmenter_engines.sessions import open_engine
 from tests.cpp_build import ROOT
+from tests.networks import small_network
 from tests.sdk import build_program, call
 from tests.small_engines import H, W, pictures
 from tests.trt_backend import compile_backend, write_plan
@@ -103,3 +106,17 @@ def test_python(engine_folder: Path, expected: np.ndarray, tmp_path: Path) -> No
         result = call(sys.executable, EXAMPLES / "label_image.py", *files)
         assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
         assert result.stderr.startswith(f"error: {damaged}: cannot be read (")
+
+
+def test_python_writes_labels_of_more_than_256_classes(tmp_path: Path) -> None:
+    network = small_network(seed=3, classes=tuple(f"class {k}" for k in range(300)))
+    export(network, tmp_path / "many.onnx", height=H, width=W)
+    picture = Image.fromarray(pictures(1, 2 * H, 2 * W, seed=3)[0])
+    picture.save(tmp_path / "picture.png")
+    with open_engine(tmp_path / "many.onnx", "openvino", threads=1) as session:
+        expected = session(np.asarray(picture.resize((W, H), Image.Resampling.BILINEAR)))
+    assert expected.max() >= 256
+    files = (tmp_path / "many.onnx", tmp_path / "picture.png", tmp_path / "labels.png")
+    result = call(sys.executable, EXAMPLES / "label_image.py", *files)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.png")[::2, ::2], expected)

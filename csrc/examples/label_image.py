@@ -20,8 +20,12 @@ def label(engine_path: str, picture_path: str, out_path: str) -> None:
     (_, height, _), (_, width, _) = facts["height"], facts["width"]
     labels = session.run(segmenter_trt.resize(picture, height, width))
 
-    drawn = Image.fromarray(labels.astype(np.uint8)).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
-    drawn.putpalette(bytes(value for colour in facts["palette"][:256] for value in colour))
+    # of more than 256 classes: 16-bit grey, for a palette has no more colours
+    wide = labels.dtype == np.int16
+    drawn = Image.fromarray(labels.astype(np.uint16) if wide else labels)
+    drawn = drawn.resize(picture.shape[1::-1], Image.Resampling.NEAREST)
+    if not wide:
+        drawn.putpalette(bytes(value for colour in facts["palette"] for value in colour))
     drawn.save(out_path)
     for index, count in enumerate(np.bincount(labels.ravel(), minlength=len(facts["classes"]))):
         print(f"{count / labels.size:6.1%} {facts['classes'][index]}")
