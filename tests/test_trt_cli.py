@@ -20,8 +20,9 @@ from segmenter.images import overlay, resize_labels
 from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import open_engine
+from tests import labelling
 from tests.sdk import call
-from tests.small_engines import RANGED, H, W, pictures
+from tests.small_engines import HEIGHTS, RANGED, WIDTHS, H, W, pictures
 from tests.trt_backend import compile_backend, write_plan
 
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -97,6 +98,35 @@ def test_a_folder_becomes_labels_and_overlays(
     assert cli(source, "--out", tmp_path / "batches", "--overlay", "--alpha", "0.25", "--batch", "4").returncode == 0
     for file in out.rglob("*.*"):
         assert (tmp_path / "batches" / file.relative_to(out)).read_bytes() == file.read_bytes(), file
+
+
+def test_an_engine_between_sizes_labels_pictures_of_any_size_as_segmenter_label_does(
+    sdk: Path, ranged_folder: Path, tmp_path: Path
+) -> None:
+    (low, _, high), (narrow, _, wide) = HEIGHTS, WIDTHS
+    sizes = {
+        "within": (high - 40, narrow + 21),
+        "too_high": (2 * high, wide - 33),
+        "too_wide": (high - 40, wide + 1),
+        "too_large": (high + 60, 2 * wide),
+        "too_small": (low - 5, narrow - 7),
+        "thin": (high + 60, narrow - 7),
+    }
+    for folder in ("png", "ppm"):
+        (tmp_path / folder).mkdir()
+    for name, (height, width) in sizes.items():
+        image = Image.fromarray(pictures(1, 64, 64, seed=7)[0]).resize((width, height))
+        for folder in ("png", "ppm"):
+            image.save(tmp_path / folder / f"{name}.{folder}")
+    assert labelling.label(ranged_folder / RANGED, tmp_path / "png", tmp_path / "wanted", "--engine", "openvino") == 0
+    command = (sdk / "bin" / "segmenter_trt_cli", ranged_folder / RANGED, tmp_path / "ppm", "--threads", "1")
+    for batch in ("1", "4"):
+        result = call(*command, "--out", tmp_path / batch, "--batch", batch)
+        assert result.returncode == 0, result.stderr
+        for name, size in sizes.items():
+            wanted = np.asarray(Image.open(tmp_path / "wanted" / f"{name}.png"))
+            assert wanted.shape == size
+            np.testing.assert_array_equal(labels_of(tmp_path / batch / "labels" / name), wanted, err_msg=name)
 
 
 def test_grey_pictures(cli: Any, formats: set[str], session: Any, tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ void Labeller::require(const Picture& picture) const {
   if (window_.window != 0) require_enlargeable(picture.H, picture.W, window_.window);
 }
 
-// What the network is given of a picture.
+// What the network is given of a picture: the nearest size it takes, as `segmenter label` has it.
 Size Labeller::fitted_size(const Picture& picture) const {
+  if (window_.window != 0) return {picture.H, picture.W};
   const Range &height = manifest().height, &width = manifest().width;
-  const bool fits = window_.window != 0 || (height.holds(picture.H) && width.holds(picture.W));
-  return fits ? Size{picture.H, picture.W} : Size{height.opt, width.opt};
+  return {std::clamp(picture.H, height.min, height.max), std::clamp(picture.W, width.min, width.max)};
 }
 
 Picture Labeller::fitted(const Picture& picture) const {

@@ -22,8 +22,8 @@ class Labeller {
   // Throws InputError for a picture that cannot be labelled where others can.
   void require(const Picture& picture) const;
 
-  // Through windows where there are any, and else resized to the engine's size, with labels resized back. Consecutive
-  // pictures that come to one size go into a call together, up to `batch` of them.
+  // Through windows where there are any, and else resized to the nearest size the engine takes, with labels resized
+  // back. Consecutive pictures that come to one size go into a call together, up to `batch` of them.
   const std::vector<Labels>& label(std::span<const Picture> pictures);
 
   // The picture as `run` takes it: resized where it must be.

@@ -118,7 +118,7 @@ std::string help() {
          "                      files and resizing left out\n"
          "  --batch N           pictures, or frames, in one call of the network (1, or the least the engine takes)\n"
          "  --window S          label through windows of side S, which the engine must take; without it, pictures are\n"
-         "                      resized to the size the engine takes, and labels back to theirs\n"
+         "                      resized to the nearest size the engine takes, and labels back to theirs\n"
          "  --stride S          pixels from one window to the next (the window's side)\n"
          "  --window-batch N    windows in one call of the network (1)\n"
          "  --backend NAME      openvino, tensorrt or tensorrt-rtx (the one the engine is for)\n"
