@@ -21,7 +21,8 @@ from segmenter_engines.folder import FP32
 from segmenter_engines.manifest import read_manifest
 from segmenter_engines.sessions import open_engine
 from tests import labelling
-from tests.sdk import call
+from tests.cpp_build import ROOT, succeed
+from tests.sdk import build_program, call
 from tests.small_engines import HEIGHTS, RANGED, WIDTHS, H, W, pictures
 from tests.trt_backend import compile_backend, write_plan
 
@@ -307,6 +308,41 @@ def test_hostile_pictures_are_refused_and_the_rest_labelled(
     result = cli(tmp_path, "--out", tmp_path / "out")
     refused(result, f"{tmp_path / name}: .*({message})", status=1)
     assert [path.stem for path in (tmp_path / "out" / "labels").iterdir()] == ["well"]
+
+
+def test_a_build_without_libpng_and_libjpeg_says_so(sdk: Path, engine_folder: Path, tmp_path: Path) -> None:
+    source, build, images = (tmp_path / name for name in ("source", "build", "images"))
+    for folder in (source, images):
+        folder.mkdir()
+    (source / "CMakeLists.txt").write_text(f"""
+cmake_minimum_required(VERSION 3.22)
+project(tool_alone LANGUAGES CXX)
+include(GNUInstallDirs)
+find_package(segmenter_trt CONFIG REQUIRED)
+add_library(segmenter_trt_core ALIAS segmenter_trt::segmenter_trt)
+add_library(segmenter_trt_options INTERFACE)
+add_subdirectory({ROOT / "csrc" / "cli"} cli)
+""")
+    without = ("-DCMAKE_DISABLE_FIND_PACKAGE_PNG=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_JPEG=ON")
+    options = (f"-DCMAKE_PREFIX_PATH={sdk}", *without, "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror")
+    build_program(source, build, *options)
+    said = succeed("cmake", "-S", source, "-B", build)
+    assert re.search(r"segmenter_trt_cli: reads and writes no PNG, .*; install libpng-dev", said), said
+    assert re.search(r"segmenter_trt_cli: reads no JPEG, .*; install libjpeg-dev", said), said
+
+    for name in ("well.ppm", "photo.png", "snap.jpg"):
+        Image.fromarray(pictures(1)[0]).save(images / name)
+    program = (build / "cli" / "segmenter_trt_cli", engine_folder / FP32)
+    result = call(*program, images, "--out", tmp_path / "out", "--threads", "1")
+    assert result.returncode == 1, result.stderr
+    assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["well.pgm"]
+    for line, (name, library) in zip(
+        result.stderr.splitlines(), (("photo.png", "libpng"), ("snap.jpg", "libjpeg")), strict=True
+    ):
+        assert line == (
+            f"error: {images / name}: this segmenter_trt_cli was built without {library}, which reads it; install"
+            f" {library}-dev and build it again, or convert the picture to ppm"
+        )
 
 
 @pytest.mark.parametrize(

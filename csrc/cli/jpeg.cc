@@ -96,10 +96,6 @@ class Decoder {
 
 }  // namespace
 
-bool is_jpeg(const Bytes& file) noexcept {
-  return file.size() >= 3 && file[0] == 0xFF && file[1] == 0xD8 && file[2] == 0xFF;
-}
-
 Picture read_jpeg(const Bytes& file) {
   Decoder decoder;
   const jpeg_decompress_struct& facts = decoder.header(file);

@@ -34,8 +34,7 @@ bool named_as_picture(const fs::path& path) {
   std::string suffix = path.extension().string();
   std::transform(suffix.begin(), suffix.end(), suffix.begin(),
                  [](char letter) { return static_cast<char>(std::tolower(static_cast<unsigned char>(letter))); });
-  return suffix == ".ppm" || suffix == ".pgm" || (kPng && suffix == ".png") ||
-         (kJpeg && (suffix == ".jpg" || suffix == ".jpeg"));
+  return suffix == ".ppm" || suffix == ".pgm" || suffix == ".png" || suffix == ".jpg" || suffix == ".jpeg";
 }
 
 Bytes read_file(const fs::path& path) {
@@ -60,6 +59,11 @@ Picture decode(const Bytes& file) {
 #ifdef SEGMENTER_TRT_HAVE_JPEG
   if (is_jpeg(file)) return read_jpeg(file);
 #endif
+  if (is_png(file) || is_jpeg(file)) {
+    const std::string library = is_png(file) ? "libpng" : "libjpeg";
+    throw PictureError("this segmenter_trt_cli was built without " + library + ", which reads it; install " + library +
+                       "-dev and build it again, or convert the picture to ppm");
+  }
   throw PictureError("not of a format this build reads (" + formats() + "); convert it");
 }
 
@@ -101,6 +105,15 @@ void write_file(const fs::path& path, const Bytes& bytes) {
 }  // namespace
 
 std::string formats() { return std::string(kPng ? "png, " : "") + (kJpeg ? "jpeg, " : "") + "ppm, pgm"; }
+
+bool is_png(const Bytes& file) noexcept {
+  constexpr std::array<std::uint8_t, 8> kStart = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
+  return file.size() >= kStart.size() && std::equal(kStart.begin(), kStart.end(), file.begin());
+}
+
+bool is_jpeg(const Bytes& file) noexcept {
+  return file.size() >= 3 && file[0] == 0xFF && file[1] == 0xD8 && file[2] == 0xFF;
+}
 
 std::string_view label_suffix() noexcept { return kPng ? ".png" : ".pgm"; }
 

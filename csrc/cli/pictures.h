@@ -43,7 +43,12 @@ std::string formats();
 std::string_view label_suffix() noexcept;
 std::string_view picture_suffix() noexcept;
 
-// The pictures of a folder (not below it) by their names' ends, sorted; or the one file named.
+// Told by how they start, whatever this build reads.
+bool is_png(const Bytes& file) noexcept;
+bool is_jpeg(const Bytes& file) noexcept;
+
+// The pictures of a folder (not below it) by their names' ends, sorted, those this build does not read too: each is
+// refused for its own reason. Or the one file named.
 // Throws PictureError when there is none.
 std::vector<std::filesystem::path> find_pictures(const std::filesystem::path& path);
 
@@ -62,11 +67,9 @@ bool is_netpbm(const Bytes& file) noexcept;
 Picture read_netpbm(const Bytes& file);
 Bytes netpbm_of(const Picture& picture);
 Bytes netpbm_of(const Labels& labels, std::size_t classes);
-bool is_png(const Bytes& file) noexcept;
 Picture read_png(const Bytes& file);
 Bytes png_of(const Picture& picture);
 Bytes png_of(const Labels& labels, Palette palette);
-bool is_jpeg(const Bytes& file) noexcept;
 Picture read_jpeg(const Bytes& file);
 
 }  // namespace segmenter_trt::cli

@@ -139,8 +139,6 @@ std::vector<png_bytep> rows_of(std::uint8_t* data, std::int64_t H, std::int64_t 
 
 }  // namespace
 
-bool is_png(const Bytes& file) noexcept { return file.size() >= 8 && png_sig_cmp(file.data(), 0, 8) == 0; }
-
 Picture read_png(const Bytes& file) {
   Reader reader(file);
   const Reader::Facts facts = reader.header();
