@@ -188,6 +188,7 @@ TEST_F(Tensorrt, AThousandDamagedPlansAreOpenedOrRefused) {
 
 TEST(PlanChecks, APlanOfRtxTellsItsLength) {
   Manifest manifest{};
+  manifest.kind = Kind::plan;
   manifest.versions = {{"tensorrt-rtx", "1.7.1.372.post1"}};
   const auto check = [&](const std::string& plan, const std::string& version) {
     return told([&] {
