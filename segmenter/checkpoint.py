@@ -168,7 +168,7 @@ def load_network(
     """
     _require_fit(config, outline(config, tensors, source, advice), tensors, source, advice)
     model = Segmenter(config, ops)
-    load_weights(model, tensors, source, advice)
+    _fill(model, tensors, source)
     return model
 
 
@@ -200,9 +200,13 @@ def load_weights(model: Segmenter, tensors: Mapping[str, Tensor], source: Path, 
     Raises CheckpointError naming the first differences, the usual sign of a checkpoint of another variant, or the first
     tensor that holds a NaN or an infinity.
     """
-    state = model.state_dict()
-    _require_fit(model.config, state, tensors, source, advice)
-    broken = next((name for name in state if not bool(torch.isfinite(tensors[name]).all())), None)
+    _require_fit(model.config, model.state_dict(), tensors, source, advice)
+    _fill(model, tensors, source)
+
+
+def _fill(model: Segmenter, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Put `tensors` that fit into the model. Raises CheckpointError for the first that holds a NaN or an infinity."""
+    broken = next((name for name in model.state_dict() if not bool(torch.isfinite(tensors[name]).all())), None)
     if broken is not None:
         raise CheckpointError(
             f"{source}: {broken} holds values that are no numbers (NaN or infinite), as a training that came apart"

@@ -16,7 +16,7 @@ from onnx import NodeProto, helper
 from segmenter.errors import EngineError
 from segmenter_engines.formats import FORMATS, Format, held_scale, tensor_of, values_of
 from segmenter_engines.steps import Steps
-from segmenter_engines.wiring import Wiring, drop_unused
+from segmenter_engines.wiring import Wiring, constants_of, drop_unused
 
 # class projections, of the mask decoder and of the linear one: kept in floating point
 TAIL = ("decoder.proj_patch", "decoder.proj_classes", "decoder.head")
@@ -36,7 +36,7 @@ def linears(graph: onnx.GraphProto, exclude: Sequence[str] = ()) -> list[Linear]
 
     Words are whole parts of a name: blocks.1 is in encoder.blocks.1.mlp.fc1.weight, not in encoder.blocks.10.
     """
-    constants = Wiring(graph).constants
+    constants = constants_of(graph)
     return [
         Linear(node, node.input[0], node.input[1])
         for node in graph.node
@@ -62,7 +62,7 @@ def insert_qdq(graph: onnx.GraphProto, chosen: Sequence[Linear], steps: Mapping[
 
     steps: of each chosen layer's activation, by the tensor's name; weights: the format of its weight.
     """
-    constants = Wiring(graph).constants
+    constants = constants_of(graph)
     real = constants[chosen[0].weight].data_type
     before: list[NodeProto] = []
     after: dict[str, list[NodeProto]] = {}

@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from segmenter_engines.formats import tensor_of, values_of
-from segmenter_engines.wiring import Wiring, drop_unused
+from segmenter_engines.wiring import Wiring, constants_of, drop_unused
 
 MOST = 100.0  # times a channel is scaled at most, either way: 16-bit LayerNorm weights must hold the result
 
@@ -47,7 +47,7 @@ def smooth(
     fed: as `norm_fed` finds them; peaks: largest magnitude of each channel of each output, [I]; alpha: share of the
     difficulty moved to the weights, 0 to 1.
     """
-    constants = Wiring(graph).constants
+    constants = constants_of(graph)
     for name, (norm, weights) in fed.items():
         matrices = [_values(constants[weight]) for weight in weights]
         rows = np.stack([np.abs(matrix).max(axis=1) for matrix in matrices]).max(axis=0)

@@ -7,12 +7,17 @@ class Wiring:
     """A graph's constants, who makes each tensor and who reads it, as it all was when this was made."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.constants = constants_of(graph)
         self.made_by = {output: node for node in graph.node for output in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
+
+
+def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """The constants of a graph by their names."""
+    return {tensor.name: tensor for tensor in graph.initializer}
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
