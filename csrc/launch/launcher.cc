@@ -72,7 +72,7 @@ void Launcher::prepare(const Call& call) {
 }
 
 void Launcher::launch(const Call& call, Stream stream) {
-  const Image& image = std::visit([&](const auto& each) -> const Image& { return each.choose(kernels_.images); }, call);
+  const Image& image = *std::visit([&](const auto& each) { return &each.choose(kernels_.images); }, call);
   const auto& [form, kernel] = loaded(image);
   const Launch launch = std::visit([&form = *form](const auto& each) { return each.launch(form); }, call);
   if (launch.grid[0] == 0 || launch.grid[1] == 0) return;

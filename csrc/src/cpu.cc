@@ -1,9 +1,11 @@
 #include "cpu.h"
 
 #include <algorithm>
-#include <fstream>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
 #include <limits>
-#include <sstream>
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -17,21 +19,34 @@
 namespace segmenter_trt {
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr int kNoQuota = std::numeric_limits<int>::max();
 
+// What a file says, nothing where there is none. By C alone: every call of a routine that chooses its threads may come
+// here first, in a process that holds other copies of C++'s streams and paths (PyTorch exports its own,
+// pytorch/pytorch#133437).
+std::string text_of(const std::string& path) {
+  std::string text;
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "re"), &std::fclose);
+  std::array<char, 4096> read;
+  for (std::size_t count; file && (count = std::fread(read.data(), 1, read.size(), file.get())) > 0;) {
+    text.append(read.data(), count);
+  }
+  return text;
+}
+
 // Of microseconds of time in each period; what is no pair of positive numbers, as "max" and -1 of no quota, holds none.
-int cores_of(std::istream& quota, std::istream& period) {
-  long long time = 0, each = 0;
-  if (!(quota >> time) || !(period >> each) || time <= 0 || each <= 0) return kNoQuota;
+int cores_of(long long time, long long each) {
+  if (time <= 0 || each <= 0) return kNoQuota;
   return static_cast<int>(std::min<long long>((time - 1) / each + 1, kNoQuota));
 }
 
-int cores_of_group(const fs::path& folder) {
-  std::ifstream both(folder / "cpu.max");
-  std::ifstream quota(folder / "cpu.cfs_quota_us"), period(folder / "cpu.cfs_period_us");
-  return std::min(cores_of(both, both), cores_of(quota, period));
+int cores_of_group(const std::string& folder) {
+  const std::string both = text_of(folder + "/cpu.max");
+  char* rest = nullptr;
+  const long long time = std::strtoll(both.c_str(), &rest, 10);
+  const int cores = cores_of(time, std::strtoll(rest, nullptr, 10));
+  const std::string quota = text_of(folder + "/cpu.cfs_quota_us"), period = text_of(folder + "/cpu.cfs_period_us");
+  return std::min(cores, cores_of(std::strtoll(quota.c_str(), nullptr, 10), std::strtoll(period.c_str(), nullptr, 10)));
 }
 
 }  // namespace
@@ -45,23 +60,27 @@ int scheduled_cores() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-int cores_of_quota(const fs::path& groups, const fs::path& mounted) {
+int cores_of_quota(const std::string& groups, const std::string& mounted) {
   int cores = kNoQuota;
-  std::ifstream lines(groups);
-  for (std::string line; std::getline(lines, line);) {
+  const std::string lines = text_of(groups);
+  for (std::size_t start = 0, end; start < lines.size(); start = end + 1) {
+    end = std::min(lines.find('\n', start), lines.size());
+    const std::string line = lines.substr(start, end - start);
     // number:controllers:path, of version 2 with no controllers
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const bool all = second == first + 1;
-    bool cpu = false;
-    std::istringstream controllers(line.substr(first + 1, second - first - 1));
-    for (std::string name; std::getline(controllers, name, ',');) cpu = cpu || name == "cpu";
-    if (!all && !cpu) continue;
-    const fs::path root = all ? mounted : mounted / "cpu";
+    std::string controllers(1, ',');
+    controllers.append(line, first + 1, second - first - 1).append(1, ',');
+    if (!all && controllers.find(",cpu,") == std::string::npos) continue;
+    const std::string root = all ? mounted : mounted + "/cpu";
     // its groups above hold it too; within a container the path may be the host's, and the root alone is there
-    fs::path group = fs::path(line.substr(second + 1)).relative_path();
-    for (; !group.empty(); group = group.parent_path()) cores = std::min(cores, cores_of_group(root / group));
-    cores = std::min(cores, cores_of_group(root));
+    for (std::string group = line.substr(second + 1);;) {
+      cores = std::min(cores, cores_of_group(root + group));
+      const std::size_t above = group.rfind('/');
+      if (above == std::string::npos) break;
+      group.resize(above);
+    }
   }
   return cores;
 }

@@ -1,7 +1,7 @@
 // What of this machine's CPU matters to engines.
 #pragma once
 
-#include <filesystem>
+#include <string>
 
 namespace segmenter_trt {
 
@@ -13,7 +13,7 @@ int usable_cores();
 
 // Cores' worth of time, rounded up, that control groups hold a process to; very many where they do not. `groups`: what
 // /proc/self/cgroup says; `mounted`: where they are mounted, of version 2 or 1.
-int cores_of_quota(const std::filesystem::path& groups, const std::filesystem::path& mounted);
+int cores_of_quota(const std::string& groups, const std::string& mounted);
 
 // Whether products of uint8 with int8 are summed in pairs of 16 bits, which can overflow: x86 with AVX2 before VNNI.
 bool int8_saturates();
