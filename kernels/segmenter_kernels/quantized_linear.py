@@ -245,20 +245,23 @@ class _Form:
     requantised: bool = False
 
 
-_DEPLOYED_FORMS = (
-    _Form("row"),
-    _Form("row_gelu", gelu=True),
-    _Form("row_residual", residual=True),
-    _Form("tensor_gelu_requantised", per_row=False, gelu=True, requantised=True),
-)
+# qkv and fc1; fc2 where fc1 leaves 8 bits
+_DEPLOYED_FORMS = {
+    torch.int8: (_Form("row"), _Form("row_gelu", gelu=True)),
+    torch.float8_e4m3fn: (
+        _Form("row"),
+        _Form("row_gelu_requantised", gelu=True, requantised=True),
+        _Form("tensor_residual", per_row=False, residual=True),
+    ),
+}
 
 
 def specialisations(architecture: int) -> Iterator[Specialisation]:
-    """The forms engines launch on an architecture: float16 around a scale a token, or 8 bits to 8 bits."""
+    """The forms engines launch on an architecture, float16 around them."""
     for kind, op in OPS.items():
         if kind == torch.float8_e4m3fn and architecture < FLOAT8_ARCHITECTURE:
             continue
-        for form in _DEPLOYED_FORMS:
+        for form in _DEPLOYED_FORMS[kind]:
             for size in gemm.SIZES:
                 yield _specialisation(kind, form, size, tiles.of_architecture(op, size, architecture))
 

@@ -1,12 +1,17 @@
-"""Transformer blocks with the linear layers that follow a LayerNorm in 8 bits, on our Triton kernels.
+"""Transformer blocks with linear layers in 8 bits, on our Triton kernels, and nothing to calibrate.
 
-Weights get a scale an output channel, once; activations one a token, as they come, so nothing is calibrated. The kernel
-of the norm writes its rows in 8 bits, so that qkv and fc1 cost no pass more than in 16. The inputs of proj and fc2 come
-from attention and from GELU, whose kernels never hold a whole row: to quantise them is a pass of its own, and takes
-longer than the products gain (H100, Seg-B at 512 x 512, batch 8: before fc2 about 50 us, where its product takes 39.6
-in int8 and 66 in fp16; before proj 14.7, where it takes 12 and 19). These two layers and all else stay in 16 bits.
+Weights get a scale an output channel, once. The kernel of a LayerNorm writes its rows in 8 bits, each with a scale of
+its own, so that qkv and fc1 cost no pass more than in 16. The inputs of proj and fc2 come from attention and from GELU,
+whose kernels never hold a whole row to find its scale.
+
+In float8 fc2 is in 8 bits as well, for float8 keeps its precision far below what a scale allows: one that holds for
+every image will do, and `largest_hidden` knows one. GELU's kernel then writes 8 bits itself. int8 would lose some three
+of its bits to that scale, and a pass of its own to find another takes longer than the product gains (H100, Seg-B at 512
+x 512, batch 8: about 50 us, where the product takes 39.6 in int8 and 66 in fp16): there fc2 stays in 16. So do proj,
+whose product is as quick in 16 bits (H200: 18.5 us in float8 and 18.4 in fp16), and all else.
 """
 
+import math
 from typing import cast
 
 import torch
@@ -17,13 +22,17 @@ from segmenter.decoder import MaskDecoder
 from segmenter.model import Segmenter
 from segmenter.rotary import Rotation, turned
 from segmenter.vit import Block
+from segmenter_kernels.quantize import LARGEST
 
 KINDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LINEAR = {torch.int8: segmenter_kernels.linear_int8, torch.float8_e4m3fn: segmenter_kernels.linear_fp8}
 
 
 class EightBitLinear:
-    """A linear layer, its weights in `kind` on `device`: [..., I] in `kind` and scales [...] -> [..., O] in `dtype`."""
+    """A linear layer, its weights in `kind` on `device`.
+
+    [..., I] in `kind` with its scales, one a row or one in all, to [..., O] in `dtype`, or in `kind` with `out_scale`.
+    """
 
     def __init__(self, linear: nn.Linear, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
         # a row of the weights is an output channel, as a row of activations is a token
@@ -31,8 +40,21 @@ class EightBitLinear:
         self.bias = linear.bias.detach().to(device, dtype)
         self.multiply, self.dtype = _LINEAR[kind], dtype
 
-    def __call__(self, q: Tensor, scale: Tensor, gelu: bool = False) -> Tensor:
-        return self.multiply(q, self.weight, scale, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
+    def __call__(
+        self,
+        q: Tensor,
+        scale: Tensor,
+        gelu: bool = False,
+        residual: Tensor | None = None,
+        out_scale: Tensor | None = None,
+    ) -> Tensor:
+        return self.multiply(
+            *(q, self.weight, scale, self.scale, self.bias),
+            gelu=gelu,
+            residual=residual,
+            out_scale=out_scale,
+            dtype=self.dtype,
+        )
 
 
 class EightBitBlock(nn.Module):
@@ -41,19 +63,44 @@ class EightBitBlock(nn.Module):
     def __init__(self, block: Block, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm1, self.norm2, self.heads, self.kind = block.norm1, block.norm2, block.attn.heads, kind
-        self.proj, self.fc2 = block.attn.proj, block.mlp.fc2
+        self.proj = block.attn.proj
         self.qkv, self.fc1 = (EightBitLinear(layer, kind, device, dtype) for layer in (block.attn.qkv, block.mlp.fc1))
+        self.hidden_scale: Tensor | None = None
+        self.fc2: nn.Linear | EightBitLinear
+        if kind == torch.float8_e4m3fn:
+            scale = largest_hidden(block.norm2, block.mlp.fc1) / LARGEST[kind]
+            self.hidden_scale = torch.tensor(scale or 1.0, dtype=torch.float32, device=device)
+            self.fc2 = EightBitLinear(block.mlp.fc2, kind, device, dtype)
+        else:
+            self.fc2 = block.mlp.fc2
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         _, q, scale = self._normed(self.norm1, x)
         qkv = turned(segmenter_kernels, self.qkv(q, scale), rotation, self.heads)
         branch = self.proj(segmenter_kernels.attention(qkv, self.heads))
         x, q, scale = self._normed(self.norm2, x, branch)
-        hidden = self.fc1(q, scale, gelu=True)
+        hidden = self.fc1(q, scale, gelu=True, out_scale=self.hidden_scale)
+        if isinstance(self.fc2, EightBitLinear):
+            assert self.hidden_scale is not None
+            return self.fc2(hidden, self.hidden_scale, residual=x)
         return segmenter_kernels.linear_residual(hidden, self.fc2.weight, self.fc2.bias, x)
 
     def _normed(self, norm: nn.LayerNorm, x: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return segmenter_kernels.layernorm_quantize(x, norm.weight, norm.bias, norm.eps, r=r, dtype=self.kind)
+
+
+@torch.no_grad()
+def largest_hidden(norm: nn.LayerNorm, linear: nn.Linear) -> float:
+    """What |GELU(linear(norm(x)))| never passes, whatever x is.
+
+    Rows that a LayerNorm has centred and divided have a mean of 0 and a length of sqrt(C) at most. So an output
+    channel, a product with weights of which a mean may be taken off, is at most sqrt(C) times their length
+    (Cauchy-Schwarz), beside what the norm's own bias and the layer's add; and |GELU(y)| <= |y|.
+    """
+    weight, bias = linear.weight.double(), linear.bias.double()
+    scaled = weight * norm.weight.double()
+    lengths = (scaled - scaled.mean(dim=1, keepdim=True)).norm(dim=1)
+    return float((math.sqrt(weight.shape[1]) * lengths + (weight @ norm.bias.double() + bias).abs()).max())
 
 
 def quantize_blocks(model: Segmenter, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
