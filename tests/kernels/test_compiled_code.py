@@ -33,20 +33,23 @@ CHOSEN = """
     patch_embed::test_agrees_with_float64[(1, 112, 70, 14, 200, 2)-torch.float16]
     patch_embed::test_pixels_agree_with_float64[(2, 50, 75, 16, 192, 1)-torch.float16-imagenet]
     quantize::test_has_the_bits_of_the_plain_expression[(2, 197, 200)-torch.float16-torch.int8]
-    quantized_linear::test_requantised_results_are_exact_away_from_halves[torch.int8-{}]
+    quantized_linear::test_requantised_results_are_exact_away_from_halves[True-torch.int8-{}]
     resize::test_every_bit_is_the_cpus[(37, 50)-(11, 16)]
     rotate::test_agrees_with_float64[(3, 7, 2, 80)-torch.float16]
     upsample_argmax::test_agrees_with_float64[(1, 4, 3, 5)-(100, 37)-None-torch.float16]
 """
-HOPPER = "quantized_linear::test_large_tiles_agree_with_float64[0-1-torch.float8_e4m3fn]"
+HOPPER = """
+    quantized_linear::test_gelu_and_residual_agree_with_float64[False-torch.float8_e4m3fn-torch.float16-90]
+    quantized_linear::test_large_tiles_agree_with_float64[0-1-torch.float8_e4m3fn]
+    quantized_linear::test_requantised_results_are_exact_away_from_halves[True-torch.float8_e4m3fn-90]
+"""
 
 
 def chosen(architecture: int) -> list[str]:
     """The tests of an architecture, as pytest names them."""
-    lines = [line.strip().format(architecture) for line in CHOSEN.strip().splitlines()]
-    return [
-        f"{FOLDER / 'test_'}{line.replace('::', '.py::', 1)}" for line in [*lines, *([HOPPER] * (architecture == 90))]
-    ]
+    lines = (CHOSEN + HOPPER * (architecture == 90)).split("\n")
+    named = [line.strip().format(architecture) for line in lines if line.strip()]
+    return [f"{FOLDER / 'test_'}{line.replace('::', '.py::', 1)}" for line in named]
 
 
 @pytest.mark.slow

@@ -16,8 +16,16 @@ from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE
 from tests.kernels.conftest import DEVICE
 
 C, HIDDEN = 64, 256
-# of what a block adds, relative: int8 makes 0.011 here and float8, in one layer more, 0.035
-LARGEST_ERROR = {"int8": 0.02, "fp8": 0.06}
+# Of what a block adds, relative, by what `LEAST_SQNR` of test_quantized_linear.py says of an operand. float8: 0.027 for
+# each of fc1's and fc2's two. int8: rows whose largest of 64 channels is 8 deviations, as those with the outlier below,
+# have steps of 8 / 127, a noise of 0.018; the others' is a third of it, and the weights' 0.007.
+LARGEST_ERROR = {"int8": 0.02, "fp8": 0.054}
+
+
+needs_float8 = pytest.mark.skipif(
+    not INTERPRETED and tiles.architecture_of(torch.device(DEVICE)) < FLOAT8_ARCHITECTURE,
+    reason="this GPU has no float8",
+)
 
 
 def block_of(seed: int, bias: float = 0.0) -> Block:
@@ -55,11 +63,9 @@ def test_no_row_passes_the_largest_hidden_value_and_one_reaches_it(bias: float) 
     assert abs(float(product)) == pytest.approx(largest, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["int8", pytest.param("fp8", marks=needs_float8)])
 def test_a_block_in_8_bits_is_near_its_own_in_float32(name: str) -> None:
     kind, device = KINDS[name], torch.device(DEVICE)
-    if not INTERPRETED and name == "fp8" and tiles.architecture_of(device) < FLOAT8_ARCHITECTURE:
-        pytest.skip("this GPU has no float8")
     x = 2 * torch.randn(2, 37, C, generator=torch.Generator().manual_seed(3))
     x[0, 5], x[1, :, 7] = 0.0, 40.0
     block = block_of(2)
@@ -71,23 +77,33 @@ def test_a_block_in_8_bits_is_near_its_own_in_float32(name: str) -> None:
     assert error <= LARGEST_ERROR[name]
 
 
-def test_fc2_is_in_float8_and_stays_in_16_bits_beside_int8() -> None:
+def test_fc2_stays_in_16_bits_beside_int8() -> None:
     block, device = block_of(4), torch.device(DEVICE)
-    q = torch.zeros(1, 3, C, device=device)
-    for name, kind in KINDS.items():
-        if not INTERPRETED and name == "fp8" and tiles.architecture_of(device) < FLOAT8_ARCHITECTURE:
-            continue
-        made = EightBitBlock(block, kind, device, torch.float16)
-        scales = torch.ones(1, 3, device=device)
-        hidden = made.fc1(q.to(kind), scales, gelu=True, out_scale=made.hidden_scale)
-        assert hidden.dtype == (torch.float16 if name == "int8" else kind)
+    made = EightBitBlock(block, torch.int8, device, torch.float16)
+    q, scales = torch.zeros(1, 3, C, dtype=torch.int8, device=device), torch.ones(1, 3, device=device)
+    assert made.fc1(q, scales, gelu=True, out_scale=made.hidden_scale).dtype == torch.float16
+    assert made.fc2 is block.mlp.fc2
 
 
-def test_a_layer_of_zeros_has_a_scale() -> None:
-    block = block_of(5)
-    for tensor in (block.mlp.fc1.weight, block.mlp.fc1.bias):
-        nn.init.zeros_(tensor)
-    assert largest_hidden(block.norm2, block.mlp.fc1) == 0.0
-    if INTERPRETED or tiles.architecture_of(torch.device(DEVICE)) >= FLOAT8_ARCHITECTURE:
+@needs_float8
+def test_float8s_largest_number_is_the_largest_value_between_fc1_and_fc2() -> None:
+    block, device, kind = block_of(4), torch.device(DEVICE), torch.float8_e4m3fn
+    made = EightBitBlock(block, kind, device, torch.float16)
+    q, scales = torch.zeros(1, 3, C, device=device).to(kind), torch.ones(1, 3, device=device)
+    assert made.fc1(q, scales, gelu=True, out_scale=made.hidden_scale).dtype == kind
+    assert made.hidden_scale is not None
+    largest = float(made.hidden_scale) * float(torch.finfo(kind).max)
+    assert largest == pytest.approx(largest_hidden(block.norm2, block.mlp.fc1), rel=1e-6)
+    assert largest != pytest.approx(largest_hidden(block.norm1, block.mlp.fc1), rel=1e-2)
+
+
+@needs_float8
+def test_a_layer_of_next_to_nothing_has_a_scale() -> None:
+    for value in (0.0, 1e-44):  # float32 holds neither divided by 448
+        block = block_of(5)
+        nn.init.constant_(block.mlp.fc1.weight, 0.0)
+        nn.init.constant_(block.mlp.fc1.bias, value)
+        assert largest_hidden(block.norm2, block.mlp.fc1) == pytest.approx(value, rel=0.1)
         made = EightBitBlock(block, torch.float8_e4m3fn, torch.device(DEVICE), torch.float16)
-        assert float(made.hidden_scale) == 1.0  # type: ignore[arg-type]
+        assert made.hidden_scale is not None
+        assert float(made.hidden_scale) == 1.0

@@ -9,8 +9,8 @@ from torch import Tensor
 from segmenter_kernels import tiles
 from segmenter_kernels.quantize import LARGEST, quantize
 from segmenter_kernels.quantized_linear import MAX_K, OPS, linear_fp8, linear_int8
-from tests.kernels.conftest import DEVICE
-from tests.kernels.harness import ARCHITECTURES, inputs, judge, poisoned
+from tests.kernels.conftest import DEVICE, EMULATED
+from tests.kernels.harness import ARCHITECTURES, budget, inputs, judge, poisoned
 
 KERNELS = {torch.int8: linear_int8, torch.float8_e4m3fn: linear_fp8}
 KINDS = tuple(KERNELS)
@@ -39,8 +39,8 @@ def operands(shape: tuple[int, ...], N: int, kind: torch.dtype, per_row: bool) -
 
 
 def sums_in_13_bits(kind: torch.dtype) -> bool:
-    """Whether products are float8's and this device is a Hopper; the interpreter sums in float32."""
-    return kind == torch.float8_e4m3fn and tiles.architecture_of(torch.device(DEVICE)) == 90
+    """Whether products are float8's and this device is a Hopper; the interpreter and the emulator sum in float32."""
+    return kind == torch.float8_e4m3fn and not EMULATED and tiles.architecture_of(torch.device(DEVICE)) == 90
 
 
 def summed_by(kind: torch.dtype) -> str:
@@ -81,8 +81,11 @@ def test_float32_results_agree_with_float64(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_gelu_and_residual_agree_with_float64(kind: torch.dtype, dtype: torch.dtype, architecture: int) -> None:
-    tensors = operands((2, 97, 192), 72, kind, True)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_gelu_and_residual_agree_with_float64(
+    per_row: bool, kind: torch.dtype, dtype: torch.dtype, architecture: int
+) -> None:
+    tensors = operands((2, 97, 192), 72, kind, per_row)
     tensors[-1] = (tensors[-1] - 10).to(dtype)  # to where GELU bends
     (residual,) = inputs((2, 97, 72), dtype=dtype)
     tile = tile_of(architecture, kind)
@@ -147,10 +150,9 @@ def test_the_longest_rows_of_the_largest_products_do_not_wrap() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_requantised_results_are_exact_away_from_halves(kind: torch.dtype, architecture: int) -> None:
-    if sums_in_13_bits(kind):
-        pytest.skip("Hopper sums float8 in 13 bits: results near a step's edge may fall to either side")
-    tensors = operands((2, 97, 192), 72, kind, False)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_requantised_results_are_exact_away_from_halves(per_row: bool, kind: torch.dtype, architecture: int) -> None:
+    tensors = operands((2, 97, 192), 72, kind, per_row)
     tensors[-1] = tensors[-1] - 5
     truth = plainly(torch.float64)(*(x.double() for x in tensors), True)
     # a little too small a scale, so that the largest results saturate
@@ -167,9 +169,11 @@ def test_requantised_results_are_exact_away_from_halves(kind: torch.dtype, archi
     else:
         # a thousandth of the value, since neighbours are further apart where values are large
         below, above = (exact * (1 - 1e-3 * exact.sign())).float(), (exact * (1 + 1e-3 * exact.sign())).float()
-        near = [each.clamp(-448, 448).to(kind).float() for each in (below - 1e-5, above + 1e-5)]
+        # what Hopper's sums may be off by, see `segmenter_kernels.judging`
+        summed = budget(truth, truth, "linear_fp8") / float(scale) if sums_in_13_bits(kind) else 0.0
+        near = [each.clamp(-448, 448).to(kind).float() for each in (below - 1e-5 - summed, above + 1e-5 + summed)]
         assert ((q.float() >= near[0]) & (q.float() <= near[1])).all()
-        assert (q.float() == exact.float().to(kind).float()).double().mean() > 0.98
+        assert summed or (q.float() == exact.float().to(kind).float()).double().mean() > 0.98
 
 
 @pytest.mark.parametrize(("kind", "scales"), LEAST_SQNR, ids=str)
