@@ -11,7 +11,6 @@ from segmenter import ops
 from segmenter.vit import Block
 from segmenter_engines.sessions.eight_bits import KINDS, EightBitBlock, largest_hidden
 from segmenter_kernels import tiles
-from segmenter_kernels.checks import INTERPRETED
 from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE
 from tests.kernels.conftest import DEVICE
 
@@ -20,10 +19,8 @@ C, HIDDEN = 64, 256
 # each of fc1's and fc2's two. int8: rows whose largest of 64 channels is 8 deviations, as those with the outlier below,
 # have steps of 8 / 127, a noise of 0.018; the others' is a third of it, and the weights' 0.007.
 LARGEST_ERROR = {"int8": 0.02, "fp8": 0.054}
-
-
 needs_float8 = pytest.mark.skipif(
-    not INTERPRETED and tiles.architecture_of(torch.device(DEVICE)) < FLOAT8_ARCHITECTURE,
+    DEVICE == "cuda" and tiles.architecture_of(torch.device(DEVICE)) < FLOAT8_ARCHITECTURE,
     reason="this GPU has no float8",
 )
 
