@@ -29,6 +29,7 @@ TESTED: tuple[str, ...] = (
 TESTED += (
     "layernorm_quantize",
     "quantize",
+    "eight_bits",
     "merge_windows",
     "resize",
     "normalize",
