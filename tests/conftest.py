@@ -1,7 +1,9 @@
 """Fixtures many tests share: a tiny network, a small dataset on disk, and the real data where there are any."""
 
 import os
+import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,23 @@ def sdk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
     library: Path = request.getfixturevalue("cpp_library")
     return once(tmp_path_factory, "sdk", lambda prefix: install(library, prefix))
+
+
+@pytest.fixture(scope="module")
+def cli(sdk: Path, engine_folder: Path) -> Any:
+    """Call segmenter_trt_cli with the small engine."""
+    from segmenter_engines.folder import FP32
+    from tests.sdk import call
+
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[Any]:
+        return call(sdk / "bin" / "segmenter_trt_cli", engine_folder / FP32, *arguments, "--threads", "1", **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def formats(cli: Any) -> set[str]:
+    """What this build of segmenter_trt_cli reads, by its own word."""
+    line = re.search(r"this build reads (.*)", cli("--help").stdout)
+    assert line is not None
+    return set(line.group(1).split(", "))

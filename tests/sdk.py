@@ -1,6 +1,7 @@
 """The library as `cmake --install` leaves it, and programs built on it."""
 
 import os
+import re
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,3 +27,9 @@ def build_program(source: Path, folder: Path, *options: str) -> None:
     """Configure and build somebody's CMake project."""
     succeed("cmake", "-S", source, "-B", folder, *options)
     succeed("cmake", "--build", folder, "--parallel", "2")
+
+
+def refused(result: subprocess.CompletedProcess[str], message: str, status: int = 2) -> None:
+    """Assert that a program ended with a status and said why in one line, which holds `message`, an expression."""
+    assert (result.returncode, result.stderr.count("\n")) == (status, 1), result.stderr
+    assert re.match(f"error: .*(?:{message})", result.stderr), result.stderr
