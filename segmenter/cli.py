@@ -57,6 +57,7 @@ COMMANDS = {
     "bench-throughput": ("segmenter_bench.throughput", "images per second of each engine"),
     "bench-miou": ("segmenter_bench.miou", "mIoU of each engine"),
     "bench-kernels": ("segmenter_bench.kernels", "each Triton kernel against its rivals"),
+    "bench-eight-bits": ("segmenter_bench.eight_bits", "what 8 bits on a GPU cost a checkpoint, judged without one"),
     "bench-routines": ("segmenter_bench.routines", "the compiled routines against PyTorch and Pillow"),
     "bench-native": ("segmenter_bench.native", "the C++ program against the Python session"),
     "bench-stages": ("segmenter_bench.stages", "where the network's time goes, stage by stage"),

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmenter_kernels.quantize import LARGEST
+
 
 def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Queries and keys of [B, N, 3C], packed (3, A, D), turned by their tokens' angles, cos and sin [N, D / 2]."""
@@ -60,6 +62,29 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     """`residual + x weight^T + bias`."""
     return residual + F.linear(x, weight, bias)
+
+
+def quantize(x: Tensor, kind: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Rows in 8 bits, `kind`, and what each is divided by: [..., C] to [..., C] and [...]."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = wide.abs().amax(dim=-1) / LARGEST[kind]
+    scale = torch.where(scale == 0.0, 1.0, scale)
+    y = wide / scale[..., None]
+    return (y.round() if kind == torch.int8 else y).to(kind), scale
+
+
+def layernorm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, r: Tensor | None = None, kind: torch.dtype = torch.int8
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + r, and what `quantize` makes of its LayerNorm."""
+    total = x if r is None else x + r
+    return total, *quantize(layernorm(total, weight, bias, eps), kind)
+
+
+def quantized_linear(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer of 8-bit x and weight, with a scale a row of each, computed in the scales' type, like the bias."""
+    wide = weight_scale.dtype
+    return (F.linear(x.to(wide), weight.to(wide)) * x_scale[..., None] * weight_scale + bias.to(wide)).to(bias.dtype)
 
 
 def mask_scores(patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

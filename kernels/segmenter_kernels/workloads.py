@@ -4,9 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
-from torch import Tensor
 
 from segmenter_kernels import gemm, reference
 from segmenter_kernels.attention import case_of as attention_case
@@ -21,7 +19,7 @@ from segmenter_kernels.image_workloads import (
 )
 from segmenter_kernels.linear import case_of as linear_case
 from segmenter_kernels.mask_scores import case_of as mask_scores_case
-from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE, LARGEST
+from segmenter_kernels.quantize import FLOAT8_ARCHITECTURE
 from segmenter_kernels.rotate import TILE as ROTATE_TILE
 from segmenter_kernels.workload import Normal, Workload
 
@@ -89,15 +87,8 @@ def norm(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
         traffic_bytes=B * N * (C * value_bytes + row_bytes),
         key="add_layernorm",
         case=str(triton.next_power_of_2(C)),
-        plain_op=_plain_layernorm_quantize if op == "layernorm_quantize" else None,
+        plain_op=reference.layernorm_quantize if op == "layernorm_quantize" else None,
     )
-
-
-def _plain_layernorm_quantize(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, r: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    z, y = reference.add_layernorm(x, r, weight, bias, eps)
-    return z, *_plain_quantize(y, torch.int8)
 
 
 def linear(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
@@ -127,7 +118,7 @@ def eight_bits(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
 
     def draw(normal: Normal) -> tuple[Any, ...]:
         (x, x_scale), (weight, weight_scale) = (
-            _plain_quantize(tensor, kind) for tensor in (normal(B, N, C), normal(4 * C, C, scale=C**-0.5))
+            reference.quantize(tensor, kind) for tensor in (normal(B, N, C), normal(4 * C, C, scale=C**-0.5))
         )
         return x, weight, x_scale, weight_scale, normal(4 * C)
 
@@ -142,13 +133,8 @@ def eight_bits(op: str, B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
         key=op,
         case=gemm.size_of(B * N, 4 * C),
         named={"dtype": dtype},
-        plain_op=_plain_eight_bits,
+        plain_op=reference.quantized_linear,
     )
-
-
-def _plain_eight_bits(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    wide = weight_scale.dtype
-    return (F.linear(x.to(wide), weight.to(wide)) * x_scale[..., None] * weight_scale + bias.to(wide)).to(bias.dtype)
 
 
 def quantize(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
@@ -162,15 +148,8 @@ def quantize(B: int, N: int, C: int, dtype: torch.dtype) -> Workload:
         traffic_bytes=B * N * C * (dtype.itemsize + 1) + 4 * B * N,
         key="quantize",
         case=str(triton.next_power_of_2(C)),
-        plain_op=lambda x: _plain_quantize(x, torch.int8),
+        plain_op=reference.quantize,
     )
-
-
-def _plain_quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = wide.abs().amax(dim=-1) / LARGEST[kind]
-    y = wide / scale[..., None]
-    return (y.round() if kind == torch.int8 else y).to(kind), scale
 
 
 def mask_scores(B: int, n: int, C: int, dtype: torch.dtype) -> Workload:

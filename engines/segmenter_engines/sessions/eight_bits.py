@@ -12,7 +12,7 @@ whose product is no quicker in 8 (H200: 21.4 us in float8 with its residual, cuB
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from segmenter.vit import Block
 from segmenter_kernels.quantize import LARGEST
 
 KINDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-_LINEAR = {torch.int8: segmenter_kernels.linear_int8, torch.float8_e4m3fn: segmenter_kernels.linear_fp8}
 
 
 class EightBitLinear:
@@ -34,11 +33,13 @@ class EightBitLinear:
     [..., I] in `kind` with its scales, one a row or one in all, to [..., O] in `dtype`, or in `kind` with `out_scale`.
     """
 
-    def __init__(self, linear: nn.Linear, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, linear: nn.Linear, kind: torch.dtype, device: torch.device, dtype: torch.dtype, ops: Any
+    ) -> None:
         # a row of the weights is an output channel, as a row of activations is a token
-        self.weight, self.scale = segmenter_kernels.quantize(linear.weight.detach().to(device), dtype=kind)
+        self.weight, self.scale = ops.quantize(linear.weight.detach().to(device), dtype=kind)
         self.bias = linear.bias.detach().to(device, dtype)
-        self.multiply, self.dtype = _LINEAR[kind], dtype
+        self.multiply, self.dtype = ops.linear_int8 if kind == torch.int8 else ops.linear_fp8, dtype
 
     def __call__(
         self,
@@ -58,35 +59,49 @@ class EightBitLinear:
 
 
 class EightBitBlock(nn.Module):
-    """A `segmenter.vit.Block` for inference. [B, N, C] -> [B, N, C]."""
+    """A `segmenter.vit.Block` for inference. [B, N, C] -> [B, N, C].
 
-    def __init__(self, block: Block, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
+    ops: our kernels, or what has functions of their names and meaning.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        kind: torch.dtype,
+        device: torch.device,
+        dtype: torch.dtype,
+        ops: Any = segmenter_kernels,
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2, self.heads, self.kind = block.norm1, block.norm2, block.attn.heads, kind
-        self.proj = block.attn.proj
-        self.qkv, self.fc1 = (EightBitLinear(layer, kind, device, dtype) for layer in (block.attn.qkv, block.mlp.fc1))
+        self.proj, self.ops = block.attn.proj, ops
+
+        def quantised(layer: nn.Linear) -> EightBitLinear:
+            return EightBitLinear(layer, kind, device, dtype, ops)
+
+        self.qkv, self.fc1 = quantised(block.attn.qkv), quantised(block.mlp.fc1)
         self.hidden_scale: Tensor | None = None
         self.fc2: nn.Linear | EightBitLinear
         if kind == torch.float8_e4m3fn:
             scale = torch.tensor(largest_hidden(block.norm2, block.mlp.fc1) / LARGEST[kind], device=device)
             self.hidden_scale = torch.where(scale == 0.0, 1.0, scale)
-            self.fc2 = EightBitLinear(block.mlp.fc2, kind, device, dtype)
+            self.fc2 = quantised(block.mlp.fc2)
         else:
             self.fc2 = block.mlp.fc2
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         _, q, scale = self._normed(self.norm1, x)
-        qkv = turned(segmenter_kernels, self.qkv(q, scale), rotation, self.heads)
-        branch = self.proj(segmenter_kernels.attention(qkv, self.heads))
+        qkv = turned(self.ops, self.qkv(q, scale), rotation, self.heads)
+        branch = self.proj(self.ops.attention(qkv, self.heads))
         x, q, scale = self._normed(self.norm2, x, branch)
         hidden = self.fc1(q, scale, gelu=True, out_scale=self.hidden_scale)
         if isinstance(self.fc2, EightBitLinear):
             assert self.hidden_scale is not None
             return self.fc2(hidden, self.hidden_scale, residual=x)
-        return segmenter_kernels.linear_residual(hidden, self.fc2.weight, self.fc2.bias, x)
+        return self.ops.linear_residual(hidden, self.fc2.weight, self.fc2.bias, x)
 
     def _normed(self, norm: nn.LayerNorm, x: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return segmenter_kernels.layernorm_quantize(x, norm.weight, norm.bias, norm.eps, r=r, dtype=self.kind)
+        return self.ops.layernorm_quantize(x, norm.weight, norm.bias, norm.eps, r=r, dtype=self.kind)
 
 
 @torch.no_grad()
@@ -103,11 +118,13 @@ def largest_hidden(norm: nn.LayerNorm, linear: nn.Linear) -> float:
     return float((math.sqrt(weight.shape[1]) * lengths + (weight @ norm.bias.double() + bias).abs()).max())
 
 
-def quantize_blocks(model: Segmenter, kind: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
+def quantize_blocks(
+    model: Segmenter, kind: torch.dtype, device: torch.device, dtype: torch.dtype, ops: Any = segmenter_kernels
+) -> None:
     """Put 8-bit blocks in place of a network's own, LayerScale folded before; `dtype` is that of the rest."""
     parts: list[nn.Module] = [model.encoder]
     if isinstance(model.decoder, MaskDecoder):
         parts.append(model.decoder)
     for part in parts:
         blocks = [cast(Block, block) for block in cast(nn.ModuleList, part.blocks)]
-        part.blocks = nn.ModuleList(EightBitBlock(block, kind, device, dtype) for block in blocks)
+        part.blocks = nn.ModuleList(EightBitBlock(block, kind, device, dtype, ops) for block in blocks)
