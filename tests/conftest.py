@@ -86,9 +86,9 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cpp_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build folder of the C++ library with its tests and programs, once for all tests that need one."""
-    from tests.cpp_build import build
+    from tests.cpp_build import UNITY, build
 
-    return once(tmp_path_factory, "cpp", build)
+    return once(tmp_path_factory, "cpp", lambda folder: build(folder, *UNITY))
 
 
 @pytest.fixture(scope="module")
