@@ -16,7 +16,7 @@ from segmenter_kernels.quantize import LARGEST
 FLOAT8 = torch.float8_e4m3fn
 Sums = Literal["exact", "apart", "whole"]
 Attention = Literal["float32", "int8 scores", "fp8 scores", "fp8"]
-APART = 128  # products that the committed tiles let a matrix unit sum
+APART = 128  # products of a tile's step, which SPLIT adds up apart
 _STEP = 32  # products of one instruction
 _KEPT = 13  # bits after a sum's first
 _CELLS = 2**18  # products held at a time, few enough for a core's cache

@@ -29,15 +29,15 @@ from segmenter_bench.eight_bit_ops import EightBitOps
 from segmenter_bench.runs import table_of, wide_console, write_record
 from segmenter_engines.sessions.eight_bits import KINDS, quantize_blocks
 
-Choice = Literal["int8", "int8-scores", "fp8", "fp8-scores", "fp8-attention", "fp8-hopper", "fp8-hopper-whole"]
+Choice = Literal["int8", "int8-scores", "fp8", "fp8-scores", "fp8-attention", "fp8-hopper", "fp8-hopper-128"]
 _OPS: dict[Choice, EightBitOps] = {
     "int8": EightBitOps(),
     "int8-scores": EightBitOps(attention_in="int8 scores"),
     "fp8": EightBitOps(),
     "fp8-scores": EightBitOps(attention_in="fp8 scores"),
     "fp8-attention": EightBitOps(attention_in="fp8"),
-    "fp8-hopper": EightBitOps(sums="apart"),
-    "fp8-hopper-whole": EightBitOps(sums="whole"),
+    "fp8-hopper": EightBitOps(sums="whole"),
+    "fp8-hopper-128": EightBitOps(sums="apart"),
 }
 
 
@@ -60,8 +60,8 @@ class Options:
     """At most so many images, spread evenly over the split; 0 for all."""
     choices: tuple[Choice, ...] = get_args(Choice)[:5]
     """What to judge: int8 and fp8 as the engine has them; the scores of attention in 8 bits too, or in fp8 all of
-    attention, which no engine has; and fp8 with Hopper's sums of 13 bits, of 128 products, as the engine takes them, or
-    of a whole layer's. Imitating those takes some 50 times as long."""
+    attention, which no engine has; and fp8 with the 13 bits that Hopper keeps of a sum, as the engine takes it, or of
+    128 products at a time. Imitating those takes some 50 times as long."""
     threads: int | None = None
     """CPU threads; all usable cores when left out."""
     json: Path | None = None

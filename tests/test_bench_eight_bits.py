@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_choice_has_its_row(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    choices = ("int8", "int8-scores", "fp8", "fp8-scores", "fp8-attention", "fp8-hopper", "fp8-hopper-whole")
+    choices = ("int8", "int8-scores", "fp8", "fp8-scores", "fp8-attention", "fp8-hopper", "fp8-hopper-128")
     path = tmp_path / "r.json"
     options = ["--limit", "2", "--choices", *choices, "--json", str(path)]
     assert segmenter(["bench-eight-bits", str(checkpoint), *options]) == 0
@@ -39,7 +39,7 @@ def test_every_choice_has_its_row(checkpoint: Path, tmp_path: Path, capsys: pyte
     # an operand in float8 has 31 dB, one in int8 with a scale a row 40: what two layers and an attention lose of them
     assert 25.0 < rows["int8"]["sqnr_db"] < 40.0
     assert 10.0 < rows["fp8"]["sqnr_db"] < 31.0
-    assert rows["fp8-hopper"] == rows["fp8-hopper-whole"]  # no layer here sums more than 128 products
+    assert rows["fp8-hopper"] == rows["fp8-hopper-128"]  # no layer here sums more than 128 products
     assert len({rows[name]["sqnr_db"] for name in choices[:-1]}) == len(choices) - 1
 
 

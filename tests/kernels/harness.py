@@ -45,17 +45,17 @@ def _poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return allocated
 
 
-def budget(eager: Tensor, truth: Tensor, op: str = "") -> float:
+def budget(eager: Tensor, truth: Tensor, eps: float = 0.0) -> float:
     """Largest error a kernel may have where eager's answer is that far from the truth."""
-    return judging.budget(float((eager.double() - truth).abs().max()), truth, eager.dtype, op)
+    return judging.budget(float((eager.double() - truth).abs().max()), truth, eager.dtype, eps=eps)
 
 
 def judge(
-    kernel: Callable[..., Any], eager: Callable[..., Any], tensors: Sequence[Tensor], *rest: Any, op: str = ""
+    kernel: Callable[..., Any], eager: Callable[..., Any], tensors: Sequence[Tensor], *rest: Any, eps: float = 0.0
 ) -> None:
     """Run both on the same tensors, and eager in float64 as the truth; fail past the budget, on NaN, or on a dtype.
 
-    op: whose matrix units sum in fewer bits than float32 on this device, see `segmenter_kernels.judging`.
+    eps: see `segmenter_kernels.judging.budget`.
     """
     with poisoned():
         got = _outputs(kernel(*tensors, *rest))
@@ -65,7 +65,7 @@ def judge(
     for index, (ours, theirs, truth) in enumerate(zip(got, eager_outputs, truths, strict=True)):
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
-        _within_budget(f"output {index}", ours, theirs, truth, op)
+        _within_budget(f"output {index}", ours, theirs, truth, eps)
 
 
 def judge_gradients(
@@ -89,8 +89,8 @@ def judge_gradients(
         _within_budget(f"gradient {index}", ours, theirs, truth)
 
 
-def _within_budget(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, op: str = "") -> None:
-    errors, allowed = (ours.double() - truth).abs(), budget(theirs, truth, op)
+def _within_budget(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, eps: float = 0.0) -> None:
+    errors, allowed = (ours.double() - truth).abs(), budget(theirs, truth, eps)
     worst = [int(axis) for axis in torch.unravel_index(errors.argmax(), errors.shape)]
     told = f"error {errors.max():.3g} at {worst} of {list(errors.shape)}, budget {allowed:.3g}"
     assert errors.max() <= allowed, f"{name}: {told}"

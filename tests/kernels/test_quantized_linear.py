@@ -10,7 +10,7 @@ from segmenter_kernels import tiles
 from segmenter_kernels.quantize import LARGEST, quantize
 from segmenter_kernels.quantized_linear import MAX_K, OPS, linear_fp8, linear_int8
 from tests.kernels.conftest import DEVICE, EMULATED
-from tests.kernels.harness import ARCHITECTURES, budget, inputs, judge, poisoned
+from tests.kernels.harness import ARCHITECTURES, inputs, judge, poisoned
 
 KERNELS = {torch.int8: linear_int8, torch.float8_e4m3fn: linear_fp8}
 KINDS = tuple(KERNELS)
@@ -38,14 +38,14 @@ def operands(shape: tuple[int, ...], N: int, kind: torch.dtype, per_row: bool) -
     return [to(wide_x), to(wide_weight), x_scale, weight_scale, bias]
 
 
-def sums_in_13_bits(kind: torch.dtype) -> bool:
-    """Whether products are float8's and this device is a Hopper; the interpreter and the emulator sum in float32."""
-    return kind == torch.float8_e4m3fn and not EMULATED and tiles.architecture_of(torch.device(DEVICE)) == 90
+def lost_in_sums(kind: torch.dtype, K: int) -> float:
+    """The share of the largest value that sums of K products may be off by; they are of one sign in `operands`.
 
-
-def summed_by(kind: torch.dtype) -> str:
-    """For `judge`."""
-    return "linear_fp8" if sums_in_13_bits(kind) else ""
+    Hopper cuts sums of float8 products below 13 bits; the interpreter and the emulator sum in float32. With its sums
+    imitated (`segmenter_bench.eight_bit_ops`) 192 to 3,072 of them lose 2^-18.1 to 2^-16.8 times K: twice the most.
+    """
+    hopper = not EMULATED and tiles.architecture_of(torch.device(DEVICE)) == 90
+    return K * 2.0**-16 if hopper and kind == torch.float8_e4m3fn else 0.0
 
 
 def plainly(dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -75,7 +75,7 @@ def test_float32_results_agree_with_float64(
     def kernel(*tensors: Tensor) -> Tensor:
         return KERNELS[kind](*tensors, dtype=torch.float32, tile=tile)
 
-    judge(kernel, plainly(torch.float32), operands(shape, N, kind, per_row), op=summed_by(kind))
+    judge(kernel, plainly(torch.float32), operands(shape, N, kind, per_row), eps=lost_in_sums(kind, shape[-1]))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -98,7 +98,7 @@ def test_gelu_and_residual_agree_with_float64(
             def eager(*given: Tensor, gelu: bool = gelu, extra: Tensor | None = extra) -> Tensor:
                 return plainly(dtype)(*given, gelu, extra)
 
-            judge(kernel, eager, tensors, op=summed_by(kind))
+            judge(kernel, eager, tensors, eps=lost_in_sums(kind, 192))
 
 
 def tile_of(architecture: int, kind: torch.dtype, size: str = "small", **changes: int) -> dict[str, int]:
@@ -112,15 +112,13 @@ def tile_of(architecture: int, kind: torch.dtype, size: str = "small", **changes
 @pytest.mark.parametrize("split", [0, 1])
 @pytest.mark.parametrize("persistent", [0, 1])
 def test_large_tiles_agree_with_float64(persistent: int, split: int, kind: torch.dtype) -> None:
-    if sums_in_13_bits(kind) and not split:
-        pytest.skip("Hopper sums float8 in 13 bits, which is what the split is for; the interpreter does without")
     split = split if kind == torch.float8_e4m3fn else 0
     tile = tile_of(90, kind, "large", PERSISTENT=persistent, SPLIT=split, GROUP_M=2)
 
     def kernel(*tensors: Tensor) -> Tensor:
         return KERNELS[kind](*tensors, dtype=torch.float32, tile=tile)
 
-    judge(kernel, plainly(torch.float32), operands((530, 272), 272, kind, False), op=summed_by(kind))
+    judge(kernel, plainly(torch.float32), operands((530, 272), 272, kind, False), eps=lost_in_sums(kind, 272))
 
 
 @pytest.mark.parametrize("x_sign", [-1, 1])
@@ -169,8 +167,7 @@ def test_requantised_results_are_exact_away_from_halves(per_row: bool, kind: tor
     else:
         # a thousandth of the value, since neighbours are further apart where values are large
         below, above = (exact * (1 - 1e-3 * exact.sign())).float(), (exact * (1 + 1e-3 * exact.sign())).float()
-        # what Hopper's sums may be off by, see `segmenter_kernels.judging`
-        summed = budget(truth, truth, "linear_fp8") / float(scale) if sums_in_13_bits(kind) else 0.0
+        summed = lost_in_sums(kind, 192) * float(truth.abs().max() / scale)
         near = [each.clamp(-448, 448).to(kind).float() for each in (below - 1e-5 - summed, above + 1e-5 + summed)]
         assert ((q.float() >= near[0]) & (q.float() <= near[1])).all()
         assert summed or (q.float() == exact.float().to(kind).float()).double().mean() > 0.98

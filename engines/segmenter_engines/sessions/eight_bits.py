@@ -8,7 +8,7 @@ In float8 fc2 is in 8 bits as well, for float8 keeps its precision far below wha
 every image will do, and `largest_hidden` knows one. GELU's kernel then writes 8 bits itself. int8 would lose some three
 of its bits to that scale, and a pass of its own to find another takes longer than the product gains (H100, Seg-B at 512
 x 512, batch 8: about 50 us, where the product takes 39.6 in int8 and 66 in fp16): there fc2 stays in 16. So do proj,
-whose product is no quicker in 8 (H200: 21.4 us in float8 with its residual, cuBLAS's in fp16 16.9), and all else.
+whose product is no quicker in 8 (H200: 18.5 us in float8 with its residual, cuBLAS's in fp16 16.9), and all else.
 """
 
 import math
