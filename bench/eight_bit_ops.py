@@ -4,7 +4,7 @@ Whatever shows in the labels is then what 8 bits cost, and neither float16 nor t
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class EightBitOps:
     """What `EightBitBlock` asks of `segmenter_kernels`.
 
     sums: of float8 products: exact, as Hopper adds them up 128 at a time, or as it adds up all of a layer.
-    attention: which of its operands are in 8 bits. In int8 queries and keys have a scale a token and head, in float8
+    attention_in: which of its operands are in 8 bits. In int8 queries and keys have a scale a token and head, in float8
     one in all, the least that holds; so have values, and probabilities go from 0 to 448.
     """
 
@@ -42,40 +42,14 @@ class EightBitOps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return reference.layernorm_quantize(x, weight, bias, eps, r, dtype)
 
-    def linear_int8(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        x_scale: Tensor,
-        weight_scale: Tensor,
-        bias: Tensor,
-        *,
-        gelu: bool,
-        residual: Tensor | None,
-        out_scale: Tensor | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        product = F.linear(x.to(dtype), weight.to(dtype))
-        return _finished(product, x.dtype, x_scale, weight_scale, bias, gelu, residual, out_scale)
+    def linear_int8(self, x: Tensor, weight: Tensor, *rest: Any, dtype: torch.dtype, **options: Any) -> Tensor:
+        return _finished(F.linear(x.to(dtype), weight.to(dtype)), x.dtype, *rest, **options)
 
-    def linear_fp8(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        x_scale: Tensor,
-        weight_scale: Tensor,
-        bias: Tensor,
-        *,
-        gelu: bool,
-        residual: Tensor | None,
-        out_scale: Tensor | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def linear_fp8(self, x: Tensor, weight: Tensor, *rest: Any, dtype: torch.dtype, **options: Any) -> Tensor:
         if self.sums == "exact":
-            product = F.linear(x.to(dtype), weight.to(dtype))
-        else:
-            product = hopper_linear(x.to(dtype), weight.to(dtype), APART if self.sums == "apart" else x.shape[-1])
-        return _finished(product, x.dtype, x_scale, weight_scale, bias, gelu, residual, out_scale)
+            return self.linear_int8(x, weight, *rest, dtype=dtype, **options)
+        together = APART if self.sums == "apart" else x.shape[-1]
+        return _finished(hopper_linear(x.to(dtype), weight.to(dtype), together), x.dtype, *rest, **options)
 
     def linear_residual(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         return reference.linear_residual(x, weight, bias, residual)
@@ -107,8 +81,8 @@ class EightBitOps:
 def hopper_linear(x: Tensor, weight: Tensor, together: int) -> Tensor:
     """x weight^T as Hopper's matrix units sum float8 products: [..., K] and [N, K] to [..., N], all float32.
 
-    An instruction adds 32 products to a sum. All are cut off, towards 0, below 2^-13 of what the largest of them has as
-    its first bit, and so is the result. together: products summed so, a multiple of 32; such sums are added in float32.
+    An instruction adds 32 products to a sum. All are cut off, towards 0, below 2^-13 of the largest one's leading bit,
+    and so is the result. together: products summed so, a multiple of 32; such sums are added in float32.
     Sources: DeepSeek-V3 technical report, section 3.5.2 (14 bits); Zhang et al. 2024, SageAttention2, section 3.3
     (sums of 1 + 8 + 13 bits). With 128 together it errs as an H100 was measured to do, see `segmenter_kernels.judging`.
     """
@@ -156,4 +130,5 @@ def _finished(
 def _in_float8(x: Tensor) -> Tensor:
     """As float8 holds it with one scale, in float32."""
     scale = x.abs().amax() / LARGEST[FLOAT8]
+    scale = torch.where(scale == 0.0, 1.0, scale)
     return (x / scale).to(FLOAT8).float() * scale

@@ -109,6 +109,14 @@ def ranged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "ranged", fill_ranged)
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph of a network that takes next to no time, once for all tests: to be read, not changed."""
+    from tests.small_engines import fill_tiny
+
+    return once(tmp_path_factory, "tiny", fill_tiny) / "tiny.onnx"
+
+
 @pytest.fixture(scope="module")
 def reference(engine_folder: Path) -> Iterator[Any]:
     """The network of `engine_folder` in PyTorch."""

@@ -1,6 +1,8 @@
 """A small network with every feature as an engine folder, and pictures for it."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from tests.networks import small_network
 
 HEIGHTS, WIDTHS = (16, 56, 160), (16, 72, 200)  # of the graphs between sizes
 RANGED, PIXELS = "ranged.onnx", "pixels.onnx"
+TINY = 32  # side in pixels of the tiny engine's images
 H, W = 56, 72  # no multiples of the patch: padding and cropping happen inside the graph
 
 
@@ -53,3 +56,15 @@ def fill(folder: Path) -> None:
     export(folder / CHECKPOINT, folder / FP16, height=H, width=W, precision="fp16")
     quantize(folder / FP32, folder / INT8, pictures(4, seed=1))
     quantize(folder / FP16, folder / INT8_TENSORRT, pictures(4, seed=1), target="tensorrt")
+
+
+def fill_tiny(folder: Path) -> None:
+    """A graph that takes images one at a time, as quick as they get."""
+    save_model(small_network("linear", width=32, depth=1, mlp_width=32, image_size=(TINY, TINY)), folder / CHECKPOINT)
+    export(folder / CHECKPOINT, folder / "tiny.onnx", height=TINY, width=TINY)
+    change_manifest(folder / "tiny.onnx", batch=[1, 1, 1])
+
+
+def change_manifest(artifact: Path, **values: Any) -> None:
+    path = artifact.with_name(artifact.name + ".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

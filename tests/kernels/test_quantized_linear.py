@@ -38,14 +38,16 @@ def operands(shape: tuple[int, ...], N: int, kind: torch.dtype, per_row: bool) -
     return [to(wide_x), to(wide_weight), x_scale, weight_scale, bias]
 
 
-def lost_in_sums(kind: torch.dtype, K: int) -> float:
+def lost_in_sums(kind: torch.dtype, K: int, tile: dict[str, int]) -> float:
     """The share of the largest value that sums of K products may be off by; they are of one sign in `operands`.
 
     Hopper cuts sums of float8 products below 13 bits; the interpreter and the emulator sum in float32. With its sums
     imitated (`segmenter_bench.eight_bit_ops`) 192 to 3,072 of them lose 2^-18.1 to 2^-16.8 times K: twice the most.
+    With SPLIT 128 at a time lose 2^-11.2 of all, however many there are, 272 at once 2^-9.6: between them.
     """
-    hopper = not EMULATED and tiles.architecture_of(torch.device(DEVICE)) == 90
-    return K * 2.0**-16 if hopper and kind == torch.float8_e4m3fn else 0.0
+    if EMULATED or kind == torch.int8 or tiles.architecture_of(torch.device(DEVICE)) != tiles.HOPPER:
+        return 0.0
+    return 2.0**-10 if tile["SPLIT"] else K * 2.0**-15.8
 
 
 def plainly(dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -75,7 +77,7 @@ def test_float32_results_agree_with_float64(
     def kernel(*tensors: Tensor) -> Tensor:
         return KERNELS[kind](*tensors, dtype=torch.float32, tile=tile)
 
-    judge(kernel, plainly(torch.float32), operands(shape, N, kind, per_row), eps=lost_in_sums(kind, shape[-1]))
+    judge(kernel, plainly(torch.float32), operands(shape, N, kind, per_row), eps=lost_in_sums(kind, shape[-1], tile))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -98,7 +100,7 @@ def test_gelu_and_residual_agree_with_float64(
             def eager(*given: Tensor, gelu: bool = gelu, extra: Tensor | None = extra) -> Tensor:
                 return plainly(dtype)(*given, gelu, extra)
 
-            judge(kernel, eager, tensors, eps=lost_in_sums(kind, 192))
+            judge(kernel, eager, tensors, eps=lost_in_sums(kind, 192, tile))
 
 
 def tile_of(architecture: int, kind: torch.dtype, size: str = "small", **changes: int) -> dict[str, int]:
@@ -118,7 +120,7 @@ def test_large_tiles_agree_with_float64(persistent: int, split: int, kind: torch
     def kernel(*tensors: Tensor) -> Tensor:
         return KERNELS[kind](*tensors, dtype=torch.float32, tile=tile)
 
-    judge(kernel, plainly(torch.float32), operands((530, 272), 272, kind, False), eps=lost_in_sums(kind, 272))
+    judge(kernel, plainly(torch.float32), operands((530, 272), 272, kind, False), eps=lost_in_sums(kind, 272, tile))
 
 
 @pytest.mark.parametrize("x_sign", [-1, 1])
@@ -152,11 +154,12 @@ def test_the_longest_rows_of_the_largest_products_do_not_wrap() -> None:
 def test_requantised_results_are_exact_away_from_halves(per_row: bool, kind: torch.dtype, architecture: int) -> None:
     tensors = operands((2, 97, 192), 72, kind, per_row)
     tensors[-1] = tensors[-1] - 5
+    tile = tile_of(architecture, kind)
     truth = plainly(torch.float64)(*(x.double() for x in tensors), True)
     # a little too small a scale, so that the largest results saturate
     scale = (truth.abs().max() / LARGEST[kind] * 0.9).float()
     with poisoned():
-        q = KERNELS[kind](*tensors, gelu=True, out_scale=scale, tile=tile_of(architecture, kind))
+        q = KERNELS[kind](*tensors, gelu=True, out_scale=scale, tile=tile)
     exact = (truth / scale.double()).clamp(-LARGEST[kind], LARGEST[kind])
     assert q.dtype == kind
     assert float(q.float().max()) == LARGEST[kind]
@@ -167,10 +170,10 @@ def test_requantised_results_are_exact_away_from_halves(per_row: bool, kind: tor
     else:
         # a thousandth of the value, since neighbours are further apart where values are large
         below, above = (exact * (1 - 1e-3 * exact.sign())).float(), (exact * (1 + 1e-3 * exact.sign())).float()
-        summed = lost_in_sums(kind, 192) * float(truth.abs().max() / scale)
+        summed = lost_in_sums(kind, 192, tile) * float(truth.abs().max() / scale)
         near = [each.clamp(-448, 448).to(kind).float() for each in (below - 1e-5 - summed, above + 1e-5 + summed)]
         assert ((q.float() >= near[0]) & (q.float() <= near[1])).all()
-        assert summed or (q.float() == exact.float().to(kind).float()).double().mean() > 0.98
+        assert (q.float() == exact.float().to(kind).float()).double().mean() > 0.98
 
 
 @pytest.mark.parametrize(("kind", "scales"), LEAST_SQNR, ids=str)
