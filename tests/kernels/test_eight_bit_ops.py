@@ -70,6 +70,15 @@ def test_attention_is_near_itself(attention: Any, least: float, most: float) -> 
     assert least <= relative(ours, segmenter_kernels.attention(qkv, 2)) <= most
 
 
+@pytest.mark.parametrize("attention", ["int8 scores", "fp8 scores", "fp8"])
+def test_equal_scores_mix_the_values_evenly(attention: Any) -> None:
+    v = torch.randn(1, 37, 64, generator=torch.Generator().manual_seed(1))
+    ours = EightBitOps(attention_in=attention).attention(torch.cat([torch.zeros(1, 37, 128), v], -1), 2)
+    scale = v.abs().max() / 448
+    held = (v / scale).to(FLOAT8).float() * scale if attention == "fp8" else v
+    torch.testing.assert_close(ours, held.mean(1, keepdim=True).expand(-1, 37, -1))
+
+
 def test_sums_keep_13_bits_and_are_cut_towards_0() -> None:
     one = torch.ones(1, 32)
 
@@ -87,6 +96,8 @@ def test_sums_keep_13_bits_and_are_cut_towards_0() -> None:
     assert summed(1.0, *rest, BITS_KEPT / 2, *rest, together=64) == 1.0
     assert summed(1.0, *rest, BITS_KEPT / 2, *rest, together=32) == 1.0 + BITS_KEPT / 2
     assert summed(*([0.0] * 40)) == 0.0
+    # so is the sum so far, under a larger product
+    assert summed(1.0, BITS_KEPT, *rest[1:], -2.0, *rest, together=64) == -1.0
 
 
 def test_hoppers_sums_are_within_what_a_workloads_judge_allows_and_past_float32s() -> None:
