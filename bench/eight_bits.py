@@ -59,9 +59,10 @@ class Options:
     limit: int = 8
     """At most so many images, spread evenly over the split; 0 for all."""
     choices: tuple[Choice, ...] = get_args(Choice)[:5]
-    """What to judge: int8 and fp8 as the engine has them, with exact sums; the scores of attention in 8 bits too, or in
-    fp8 all of attention, which no engine has; and fp8 with the 13 bits that Hopper keeps of a sum, as the engine takes
-    it, or of 128 products at a time. Imitating those takes a core half a minute an image (ViT-S/14, 884 patches)."""
+    """What to judge: int8 and fp8 as the engine has them, with exact sums.
+    With the scores of attention in 8 bits too, or in fp8 all of attention, they are what no engine has.
+    fp8-hopper keeps 13 bits of a sum, as Hopper does for the engine; fp8-hopper-128 of 128 products at a time.
+    Imitating those takes a core half a minute an image (ViT-S/14, 884 patches)."""
     threads: int | None = None
     """CPU threads; all usable cores when left out."""
     json: Path | None = None
