@@ -83,7 +83,7 @@ def hopper_linear(x: Tensor, weight: Tensor, together: int) -> Tensor:
 
     An instruction adds 32 products to a sum. All are cut off, towards 0, below 2^-13 of the largest one's leading bit,
     and so is the result. together: products summed so, a multiple of 32; such sums are added in float32.
-    Sources: DeepSeek-V3 technical report, section 3.5.2 (14 bits); Zhang et al. 2024, SageAttention2, section 3.3
+    Sources: DeepSeek-V3 technical report, section 3.5.2 (14 bits); Zhang et al. 2024, SageAttention2
     (sums of 1 + 8 + 13 bits). With 128 together it errs as an H100 was measured to do, see `segmenter_kernels.judging`.
     """
     rows = x.reshape(-1, x.shape[-1])
