@@ -4,10 +4,10 @@ Whatever shows in the labels is then what 8 bits cost, and neither float16 nor t
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segmenter_kernels import reference
@@ -42,14 +42,15 @@ class EightBitOps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return reference.layernorm_quantize(x, weight, bias, eps, r, dtype)
 
-    def linear_int8(self, x: Tensor, weight: Tensor, *rest: Any, dtype: torch.dtype, **options: Any) -> Tensor:
-        return _finished(F.linear(x.to(dtype), weight.to(dtype)), x.dtype, *rest, **options)
+    # `dtype` is the bias's here
+    def linear_int8(self, *operands: Tensor, dtype: torch.dtype, **options: Any) -> Tensor:
+        return reference.quantized_linear(*operands, **options)
 
-    def linear_fp8(self, x: Tensor, weight: Tensor, *rest: Any, dtype: torch.dtype, **options: Any) -> Tensor:
+    def linear_fp8(self, *operands: Tensor, dtype: torch.dtype, **options: Any) -> Tensor:
         if self.sums == "exact":
-            return self.linear_int8(x, weight, *rest, dtype=dtype, **options)
-        together = APART if self.sums == "apart" else x.shape[-1]
-        return _finished(hopper_linear(x.to(dtype), weight.to(dtype), together), x.dtype, *rest, **options)
+            return reference.quantized_linear(*operands, **options)
+        together = APART if self.sums == "apart" else operands[0].shape[-1]
+        return reference.quantized_linear(*operands, **options, product=partial(hopper_linear, together=together))
 
     def linear_residual(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         return reference.linear_residual(x, weight, bias, residual)
@@ -107,28 +108,7 @@ def _sum_of(x: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def _finished(
-    product: Tensor,
-    kind: torch.dtype,
-    x_scale: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor,
-    gelu: bool,
-    residual: Tensor | None,
-    out_scale: Tensor | None,
-) -> Tensor:
-    """What follows a product of 8-bit operands of `kind`."""
-    y = product * (x_scale[..., None] if x_scale.dim() else x_scale) * weight_scale + bias
-    y = F.gelu(y) if gelu else y
-    y = y if residual is None else y + residual
-    if out_scale is None:
-        return y
-    y = (y / out_scale).clamp(-LARGEST[kind], LARGEST[kind])
-    return (y.round() if kind == torch.int8 else y).to(kind)
-
-
 def _in_float8(x: Tensor) -> Tensor:
     """As float8 holds it with one scale, in float32."""
-    scale = x.abs().amax() / LARGEST[FLOAT8]
-    scale = torch.where(scale == 0.0, 1.0, scale)
-    return (x / scale).to(FLOAT8).float() * scale
+    q, scale = reference.quantize(x.flatten(), FLOAT8)
+    return (q.float() * scale).view(x.shape)

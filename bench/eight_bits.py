@@ -3,6 +3,7 @@
 python -m segmenter_bench.eight_bits runs/mine/best --dataset folder --data DATA
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from segmenter.datasets.option import DATASET
 from segmenter.evaluation import evaluate_labels, require_labelled, require_same_classes
 from segmenter.files import require_writable
 from segmenter.inference import Inference, predictor
-from segmenter.metrics import signed
+from segmenter.metrics import signed, sqnr_db
 from segmenter.model import Segmenter
 from segmenter.option import require_least
 from segmenter_bench.eight_bit_ops import EightBitOps
@@ -95,7 +96,7 @@ class _Watched:
             "name": name,
             "miou": self.miou,
             "agreement": same / sum(labels.size for labels in self.labels),
-            "sqnr_db": 10 * float(np.log10(signal / noise)) if noise else None,
+            "sqnr_db": sqnr_db(signal, noise),
         }
 
 
@@ -120,7 +121,7 @@ def measure(options: Options) -> int:
         rows.append(_Watched(model, dataset).row(choice, truth))
     table = table_of(["blocks"], ["mIoU", "drop", "pixels as in fp32", "SQNR dB"])
     for row in rows:
-        sqnr = "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+        sqnr = "exact" if math.isinf(row["sqnr_db"]) else f"{row['sqnr_db']:.1f}"
         drop = signed(rows[0]["miou"] - row["miou"])
         table.add_row(row["name"], f"{row['miou']:.4f}", drop, f"{row['agreement']:.2%}", sqnr)
     wide_console().print(table)

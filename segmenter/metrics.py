@@ -98,6 +98,11 @@ def change(drop: float) -> str:
     return signed(-drop)
 
 
+def sqnr_db(signal: float, noise: float) -> float:
+    """Decibels of a signal's power over that of what quantisation adds; infinite where it adds nothing."""
+    return 10.0 * float(np.log10(signal / noise)) if noise else float("inf")
+
+
 def signed(value: float) -> str:
     """With its sign and four digits; zero has none."""
     told = f"{value:+.4f}"

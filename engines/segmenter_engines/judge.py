@@ -16,7 +16,7 @@ from segmenter.datasets.fitted import Fitted
 from segmenter.datasets.sample import spread
 from segmenter.errors import EngineError
 from segmenter.evaluation import require_same_classes
-from segmenter.metrics import ConfusionMatrix
+from segmenter.metrics import ConfusionMatrix, sqnr_db
 from segmenter.preprocess import normalize
 from segmenter_engines.cut import cut
 from segmenter_engines.manifest import Manifest, require_checkpoint
@@ -111,7 +111,7 @@ class Judge:
             noise += float(np.square(masks - self._masks[index], dtype=np.float64).sum())
         return Score(
             self._whole(matrices).miou_in_truth,
-            10.0 * float(np.log10(signal / noise)) if noise else float("inf"),
+            sqnr_db(signal, noise),
             drop_error(matrices, [self._matrices[index] for index in chosen]),
         )
 

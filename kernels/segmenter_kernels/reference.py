@@ -3,6 +3,8 @@
 This package imports nothing of `segmenter`, so that kernels can be used and tuned from a plain checkout.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,8 +71,7 @@ def quantize(x: Tensor, kind: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = wide.abs().amax(dim=-1) / LARGEST[kind]
     scale = torch.where(scale == 0.0, 1.0, scale)
-    y = wide / scale[..., None]
-    return (y.round() if kind == torch.int8 else y).to(kind), scale
+    return _in_8_bits(wide / scale[..., None], kind), scale
 
 
 def layernorm_quantize(
@@ -81,10 +82,30 @@ def layernorm_quantize(
     return total, *quantize(layernorm(total, weight, bias, eps), kind)
 
 
-def quantized_linear(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer of 8-bit x and weight, with a scale a row of each, computed in the scales' type, like the bias."""
+def quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor,
+    *,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    product: Callable[[Tensor, Tensor], Tensor] = F.linear,
+) -> Tensor:
+    """`linear_int8` and `linear_fp8`, computed in the scales' type: [..., O] like the bias, or in 8 bits like x.
+
+    product: what makes x weight^T of the two in that type.
+    """
     wide = weight_scale.dtype
-    return (F.linear(x.to(wide), weight.to(wide)) * x_scale[..., None] * weight_scale + bias.to(wide)).to(bias.dtype)
+    y = product(x.to(wide), weight.to(wide)) * (x_scale[..., None] if x_scale.dim() else x_scale) * weight_scale
+    y = y + bias.to(wide)
+    y = F.gelu(y) if gelu else y
+    y = y if residual is None else y + residual
+    if out_scale is None:
+        return y.to(bias.dtype)
+    return _in_8_bits((y / out_scale).clamp(-LARGEST[x.dtype], LARGEST[x.dtype]), x.dtype)
 
 
 def mask_scores(patches: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -124,6 +145,10 @@ def merged_logits(
 def label_dtype(masks: Tensor) -> torch.dtype:
     """Type of labels made from masks [B, K, h, w]."""
     return torch.uint8 if masks.shape[1] <= 256 else torch.int16
+
+
+def _in_8_bits(x: Tensor, kind: torch.dtype) -> Tensor:
+    return (x.round() if kind == torch.int8 else x).to(kind)
 
 
 def _unpacked(qkv: Tensor, heads: int) -> list[Tensor]:

@@ -95,10 +95,9 @@ class EightBitBlock(nn.Module):
         branch = self.proj(self.ops.attention(qkv, self.heads))
         x, q, scale = self._normed(self.norm2, x, branch)
         hidden = self.fc1(q, scale, gelu=True, out_scale=self.hidden_scale)
-        if isinstance(self.fc2, EightBitLinear):
-            assert self.hidden_scale is not None
-            return self.fc2(hidden, self.hidden_scale, residual=x)
-        return self.ops.linear_residual(hidden, self.fc2.weight, self.fc2.bias, x)
+        if self.hidden_scale is None:
+            return self.ops.linear_residual(hidden, self.fc2.weight, self.fc2.bias, x)
+        return self.fc2(hidden, self.hidden_scale, residual=x)
 
     def _normed(self, norm: nn.LayerNorm, x: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return self.ops.layernorm_quantize(x, norm.weight, norm.bias, norm.eps, r=r, dtype=self.kind)
